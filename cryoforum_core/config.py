@@ -1,0 +1,197 @@
+"""What each job can be told. These models are the command line: one field, one flag.
+
+Every model is frozen; a field's unit is in its name. Relations between files (does the map fit the particles?) are
+checked by the job, which can open them; what a single value must be is checked here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+JunkKind = Literal["noise", "off-centre", "overlap", "other-molecule", "blank"]
+JUNK_KINDS: tuple[JunkKind, ...] = ("noise", "off-centre", "overlap", "other-molecule", "blank")
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class JobConfig(BaseModel):
+    """What every job has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: Path
+    """Directory of the run; new or empty, or one to go on with (--resume)."""
+    device: str = "auto"
+    """Where to compute: auto (a GPU when there is one), cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Seed of everything random."""
+    resume: bool = False
+    """Go on with the run in --out."""
+
+
+class ImageInputConfig(BaseModel):
+    """How to read particle images, shared by the jobs that do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    contrast: Literal["auto", "bright", "dark"] = "auto"
+    """Protein brighter or darker than its surroundings; auto measures it and says what it found."""
+    ctf_state: Literal["auto", "raw", "phase-flipped", "multiplied"] = "auto"
+    """What was done to the CTF before: nothing, phases flipped, or multiplied by the CTF."""
+    pixel_size_angstrom: PositiveFloat | None = None
+    """Pixel size of the images, where the particles' file does not say it."""
+
+
+class SimulateConfig(JobConfig):
+    """Noisy particle images with known poses from a map or an atomic model."""
+
+    job: Literal["simulate"] = "simulate"
+    model: Path | None = None
+    """Map (.mrc) or atomic model (.pdb, .cif, also .gz); without one, the molecule that comes with the package."""
+    n_particles: PositiveInt = 1000
+    box_size_px: PositiveInt = 64
+    pixel_size_angstrom: PositiveFloat | None = None
+    """Pixel size; by default that of the map, or one that makes an atomic model fill 70 % of the box."""
+    snr: PositiveFloat = 0.1
+    """Variance of the clean images (after CTF) over variance of the noise."""
+    defocus_min_angstrom: float = 8000.0
+    defocus_max_angstrom: float = 20000.0
+    astigmatism_angstrom: Annotated[float, Field(ge=0)] = 300.0
+    """Largest difference between the two defocus values."""
+    voltage_kv: PositiveFloat = 300.0
+    spherical_aberration_mm: Annotated[float, Field(ge=0)] = 2.7
+    amplitude_contrast: Fraction = 0.1
+    shift_rms_px: Annotated[float, Field(ge=0)] = 2.0
+    """Standard deviation of the particle's displacement along x and along y."""
+    junk_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    junk_kinds: tuple[JunkKind, ...] = JUNK_KINDS
+    other_model: Path | None = None
+    """Map or atomic model of the junk kind other-molecule; by default one that comes with the package."""
+    preferred_view_fraction: Fraction = 0.0
+    """Fraction of the particles that lie within preferred_view_width_deg of one viewing direction."""
+    preferred_view_width_deg: PositiveFloat = 20.0
+    symmetry: str = "c1"
+    """Point group of the molecule, written to the summary; poses are drawn over all rotations."""
+
+
+class TrainConfig(JobConfig, ImageInputConfig):
+    """A network that finds orientations, from particles with poses, a reference map, or both."""
+
+    job: Literal["train"] = "train"
+    particles: Path
+    """STAR or .cs file. With poses they are the labels; with --reference only CTF and noise are taken from it."""
+    reference: Path | None = None
+    """Map to train from: simulated projections with the particles' own CTFs and noise spectrum."""
+    from_checkpoint: Path | None = None
+    """Run or checkpoint to fine-tune."""
+    symmetry: str = "c1"
+    encoder: Literal["cryoforum", "cryoposenet", "compact"] = "compact"
+    head: Literal["qcqp", "qcqp-psd", "s2s2", "quaternion", "euler"] = "qcqp"
+    network_box_size_px: PositiveInt | None = None
+    """Images are Fourier-cropped to this box; default: the particles' own, at most 128."""
+    filter_channels: int = 5
+    """Low-pass filtered copies of the image beside it; 0 for none (encoder cryoforum and compact)."""
+    pooling: Literal["gem", "average", "max", "flatten"] = "gem"
+    activation: Literal["prelu", "relu", "silu"] = "prelu"
+    width: PositiveInt = 32
+    """Channels of the encoder's first block."""
+    dropout: Fraction = 0.0
+    loss: Literal["pairwise-to-own", "own", "pairwise", "chordal"] = "pairwise-to-own"
+    """Orientation loss; pairwise-to-own goes from pairs to each image's own error (Cryo-forum)."""
+    bingham_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the Bingham negative log-likelihood, which gives the uncertainty its unit."""
+    shift_weight: Annotated[float, Field(ge=0)] = 1.0
+    augment: bool = True
+    """In-plane rotation, shift, scale and noise, labels following."""
+    batch_size: PositiveInt = 128
+    max_steps: PositiveInt = 20000
+    max_minutes: PositiveFloat | None = None
+    """Stop after this time; the schedule is stretched to end there."""
+    learning_rate: PositiveFloat = 1e-3
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    patience_evaluations: PositiveInt = 10
+    """Early stop after this many evaluations without a better held-out loss."""
+    half_set: Literal["all", "1", "2"] = "all"
+    """Train on one half set only (rlnRandomSubset)."""
+
+
+class PredictConfig(JobConfig, ImageInputConfig):
+    """Orientations, shifts and their uncertainty for every particle."""
+
+    job: Literal["predict"] = "predict"
+    particles: Path
+    model: Path
+    """Run of train, or its checkpoint directory."""
+    reference: Path | None = None
+    """Map to match against; default: the one the network was trained with."""
+    refinement: Literal["none", "local", "adaptive"] = "adaptive"
+    """none: the network alone; local: Gauss-Newton matching from the network's pose; adaptive: also search again
+    where the network is unsure or the match is poor."""
+    resolution_angstrom: PositiveFloat | None = None
+    """Finest resolution used in matching; default: the Nyquist limit."""
+    max_shift_angstrom: PositiveFloat | None = None
+    """Largest displacement searched; default: an eighth of the box."""
+    symmetry: str | None = None
+    """Point group; default: the network's."""
+    batch_size: PositiveInt = 256
+
+
+class ReconstructConfig(JobConfig, ImageInputConfig):
+    """Map, half maps and FSC from particles with poses."""
+
+    job: Literal["reconstruct"] = "reconstruct"
+    particles: Path
+    symmetry: str = "c1"
+    max_resolution_angstrom: PositiveFloat | None = None
+    mask_radius_angstrom: PositiveFloat | None = None
+    """Radius of the soft sphere in which the half maps are compared; default: 45 % of the box."""
+    weight_by: str | None = None
+    """Column whose values (0 to 1) weight the particles, e.g. rlnCryoforumFigureOfMerit."""
+
+
+class SelectConfig(JobConfig):
+    """Keeps the particles with trustworthy orientations; the others are written too, each with a reason."""
+
+    job: Literal["select"] = "select"
+    run: Path
+    """Run of predict."""
+    measure: Literal["expected-error", "dispersion-max", "dispersion-trace", "dispersion-wigner", "match-score"] = (
+        "match-score")
+    keep_fraction: Fraction | None = None
+    keep_count: PositiveInt | None = None
+    max_error_deg: PositiveFloat | None = None
+    """Keep particles whose expected error is at most this."""
+    threshold: float | None = None
+    """Keep particles whose measure is at least (scores) or at most (errors and dispersions) this."""
+
+
+class EvaluateConfig(JobConfig, ImageInputConfig):
+    """Errors of poses against known ones, and of a map against a known one."""
+
+    job: Literal["evaluate"] = "evaluate"
+    particles: Path
+    truth: Path
+    map: Path | None = None
+    truth_map: Path | None = None
+    symmetry: str = "c1"
+    align_frame: bool = False
+    """Find the rotation between the two frames first (poses from ab initio)."""
+    allow_mirror: bool = False
+    """Let the alignment mirror the poses (the hand is undetermined ab initio)."""
+
+
+class ReportConfig(JobConfig):
+    """One HTML page, self-contained, about a finished run."""
+
+    job: Literal["report"] = "report"
+    run: Path
+    truth: Path | None = None
+
+
+class DoctorConfig(JobConfig):
+    """Versions, devices, and a 20-second self-test against known answers."""
+
+    job: Literal["doctor"] = "doctor"

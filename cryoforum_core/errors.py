@@ -1,0 +1,19 @@
+"""The two ways in which a job ends early on purpose."""
+
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """The input breaks a rule. Each problem is one sentence or two: the rule, what was found, the remedy.
+
+    A job collects every problem of one input before it raises, so that a user repairs a file once.
+    The command line prints the problems and exits with code 2.
+    """
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class Interrupted(Exception):
+    """The user stopped the job; what was done is saved and ``--resume`` goes on. Exit code 130."""

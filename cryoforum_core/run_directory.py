@@ -1,0 +1,105 @@
+"""The files of a run: where each is, and how it is written so that a stop never leaves half a file."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """A temporary sibling of ``path`` to write to; it takes the place of ``path`` only when the block succeeds."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files that only the owner reads; results are as readable as any other file of the user
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunDirectory:
+    """The directory that a job writes, with one attribute for each file (``design``: the names are a contract).
+
+    ``summary.json`` is written last: where it is, the run is finished.
+    """
+
+    FILES = {
+        "config": "config.json",
+        "metrics": "metrics.csv",
+        "checkpoint": "checkpoint",
+        "particles": "particles.star",
+        "orientation_posterior": "orientation_posterior.npz",
+        "map": "map.mrc",
+        "map_half1": "map_half1.mrc",
+        "map_half2": "map_half2.mrc",
+        "fsc": "fsc.csv",
+        "selected": "selected.star",
+        "rejected": "rejected.star",
+        "truth": "truth.star",
+        "report": "report.html",
+        "summary": "summary.json",
+    }
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    def __getattr__(self, name: str) -> Path:
+        try:
+            return self.path / self.FILES[name]
+        except KeyError:
+            raise AttributeError(f"RunDirectory has no file called {name!r}") from None
+
+    @property
+    def finished(self) -> bool:
+        return self.summary.is_file()
+
+    def prepare(self, config, resume: bool = False) -> None:
+        """Creates the directory and writes ``config.json``.
+
+        Raises InputError where the directory holds files and ``resume`` is False, where it belongs to another
+        job, or where it cannot be written. Nothing in an existing directory is touched before these checks.
+        """
+        self._check_can_hold(config, resume)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self.config) as temporary:
+                temporary.write_text(config.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"The output directory must be writable; {self.path} is not ({error.strerror}). "
+                             "Choose another --out.") from error
+
+    def _check_can_hold(self, config, resume: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--out must be a directory; {self.path} is a file. Choose another --out.")
+        occupied = self.path.is_dir() and any(self.path.iterdir())
+        if occupied and not resume:
+            raise InputError(f"--out must be a new or empty directory; {self.path} holds files of an earlier run. "
+                             "Add --resume to go on with that run, or choose another --out.")
+        if occupied and self.config.is_file():
+            found = json.loads(self.config.read_text()).get("job")
+            if found != config.job:
+                raise InputError(f"--resume goes on with a run of the same job; {self.path} holds a {found!r} run, "
+                                 f"and this is {config.job!r}. Choose another --out.")
+
+    def write_summary(self, summary: dict) -> None:
+        """Writes ``summary.json``: the mark of a finished run."""
+        with atomic_path(self.summary) as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n")
+
+    def read_summary(self) -> dict:
+        """The summary of a finished run; InputError where the run did not finish."""
+        if not self.finished:
+            raise InputError(f"The run must be finished; {self.path} has no {self.summary.name}. "
+                             "Run its job again with --resume.")
+        return json.loads(self.summary.read_text())
