@@ -1,0 +1,109 @@
+"""How far estimated poses are from known ones: rotation, shift, and the frame and hand that images cannot fix.
+
+Two sets of poses of the same images may belong to maps that are turned against each other (A_est = A_true g, one g for
+all) or mirrored. ``align_frame`` finds g and the hand by a vote, so that many wrong poses do not disturb it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rotations import (
+    compose,
+    inverse,
+    mirror_hand,
+    quaternion_to_rotation_vector,
+    rotation_vector_to_quaternion,
+)
+from .symmetry import nearest_equivalent, symmetric_distance_deg
+
+_N_HYPOTHESES, _N_VOTERS = 512, 2048
+# the vote counts a pose as right within this angle; the refinement narrows it down to the last value
+_VOTE_WIDTH_DEG = 15.0
+_REFINEMENT_WIDTHS_DEG = (15.0, 15.0, 10.0, 6.0, 4.0, 4.0)
+
+
+@dataclass(frozen=True)
+class FrameAlignment:
+    """The turn between two frames: estimated poses times ``rotation``, mirrored first if ``is_mirrored``."""
+
+    rotation: Tensor
+    """Quaternion (4,) that is composed on the right of the estimated poses."""
+    is_mirrored: bool
+    agreement: float
+    """Weighted fraction (0 to 1) of the poses that agree with the alignment within some 15 degrees."""
+
+    def apply(self, quaternion: Tensor) -> Tensor:
+        """Estimated poses (..., 4) in the frame of the known ones."""
+        if self.is_mirrored:
+            quaternion = mirror_hand(quaternion)
+        return compose(quaternion, self.rotation.to(quaternion))
+
+
+def rotation_errors_deg(estimated: Tensor, true: Tensor, group: Tensor) -> Tensor:
+    """Angle in degrees between poses (N, 4), the smallest over the molecule's symmetry ``group`` (G, 4): (N,)."""
+    return symmetric_distance_deg(estimated, true, group)
+
+
+def shift_errors_angstrom(estimated: Tensor, true: Tensor) -> Tensor:
+    """Distance between shifts (N, 2) in Angstrom: (N,)."""
+    return (estimated - true).norm(dim=-1)
+
+
+def align_frame(estimated: Tensor, true: Tensor, group: Tensor, allow_mirror: bool = False) -> FrameAlignment:
+    """The frame of ``estimated`` (N, 4) against ``true`` (N, 4), over the symmetry ``group`` (G, 4) of the known map.
+
+    Each pair proposes one turn; the turn that most pairs agree with is refined on those pairs. It stands a majority
+    of wrong poses, as long as they do not agree with each other. Needs at least one pair.
+    """
+    estimated, true = estimated.double(), true.double()
+    candidates = [_align_one_hand(estimated, true, group, is_mirrored=False)]
+    if allow_mirror:
+        candidates.append(_align_one_hand(mirror_hand(estimated), true, group, is_mirrored=True))
+    return max(candidates, key=lambda candidate: candidate.agreement)
+
+
+def _align_one_hand(estimated: Tensor, true: Tensor, group: Tensor, is_mirrored: bool) -> FrameAlignment:
+    group = group.to(true)
+    turns = compose(inverse(estimated), true)  # A_est turn = A_true; with symmetry any turn h of the group serves
+    rotation = _vote(turns, group)
+    for width_deg in _REFINEMENT_WIDTHS_DEG:
+        rotation = _refine(rotation, turns, group, width_deg)
+    return FrameAlignment(rotation, is_mirrored, float(_agreement(rotation[None], turns, group)[0]))
+
+
+def _evenly(values: Tensor, most: int) -> Tensor:
+    return values[torch.linspace(0, len(values) - 1, min(most, len(values))).round().long()]
+
+
+def _agreement(hypotheses: Tensor, turns: Tensor, group: Tensor) -> Tensor:
+    """Mean over turns (N, 4) of a Gaussian of their distance to each hypothesis (H, 4): (H,)."""
+    distance_deg = symmetric_distance_deg(_evenly(turns, _N_VOTERS), hypotheses[:, None], group)
+    return torch.exp(-0.5 * (distance_deg / _VOTE_WIDTH_DEG) ** 2).mean(dim=-1)
+
+
+def _vote(turns: Tensor, group: Tensor) -> Tensor:
+    hypotheses = _evenly(turns, _N_HYPOTHESES)
+    votes = torch.cat([_agreement(some, turns, group) for some in hypotheses.split(16)])
+    return hypotheses[votes.argmax()]
+
+
+def _refine(rotation: Tensor, turns: Tensor, group: Tensor, width_deg: float) -> Tensor:
+    """One step of the mean of the turns near ``rotation`` (4,); Tukey's weights leave out what is far off."""
+    near = nearest_equivalent(turns, rotation, group)
+    residual = quaternion_to_rotation_vector(compose(inverse(rotation), near))
+    share = torch.rad2deg(residual.norm(dim=-1)) / (3 * width_deg)
+    weight = (1 - share.square()).clamp_min(0).square()
+    step = (weight[:, None] * residual).sum(0) / weight.sum().clamp_min(1e-12)
+    return compose(rotation, rotation_vector_to_quaternion(step))
+
+
+def error_summary(errors_deg: Tensor) -> dict[str, float]:
+    """Median, mean, and the fractions below 5 and 10 degrees of rotation errors (N,), N > 0."""
+    return {
+        "median_error_deg": float(errors_deg.median()),
+        "mean_error_deg": float(errors_deg.mean()),
+        "fraction_below_5deg": float((errors_deg < 5).double().mean()),
+        "fraction_below_10deg": float((errors_deg < 10).double().mean()),
+    }

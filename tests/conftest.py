@@ -1,0 +1,13 @@
+"""The tests of the engine run in its environment, those in tests/plugin in Scipion's; each sees its own part only."""
+
+import importlib.util
+
+HERE_IS_SCIPION = importlib.util.find_spec("pyworkflow") is not None
+
+if not HERE_IS_SCIPION:
+    collect_ignore = ["plugin"]
+
+
+def pytest_configure(config):
+    if not HERE_IS_SCIPION:  # Scipion's own packages warn a lot
+        config.addinivalue_line("filterwarnings", "error")
