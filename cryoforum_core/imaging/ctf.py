@@ -1,0 +1,56 @@
+"""The contrast transfer function, with RELION's signs. The only module that imports torch_ctf.
+
+``CTF = sqrt(1 - ac^2) sin(chi) + ac cos(chi)``, ``chi = pi lambda df k^2 - pi/2 Cs lambda^3 k^4``, defocus > 0 is
+underfocus, ``df(theta) = (U + V)/2 + (U - V)/2 cos 2(theta - angle)`` with the angle from +x towards +y. At k = 0 the
+CTF is +ac: protein is bright.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch_ctf
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CTFParameters:
+    """RELION's CTF fields and units, one value for each image: every field has shape (N,)."""
+
+    defocus_u_angstrom: Tensor
+    defocus_v_angstrom: Tensor
+    defocus_angle_deg: Tensor
+    phase_shift_deg: Tensor
+    voltage_kv: Tensor
+    spherical_aberration_mm: Tensor
+    amplitude_contrast: Tensor
+
+    def __len__(self) -> int:
+        return len(self.defocus_u_angstrom)
+
+    def __getitem__(self, index) -> "CTFParameters":
+        """The parameters of some images: ``index`` is a slice, or indices or a mask (k,)."""
+        return CTFParameters(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def to(self, device: torch.device | str) -> "CTFParameters":
+        return CTFParameters(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    @property
+    def mean_defocus_angstrom(self) -> Tensor:
+        return 0.5 * (self.defocus_u_angstrom + self.defocus_v_angstrom)
+
+
+def ctf_2d(parameters: CTFParameters, box_size_px: int, pixel_size_angstrom: float) -> Tensor:
+    """The CTF (N, B, B // 2 + 1) float32 on the grid of ``fft_image``, in [-1, 1]."""
+    u, v = parameters.defocus_u_angstrom.double(), parameters.defocus_v_angstrom.double()
+    # torch_ctf works in micrometres, wants U >= V (its square root of a negative difference is NaN), and counts the
+    # astigmatism angle on a grid whose first axis is y
+    swap = v > u
+    angle_deg = parameters.defocus_angle_deg.double() + 90.0 * swap
+    ctf = torch_ctf.calculate_ctf_2d(
+        defocus=(u + v) * 0.5e-4, astigmatism=(u - v).abs() * 0.5e-4, astigmatism_angle=angle_deg,
+        voltage=parameters.voltage_kv.double(), spherical_aberration=parameters.spherical_aberration_mm.double(),
+        amplitude_contrast=parameters.amplitude_contrast.double(),
+        phase_shift=parameters.phase_shift_deg.double(),
+        pixel_size=torch.full_like(u, pixel_size_angstrom), image_shape=(box_size_px, box_size_px),
+        rfft=True, fftshift=False)
+    return ctf.to(torch.float32)

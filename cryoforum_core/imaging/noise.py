@@ -1,0 +1,38 @@
+"""The noise of the images: its power spectrum from the background, and whitening."""
+
+import torch
+from torch import Tensor
+
+from .fourier import fft_image, shell_average, shell_index
+from .masks import soft_circle
+
+
+def background_mask(box_size_px: int, particle_radius_px: float, edge_px: float = 3.0,
+                    device: torch.device | str = "cpu") -> Tensor:
+    """1 in the background, 0 within the particle's circle: (B, B)."""
+    return 1.0 - soft_circle(box_size_px, particle_radius_px, edge_px, device)
+
+
+def noise_power_spectrum(images: Tensor, particle_radius_px: float) -> Tensor:
+    """Mean of |fft_image(noise)|^2 over each shell (B // 2 + 1,), from the background of images (N, B, B).
+
+    The background is what lies outside the particle's circle. Masking smooths the spectrum over a few shells and
+    scales it by the mask's energy, which is divided out. White noise of variance v gives B^2 v in every shell.
+    """
+    box_size_px = images.shape[-1]
+    mask = background_mask(box_size_px, particle_radius_px, device=images.device)
+    mean = (images * mask).sum((-2, -1), keepdim=True) / mask.sum()
+    power = fft_image((images - mean) * mask).abs().square().mean(0)
+    spectrum = shell_average(power, box_size_px) * (box_size_px ** 2 / mask.square().sum())
+    # the subtracted mean and the mask empty the first shell; the next one is the best guess of it
+    return torch.cat([spectrum[2:3], spectrum[2:3], spectrum[2:]]).clamp_min(torch.finfo(spectrum.dtype).tiny)
+
+
+def noise_weight(spectrum: Tensor, box_size_px: int) -> Tensor:
+    """1 / noise power on the grid of ``fft_image``: (B, B // 2 + 1)."""
+    return 1.0 / spectrum[shell_index(box_size_px, spectrum.device)]
+
+
+def whiten(images_ft: Tensor, spectrum: Tensor) -> Tensor:
+    """Transforms (..., B, B // 2 + 1) divided by the noise's standard deviation: unit noise power in each pixel."""
+    return images_ft * noise_weight(spectrum, images_ft.shape[-2]).sqrt()
