@@ -43,8 +43,8 @@ def test_map_symmetrised_by_relion_is_invariant(tmp_path, name):
     box = 48
     axis = np.arange(box) - box // 2
     grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"))
-    centres = np.random.default_rng(1).normal(0, 6, (8, 3))
-    volume = sum(np.exp(-((grid - c[:, None, None, None]) ** 2).sum(0) / 18) for c in centres).astype(np.float32)
+    centres = np.random.default_rng(1).uniform(-12, 12, (5, 3))
+    volume = sum(np.exp(-((grid - c[:, None, None, None]) ** 2).sum(0) / 8) for c in centres).astype(np.float32)
     with mrcfile.new(tmp_path / "in.mrc") as file:
         file.set_data(volume)
         file.voxel_size = 1.0
@@ -53,13 +53,13 @@ def test_map_symmetrised_by_relion_is_invariant(tmp_path, name):
     symmetrised = mrcfile.read(tmp_path / "out.mrc")
 
     def correlation_after_turn(matrix):
-        zyx = matrix.numpy()[::-1, ::-1]
+        zyx = np.ascontiguousarray(matrix.numpy()[::-1, ::-1])
         centre = np.full(3, box // 2)
         turned = affine_transform(symmetrised, zyx, offset=centre - zyx @ centre, order=3)
         return np.corrcoef(turned.ravel(), symmetrised.ravel())[0, 1]
 
     matrices = quaternion_to_matrix(symmetry_group(name, torch.float64))
-    assert min(correlation_after_turn(matrix) for matrix in matrices[1:6]) > 0.99
+    assert min(correlation_after_turn(matrix) for matrix in matrices[1:6]) > 0.98
     other = quaternion_to_matrix(rotation_vector_to_quaternion(torch.tensor([0.3, 0.5, -0.4]).double()))
     assert correlation_after_turn(other) < 0.95
 
