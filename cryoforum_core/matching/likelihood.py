@@ -1,0 +1,118 @@
+"""Images and map as the matching likelihood sees them.
+
+Model of a whitened image: ``y = c P(R) s(t) + n``, with P the slice of the map at rotation R, s the phase factor of a
+displacement t, c = CTF x amplitude / noise standard deviation, and n complex noise of unit power. Over half of the
+Fourier plane the log-likelihood is ``-sum |y - c P s|^2`` up to a constant.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..imaging.fourier import half_plane_pixels, radius_px, shell_index
+from ..imaging.projection import FourierVolume, slice_points
+
+
+@dataclass(frozen=True)
+class MatchingImages:
+    """Whitened images on the pixels of half of the Fourier plane, ordered by radius.
+
+    ``data`` (n, m) complex; ``transfer`` (n, m) real, the factor c; ``k`` (m, 2) = (kx, ky) in cycles per box;
+    ``radius`` (m,) ascending.
+    """
+
+    data: Tensor
+    transfer: Tensor
+    k: Tensor
+    radius: Tensor
+    box_size_px: int
+
+    @classmethod
+    def from_transforms(cls, images_ft: Tensor, ctf: Tensor, noise_spectrum: Tensor, max_radius_px: float,
+                        amplitude: Tensor | None = None) -> "MatchingImages":
+        """From transforms (n, B, B // 2 + 1), CTFs of the same shape and the noise power of each shell.
+
+        ``amplitude`` (B // 2 + 1,): signal amplitude of the images over that of the map, in each shell.
+        """
+        box_size_px = images_ft.shape[-2]
+        index, k = half_plane_pixels(box_size_px, max_radius_px, device=images_ft.device)
+        radius = k.norm(dim=-1)
+        order = torch.argsort(radius, stable=True)
+        index, k, radius = index[order], k[order], radius[order]
+        shells = shell_index(box_size_px, images_ft.device).flatten()[index]
+        inverse_deviation = noise_spectrum[shells].rsqrt()
+        transfer = ctf.flatten(-2)[:, index] * inverse_deviation
+        if amplitude is not None:
+            transfer = transfer * amplitude[shells]
+        return cls(images_ft.flatten(-2)[:, index] * inverse_deviation, transfer, k, radius, box_size_px)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index) -> "MatchingImages":
+        """Some of the images: ``index`` is a slice, indices or a mask."""
+        return MatchingImages(self.data[index], self.transfer[index], self.k, self.radius, self.box_size_px)
+
+    def up_to(self, max_radius_px: float) -> "MatchingImages":
+        """The same images without the pixels beyond ``max_radius_px``."""
+        m = int(torch.searchsorted(self.radius, torch.as_tensor(max_radius_px, dtype=self.radius.dtype), right=True))
+        return MatchingImages(self.data[:, :m], self.transfer[:, :m], self.k[:m], self.radius[:m], self.box_size_px)
+
+    def displacement_phase(self, displacement_px: Tensor) -> Tensor:
+        """Factors (..., m) that displace an image by (..., 2) px along (x, y)."""
+        angle = (-2.0 * torch.pi / self.box_size_px) * (displacement_px @ self.k.T)
+        return torch.polar(torch.ones_like(angle), angle)
+
+
+def predicted(images: MatchingImages, volume: FourierVolume, quaternion: Tensor, displacement_px: Tensor) -> Tensor:
+    """The model's images ``c P s`` (n, m) for poses (n, 4) and displacements (n, 2), one for each image."""
+    slices = volume.sample(slice_points(quaternion, images.k))
+    return images.transfer * slices * images.displacement_phase(displacement_px)
+
+
+def log_likelihood_ratio(images: MatchingImages, volume: FourierVolume, quaternion: Tensor,
+                         displacement_px: Tensor) -> Tensor:
+    """Log-likelihood of each pose minus that of an empty image (n,): 0 when the map explains nothing."""
+    model = predicted(images, volume, quaternion, displacement_px)
+    return 2.0 * (images.data.conj() * model).real.sum(-1) - model.abs().square().sum(-1)
+
+
+def amplitude_from_power(images_ft: Tensor, ctf: Tensor, noise_spectrum: Tensor, map_power: Tensor,
+                         max_radius_px: float) -> Tensor:
+    """Amplitude of the images' signal over that of the map (B // 2 + 1,), before any pose is known.
+
+    Least squares over shells of ``image power - noise power = amplitude^2 x mean CTF^2 x map power``, one amplitude
+    for all shells. ``map_power`` (B // 2 + 1,): mean |P|^2 of projections in each shell.
+    """
+    box_size_px = images_ft.shape[-2]
+    inside = (radius_px(box_size_px, images_ft.device) <= max_radius_px).flatten()
+    inside[0] = False
+    shells = shell_index(box_size_px, images_ft.device).flatten()[inside]
+    excess = images_ft.abs().square().mean(0).flatten()[inside] - noise_spectrum[shells]
+    expected = ctf.square().mean(0).flatten()[inside] * map_power[shells]
+    weight = noise_spectrum[shells].reciprocal().square()
+    squared = (weight * excess * expected).sum() / (weight * expected.square()).sum()
+    floor = 1e-3 * images_ft.abs().square().mean() / expected.mean()
+    return squared.clamp_min(floor).sqrt().expand(box_size_px // 2 + 1).clone()
+
+
+def amplitude_from_poses(images: MatchingImages, model: Tensor, smoothing_shells: int = 2) -> Tensor:
+    """Correction factor (B // 2 + 1,) to the amplitude in each shell, by regression of images on their predictions.
+
+    ``model`` (n, m) as from ``predicted``. Sums over neighbouring shells steady it; where the data do not determine
+    it (its standard error is above 0.3) the overall factor is taken.
+    """
+    n_shells = images.box_size_px // 2 + 1
+    shells = images.radius.round().long().clamp_max(n_shells - 1)
+
+    def shell_sum(values: Tensor) -> Tensor:
+        sums = torch.zeros(n_shells, dtype=values.dtype, device=values.device).index_add_(0, shells, values.sum(0))
+        kernel = torch.ones(1, 1, 2 * smoothing_shells + 1, dtype=values.dtype, device=values.device)
+        return torch.nn.functional.conv1d(sums[None, None], kernel, padding=smoothing_shells)[0, 0]
+
+    cross = shell_sum((images.data.conj() * model).real)
+    power = shell_sum(model.abs().square())
+    overall = cross.sum() / power.sum().clamp_min(1e-30)
+    factor = torch.where(power > 0.5 / 0.3 ** 2, cross / power.clamp_min(1e-30), overall)
+    return factor.clamp(0.1 * overall.abs(), 10 * overall.abs())

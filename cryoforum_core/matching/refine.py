@@ -1,0 +1,93 @@
+"""Gauss-Newton matching on SO(3) x R^2, and the Fisher information of a pose.
+
+A pose is moved by a rotation vector w in the molecule's frame, ``A <- A R(w)``, and by a displacement in pixels.
+A point p of the slice then moves by ``-w x p``, so the slice's derivative along w is ``grad P x p``; the gradient of
+the map's transform is stored beside the transform (``FourierVolume.from_real(with_gradient=True)``).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..geometry.rotations import compose, rotation_vector_to_quaternion
+from ..imaging.projection import FourierVolume, slice_points
+from .likelihood import MatchingImages
+
+MAX_STEP_RAD = 0.15
+MAX_STEP_PX = 1.5
+
+
+@dataclass(frozen=True)
+class RefinedPoses:
+    """``quaternion`` (n, 4), ``displacement_px`` (n, 2), ``score`` (n,) the log-likelihood ratio to an empty image,
+    ``information`` (n, 5, 5) the Fisher information of (rotation vector in rad, displacement in px)."""
+
+    quaternion: Tensor
+    displacement_px: Tensor
+    score: Tensor
+    information: Tensor
+
+    def __getitem__(self, index) -> "RefinedPoses":
+        return RefinedPoses(self.quaternion[index], self.displacement_px[index], self.score[index],
+                            self.information[index])
+
+
+def _linearise(images: MatchingImages, volume: FourierVolume, quaternion: Tensor,
+               displacement_px: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Score (n,), right-hand side (n, 5) and information (n, 5, 5) of the log-likelihood around poses."""
+    points = slice_points(quaternion, images.k)
+    slices, gradient = volume.sample_with_gradient(points)
+    factor = images.transfer * images.displacement_phase(displacement_px)
+    model = factor * slices
+    turn = torch.linalg.cross(gradient, points.to(gradient.dtype), dim=-1) * factor[..., None]
+    move = model[..., None] * (-2j * torch.pi / images.box_size_px * images.k)
+    jacobian = torch.view_as_real(torch.cat([turn, move], dim=-1)).movedim(-1, 1).flatten(1, 2)
+    residual = torch.view_as_real(images.data - model).movedim(-1, 1).flatten(1, 2)
+    score = images.data.abs().square().sum(-1) - residual.square().sum(-1)
+    transposed = jacobian.transpose(1, 2)
+    return score, 2.0 * (transposed @ residual[..., None])[..., 0], 2.0 * (transposed @ jacobian)
+
+
+def fisher_information(images: MatchingImages, volume: FourierVolume, quaternion: Tensor,
+                       displacement_px: Tensor) -> Tensor:
+    """Fisher information (n, 5, 5) of (rotation vector in rad, displacement in px) at given poses.
+
+    Its inverse is the Cramer-Rao bound for a known map and known noise.
+    """
+    return _linearise(images, volume, quaternion, displacement_px)[2]
+
+
+def refine(images: MatchingImages, volume: FourierVolume, quaternion: Tensor, displacement_px: Tensor,
+           iterations: int = 6, max_displacement_px: float = float("inf")) -> RefinedPoses:
+    """Levenberg-Marquardt steps from poses (n, 4), (n, 2), one for each image; never ends below where it starts.
+
+    ``volume`` needs gradients. Poses whose displacement would leave ``max_displacement_px`` do not take that step.
+    """
+    score, right, information = _linearise(images, volume, quaternion, displacement_px)
+    damping = torch.full_like(score, 1e-2)
+    for _ in range(iterations):
+        step = _damped_step(right, information, damping)
+        new_quaternion = compose(quaternion, rotation_vector_to_quaternion(step[:, :3]))
+        new_displacement = displacement_px + step[:, 3:]
+        new = _linearise(images, volume, new_quaternion, new_displacement)
+        better = (new[0] > score) & (new_displacement.norm(dim=-1) <= max_displacement_px)
+        quaternion = torch.where(better[:, None], new_quaternion, quaternion)
+        displacement_px = torch.where(better[:, None], new_displacement, displacement_px)
+        score = torch.where(better, new[0], score)
+        right = torch.where(better[:, None], new[1], right)
+        information = torch.where(better[:, None, None], new[2], information)
+        damping = torch.where(better, damping * 0.2, damping * 8.0).clamp(1e-6, 1e4)
+    quaternion = torch.nn.functional.normalize(quaternion, dim=-1)
+    return RefinedPoses(quaternion, displacement_px, score, information)
+
+
+def _damped_step(right: Tensor, information: Tensor, damping: Tensor) -> Tensor:
+    diagonal = torch.diagonal(information, dim1=-2, dim2=-1)
+    # a direction that the data say nothing about (a blank image) must not make the matrix singular
+    diagonal = diagonal * damping[:, None] + 1e-6 * diagonal.amax(-1, keepdim=True) + 1e-12
+    step = torch.linalg.solve(information + torch.diag_embed(diagonal), right)
+    turn, move = step[:, :3], step[:, 3:]
+    turn = turn * (MAX_STEP_RAD / turn.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+    move = move * (MAX_STEP_PX / move.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+    return torch.cat([turn, move], dim=-1)

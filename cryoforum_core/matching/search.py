@@ -1,0 +1,120 @@
+"""Exhaustive search over SO(3) x shifts at low resolution, and several hypotheses refined until the data decide."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..geometry.rotations import angular_distance_rad
+from ..imaging.projection import FourierVolume, slice_points
+from .likelihood import MatchingImages
+from .refine import RefinedPoses, refine
+
+
+def displacement_grid(max_displacement_px: float, step_px: float) -> Tensor:
+    """Displacements (T, 2) on a square lattice within a disc, (0, 0) included."""
+    reach = int(max_displacement_px / step_px)
+    axis = torch.arange(-reach, reach + 1, dtype=torch.float32) * step_px
+    grid = torch.cartesian_prod(axis, axis)
+    return grid[grid.norm(dim=-1) <= max_displacement_px + 1e-6]
+
+
+@dataclass(frozen=True)
+class GridReferences:
+    """Slices of a map at the rotations of a grid, as two matrices ready for matrix products.
+
+    ``parts`` (2m, R): real above imaginary parts; ``power`` (m, R); ``quaternion`` (R, 4).
+    """
+
+    quaternion: Tensor
+    parts: Tensor
+    power: Tensor
+
+    @classmethod
+    def build(cls, volume: FourierVolume, quaternion: Tensor, k: Tensor, chunk: int = 4096) -> "GridReferences":
+        """Slices at pixels ``k`` (m, 2) for rotations (R, 4)."""
+        m = len(k)
+        parts = torch.empty(2 * m, len(quaternion), device=quaternion.device)
+        for start in range(0, len(quaternion), chunk):
+            slices = volume.sample(slice_points(quaternion[start:start + chunk], k)).T
+            parts[:m, start:start + chunk], parts[m:, start:start + chunk] = slices.real, slices.imag
+        return cls(quaternion, parts, parts[:m].square() + parts[m:].square())
+
+
+def score_grid(images: MatchingImages, references: GridReferences, displacement_px: Tensor) -> tuple[Tensor, Tensor]:
+    """Best log-likelihood ratio over displacements (T, 2) for each image and rotation (n, R), and its index (n, R)."""
+    cross_data = images.transfer * images.data
+    norm = images.transfer.square() @ references.power
+    best = torch.full_like(norm, -torch.inf)
+    which = torch.zeros(norm.shape, dtype=torch.uint8 if len(displacement_px) < 256 else torch.int32,
+                        device=norm.device)
+    for t, phase in enumerate(images.displacement_phase(displacement_px)):
+        centred = cross_data * phase.conj()
+        score = torch.addmm(norm, torch.cat([centred.real, centred.imag], dim=-1), references.parts,
+                            beta=-1.0, alpha=2.0)
+        which.masked_fill_(score > best, t)
+        torch.maximum(best, score, out=best)
+    return best, which
+
+
+def distinct_best(score: Tensor, quaternion: Tensor, count: int, separation_rad: float,
+                  pool: int = 256) -> Tensor:
+    """Indices (n, count) of the best rotations that are at least ``separation_rad`` from each other.
+
+    ``score`` (n, R), ``quaternion`` (R, 4). Greedy, among the ``pool`` best of each image; where the pool has fewer
+    distinct ones, the best one is repeated.
+    """
+    top_score, top = score.topk(min(pool, score.shape[1]), dim=1)
+    candidates = quaternion[top]
+    rows = torch.arange(len(score), device=score.device)
+    chosen = torch.empty(len(score), count, dtype=torch.long, device=score.device)
+    remaining = top_score.clone()
+    for slot in range(count):
+        value, place = remaining.max(dim=1)
+        place = torch.where(torch.isfinite(value), place, 0)
+        chosen[:, slot] = top[rows, place]
+        near = angular_distance_rad(candidates, candidates[rows, place][:, None]) < separation_rad
+        remaining = remaining.masked_fill(near, -torch.inf)
+    return chosen
+
+
+@dataclass(frozen=True)
+class MarchStage:
+    """Refine the best ``keep`` hypotheses of each image at radii up to ``max_radius_px``."""
+
+    max_radius_px: float
+    keep: int
+    iterations: int
+
+
+def march(images: MatchingImages, volume: FourierVolume, quaternion: Tensor, displacement_px: Tensor,
+          stages: list[MarchStage], max_displacement_px: float, chunk: int = 2048) -> RefinedPoses:
+    """Refines hypotheses (n, K, 4), (n, K, 2) at growing resolution; after each stage the best go on.
+
+    Returns those of the last stage, best first: every field has leading shape (n, keep).
+    """
+    n = len(images)
+    result = None
+    for stage in stages:
+        limited = images.up_to(stage.max_radius_px)
+        hypotheses = quaternion.shape[1]
+        parts = []
+        for rows in torch.arange(n, device=quaternion.device).split(max(1, chunk // hypotheses)):
+            repeated = rows.repeat_interleave(hypotheses)
+            parts.append(refine(limited[repeated], volume, quaternion[rows].flatten(0, 1),
+                                displacement_px[rows].flatten(0, 1), stage.iterations, max_displacement_px))
+        result = _best(_concatenate(parts), n, hypotheses, stage.keep)
+        quaternion, displacement_px = result.quaternion, result.displacement_px
+    return result
+
+
+def _concatenate(parts: list[RefinedPoses]) -> RefinedPoses:
+    return RefinedPoses(*(torch.cat([getattr(part, name) for part in parts])
+                          for name in ("quaternion", "displacement_px", "score", "information")))
+
+
+def _best(refined: RefinedPoses, n: int, hypotheses: int, keep: int) -> RefinedPoses:
+    score = refined.score.reshape(n, hypotheses)
+    order = score.argsort(dim=1, descending=True)[:, :keep]
+    flat = order + hypotheses * torch.arange(n, device=order.device)[:, None]
+    return refined[flat]
