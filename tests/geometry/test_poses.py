@@ -1,0 +1,29 @@
+"""Poses: RELION's numbers in, the same numbers out."""
+
+import pytest
+import torch
+
+from cryoforum_core.geometry.poses import Poses
+
+
+def relion_poses():
+    euler_deg = torch.tensor([[10.0, 80.0, -30.0], [-170.0, 5.0, 120.0], [0.5, 179.0, 1.0]], dtype=torch.float64)
+    return euler_deg, Poses.from_relion(euler_deg, torch.tensor([[1.0, -2.0], [0.0, 3.5], [7.0, 0.0]]))
+
+
+def test_relion_angles_round_trip():
+    euler_deg, poses = relion_poses()
+    assert torch.allclose(poses.euler_deg(), euler_deg, atol=1e-9)
+
+
+def test_indexing_takes_rotation_and_shift_together():
+    euler_deg, poses = relion_poses()
+    part = poses[torch.tensor([2, 0])]
+    assert len(part) == 2 and torch.allclose(part.euler_deg(), euler_deg[[2, 0]], atol=1e-9)
+    assert part.shift_angstrom.tolist() == [[7.0, 0.0], [1.0, -2.0]]
+    assert len(poses[torch.tensor([True, False, False])].to("cpu")) == 1
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 2\)"):
+        Poses(torch.zeros(3, 4), torch.zeros(2, 2))
