@@ -207,6 +207,8 @@ def _pixel_size_angstrom(table: ParticleTable, headers: list[_Header], given: fl
                             "rlnDetectorPixelSize with rlnMagnification. Give --pixel-size-angstrom.")
         return given
     _check_one_pixel_size(sizes, source, problems)
+    if not (0 < sizes[0] < np.inf):
+        return given
     size = float(sizes[0]) if given is None else given
     _warn_of_other_pixel_size(size, in_headers)
     return size
@@ -215,10 +217,10 @@ def _pixel_size_angstrom(table: ParticleTable, headers: list[_Header], given: fl
 def _check_one_pixel_size(sizes: np.ndarray, source: str, problems: list[str]) -> None:
     found = ", ".join(f"{size:g}" for size in sizes[:_MAX_LISTED])
     if not (np.isfinite(sizes) & (sizes > 0)).all():
-        problems.append(f"The pixel size must be a number above 0; {source} says {found} A. Repair it there.")
+        problems.append(f"The pixel size must be a number above 0; found {found} A in {source}. Repair it there.")
     elif len(sizes) and np.ptp(sizes) > _PIXEL_SIZE_TOLERANCE * sizes.min():
-        problems.append(f"All particles must have one pixel size; {source} says {found} A. Rescale the images to one "
-                        "pixel size, or, where only the headers are wrong, give --pixel-size-angstrom.")
+        problems.append(f"All particles must have one pixel size; found {found} A in {source}. Rescale the images to "
+                        "one pixel size, or, where only the headers are wrong, give --pixel-size-angstrom.")
 
 
 def _table_pixel_sizes(table: ParticleTable) -> np.ndarray | None:
