@@ -1,0 +1,48 @@
+# **************************************************************************
+# *
+# * Authors:     The cryoforum authors
+# *
+# * This program is free software; you can redistribute it and/or modify
+# * it under the terms of the GNU General Public License as published by
+# * the Free Software Foundation; either version 3 of the License, or
+# * (at your option) any later version.
+# *
+# * This program is distributed in the hope that it will be useful,
+# * but WITHOUT ANY WARRANTY; without even the implied warranty of
+# * MERCHANTABILITY or FITNESS FOR A PARTICULAR PURPOSE.  See the
+# * GNU General Public License for more details.
+# *
+# * You should have received a copy of the GNU General Public License
+# * along with this program; if not, see <https://www.gnu.org/licenses/>.
+# *
+# **************************************************************************
+"""Names and values that several modules share."""
+
+# Plugin variables
+CRYOFORUM_HOME = 'CRYOFORUM_HOME'
+CRYOFORUM_PYTHON = 'CRYOFORUM_PYTHON'
+CRYOFORUM_ENGINE = 'CRYOFORUM_ENGINE'
+CRYOFORUM_TORCH = 'CRYOFORUM_TORCH'
+
+# Versions of the engine (distribution cryoforum-core) this plugin works with
+V0_1_0 = '0.1.0'
+ENGINE_VERSIONS = [V0_1_0]
+ENGINE_DISTRIBUTION = 'cryoforum-core'
+MINIMUM_ENGINE_PYTHON = (3, 11)
+
+# Attributes of a predicted particle. Angles are in degrees.
+EXPECTED_ERROR = '_cryoforumExpectedError'
+ERROR_BOUND = '_cryoforumErrorBound'
+FIGURE_OF_MERIT = '_cryoforumFigureOfMerit'
+MATCH_SCORE = '_cryoforumMatchScore'
+DISPERSION_MAX = '_cryoforumDispersionMax'
+DISPERSION_TRACE = '_cryoforumDispersionTrace'
+DISPERSION_WIGNER = '_cryoforumDispersionWigner'
+REJECTION_REASON = '_cryoforumRejectionReason'
+
+PARTICLE_ATTRIBUTES = [EXPECTED_ERROR, ERROR_BOUND, FIGURE_OF_MERIT, MATCH_SCORE,
+                       DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER]
+
+SYMMETRY_HELP = ('Point group of the molecule in RELION notation: c1, c2, ..., d1, d2, ..., t, o, i (or i1 to i4). '
+                 'See [[https://relion.readthedocs.io/en/latest/Reference/Conventions.html#symmetry]'
+                 '[RELION conventions]].')

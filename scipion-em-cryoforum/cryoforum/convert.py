@@ -1,0 +1,316 @@
+# **************************************************************************
+# *
+# * Authors:     The cryoforum authors
+# *
+# * This program is free software; you can redistribute it and/or modify
+# * it under the terms of the GNU General Public License as published by
+# * the Free Software Foundation; either version 3 of the License, or
+# * (at your option) any later version.
+# *
+# * This program is distributed in the hope that it will be useful,
+# * but WITHOUT ANY WARRANTY; without even the implied warranty of
+# * MERCHANTABILITY or FITNESS FOR A PARTICULAR PURPOSE.  See the
+# * GNU General Public License for more details.
+# *
+# * You should have received a copy of the GNU General Public License
+# * along with this program; if not, see <https://www.gnu.org/licenses/>.
+# *
+# **************************************************************************
+"""Scipion sets -> the engine's files, and the engine's results -> Scipion attributes. Joined by particle id.
+
+Poses: the engine works with RELION's A (x_image = A x_molecule) and rlnOrigin shifts; Scipion stores, for a set with
+projection alignment, M = inv([A | -s]) = [A' | A' s], s the rlnOrigin shift in pixels (third component 0).
+"""
+
+import json
+import os
+import sqlite3
+from dataclasses import dataclass
+from typing import Dict
+
+import mrcfile
+import numpy as np
+
+from pwem.emlib.image import ImageHandler
+from pwem.objects import Transform
+from pyworkflow.object import Float
+
+from .constants import (DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER, ERROR_BOUND, EXPECTED_ERROR,
+                        FIGURE_OF_MERIT, MATCH_SCORE)
+
+MRC_EXTENSIONS = ('.mrc', '.mrcs')
+
+
+# -------------------------------- reading a set --------------------------------
+def readColumns(emSet, names):
+    """ Columns of a set on disk, in id order, without an object for each item (10 times faster).
+
+    names: attributes such as 'id', '_filename' or '_ctfModel._defocusU'; those the set lacks are left out.
+    Returns a dict name -> list.
+    """
+    prefix = (emSet.getPrefix() or '').strip()
+    if prefix and not prefix.endswith('_'):
+        prefix += '_'
+    connection = sqlite3.connect('file:%s?mode=ro' % os.path.abspath(emSet.getFileName()), uri=True)
+    try:
+        columns = dict(connection.execute('SELECT label_property, column_name FROM %sClasses' % prefix))
+        columns.update(id='id', enabled='enabled')
+        found = [name for name in names if name in columns]
+        rows = connection.execute('SELECT %s FROM %sObjects ORDER BY id'
+                                  % (', '.join(columns[name] for name in found), prefix)).fetchall()
+    finally:
+        connection.close()
+    values = zip(*rows) if rows else ([] for _ in found)
+    return {name: list(column) for name, column in zip(found, values)}
+
+
+def readAttributes(emSet, names):
+    """ Numerical attributes of the enabled items of a set: (ids (n,) int, dict name -> (n,) float array).
+
+    Attributes the set lacks are left out; a value that is missing in one item is NaN.
+    """
+    columns = readColumns(emSet, ['id', 'enabled', *names])
+    enabled = np.array(columns.pop('enabled'), dtype=bool)
+    ids = np.array(columns.pop('id'), dtype=np.int64)[enabled]
+    return ids, {name: np.array([np.nan if x is None else x for x in column], dtype=float)[enabled]
+                 for name, column in columns.items()}
+
+
+# -------------------------------- poses --------------------------------
+def transformsToRelion(matrices):
+    """ Scipion's projection matrices (n, 4, 4) -> RELION's rot, tilt, psi in degrees (n, 3), rlnOrigin in px (n, 2). """
+    matrices = np.asarray(matrices, dtype=float)
+    a = np.transpose(matrices[:, :3, :3], (0, 2, 1))
+    shift = np.einsum('nij,nj->ni', a, matrices[:, :3, 3])[:, :2]
+    sinTilt = np.hypot(a[:, 2, 0], a[:, 2, 1])
+    tilt = np.arctan2(sinTilt, a[:, 2, 2])
+    # seen along the axis only rot + psi (or rot - psi) is defined: psi = 0 then
+    polar = sinTilt < 1e-7
+    sign = np.sign(a[:, 2, 2])
+    rot = np.where(polar, np.arctan2(sign * a[:, 0, 1], sign * a[:, 0, 0]), np.arctan2(a[:, 2, 1], a[:, 2, 0]))
+    psi = np.where(polar, 0.0, np.arctan2(a[:, 1, 2], -a[:, 0, 2]))
+    return np.rad2deg(np.stack([rot, tilt, psi], axis=1)), shift
+
+
+def quaternionsToTransforms(quaternions, shiftAngstrom, pixelSize):
+    """ Quaternions (n, 4), xyzw, of RELION's A and rlnOrigin shifts (n, 2) -> Scipion's matrices (n, 4, 4). """
+    q = np.asarray(quaternions, dtype=float)
+    x, y, z, w = (q / np.linalg.norm(q, axis=1, keepdims=True)).T
+    a = np.array([[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+                  [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+                  [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]])
+    shift = np.zeros((len(q), 3))
+    shift[:, :2] = np.asarray(shiftAngstrom, dtype=float) / pixelSize
+    matrices = np.zeros((len(q), 4, 4))
+    matrices[:, :3, :3] = np.transpose(a, (2, 1, 0))
+    matrices[:, :3, 3] = np.einsum('nij,nj->ni', matrices[:, :3, :3], shift)
+    matrices[:, 3, 3] = 1
+    return matrices
+
+
+# -------------------------------- writing for the engine --------------------------------
+PARTICLE_COLUMNS = {  # attribute of a Scipion particle -> column of the STAR file, format
+    '_ctfModel._defocusU': ('rlnDefocusU', '%.2f'),
+    '_ctfModel._defocusV': ('rlnDefocusV', '%.2f'),
+    '_ctfModel._defocusAngle': ('rlnDefocusAngle', '%.3f'),
+    '_ctfModel._phaseShift': ('rlnPhaseShift', '%.3f'),
+    '_coordinate._micName': ('rlnMicrographName', '%s'),
+    '_coordinate._x': ('rlnCoordinateX', '%.3f'),
+    '_coordinate._y': ('rlnCoordinateY', '%.3f'),
+    '_rlnRandomSubset': ('rlnRandomSubset', '%d'),
+}
+ACQUISITION_COLUMNS = ['_acquisition._voltage', '_acquisition._sphericalAberration',
+                       '_acquisition._amplitudeContrast']
+
+
+def writeParticlesStar(particles, starFile, stackFolder=None, withPoses=True):
+    """ Writes the enabled particles of a set as a STAR file (RELION 3.1) for the engine; returns how many.
+
+    Image paths are absolute; the particle's id is in rlnParticleId. Stacks that are no MRC files are copied as such
+    to ``stackFolder``. Poses are written where the set has projection alignment and ``withPoses``.
+    """
+    withPoses = withPoses and particles.hasAlignmentProj()
+    names = ['id', 'enabled', '_index', '_filename', *PARTICLE_COLUMNS, *ACQUISITION_COLUMNS]
+    columns = readColumns(particles, names + (['_transform._matrix'] if withPoses else []))
+    enabled = columns.pop('enabled')
+    if not all(enabled):
+        columns = {name: [x for x, keep in zip(column, enabled) if keep] for name, column in columns.items()}
+    ids = columns['id']
+    if not ids:
+        raise ValueError('The set has no enabled particles.')
+    groups, optics = _opticsGroups(particles, columns)
+    table = {'rlnImageName': ('%s', _imageNames(columns, stackFolder)),
+             'rlnParticleId': ('%d', ids),
+             'rlnOpticsGroup': ('%d', groups)}
+    for attribute, (label, fmt) in PARTICLE_COLUMNS.items():
+        column = columns.get(attribute)
+        # a column that some particles lack (a phase shift, a micrograph) says nothing about those that have it
+        if column is not None and not any(x is None for x in column):
+            table[label] = (fmt, [x.replace(' ', '_') for x in column] if fmt == '%s' else column)
+    if withPoses:
+        table.update(_poseColumns(columns['_transform._matrix'], ids, particles.getSamplingRate()))
+    with open(starFile, 'w') as star:
+        _writeLoop(star, 'optics', _opticsTable(particles, optics))
+        _writeLoop(star, 'particles', table)
+    return len(ids)
+
+
+def _imageNames(columns, stackFolder):
+    """ index@path with absolute paths of MRC stacks. """
+    paths = {name: _mrcStack(name, stackFolder) for name in set(columns['_filename'])}
+    return ['%06d@%s' % (index or 1, paths[name]) for index, name in zip(columns['_index'], columns['_filename'])]
+
+
+def _mrcStack(fileName, stackFolder):
+    path = os.path.abspath(fileName.split(':')[0])
+    if ' ' in path:
+        raise ValueError('STAR files cannot hold paths with spaces: %s. Rename the folder.' % path)
+    if os.path.splitext(path)[1].lower() in MRC_EXTENSIONS:
+        return path
+    copy = os.path.join(os.path.abspath(stackFolder), fileName.replace(os.sep, '_') + '.mrcs')
+    if not os.path.exists(copy):
+        os.makedirs(stackFolder, exist_ok=True)
+        temporary = copy + '.tmp.mrcs'
+        ImageHandler().convertStack(fileName, temporary)
+        os.replace(temporary, copy)
+    return copy
+
+
+def _opticsGroups(particles, columns):
+    """ The group (1, 2, ...) of each particle and the distinct (kV, mm, amplitude contrast) in the order of groups. """
+    setValues = particles.getAcquisition()
+    fallback = (setValues.getVoltage(), setValues.getSphericalAberration(), setValues.getAmplitudeContrast())
+    n = len(columns['id'])
+    perParticle = zip(*(columns.get(name) or [None] * n for name in ACQUISITION_COLUMNS))
+    groups, optics = [], {}
+    for values in perParticle:
+        values = tuple(default if value is None else value for value, default in zip(values, fallback))
+        groups.append(optics.setdefault(values, len(optics) + 1))
+    return groups, list(optics)
+
+
+def _opticsTable(particles, optics):
+    n = len(optics)
+    return {'rlnOpticsGroupName': ('%s', ['opticsGroup%d' % (i + 1) for i in range(n)]),
+            'rlnOpticsGroup': ('%d', range(1, n + 1)),
+            'rlnVoltage': ('%.4f', [values[0] for values in optics]),
+            'rlnSphericalAberration': ('%.4f', [values[1] for values in optics]),
+            'rlnAmplitudeContrast': ('%.4f', [values[2] for values in optics]),
+            'rlnImagePixelSize': ('%.6f', [particles.getSamplingRate()] * n),
+            'rlnImageSize': ('%d', [particles.getXDim()] * n),
+            'rlnImageDimensionality': ('%d', [2] * n)}
+
+
+def _poseColumns(texts, ids, pixelSize):
+    missing = [str(i) for i, text in zip(ids, texts) if text is None]
+    if missing:
+        raise ValueError('The set claims orientations, but particles %s have none.' % ', '.join(missing[:10]))
+    angles, shift = transformsToRelion(np.array([json.loads(text) for text in texts]))
+    columns = dict(zip(('rlnAngleRot', 'rlnAngleTilt', 'rlnAnglePsi'), angles.T))
+    columns.update(zip(('rlnOriginXAngst', 'rlnOriginYAngst'), (shift * pixelSize).T))
+    return {label: ('%.6f', column.tolist()) for label, column in columns.items()}
+
+
+def _writeLoop(star, block, table):
+    """ One table of a STAR file; table: label -> (format, values). """
+    star.write('\n# version 30001\n\ndata_%s\n\nloop_\n' % block)
+    star.writelines('_%s #%d\n' % (label, i) for i, label in enumerate(table, start=1))
+    row = ' '.join(fmt for fmt, _ in table.values()) + '\n'
+    star.writelines(row % values for values in zip(*(values for _, values in table.values())))
+    star.write('\n')
+
+
+def writeReferenceMap(volume, mapFile):
+    """ Writes a Scipion volume as an MRC map whose header tells the pixel size that Scipion knows. """
+    ImageHandler().convert(volume.getLocation(), mapFile)
+    with mrcfile.open(mapFile, 'r+', permissive=True) as mrc:
+        mrc.set_volume()
+        mrc.voxel_size = volume.getSamplingRate()
+
+
+# -------------------------------- reading results --------------------------------
+@dataclass(frozen=True)
+class Predictions:
+    """ What the engine found: matrices (n, 4, 4) as Scipion stores them, and attribute name -> (n,) values. """
+    ids: np.ndarray
+    matrices: np.ndarray
+    attributes: Dict[str, np.ndarray]
+
+    def rowOf(self, wantedIds):
+        """ dict particle id -> row, for all ``wantedIds``; an id without a result, or one that has two, is an error. """
+        rows = {int(i): row for row, i in enumerate(self.ids)}
+        if len(rows) != len(self.ids):
+            raise ValueError('The results hold %d particles twice; ids must be unique.' % (len(self.ids) - len(rows)))
+        missing = [str(i) for i in wantedIds if int(i) not in rows]
+        if missing:
+            raise ValueError('%d of %d particles have no result (ids %s%s). The input set must not change between '
+                             'conversion and output: run the protocol again with Restart.'
+                             % (len(missing), len(wantedIds), ', '.join(missing[:10]),
+                                ', ...' if len(missing) > 10 else ''))
+        return rows
+
+
+def readPredictions(posteriorFile, pixelSize):
+    """ Reads orientation_posterior.npz (no pickled objects). pixelSize: of the particles, Angstrom. """
+    with np.load(posteriorFile, allow_pickle=False) as arrays:
+        spacing = np.diff(arrays['eigenvalues'].astype(float), axis=1)
+        attributes = {EXPECTED_ERROR: arrays['expected_error_deg'],
+                      ERROR_BOUND: arrays['error_bound_deg'],
+                      FIGURE_OF_MERIT: arrays['figure_of_merit'],
+                      MATCH_SCORE: arrays['match_score'],
+                      **_dispersions(spacing)}
+        ids = np.array([int(i) for i in arrays['particle_id']], dtype=np.int64)
+        matrices = quaternionsToTransforms(arrays['quaternion'], arrays['shift_angstrom'], pixelSize)
+    # a network alone matches nothing: its results have no match score
+    attributes = {name: np.asarray(values, dtype=float) for name, values in attributes.items()
+                  if not np.isnan(values).all()}
+    for name, values in list(attributes.items()) + [('orientation', matrices)]:
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        if len(bad):
+            raise ValueError('%s is not finite for %d particles (ids %s); the engine must give every particle a value.'
+                             % (name, len(bad), ', '.join(str(ids[i]) for i in bad[:10])))
+    return Predictions(ids, matrices, attributes)
+
+
+def _dispersions(spacing):
+    """ Cryo-forum's three measures from the spacings (n, 3) of the ascending eigenvalues; lower is surer.
+
+    Chung 2023: largest dispersion, sum of dispersions, and Wigner log-likelihood of the spacings.
+    """
+    positive = np.maximum(spacing, np.finfo(np.float32).tiny)
+    return {DISPERSION_MAX: -spacing[:, 0],
+            DISPERSION_TRACE: -np.cumsum(spacing, axis=1).sum(axis=1),
+            DISPERSION_WIGNER: (np.log(positive) - 0.25 * np.pi * positive ** 2).sum(axis=1)}
+
+
+def copyWithPredictions(particles, output, predictions):
+    """ Fills ``output`` with the enabled particles: everything they had, the new pose and the new attributes. """
+    ids, _ = readAttributes(particles, [])
+    rows = predictions.rowOf(ids)
+    values = {name: column.tolist() for name, column in predictions.attributes.items()}
+
+    def update(particle, _):
+        row = rows[particle.getObjId()]
+        particle.setTransform(Transform(matrix=predictions.matrices[row]))
+        for name, column in values.items():
+            setAttribute(particle, name, column[row])
+
+    output.copyInfo(particles)
+    output.setAlignmentProj()
+    # without a clone of each item: the iteration reuses one object, and every particle gets every attribute
+    output.copyItems(reopen(particles), updateItemCallback=update, doClone=False)
+
+
+def reopen(emSet):
+    """ The same set read anew: an iteration without clones leaves its marks on the one object that it reuses. """
+    again = type(emSet)(filename=emSet.getFileName(), prefix=emSet.getPrefix() or '')
+    again.loadAllProperties()
+    return again
+
+
+def setAttribute(item, name, value, Class=Float):
+    """ Sets ``item.name``, which the item may have already. """
+    if item.hasAttribute(name):
+        getattr(item, name).set(value)
+    else:
+        setattr(item, name, Class(value))

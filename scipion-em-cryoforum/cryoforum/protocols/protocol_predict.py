@@ -1,0 +1,178 @@
+# **************************************************************************
+# *
+# * Authors:     The cryoforum authors
+# *
+# * This program is free software; you can redistribute it and/or modify
+# * it under the terms of the GNU General Public License as published by
+# * the Free Software Foundation; either version 3 of the License, or
+# * (at your option) any later version.
+# *
+# * This program is distributed in the hope that it will be useful,
+# * but WITHOUT ANY WARRANTY; without even the implied warranty of
+# * MERCHANTABILITY or FITNESS FOR A PARTICULAR PURPOSE.  See the
+# * GNU General Public License for more details.
+# *
+# * You should have received a copy of the GNU General Public License
+# * along with this program; if not, see <https://www.gnu.org/licenses/>.
+# *
+# **************************************************************************
+"""Protocol: orientations, shifts and their uncertainty for every particle."""
+
+import os
+from enum import Enum
+
+import pyworkflow.protocol.params as params
+from pwem.objects import SetOfParticles
+from pwem.protocols import EMProtocol
+
+from ..command import readSummary
+from ..constants import SYMMETRY_HELP
+from ..convert import copyWithPredictions, readPredictions
+from .protocol_base import CryoForumBase
+
+REFINEMENTS = ['none', 'local', 'adaptive']
+REFINE_NONE, REFINE_LOCAL, REFINE_ADAPTIVE = range(3)
+
+
+class outputs(Enum):
+    outputParticles = SetOfParticles
+
+
+class CryoForumProtPredict(EMProtocol, CryoForumBase):
+    """ Finds the orientation and the shift of every particle with a trained network, and tells for each particle how
+    far off its orientation may be, in degrees.
+
+    The network's answer can be refined by matching the image against a map. The output keeps everything the input
+    particles had; it is ready for RELION (reconstruct, 3D auto-refine with local searches) and for the protocol
+    *uncertainty subset*, which removes particles without a trustworthy orientation.
+    """
+    _label = 'predict orientations'
+    _possibleOutputs = outputs
+
+    # -------------------------- DEFINE param functions -----------------------
+    def _defineParams(self, form):
+        self._defineGpuParams(form)
+        form.addSection(label='Input')
+        form.addParam('inputParticles', params.PointerParam, pointerClass='SetOfParticles', important=True,
+                      label='Input particles',
+                      help='Particles with CTF. Orientations they have are ignored and replaced.')
+        form.addParam('inputNetwork', params.PointerParam, pointerClass='CryoForumNetwork', important=True,
+                      label='Network',
+                      help='Output of *train orientation network*. It must have been trained for particles of the '
+                           'same box and pixel size.')
+        form.addParam('refinement', params.EnumParam, choices=['none', 'local', 'adaptive'], default=REFINE_ADAPTIVE,
+                      display=params.EnumParam.DISPLAY_HLIST,
+                      label='Refinement',
+                      help='*none*: the network alone; fastest.\n'
+                           '*local*: each particle is matched against the map, starting from the network\'s '
+                           'orientation.\n'
+                           '*adaptive*: local for all, and a new search over all orientations and shifts for '
+                           'particles of which the network is unsure or whose match is poor; the most accurate.')
+        form.addParam('referenceVolume', params.PointerParam, pointerClass='Volume', allowsNull=True,
+                      condition='refinement != %d' % REFINE_NONE,
+                      label='Reference map (optional)',
+                      help='Map to match against. Left empty, it is the one the network was trained with. Box and '
+                           'pixel size must be those of the particles.')
+        form.addSection(label='Matching')
+        matching = dict(condition='refinement != %d' % REFINE_NONE)
+        form.addParam('resolution', params.FloatParam, default=0, validators=[params.GE(0)], **matching,
+                      label='Finest resolution (Å)',
+                      help='Details finer than this are not used in matching. Set it to the resolution of the map, '
+                           'so that its noise is not matched. 0: the Nyquist limit of the particles.')
+        form.addParam('maxShift', params.FloatParam, default=0, validators=[params.GE(0)], **matching,
+                      label='Largest shift (Å)', help='0: an eighth of the box.')
+        form.addParam('symmetry', params.StringParam, default='', expertLevel=params.LEVEL_ADVANCED,
+                      label='Symmetry', help='Left empty, it is the network\'s. ' + SYMMETRY_HELP)
+        form.addParam('batchSize', params.IntParam, default=256, validators=[params.Positive],
+                      expertLevel=params.LEVEL_ADVANCED,
+                      label='Batch size', help='Images computed together; fewer take less memory.')
+        self._defineImageParams(form)
+        self._defineThreads(form)
+
+    # -------------------------- INSERT steps functions -----------------------
+    def _insertAllSteps(self):
+        self._insertFunctionStep(self.convertInputStep, self._inputKey(), needsGPU=False)
+        self._insertFunctionStep(self.predictStep, str(sorted(self._predictOptions().items())))
+        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+
+    def _inputKey(self):
+        """ What the converted input depends on: another value makes Continue convert again. """
+        volume = self._reference()
+        return '%s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName())
+
+    # -------------------------- STEPS functions ------------------------------
+    def convertInputStep(self, inputKey):
+        self._convertInput(self._reference(), withPoses=False)
+
+    def predictStep(self, options):
+        summary = self._runEngine('predict', self._runDirectory(), self._predictOptions(), self._inputFiles())
+        if not summary['model_applies']:
+            self.warning('The network may not fit these particles: %s' % summary['model_applies_reason'])
+
+    def createOutputStep(self):
+        particles = self.inputParticles.get()
+        predictions = readPredictions(os.path.join(self._runDirectory(), 'orientation_posterior.npz'),
+                                      particles.getSamplingRate())
+        output = self._createSetOfParticles()
+        copyWithPredictions(particles, output, predictions)
+        self._defineOutputs(**{outputs.outputParticles.name: output})
+        self._defineTransformRelation(self.inputParticles, output)
+        self._defineSourceRelation(self.inputNetwork, output)
+        if self._reference() is not None:
+            self._defineSourceRelation(self.referenceVolume, output)
+
+    # --------------------------- INFO functions ------------------------------
+    def _validate(self):
+        errors = self._validateParticles() + self._validateGpu()
+        errors += self._validateNetwork(self.inputNetwork.get()) + self._validateVolume(self._reference())
+        if self._symmetry():
+            errors += self._validateSymmetry(self._symmetry())
+        return errors
+
+    def _summary(self):
+        if not hasattr(self, outputs.outputParticles.name):
+            return ['The orientations are not ready yet. The Output tab shows the progress with the time left.']
+        summary = readSummary(self._runDirectory())
+        lines = ['%d particles with orientations (refinement: %s), %.0f images per second.'
+                 % (summary['n_particles'], REFINEMENTS[self.refinement.get()], summary['images_per_second']),
+                 'Median expected error: *%.2f°*' % summary['median_expected_error_deg']]
+        if not summary['model_applies']:
+            lines.append('*Warning*: the network may not fit these particles. %s' % summary['model_applies_reason'])
+        return lines
+
+    def _methods(self):
+        if not hasattr(self, outputs.outputParticles.name):
+            return []
+        how = {REFINE_NONE: 'by a neural network', REFINE_LOCAL: 'by a neural network and local matching to a map',
+               REFINE_ADAPTIVE: 'by a neural network, local matching to a map, and a full search for particles of '
+                                'which the network was unsure'}[self.refinement.get()]
+        return ['Orientations of %d particles were found %s with cryoforum.' % (self.outputParticles.getSize(), how)]
+
+    def _citations(self):
+        return ['Chung2023', 'Nashed2021']
+
+    # --------------------------- UTILS functions -----------------------------
+    def _runDirectory(self):
+        return self._getExtraPath('predict')
+
+    def _reference(self):
+        return None if self.refinement == REFINE_NONE else self.referenceVolume.get()
+
+    def _symmetry(self):
+        return (self.symmetry.get() or '').strip().lower()
+
+    def _inputFiles(self):
+        model = os.path.join(self.inputNetwork.get().getRunDirectory(), 'summary.json')
+        return [self._starFile(), model] + ([] if self._reference() is None else [self._referenceFile()])
+
+    def _predictOptions(self):
+        """ The engine's options (command line without the dashes). """
+        return {'particles': self._starFile(),
+                'model': self.inputNetwork.get().getRunDirectory(),
+                'reference': None if self._reference() is None else self._referenceFile(),
+                'refinement': REFINEMENTS[self.refinement.get()],
+                'resolution_angstrom': self.resolution.get() or None,
+                'max_shift_angstrom': self.maxShift.get() or None,
+                'symmetry': self._symmetry() or None,
+                'batch_size': self.batchSize.get(),
+                **self._imageOptions()}

@@ -1,0 +1,255 @@
+# **************************************************************************
+# *
+# * Authors:     The cryoforum authors
+# *
+# * This program is free software; you can redistribute it and/or modify
+# * it under the terms of the GNU General Public License as published by
+# * the Free Software Foundation; either version 3 of the License, or
+# * (at your option) any later version.
+# *
+# * This program is distributed in the hope that it will be useful,
+# * but WITHOUT ANY WARRANTY; without even the implied warranty of
+# * MERCHANTABILITY or FITNESS FOR A PARTICULAR PURPOSE.  See the
+# * GNU General Public License for more details.
+# *
+# * You should have received a copy of the GNU General Public License
+# * along with this program; if not, see <https://www.gnu.org/licenses/>.
+# *
+# **************************************************************************
+"""Protocol: train a network that finds orientations."""
+
+import os
+from enum import Enum
+
+import pyworkflow.protocol.params as params
+from pwem.protocols import EMProtocol
+
+from ..command import readSummary
+from ..constants import SYMMETRY_HELP
+from ..objects import CryoForumNetwork
+from .protocol_base import CryoForumBase
+
+FROM_REFERENCE, FROM_ORIENTATIONS = 0, 1
+ENCODERS = ['compact', 'cryoforum', 'cryoposenet']
+HEADS = ['qcqp', 'qcqp-psd', 's2s2', 'quaternion', 'euler']
+LOSSES = ['pairwise-to-own', 'own', 'pairwise', 'chordal']
+POOLINGS = ['gem', 'average', 'max', 'flatten']
+ACTIVATIONS = ['prelu', 'relu', 'silu']
+HALF_SETS = ['all', '1', '2']
+
+
+class outputs(Enum):
+    outputNetwork = CryoForumNetwork
+
+
+class CryoForumProtTrain(EMProtocol, CryoForumBase):
+    """ Trains a neural network that looks at a particle image and tells its orientation, its shift, and how far off
+    the orientation may be.
+
+    It learns from simulated projections of a reference map, made with the CTFs and the noise of your particles, or
+    from particles whose orientations are known (a refined set). The network then predicts the orientations of any
+    number of particles of the same box and pixel size: protocol *predict orientations*.
+    """
+    _label = 'train orientation network'
+    _possibleOutputs = outputs
+
+    # -------------------------- DEFINE param functions -----------------------
+    def _defineParams(self, form):
+        self._defineGpuParams(form)
+        form.addSection(label='Input')
+        form.addParam('inputParticles', params.PointerParam, pointerClass='SetOfParticles', important=True,
+                      label='Input particles',
+                      help='Particles with CTF. When learning from a reference map, only their CTFs and the spectrum '
+                           'of their noise are used, so 1,000 to 10,000 of them are enough.')
+        form.addParam('learnFrom', params.EnumParam, default=FROM_REFERENCE, display=params.EnumParam.DISPLAY_HLIST,
+                      choices=['a reference map', "the particles' orientations"],
+                      label='Learn from',
+                      help='*a reference map*: endless simulated projections of the map below, noise and CTF like '
+                           'those of the particles.\n'
+                           "*the particles' orientations*: the particles carry orientations (a RELION 3D auto-refine "
+                           'for example), which the network learns to reproduce.')
+        form.addParam('referenceVolume', params.PointerParam, pointerClass='Volume', allowsNull=True,
+                      condition='learnFrom == %d' % FROM_REFERENCE,
+                      label='Reference map',
+                      help='Box and pixel size must be those of the particles. The grey scale does not matter.')
+        form.addParam('symmetry', params.StringParam, default='c1', label='Symmetry', help=SYMMETRY_HELP)
+        self._defineBudgetParams(form)
+        self._defineNetworkParams(form)
+        self._defineTrainingParams(form)
+        self._defineThreads(form)
+
+    def _defineBudgetParams(self, form):
+        group = form.addGroup('Training budget')
+        group.addParam('maxMinutes', params.FloatParam, default=60, validators=[params.Positive],
+                       label='Time (minutes)',
+                       help='Training ends after this time at the latest; the learning rate is planned to be down by '
+                            'then. On a GPU 20 to 60 minutes are usually enough; on CPU give it hours for a useful '
+                            'network, and let the refinement of *predict orientations* do the rest.\n'
+                            'To train longer, raise it and launch the protocol again with *Continue*: it goes on from '
+                            'the last checkpoint.')
+        group.addParam('maxSteps', params.IntParam, default=20000, validators=[params.Positive],
+                       label='Training steps',
+                       help='Largest number of steps; one step sees one batch of images.')
+
+    def _defineNetworkParams(self, form):
+        form.addSection(label='Network')
+        form.addParam('startNetwork', params.PointerParam, pointerClass='CryoForumNetwork', allowsNull=True,
+                      label='Start from network (optional)',
+                      help='A network trained before, to be tuned to these particles. Its architecture is kept, and '
+                           'the parameters below must describe it.')
+        form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, label='Encoder',
+                      help='Part of the network that reads the image.\n*compact*: the default, fast and accurate.\n'
+                           '*cryoforum*: low-pass filter channels and a VGG-like network (Chung 2023).\n'
+                           '*cryoposenet*: three blocks of 3x3 convolutions (Nashed 2021).')
+        form.addParam('networkBox', params.IntParam, default=0, validators=[params.GE(0)],
+                      label='Network box (px)',
+                      help='The images are Fourier-cropped to this even size before the network sees them. '
+                           '0: the particles\' own box, at most 128. Smaller is faster.')
+        advanced = dict(expertLevel=params.LEVEL_ADVANCED)
+        form.addParam('head', params.EnumParam, choices=HEADS, default=0, label='Orientation head', **advanced,
+                      help='How the network expresses an orientation. *qcqp*: a symmetric 4x4 matrix whose smallest '
+                           'eigenvector is the orientation and whose eigenvalues tell the uncertainty; *qcqp-psd*: '
+                           'the same, positive semi-definite. The others are those the papers compare with.')
+        form.addParam('filterChannels', params.IntParam, default=5, validators=[params.GE(0)], **advanced,
+                      label='Filter channels',
+                      help='Low-pass filtered copies of the image that the network sees beside it; 0 for none.')
+        form.addParam('width', params.IntParam, default=32, validators=[params.Positive], **advanced,
+                      label='Width', help="Channels of the encoder's first block.")
+        form.addParam('pooling', params.EnumParam, choices=POOLINGS, default=0, **advanced,
+                      label='Pooling', help='How the feature maps become one vector (gem: generalised mean).')
+        form.addParam('activation', params.EnumParam, choices=ACTIVATIONS, default=0, **advanced,
+                      label='Activation', help='Non-linearity between the layers.')
+        form.addParam('dropout', params.FloatParam, default=0., validators=[params.Range(0, 1)], **advanced,
+                      label='Dropout', help='Fraction of features dropped at random in training.')
+
+    def _defineTrainingParams(self, form):
+        form.addSection(label='Training')
+        form.addParam('augment', params.BooleanParam, default=True, label='Augment the images?',
+                      help='Rotates, shifts, scales and adds noise to the training images, the labels following.')
+        form.addParam('halfSet', params.EnumParam, choices=['all particles', 'half 1', 'half 2'], default=0,
+                      label='Particles to train with',
+                      help='Train on one half set only (random subset of the refinement), so that the other stays '
+                           'independent.')
+        form.addParam('validationFraction', params.FloatParam, default=0.1, validators=[params.Range(0.01, 0.9)],
+                      label='Held-out fraction',
+                      help='Fraction of the particles that is never trained on; the errors in the summary are those '
+                           'on this part.')
+        self._defineImageParams(form)
+        advanced = dict(expertLevel=params.LEVEL_ADVANCED)
+        form.addParam('batchSize', params.IntParam, default=128, validators=[params.GE(2)], **advanced,
+                      label='Batch size', help='Images in one training step.')
+        form.addParam('learningRate', params.FloatParam, default=1e-3, validators=[params.Positive], **advanced,
+                      label='Learning rate', help='Largest learning rate of the one-cycle schedule.')
+        form.addParam('loss', params.EnumParam, choices=LOSSES, default=0, **advanced,
+                      label='Orientation loss',
+                      help='*pairwise-to-own*: first the angles between all pairs of images, later each image\'s own '
+                           'error (Chung 2023).')
+        form.addParam('binghamWeight', params.FloatParam, default=0.1, validators=[params.GE(0)], **advanced,
+                      label='Weight of the Bingham likelihood',
+                      help='The term that gives the uncertainty its unit (degrees).')
+        form.addParam('shiftWeight', params.FloatParam, default=1., validators=[params.GE(0)], **advanced,
+                      label='Weight of the shift loss', help='0: the network does not learn shifts.')
+        form.addParam('patience', params.IntParam, default=10, validators=[params.Positive], **advanced,
+                      label='Patience (evaluations)',
+                      help='Training stops early after this many evaluations without a better held-out loss.')
+
+    # -------------------------- INSERT steps functions -----------------------
+    def _insertAllSteps(self):
+        self._insertFunctionStep(self.convertInputStep, self._inputKey(), needsGPU=False)
+        self._insertFunctionStep(self.trainStep, str(sorted(self._trainOptions().items())))
+        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+
+    def _inputKey(self):
+        """ What the converted input depends on: another value makes Continue convert again. """
+        volume = self._reference()
+        return '%s from %s' % (self.inputParticles.get().getFileName(),
+                               'orientations' if volume is None else volume.getFileName())
+
+    # -------------------------- STEPS functions ------------------------------
+    def convertInputStep(self, inputKey):
+        volume = self._reference()
+        self._convertInput(volume, withPoses=volume is None)
+
+    def trainStep(self, options):
+        summary = self._runEngine('train', self._runDirectory(), self._trainOptions(), self._inputFiles())
+        self.info('Median error on held-out particles: %.2f degrees' % summary['validation_median_error_deg'])
+
+    def createOutputStep(self):
+        summary = readSummary(self._runDirectory())
+        particles = self.inputParticles.get()
+        network = CryoForumNetwork(runDirectory=self._runDirectory(), pixelSize=particles.getSamplingRate(),
+                                   boxSize=particles.getXDim(), symmetry=self._symmetry(),
+                                   encoder=ENCODERS[self.encoder.get()],
+                                   validationMedianError=summary['validation_median_error_deg'],
+                                   validationMeanError=summary['validation_mean_error_deg'])
+        self._defineOutputs(**{outputs.outputNetwork.name: network})
+        self._defineSourceRelation(self.inputParticles, network)
+        if self._reference() is not None:
+            self._defineSourceRelation(self.referenceVolume, network)
+
+    # --------------------------- INFO functions ------------------------------
+    def _validate(self):
+        errors = self._validateParticles() + self._validateGpu() + self._validateSymmetry(self._symmetry())
+        particles = self.inputParticles.get()
+        if self.learnFrom == FROM_REFERENCE and self.referenceVolume.get() is None:
+            errors.append("Give a reference map, or learn from the particles' orientations.")
+        if self.learnFrom == FROM_ORIENTATIONS and particles is not None and not particles.hasAlignmentProj():
+            errors.append('The particles have no orientations (projection alignment) to learn from: give a refined '
+                          'set, or learn from a reference map.')
+        errors += self._validateVolume(self._reference()) + self._validateNetwork(self.startNetwork.get())
+        box = self.networkBox.get()
+        if box % 2 or (particles is not None and box > particles.getXDim()):
+            errors.append('The network box must be even and at most the box of the particles; it is %d px.' % box)
+        return errors
+
+    def _summary(self):
+        if not hasattr(self, outputs.outputNetwork.name):
+            return ['The network is not ready yet. The Output tab shows the progress with the time left.']
+        summary = readSummary(self._runDirectory())
+        return ['Median error on held-out images: *%.2f°* (mean %.2f°)' % (summary['validation_median_error_deg'],
+                                                                         summary['validation_mean_error_deg']),
+                'Trained for %.1f minutes.' % (summary['seconds'] / 60)]
+
+    def _methods(self):
+        if not hasattr(self, outputs.outputNetwork.name):
+            return []
+        source = ('simulated projections of a reference map' if self._reference() is not None
+                  else 'particles with refined orientations')
+        return ['A neural network (encoder %s, symmetry %s) was trained with cryoforum on %s; its median error on '
+                'held-out images was %.2f°.' % (ENCODERS[self.encoder.get()], self._symmetry(), source,
+                                                self.outputNetwork.getValidationMedianError())]
+
+    def _citations(self):
+        return ['Chung2023', 'Nashed2021']
+
+    # --------------------------- UTILS functions -----------------------------
+    def _runDirectory(self):
+        return self._getExtraPath('train')
+
+    def _reference(self):
+        return self.referenceVolume.get() if self.learnFrom == FROM_REFERENCE else None
+
+    def _symmetry(self):
+        return (self.symmetry.get() or '').strip().lower()
+
+    def _inputFiles(self):
+        return [self._starFile()] + ([] if self._reference() is None else [self._referenceFile()])
+
+    def _trainOptions(self):
+        """ The engine's options (command line without the dashes). """
+        start = self.startNetwork.get()
+        return {'particles': self._starFile(),
+                'reference': None if self._reference() is None else self._referenceFile(),
+                'from_checkpoint': None if start is None else os.path.abspath(start.getRunDirectory()),
+                'symmetry': self._symmetry(),
+                'max_minutes': self.maxMinutes.get(), 'max_steps': self.maxSteps.get(),
+                'encoder': ENCODERS[self.encoder.get()], 'head': HEADS[self.head.get()],
+                'network_box_size_px': self.networkBox.get() or None,
+                'filter_channels': self.filterChannels.get(), 'width': self.width.get(),
+                'pooling': POOLINGS[self.pooling.get()], 'activation': ACTIVATIONS[self.activation.get()],
+                'dropout': self.dropout.get(), 'loss': LOSSES[self.loss.get()],
+                'bingham_weight': self.binghamWeight.get(), 'shift_weight': self.shiftWeight.get(),
+                'augment': self.augment.get(), 'half_set': HALF_SETS[self.halfSet.get()],
+                'validation_fraction': self.validationFraction.get(), 'batch_size': self.batchSize.get(),
+                'learning_rate': self.learningRate.get(), 'patience_evaluations': self.patience.get(),
+                **self._imageOptions()}
