@@ -7,7 +7,7 @@ checked by the job, which can open them; what a single value must be is checked 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 JunkKind = Literal["noise", "off-centre", "overlap", "other-molecule", "blank"]
 JUNK_KINDS: tuple[JunkKind, ...] = ("noise", "off-centre", "overlap", "other-molecule", "blank")
@@ -20,7 +20,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class JobConfig(BaseModel):
     """What every job has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     out: Path
     """Directory of the run; new or empty, or one to go on with (--resume)."""
@@ -35,7 +35,7 @@ class JobConfig(BaseModel):
 class ImageInputConfig(BaseModel):
     """How to read particle images, shared by the jobs that do."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     contrast: Literal["auto", "bright", "dark"] = "auto"
     """Protein brighter or darker than its surroundings; auto measures it and says what it found."""
@@ -50,13 +50,16 @@ class SimulateConfig(JobConfig):
 
     job: Literal["simulate"] = "simulate"
     model: Path | None = None
-    """Map (.mrc) or atomic model (.pdb, .cif, also .gz); without one, the molecule that comes with the package."""
+    """Map (.mrc) or atomic model (.pdb, .cif, also .gz); without one, the 30S ribosome that comes with the package."""
     n_particles: PositiveInt = 1000
-    box_size_px: PositiveInt = 64
+    box_size_px: PositiveInt | None = None
+    """Box of the images, even; by default that of the map, or 64 for an atomic model."""
     pixel_size_angstrom: PositiveFloat | None = None
     """Pixel size; by default that of the map, or one that makes an atomic model fill 70 % of the box."""
     snr: PositiveFloat = 0.1
-    """Variance of the clean images (after CTF) over variance of the noise."""
+    """Variance of the clean images (after CTF) over variance of the noise; inf for none."""
+    noise: Literal["white", "coloured"] = "white"
+    """coloured: nine times the power at low resolution, as ice and detectors make it."""
     defocus_min_angstrom: float = 8000.0
     defocus_max_angstrom: float = 20000.0
     astigmatism_angstrom: Annotated[float, Field(ge=0)] = 300.0
@@ -75,6 +78,13 @@ class SimulateConfig(JobConfig):
     preferred_view_width_deg: PositiveFloat = 20.0
     symmetry: str = "c1"
     """Point group of the molecule, written to the summary; poses are drawn over all rotations."""
+
+    @model_validator(mode="after")
+    def _defocus_is_a_range(self):
+        if self.defocus_min_angstrom > self.defocus_max_angstrom:
+            raise ValueError("the smallest defocus must not be above the largest; --defocus-min-angstrom is "
+                             f"{self.defocus_min_angstrom:g} and --defocus-max-angstrom {self.defocus_max_angstrom:g}")
+        return self
 
 
 class TrainConfig(JobConfig, ImageInputConfig):
@@ -195,3 +205,5 @@ class DoctorConfig(JobConfig):
     """Versions, devices, and a 20-second self-test against known answers."""
 
     job: Literal["doctor"] = "doctor"
+    out: Path | None = None
+    """Directory for summary.json; without one the result is only printed."""
