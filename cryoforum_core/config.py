@@ -104,10 +104,12 @@ class TrainConfig(JobConfig, ImageInputConfig):
     """Images are Fourier-cropped to this box; default: the particles' own, at most 128."""
     filter_channels: int = 5
     """Low-pass filtered copies of the image beside it; 0 for none (encoder cryoforum and compact)."""
-    pooling: Literal["gem", "average", "max", "flatten"] = "gem"
-    activation: Literal["prelu", "relu", "silu"] = "prelu"
-    width: PositiveInt = 32
-    """Channels of the encoder's first block."""
+    pooling: Literal["auto", "gem", "average", "max", "flatten"] = "auto"
+    """How the last feature maps become one vector; auto: the encoder's own (gem for cryoforum, else flatten)."""
+    activation: Literal["auto", "prelu", "relu", "silu"] = "auto"
+    """auto: the encoder's own (prelu for cryoforum, else relu)."""
+    width: PositiveInt | None = None
+    """Channels of the encoder's first block; default: the encoder's own."""
     dropout: Fraction = 0.0
     loss: Literal["pairwise-to-own", "own", "pairwise", "chordal"] = "pairwise-to-own"
     """Orientation loss; pairwise-to-own goes from pairs to each image's own error (Cryo-forum)."""
@@ -116,6 +118,11 @@ class TrainConfig(JobConfig, ImageInputConfig):
     shift_weight: Annotated[float, Field(ge=0)] = 1.0
     augment: bool = True
     """In-plane rotation, shift, scale and noise, labels following."""
+    particle_fraction: Fraction | None = None
+    """Share of the particles' own images in a batch, the rest are simulated projections; default: a half where the
+    particles are the labels (the map is then made of them), none with --reference."""
+    shift_rms_angstrom: PositiveFloat | None = None
+    """Standard deviation of simulated displacements along x and y; default: 4 % of the box."""
     batch_size: PositiveInt = 128
     max_steps: PositiveInt = 20000
     max_minutes: PositiveFloat | None = None
