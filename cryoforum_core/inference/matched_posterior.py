@@ -1,0 +1,115 @@
+"""From refined hypotheses to a belief about each pose: local Gaussians, rival hypotheses, and the chance to be lost."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..geometry.symmetry import symmetric_distance_rad
+from ..matching.refine import RefinedPoses
+
+SAME_POSE_RAD = 0.05
+N_LOCAL_SAMPLES = 48
+COVERAGE = 0.9
+# standard deviations below the population's usual fit at which a pose is as likely wrong as right
+LOST_AT_DEVIATIONS = 3.5
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What matching says of n particles before they are seen as a population.
+
+    ``weight`` (n, K) of the hypotheses, 0 for repetitions, sums to 1; ``rival_angle_rad`` (n, K) between the first
+    hypothesis and each; ``local_deviation_rad`` (n, 3) principal standard deviations of the first one's rotation.
+    """
+
+    weight: Tensor
+    rival_angle_rad: Tensor
+    local_deviation_rad: Tensor
+
+
+def bingham_from_information(quaternion: Tensor, information: Tensor) -> Tensor:
+    """The Bingham matrix (n, 4, 4) with mode (n, 4) that has the local precision ``information`` (n, 3, 3).
+
+    For a small rotation vector w in the molecule's frame, q(w) = q (w / 2, 1), so ``w' I w / 2 = q(w)' A q(w)`` for
+    ``A = 2 T I T'``, T the 4x3 matrix of the directions ``q (e_i, 0)``.
+    """
+    x, y, z, w = quaternion.unbind(-1)
+    tangent = torch.stack([torch.stack([w, z, -y, -x], -1), torch.stack([-z, w, x, -y], -1),
+                           torch.stack([y, -x, w, -z], -1)], dim=-1)
+    return 2.0 * tangent @ information.to(tangent.dtype) @ tangent.transpose(-1, -2)
+
+
+def rotation_information(information: Tensor) -> Tensor:
+    """Information (..., 3, 3) about the rotation alone, of (..., 5, 5) about rotation and displacement together."""
+    turn, cross, move = information[..., :3, :3], information[..., :3, 3:], information[..., 3:, 3:]
+    scale = torch.diagonal(move, dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(1e-12)
+    ridge = 1e-6 * scale * torch.eye(2, dtype=move.dtype, device=move.device)
+    return turn - cross @ torch.linalg.solve(move + ridge, cross.transpose(-1, -2))
+
+
+def belief(hypotheses: RefinedPoses, group: Tensor) -> Belief:
+    """From hypotheses, best first (fields (n, K, ...)): Laplace weights, repetitions of one pose counted once."""
+    n, k = hypotheses.score.shape
+    ridge = 1e-3 * torch.eye(5, dtype=torch.float64, device=hypotheses.score.device)
+    evidence = hypotheses.score.double() - 0.5 * torch.logdet(hypotheses.information.double() + ridge)
+    angle = torch.stack([symmetric_distance_rad(hypotheses.quaternion[:, j], hypotheses.quaternion[:, 0], group)
+                         for j in range(k)], dim=1)
+    for j in range(1, k):
+        earlier = torch.stack([symmetric_distance_rad(hypotheses.quaternion[:, j], hypotheses.quaternion[:, i], group)
+                               for i in range(j)], dim=1)
+        evidence[:, j] = evidence[:, j].masked_fill((earlier < SAME_POSE_RAD).any(1), -torch.inf)
+    precision = torch.linalg.eigvalsh(rotation_information(hypotheses.information[:, 0].double()))
+    deviation = precision.clamp_min(0.1).rsqrt()
+    return Belief(torch.softmax(evidence, dim=1).float(), angle.float(), deviation.float())
+
+
+def standardised(values: Tensor) -> Tensor:
+    """Values (n,) in robust standard deviations from their median. Fewer than 8 values are left as they are."""
+    finite = values[torch.isfinite(values)]
+    if len(finite) < 8:
+        return values
+    median = finite.median()
+    # the half with the better fit is free of junk: its spread alone counts
+    upper = finite[finite >= median]
+    deviation = 1.4826 * (upper - median).median()
+    return (values - median) / deviation.clamp_min(1.0)
+
+
+def chance_lost(fit: Tensor) -> Tensor:
+    """Probability (n,) that a pose is wrong or the image is no particle, from the standardised fit (n,)."""
+    deficit = (-fit).clamp_min(0)
+    return torch.sigmoid(0.5 * (deficit.square() - LOST_AT_DEVIATIONS ** 2))
+
+
+def expected_error_deg(beliefs: Belief, lost: Tensor, uniform_angles_rad: Tensor,
+                       coverage: float = COVERAGE) -> tuple[Tensor, Tensor]:
+    """Expected error in degrees (n,), and the angle that holds with probability ``coverage`` (n,).
+
+    The truth is near hypothesis j with probability ``weight_j (1 - lost)``, anywhere with probability ``lost``;
+    ``uniform_angles_rad`` (u,) are angles to a random rotation, the symmetry taken into account.
+    """
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(N_LOCAL_SAMPLES, 3, generator=generator).to(lost.device)
+    local = (beliefs.local_deviation_rad[:, None] * normal).norm(dim=-1).clamp_max(torch.pi)
+    weight = beliefs.weight * (1 - lost)[:, None]
+    uniform = uniform_angles_rad.expand(len(lost), -1)
+    angles = torch.cat([local, beliefs.rival_angle_rad[:, 1:], uniform], dim=1)
+    weights = torch.cat([(weight[:, :1] / N_LOCAL_SAMPLES).expand(-1, N_LOCAL_SAMPLES), weight[:, 1:],
+                         (lost[:, None] / uniform.shape[1]).expand(-1, uniform.shape[1])], dim=1)
+    mean = (angles * weights).sum(1)
+    ordered, order = angles.sort(dim=1)
+    reached = weights.gather(1, order).cumsum(1) >= coverage * weights.sum(1, keepdim=True)
+    bound = ordered.gather(1, reached.float().argmax(1, keepdim=True))[:, 0]
+    return torch.rad2deg(mean), torch.rad2deg(bound)
+
+
+def uniform_angles_rad(group: Tensor, n: int = 64) -> Tensor:
+    """Quantiles (n,) of the angle between two random rotations, the smallest over the symmetry ``group`` (G, 4)."""
+    generator = torch.Generator().manual_seed(1)
+    normal = torch.nn.functional.normalize(torch.randn(4096, 4, generator=generator), dim=-1)
+    identity = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    angles = symmetric_distance_rad(normal, identity.expand_as(normal), group.cpu())
+    return torch.quantile(angles, (torch.arange(n) + 0.5) / n)
+
+
