@@ -175,14 +175,18 @@ class SelectConfig(JobConfig):
     job: Literal["select"] = "select"
     run: Path
     """Run of predict."""
-    measure: Literal["expected-error", "dispersion-max", "dispersion-trace", "dispersion-wigner", "match-score"] = (
-        "match-score")
+    measure: Literal["auto", "match-score", "expected-error", "error-bound", "figure-of-merit", "dispersion-max",
+                     "dispersion-trace", "dispersion-wigner"] = "auto"
+    """What to judge particles by; auto is the match score where predict made one, else the expected error."""
     keep_fraction: Fraction | None = None
+    """Keep this fraction, the best. Without any criterion the measure's distribution decides: two populations are
+    parted, one is kept whole."""
     keep_count: PositiveInt | None = None
+    """Keep so many, the best."""
     max_error_deg: PositiveFloat | None = None
-    """Keep particles whose expected error is at most this."""
+    """Keep particles whose expected error is at most this; may go with --threshold on another measure."""
     threshold: float | None = None
-    """Keep particles whose measure is at least (scores) or at most (errors and dispersions) this."""
+    """Keep particles whose --measure is at least (scores) or at most (errors and dispersions) this."""
 
 
 class EvaluateConfig(JobConfig, ImageInputConfig):

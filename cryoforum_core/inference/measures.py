@@ -1,0 +1,76 @@
+"""The numbers by which particles are judged, from what a run of predict left."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..geometry.orientation_posterior import dispersion_max, dispersion_trace, dispersion_wigner
+
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number per particle that tells how far its orientation can be trusted."""
+
+    name: str
+    """As on the command line."""
+    label: str
+    column: str
+    """Its name in STAR files."""
+    higher_is_better: bool
+    unit: str = ""
+    scale: Callable[[np.ndarray], np.ndarray] = np.asarray
+    """Increasing, to a scale on which populations look alike in width: errors spread by factors, not by degrees."""
+    unscale: Callable[[np.ndarray], np.ndarray] = np.asarray
+
+    def quality(self, values: np.ndarray) -> np.ndarray:
+        """Higher is better, whatever the measure."""
+        return values if self.higher_is_better else -values
+
+    def text(self, value: float) -> str:
+        return f"{value:.6g}{' ' if self.unit else ''}{self.unit}"
+
+
+def _log(values: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(values, _TINY))
+
+
+def _minus_log_minus(values: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(-values, _TINY))
+
+
+def _minus_exp_minus(values: np.ndarray) -> np.ndarray:
+    return -np.exp(-values)
+
+
+MEASURES = {measure.name: measure for measure in (
+    Measure("match-score", "match score", "rlnCryoforumMatchScore", True),
+    Measure("expected-error", "expected error", "rlnCryoforumExpectedError", False, "degrees", _log, np.exp),
+    Measure("error-bound", "error bound", "rlnCryoforumErrorBound", False, "degrees", _log, np.exp),
+    Measure("figure-of-merit", "figure of merit", "rlnCryoforumFigureOfMerit", True),
+    Measure("dispersion-max", "largest dispersion", "rlnCryoforumDispersionMax", False, "",
+            _minus_log_minus, _minus_exp_minus),
+    Measure("dispersion-trace", "sum of dispersions", "rlnCryoforumDispersionTrace", False, "",
+            _minus_log_minus, _minus_exp_minus),
+    Measure("dispersion-wigner", "Wigner log-likelihood of the dispersions", "rlnCryoforumDispersionWigner", False, "",
+            np.arcsinh, np.sinh),
+)}
+
+
+def measures_of(posterior: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The measures (n,) float64 that the arrays of ``orientation_posterior.npz`` hold, by name.
+
+    The dispersions are those of the network's own matrix (``network_eigenvalues`` (n, 4), ascending) where predict
+    refined the poses. A measure that is missing, or NaN for every particle, is left out.
+    """
+    eigenvalues = posterior["network_eigenvalues" if "network_eigenvalues" in posterior else "eigenvalues"]
+    ascending = torch.as_tensor(np.asarray(eigenvalues), dtype=torch.float64)
+    arrays = {"match-score": posterior.get("match_score"), "expected-error": posterior.get("expected_error_deg"),
+              "error-bound": posterior.get("error_bound_deg"), "figure-of-merit": posterior.get("figure_of_merit"),
+              "dispersion-max": dispersion_max(ascending), "dispersion-trace": dispersion_trace(ascending),
+              "dispersion-wigner": dispersion_wigner(ascending)}
+    measures = {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items() if values is not None}
+    return {name: values for name, values in measures.items() if not np.isnan(values).all()}
