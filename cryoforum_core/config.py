@@ -52,6 +52,7 @@ class SimulateConfig(JobConfig):
     model: Path | None = None
     """Map (.mrc) or atomic model (.pdb, .cif, also .gz); without one, the 30S ribosome that comes with the package."""
     n_particles: PositiveInt = 1000
+    """Number of images, junk included."""
     box_size_px: PositiveInt | None = None
     """Box of the images, even; by default that of the map, or 64 for an atomic model."""
     pixel_size_angstrom: PositiveFloat | None = None
@@ -61,21 +62,29 @@ class SimulateConfig(JobConfig):
     noise: Literal["white", "coloured"] = "white"
     """coloured: nine times the power at low resolution, as ice and detectors make it."""
     defocus_min_angstrom: float = 8000.0
+    """Smallest mean defocus; underfocus is positive."""
     defocus_max_angstrom: float = 20000.0
+    """Largest mean defocus."""
     astigmatism_angstrom: Annotated[float, Field(ge=0)] = 300.0
     """Largest difference between the two defocus values."""
     voltage_kv: PositiveFloat = 300.0
+    """Voltage of the microscope."""
     spherical_aberration_mm: Annotated[float, Field(ge=0)] = 2.7
+    """Spherical aberration of the microscope."""
     amplitude_contrast: Fraction = 0.1
+    """Fraction of amplitude contrast."""
     shift_rms_px: Annotated[float, Field(ge=0)] = 2.0
     """Standard deviation of the particle's displacement along x and along y."""
     junk_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the images that are junk."""
     junk_kinds: tuple[JunkKind, ...] = JUNK_KINDS
+    """Kinds of junk, in equal shares."""
     other_model: Path | None = None
     """Map or atomic model of the junk kind other-molecule; by default one that comes with the package."""
     preferred_view_fraction: Fraction = 0.0
     """Fraction of the particles that lie within preferred_view_width_deg of one viewing direction."""
     preferred_view_width_deg: PositiveFloat = 20.0
+    """Radius of the cap of preferred viewing directions."""
     symmetry: str = "c1"
     """Point group of the molecule, written to the summary; poses are drawn over all rotations."""
 
@@ -98,8 +107,11 @@ class TrainConfig(JobConfig, ImageInputConfig):
     from_checkpoint: Path | None = None
     """Run or checkpoint to fine-tune."""
     symmetry: str = "c1"
+    """Point group of the molecule in RELION's notation: c1, c3, d2, t, o, i1, ..."""
     encoder: Literal["cryoforum", "cryoposenet", "compact"] = "compact"
+    """Encoder of the images: the two published ones, or our best."""
     head: Literal["qcqp", "qcqp-psd", "s2s2", "quaternion", "euler"] = "qcqp"
+    """What the network says an orientation by; qcqp and qcqp-psd come with an uncertainty."""
     network_box_size_px: PositiveInt | None = None
     """Images are Fourier-cropped to this box; default: the particles' own, at most 128."""
     filter_channels: int = 5
@@ -111,11 +123,13 @@ class TrainConfig(JobConfig, ImageInputConfig):
     width: PositiveInt | None = None
     """Channels of the encoder's first block; default: the encoder's own."""
     dropout: Fraction = 0.0
+    """Fraction of the features left out at random while training."""
     loss: Literal["pairwise-to-own", "own", "pairwise", "chordal"] = "pairwise-to-own"
     """Orientation loss; pairwise-to-own goes from pairs to each image's own error (Cryo-forum)."""
     bingham_weight: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the Bingham negative log-likelihood, which gives the uncertainty its unit."""
     shift_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the error of the shift."""
     augment: bool = True
     """In-plane rotation, shift, scale and noise, labels following."""
     particle_fraction: Fraction | None = None
@@ -124,11 +138,15 @@ class TrainConfig(JobConfig, ImageInputConfig):
     shift_rms_angstrom: PositiveFloat | None = None
     """Standard deviation of simulated displacements along x and y; default: 4 % of the box."""
     batch_size: PositiveInt = 128
+    """Images in a step."""
     max_steps: PositiveInt = 20000
+    """Steps of the whole training."""
     max_minutes: PositiveFloat | None = None
     """Stop after this time; the schedule is stretched to end there."""
     learning_rate: PositiveFloat = 1e-3
+    """Largest learning rate of the schedule."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Fraction of the particles that is held out to judge the network."""
     patience_evaluations: PositiveInt = 10
     """Early stop after this many evaluations without a better held-out loss."""
     half_set: Literal["all", "1", "2"] = "all"
@@ -140,6 +158,7 @@ class PredictConfig(JobConfig, ImageInputConfig):
 
     job: Literal["predict"] = "predict"
     particles: Path
+    """STAR or .cs file."""
     model: Path
     """Run of train, or its checkpoint directory."""
     reference: Path | None = None
@@ -154,6 +173,7 @@ class PredictConfig(JobConfig, ImageInputConfig):
     symmetry: str | None = None
     """Point group; default: the network's."""
     batch_size: PositiveInt = 256
+    """Images at a time."""
 
 
 class ReconstructConfig(JobConfig, ImageInputConfig):
@@ -161,8 +181,11 @@ class ReconstructConfig(JobConfig, ImageInputConfig):
 
     job: Literal["reconstruct"] = "reconstruct"
     particles: Path
+    """STAR or .cs file with poses."""
     symmetry: str = "c1"
+    """Point group in RELION's notation."""
     max_resolution_angstrom: PositiveFloat | None = None
+    """Finest resolution of the map; default: the Nyquist limit."""
     mask_radius_angstrom: PositiveFloat | None = None
     """Radius of the soft sphere in which the half maps are compared; default: 45 % of the box."""
     weight_by: str | None = None
@@ -189,19 +212,26 @@ class SelectConfig(JobConfig):
     """Keep particles whose --measure is at least (scores) or at most (errors and dispersions) this."""
 
 
-class EvaluateConfig(JobConfig, ImageInputConfig):
+class EvaluateConfig(JobConfig):
     """Errors of poses against known ones, and of a map against a known one."""
 
     job: Literal["evaluate"] = "evaluate"
     particles: Path
+    """STAR or .cs file with the poses to judge."""
     truth: Path
+    """STAR or .cs file with the known poses."""
     map: Path | None = None
+    """Map to judge."""
     truth_map: Path | None = None
+    """Known map."""
     symmetry: str = "c1"
+    """Point group in RELION's notation; errors are the smallest over it."""
     align_frame: bool = False
     """Find the rotation between the two frames first (poses from ab initio)."""
     allow_mirror: bool = False
     """Let the alignment mirror the poses (the hand is undetermined ab initio)."""
+    pixel_size_angstrom: PositiveFloat | None = None
+    """Pixel size, where origins are in pixels and the particles' file does not say it."""
 
 
 class ReportConfig(JobConfig):
@@ -209,7 +239,9 @@ class ReportConfig(JobConfig):
 
     job: Literal["report"] = "report"
     run: Path
+    """Run of any job."""
     truth: Path | None = None
+    """STAR file with known poses, where there are some."""
 
 
 class DoctorConfig(JobConfig):

@@ -70,7 +70,7 @@ class RunDirectory:
         Raises InputError where the directory holds files and ``resume`` is False, where it belongs to another
         job, or where it cannot be written. Nothing in an existing directory is touched before these checks.
         """
-        self._check_can_hold(config, resume)
+        self.check(config, resume)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with atomic_path(self.config) as temporary:
@@ -79,14 +79,18 @@ class RunDirectory:
             raise InputError(f"The output directory must be writable; {self.path} is not ({error.strerror}). "
                              "Choose another --out.") from error
 
-    def _check_can_hold(self, config, resume: bool) -> None:
+    def check(self, config, resume: bool) -> None:
+        """Raises InputError where ``prepare`` would, but writes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out must be a directory; {self.path} is a file. Choose another --out.")
         occupied = self.path.is_dir() and any(self.path.iterdir())
         if occupied and not resume:
             raise InputError(f"--out must be a new or empty directory; {self.path} holds files of an earlier run. "
                              "Add --resume to go on with that run, or choose another --out.")
-        if occupied and self.config.is_file():
+        if occupied and not self.config.is_file():
+            raise InputError(f"--resume goes on with an earlier run; {self.path} holds files but no "
+                             f"{self.config.name}. Choose another --out.")
+        if occupied:
             found = json.loads(self.config.read_text()).get("job")
             if found != config.job:
                 raise InputError(f"--resume goes on with a run of the same job; {self.path} holds a {found!r} run, "

@@ -133,6 +133,19 @@ def load_particles(path: Path | str, image_input: ImageInputConfig | None = None
     return Particles(table, ImageStack(locations), poses, ctf, half_set, box_size_px, pixel_size_angstrom, particle_id)
 
 
+def read_poses(table: ParticleTable, pixel_size_angstrom: float | None = None) -> Poses:
+    """The poses of a table alone, whose images need not be there. ``pixel_size_angstrom`` takes the place of the
+    table's (origins in pixels need one). Raises InputError where poses are missing or cannot be right."""
+    problems: list[str] = []
+    if not table.has("rlnOriginXAngst", "rlnOriginYAngst") and table.has("rlnOriginX", "rlnOriginY"):
+        given = pixel_size_angstrom
+        pixel_size_angstrom = _collect(problems, lambda: _pixel_size_angstrom(table, [], given, problems))
+    poses = _collect(problems, lambda: _poses(table, pixel_size_angstrom, True, problems))
+    if problems:
+        raise InputError(problems)
+    return poses
+
+
 def _collect(problems: list[str], read):
     """The result of ``read``; where it raises InputError, None, and its problems are added to the others."""
     try:

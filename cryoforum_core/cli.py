@@ -1,0 +1,181 @@
+"""The command line ``cryoforum JOB --out DIRECTORY ...``: the configs of config.py, one field, one flag.
+
+Exit codes: 0 done, 1 an error of the program (with traceback), 2 bad input (the problems, no traceback), 130
+interrupted. Nothing here imports torch before the arguments are read, so that ``--help`` is quick.
+"""
+
+import logging
+import shlex
+import signal
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from pydantic import ValidationError
+
+from . import __version__, config
+from .errors import InputError, Interrupted
+
+logger = logging.getLogger("cryoforum")
+
+JOBS: dict[str, type[config.JobConfig]] = {
+    "simulate": config.SimulateConfig,
+    "evaluate": config.EvaluateConfig,
+}
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+_OVERVIEW = """\
+cryoforum {version}: orientations of cryo-EM particles with an uncertainty, and 3-D clean-up
+
+usage: cryoforum JOB --out DIRECTORY [options]
+
+{jobs}
+
+cryoforum JOB --help lists the options of a job. A typical sequence:
+
+  cryoforum simulate --out set --n-particles 2000 --junk-fraction 0.15
+  cryoforum train    --out network --particles set/particles.star --reference set/map.mrc --max-minutes 5
+  cryoforum predict  --out poses --particles set/particles.star --model network
+  cryoforum select   --out clean --run poses --keep-fraction 0.8
+  cryoforum evaluate --out errors --particles clean/selected.star --truth set/truth.star
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``cryoforum`` and ``python -m cryoforum_core``; ends the process with an exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview(), end="")
+        sys.exit(0)
+    if arguments[0] == "--version":
+        print(__version__)
+        sys.exit(0)
+    try:
+        parsed = parse(arguments)
+    except InputError as error:
+        _fail(error)
+    sys.exit(_run(parsed, arguments))
+
+
+def parse(arguments: Sequence[str]) -> config.JobConfig:
+    """The configuration that the arguments ask for. Raises InputError where values break a rule.
+
+    As every command line does, it prints and ends the process for ``--help`` and for unknown or missing flags (2).
+    """
+    job, *options = arguments
+    if job not in JOBS:
+        raise InputError(f"The first argument must be a job; {job!r} is none. Jobs: {', '.join(JOBS)}.")
+    model = JOBS[job]
+    values = tyro.cli(_Flags, args=options, prog=f"cryoforum {job}", description=model.__doc__,
+                      registry=_registry(model))
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise InputError(_sentence(problem) for problem in error.errors()) from None
+
+
+class _Flags(dict):
+    """The values of one job's flags, not checked yet; ``_registry`` says which flags there are."""
+
+
+def _registry(model: type[config.JobConfig]) -> tyro.constructors.ConstructorRegistry:
+    """Flags for the fields of ``model``: those of the job first, those of every job last; checked by pydantic later."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.struct_rule
+    def _(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+        if info.type is not _Flags:
+            return None
+        names = [name for name in model.model_fields if name != "job"]
+        names.sort(key=lambda name: _rank(model, name))
+        return tyro.constructors.StructConstructorSpec(dict, tuple(_flag(model, name) for name in names))
+
+    return registry
+
+
+def _rank(model: type[config.JobConfig], name: str) -> int:
+    if model.model_fields[name].is_required():
+        return 0
+    if name in config.JobConfig.model_fields:
+        return 3
+    return 2 if name in config.ImageInputConfig.model_fields else 1
+
+
+def _flag(model: type[config.JobConfig], name: str) -> tyro.constructors.StructFieldSpec:
+    field = model.model_fields[name]
+    # pydantic takes the constraints out of the annotation; they are checked when the model is made
+    annotation, is_optional = _without_none(field.annotation)
+    hints = {"help_behavior_hint": ""} if is_optional and field.default is None else {}
+    metavar = {Path: "PATH", str: "TEXT", int: "INT", float: "NUMBER"}.get(annotation)
+    annotated = typing.Annotated[field.annotation, tyro.conf.arg(metavar=metavar, **hints)]
+    default = tyro.MISSING if field.is_required() else field.default
+    return tyro.constructors.StructFieldSpec(name, annotated, default, helptext=field.description or "")
+
+
+def _without_none(annotation) -> tuple[object, bool]:
+    """``Path | None`` -> (Path, True); ``Path`` -> (Path, False)."""
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return annotation, False
+    members = [member for member in typing.get_args(annotation) if member is not type(None)]
+    first = typing.get_args(members[0])[0] if typing.get_origin(members[0]) is typing.Annotated else members[0]
+    return (first if len(members) == 1 else annotation), True
+
+
+def _sentence(problem: dict) -> str:
+    """One problem that pydantic found, as a sentence."""
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message[0].upper() + message[1:] + "."
+    flag = "--" + str(problem["loc"][0]).replace("_", "-")
+    rule = message.replace("Input should be", "must be")
+    return f"{flag} {rule}; it is {problem['input']!r}."
+
+
+def _run(parsed: config.JobConfig, arguments: Sequence[str]) -> int:
+    _log_to_stdout()
+    # a queue stops jobs with SIGTERM; it must end like Ctrl-C
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        from . import jobs
+
+        getattr(jobs, parsed.job)(parsed)
+    except InputError as error:
+        _fail(error)
+    except (KeyboardInterrupt, Interrupted) as stop:
+        command = ["cryoforum", *arguments] + ([] if "--resume" in arguments else ["--resume"])
+        print(f"\ninterrupted. {stop or ''}\nGo on with: {shlex.join(command)}", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _log_to_stdout() -> None:
+    """Lines of the log beside the progress, on standard output, flushed as they come."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Format())
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class _Format(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
+        return prefix + super().format(record)
+
+
+def _fail(error: InputError) -> typing.NoReturn:
+    for problem in error.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+def _overview() -> str:
+    width = max(map(len, JOBS))
+    lines = (f"  {name:{width}}  {model.__doc__.split('.')[0]}" for name, model in JOBS.items())
+    return _OVERVIEW.format(version=__version__, jobs="\n".join(lines))
+
+

@@ -1,0 +1,149 @@
+"""The jobs: configuration in, run directory out. The file to open first.
+
+Each job reads and checks all of its input before it writes anything, and reports every problem at once (InputError);
+then it calls one function of a lower layer, and writes ``summary.json`` last.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+
+import torch
+
+from . import __version__
+from .config import EvaluateConfig, JobConfig, SimulateConfig
+from .errors import InputError
+from .progress import format_duration
+from .run_directory import RunDirectory
+
+logger = logging.getLogger("cryoforum")
+
+# what of a configuration does not change a run's results
+_NOT_OF_THE_RESULT = {"resume", "device"}
+
+
+class _Inputs:
+    """Reads the inputs of a job; leaving the block raises one InputError with the problems of all of them."""
+
+    def __init__(self, config: JobConfig):
+        self._problems: list[str] = []
+        self._config = config
+
+    def __enter__(self) -> "_Inputs":
+        self.device = self.read(resolve_device, self._config.device)
+        if self._config.out is not None:
+            self.read(RunDirectory(self._config.out).check, self._config, self._config.resume)
+        return self
+
+    def read(self, function: Callable, *arguments, **keywords):
+        """The function's result; None where it raised InputError, whose problems are kept."""
+        try:
+            return function(*arguments, **keywords)
+        except InputError as error:
+            self._problems.extend(error.problems)
+            return None
+
+    def __exit__(self, exception_type, *_) -> None:
+        if exception_type is None and self._problems:
+            raise InputError(dict.fromkeys(self._problems))
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``. Raises InputError where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or (":" in name and not number.isdecimal())):
+        raise InputError(f"--device must be auto, cpu, cuda or cuda:N; it is {name!r}.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name} needs a GPU that PyTorch can use; none was found. Use --device cpu, or check "
+                         "the driver (nvidia-smi) and that PyTorch was installed with CUDA.")
+    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
+        raise InputError(f"--device {name} must be one of the GPUs here; there are {torch.cuda.device_count()}, "
+                         f"numbered from 0. Use --device cuda:{torch.cuda.device_count() - 1} or less.")
+    return torch.device(name)
+
+
+def describe_device(device: torch.device) -> str:
+    """``CPU, 2 threads`` or the GPU's name and memory."""
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{device}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+
+def _perform(config: JobConfig, device: torch.device, purpose: str, work: Callable[[RunDirectory], dict]
+             ) -> RunDirectory:
+    """Runs ``work`` in the run directory and writes what it returns as the summary."""
+    run = RunDirectory(config.out)
+    if config.resume and _is_finished(run, config):
+        logger.info("%s is finished already; nothing to do.", run.path)
+        return run
+    run.prepare(config, config.resume)
+    run.summary.unlink(missing_ok=True)  # it marks a finished run, and this one is not
+    logger.info("cryoforum %s %s: %s", __version__, config.job, purpose)
+    logger.info("device: %s; output: %s", describe_device(device), os.path.abspath(run.path))
+    start = time.monotonic()
+    summary = work(run)
+    seconds = time.monotonic() - start
+    run.write_summary({"job": config.job, "version": __version__, "seconds": round(seconds, 2)} | summary)
+    logger.info("%s done in %s", config.job, format_duration(seconds))
+    for name, value in summary.items():
+        if isinstance(value, (int, float, str)) and value != "":
+            logger.info("  %-32s %s", name, f"{value:.4g}" if isinstance(value, float) else value)
+    return run
+
+
+def _is_finished(run: RunDirectory, config: JobConfig) -> bool:
+    if not (run.finished and run.config.is_file()):
+        return False
+    before = type(config).model_validate_json(run.config.read_text())
+    return before.model_dump(exclude=_NOT_OF_THE_RESULT) == config.model_dump(exclude=_NOT_OF_THE_RESULT)
+
+
+def simulate(config: SimulateConfig) -> RunDirectory:
+    """Noisy images with known poses: particles.star, particles.mrcs, truth.star, map.mrc."""
+    from .geometry.symmetry import normalise_name
+    from .particles import simulate as simulation
+
+    needs_other = config.junk_fraction > 0 and "other-molecule" in config.junk_kinds
+    with _Inputs(config) as inputs:
+        inputs.read(normalise_name, config.symmetry)
+        molecule = inputs.read(simulation.load_molecule, config.model, config.box_size_px, config.pixel_size_angstrom)
+        other = None
+        if needs_other and molecule is not None:
+            other = inputs.read(simulation.load_molecule, config.other_model or simulation.DEFAULT_OTHER_MODEL,
+                                len(molecule.volume), molecule.pixel_size_angstrom)
+    purpose = (f"{config.n_particles} images of {len(molecule.volume)} px at {molecule.pixel_size_angstrom:g} A/px, "
+               f"SNR {config.snr:g}, {config.junk_fraction:.0%} junk")
+    return _perform(config, inputs.device, purpose,
+                    lambda run: simulation.simulate(config, run, molecule, other, inputs.device))
+
+
+def evaluate(config: EvaluateConfig) -> RunDirectory:
+    """Errors of poses against known ones (errors.csv), and of a map against a known one (fsc.csv)."""
+    from .geometry.symmetry import symmetry_group
+    from .particles.dataset import read_table
+    from .report import evaluation
+
+    with _Inputs(config) as inputs:
+        estimated = inputs.read(read_table, config.particles)
+        known = inputs.read(read_table, config.truth)
+        group = inputs.read(symmetry_group, config.symmetry)
+        maps = None
+        if (config.map is None) != (config.truth_map is None):
+            inputs.read(_refuse, "A map is compared with a known one; only one of --map and --truth-map is given. "
+                                 "Give both or neither.")
+        elif config.map is not None:
+            maps = inputs.read(evaluation.read_two_maps, config.map, config.truth_map)
+        errors = None
+        if estimated is not None and known is not None and group is not None:
+            errors = inputs.read(evaluation.compare_poses, estimated, known, group, config.align_frame,
+                                 config.allow_mirror, config.pixel_size_angstrom)
+    return _perform(config, inputs.device, f"{config.particles} against {config.truth}",
+                    lambda run: evaluation.write_evaluation(run, errors, maps))
+
+
+def _refuse(problem: str) -> None:
+    raise InputError(problem)

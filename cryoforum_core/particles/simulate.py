@@ -1,0 +1,262 @@
+"""Simulated particle images with known poses, and with junk of five kinds.
+
+An image is the projection of the map, displaced, times the CTF, plus noise of variance 1; the map is scaled so that
+the variance of all pixels of the clean images (after CTF, junk not counted) is the signal-to-noise ratio. ``map.mrc``
+has that scale: the sum over z of the map is the image.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..config import SimulateConfig
+from ..errors import InputError
+from ..imaging.ctf import CTFParameters, ctf_2d
+from ..imaging.fourier import crop_volume, fft_image, ifft_image, radius_px, shift_phase
+from ..imaging.projection import FourierVolume
+from ..mrc import StackWriter, read_map, write_map
+from ..progress import Progress
+from ..run_directory import RunDirectory
+from .atomic_model import default_pixel_size_angstrom, is_atomic_model, potential_map, read_atomic_model
+from .simulation_plan import SimulationPlan, plan_simulation
+from .table import ParticleTable
+
+DATA = Path(__file__).parents[1] / "data"
+DEFAULT_MODEL = DATA / "ribosome_30s_4v4r.pdb.gz"
+DEFAULT_OTHER_MODEL = DATA / "beta_galactosidase_5a1a.pdb.gz"
+DEFAULT_BOX_SIZE_PX = 64
+
+STACK_NAME = "particles.mrcs"
+JUNK_KIND_COLUMN = "rlnCryoforumJunkKind"
+
+_PIXELS_PER_BATCH = 2**20
+_N_FOR_VARIANCE = 1000
+_PARTICLES_PER_MICROGRAPH = 100
+_MICROGRAPH_SIZE_PX = 4096
+# power of coloured noise at frequency 0 over that at the highest frequencies, and where it has fallen half way
+_COLOURED_EXCESS, _COLOURED_CORNER = 8.0, 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Molecule:
+    """A map (D, D, D) float32 [z, y, x] and its pixel size."""
+
+    volume: Tensor
+    pixel_size_angstrom: float
+
+
+def load_molecule(path: Path | None, box_size_px: int | None, pixel_size_angstrom: float | None) -> Molecule:
+    """The map of a file (map or atomic model) in the box and at the pixel size asked for.
+
+    Without ``path`` it is the molecule that comes with the package; without box or pixel size they are the map's own,
+    for an atomic model 64 px and a pixel size at which it fills 70 % of the box. A map is Fourier-cropped to a coarser
+    pixel size, and cropped or padded with zeros to the box. Raises InputError where that cannot be done.
+    """
+    path = DEFAULT_MODEL if path is None else path
+    if box_size_px is not None and box_size_px % 2:
+        raise InputError(f"The box must be even; --box-size-px is {box_size_px}. Take {box_size_px + 1}.")
+    if is_atomic_model(path):
+        model = read_atomic_model(path)
+        box_size_px = box_size_px or DEFAULT_BOX_SIZE_PX
+        pixel_size_angstrom = pixel_size_angstrom or default_pixel_size_angstrom(model, box_size_px)
+        return Molecule(potential_map(model, box_size_px, pixel_size_angstrom), pixel_size_angstrom)
+    array, own_pixel_size = read_map(path)
+    volume = torch.from_numpy(array)
+    if pixel_size_angstrom is not None:
+        volume = _at_pixel_size(volume, own_pixel_size, pixel_size_angstrom, path)
+    return Molecule(_in_box(volume, box_size_px or len(volume)), pixel_size_angstrom or own_pixel_size)
+
+
+def _at_pixel_size(volume: Tensor, own: float, wanted: float, path: Path) -> Tensor:
+    size = len(volume) * own / wanted
+    new_size = 2 * round(size / 2)
+    if new_size > len(volume) or abs(size - new_size) > 0.002 * size:
+        below, above = (len(volume) * own / (2 * n) for n in (math.ceil(size / 2), max(math.floor(size / 2), 1)))
+        raise InputError(
+            f"A map's pixel size can be made coarser where the box stays a whole even number; {path} has "
+            f"{len(volume)} px of {own:g} A, and --pixel-size-angstrom is {wanted:g}. "
+            f"Near it are {max(below, own):.4f} and {max(above, own):.4f}; or leave the option out.")
+    return crop_volume(volume, new_size)
+
+
+def _in_box(volume: Tensor, box_size_px: int) -> Tensor:
+    before = box_size_px // 2 - len(volume) // 2  # negative padding crops
+    return functional.pad(volume, (before, box_size_px - len(volume) - before) * 3)
+
+
+class ImageMaker:
+    """Clean images of a plan: projections, displaced, times the CTF. ``scale`` multiplies the molecule."""
+
+    def __init__(self, molecule: Molecule, plan: SimulationPlan, other: Molecule | None = None,
+                 device: torch.device | str = "cpu"):
+        self.plan, self.device, self.scale = plan, device, 1.0
+        self.pixel_size_angstrom = molecule.pixel_size_angstrom
+        self.box_size_px = len(molecule.volume)
+        self._molecule = FourierVolume.from_real(molecule.volume.to(device))
+        self._other = None if other is None else FourierVolume.from_real(_as_strong_as(molecule, other).to(device))
+
+    def clean(self, rows: np.ndarray) -> Tensor:
+        """Images (k, B, B) of the 0-based ``rows`` (k,) of the plan, on the device."""
+        kind = self.plan.junk_kind[rows]
+        images_ft = self._displaced(self._molecule, self.plan.poses[rows], is_far=kind == "off-centre")
+        for name, replacement in (("other-molecule", self._other), ("noise", None), ("blank", None)):
+            some = torch.from_numpy(np.flatnonzero(kind == name)).to(self.device)
+            if len(some):
+                images_ft[some] = 0 if replacement is None else self._displaced(
+                    replacement, self.plan.poses[rows[kind == name]], is_far=np.zeros(len(some), dtype=bool))
+        both = kind == "overlap"
+        if both.any():
+            rows_of_both = torch.from_numpy(np.flatnonzero(both)).to(self.device)
+            images_ft[rows_of_both] += self._displaced(self._molecule, self.plan.companion[rows[both]],
+                                                       is_far=np.ones(both.sum(), dtype=bool))
+        ctf = ctf_2d(self.plan.ctf[rows].to(self.device), self.box_size_px, self.pixel_size_angstrom)
+        return self.scale * ifft_image(images_ft * ctf)
+
+    def _displaced(self, volume: FourierVolume, poses, is_far: np.ndarray) -> Tensor:
+        """Transforms of displaced projections; what is far from the centre leaves the box, and does not come in again
+        at the other side."""
+        poses = poses.to(self.device)
+        displacement_px = -poses.shift_angstrom / self.pixel_size_angstrom
+        projections_ft = volume.project(poses.quaternion)
+        images_ft = projections_ft * shift_phase(displacement_px, self.box_size_px)
+        far = torch.from_numpy(np.flatnonzero(is_far)).to(self.device)
+        if len(far):
+            margin = self.box_size_px // 2
+            padded = functional.pad(ifft_image(projections_ft[far]), (margin,) * 4)
+            moved = ifft_image(fft_image(padded) * shift_phase(displacement_px[far], 2 * self.box_size_px))
+            images_ft[far] = fft_image(moved[:, margin:-margin, margin:-margin].contiguous())
+        return images_ft
+
+
+def _as_strong_as(molecule: Molecule, other: Molecule) -> Tensor:
+    """The other molecule scaled to the same variance: maps come in many units."""
+    return other.volume * (molecule.volume.std() / other.volume.std())
+
+
+def noise_images(n: int, box_size_px: int, is_coloured: bool, generator: torch.Generator) -> Tensor:
+    """Noise of variance 1, white or with more power at low frequencies: (n, B, B)."""
+    white = torch.randn(n, box_size_px, box_size_px, generator=generator)
+    if not is_coloured:
+        return white
+    frequency = radius_px(box_size_px) / box_size_px  # cycles per pixel
+    power = 1 + _COLOURED_EXCESS / (1 + (frequency / _COLOURED_CORNER).square())
+    # over the full transform: columns of the half with a mate count twice
+    mates = torch.full((box_size_px // 2 + 1,), 2.0)
+    mates[[0, -1]] = 1.0
+    mean_power = (power * mates).sum() / box_size_px**2
+    return ifft_image(fft_image(white) * (power / mean_power).sqrt())
+
+
+def simulate(config: SimulateConfig, run: RunDirectory, molecule: Molecule, other: Molecule | None,
+             device: torch.device | str = "cpu") -> dict:
+    """Writes particles.mrcs, particles.star (without poses), truth.star (with them) and map.mrc; returns the summary.
+
+    ``other``: the molecule of the junk kind other-molecule, needed where the configuration asks for that kind.
+    """
+    plan = plan_simulation(config, len(molecule.volume), molecule.pixel_size_angstrom)
+    maker = ImageMaker(molecule, plan, other, device)
+    has_noise = math.isfinite(config.snr)
+    maker.scale = math.sqrt((config.snr if has_noise else 1.0) / _clean_variance(maker))
+    write_map(run.map, maker.scale * molecule.volume.numpy(), molecule.pixel_size_angstrom)
+    signal_variance = _write_stack(config, run.path / STACK_NAME, maker, has_noise)
+    columns, optics = particle_columns(config, plan, maker.box_size_px, maker.pixel_size_angstrom)
+    ParticleTable.from_columns(columns, optics).write(run.particles)
+    ParticleTable.from_columns(columns | truth_columns(plan), optics).write(run.truth)
+    kinds, counts = np.unique(plan.junk_kind[plan.is_junk], return_counts=True)
+    return {"n_particles": len(plan), "box_size_px": maker.box_size_px,
+            "pixel_size_angstrom": maker.pixel_size_angstrom, "snr": signal_variance if has_noise else None,
+            "n_junk": int(plan.is_junk.sum()), "junk": dict(zip(kinds.tolist(), counts.tolist(), strict=True)),
+            "symmetry": config.symmetry}
+
+
+def _batches(n: int, box_size_px: int) -> list[np.ndarray]:
+    size = max(1, _PIXELS_PER_BATCH // box_size_px**2)
+    return [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _clean_variance(maker: ImageMaker) -> float:
+    """Variance of all pixels of clean images, from a thousand of them."""
+    good = np.flatnonzero(~maker.plan.is_junk)[:_N_FOR_VARIANCE]
+    moments = _Moments()
+    for batch in _batches(len(good), maker.box_size_px):
+        moments.add(maker.clean(good[batch]))
+    return moments.variance
+
+
+class _Moments:
+    """Running variance of all pixels."""
+
+    def __init__(self):
+        self._n, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, images: Tensor) -> None:
+        images = images.double()
+        self._n += images.numel()
+        self._sum += float(images.sum())
+        self._squares += float(images.square().sum())
+
+    @property
+    def variance(self) -> float:
+        return self._squares / self._n - (self._sum / self._n) ** 2
+
+
+def _write_stack(config: SimulateConfig, path: Path, maker: ImageMaker, has_noise: bool) -> float:
+    """Makes and writes all images; returns the variance of the clean ones that are no junk."""
+    plan, box = maker.plan, maker.box_size_px
+    generator = torch.Generator().manual_seed(plan.noise_seed)
+    moments = _Moments()
+    with StackWriter(path, len(plan), box, maker.pixel_size_angstrom) as stack, \
+            Progress(len(plan), "simulate") as progress:
+        for rows in _batches(len(plan), box):
+            images = maker.clean(rows).cpu()
+            moments.add(images[torch.from_numpy(~plan.is_junk[rows])])
+            if has_noise:
+                images += noise_images(len(rows), box, config.noise == "coloured", generator)
+            blank = torch.from_numpy(plan.junk_kind[rows] == "blank")
+            images[blank] = images[blank][:, :1, :1]  # one grey value, a different one for each
+            stack.append(images.numpy())
+            progress.update(len(rows))
+    return moments.variance
+
+
+def particle_columns(config: SimulateConfig, plan: SimulationPlan, box_size_px: int, pixel_size_angstrom: float
+                     ) -> tuple[dict, dict]:
+    """The columns of particles.star, without poses, and of its optics table, as RELION 3.1 writes them."""
+    n = len(plan)
+    number = np.arange(n)
+    rng = np.random.default_rng(config.seed)
+    margin = min(box_size_px, _MICROGRAPH_SIZE_PX // 4)
+    coordinates = rng.integers(margin, _MICROGRAPH_SIZE_PX - margin, (2, n)).astype(float)
+    columns = {
+        "rlnImageName": [f"{i + 1:06d}@{STACK_NAME}" for i in number],
+        "rlnParticleId": number + 1,
+        "rlnMicrographName": [f"simulated/micrograph_{i // _PARTICLES_PER_MICROGRAPH + 1:04d}.mrc" for i in number],
+        "rlnCoordinateX": coordinates[0], "rlnCoordinateY": coordinates[1],
+        "rlnOpticsGroup": np.ones(n, dtype=int),
+        "rlnRandomSubset": number % 2 + 1,
+        "rlnDefocusU": plan.ctf.defocus_u_angstrom.double().numpy(),
+        "rlnDefocusV": plan.ctf.defocus_v_angstrom.double().numpy(),
+        "rlnDefocusAngle": plan.ctf.defocus_angle_deg.double().numpy(),
+        "rlnPhaseShift": plan.ctf.phase_shift_deg.double().numpy(),
+    }
+    optics = {
+        "rlnOpticsGroupName": ["opticsGroup1"], "rlnOpticsGroup": [1], "rlnVoltage": [config.voltage_kv],
+        "rlnSphericalAberration": [config.spherical_aberration_mm], "rlnAmplitudeContrast": [config.amplitude_contrast],
+        "rlnImagePixelSize": [pixel_size_angstrom], "rlnImageSize": [box_size_px], "rlnImageDimensionality": [2],
+    }
+    return columns, optics
+
+
+def truth_columns(plan: SimulationPlan) -> dict:
+    """The columns that truth.star has beyond particles.star: poses, and the kind of junk or ``none``."""
+    euler_deg, origin_angstrom = plan.poses.euler_deg().double().numpy(), plan.poses.shift_angstrom.double().numpy()
+    return {
+        "rlnAngleRot": euler_deg[:, 0], "rlnAngleTilt": euler_deg[:, 1], "rlnAnglePsi": euler_deg[:, 2],
+        "rlnOriginXAngst": origin_angstrom[:, 0], "rlnOriginYAngst": origin_angstrom[:, 1],
+        JUNK_KIND_COLUMN: plan.junk_kind,
+    }
