@@ -1,0 +1,315 @@
+"""Figures of the reports. The only module that imports matplotlib.
+
+Every function returns a Figure that belongs to no window and no global state; ``to_svg`` and ``to_png`` turn it into bytes.
+Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart; the maps use cividis for the same reason.
+"""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#6B7280"
+CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY)
+
+HALF_WIDTH = (5.6, 3.3)
+FULL_WIDTH = 11.4
+_RASTER_DPI = 160
+_STYLE = {
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "axes.titlesize": 9.5,
+    "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9CA3AF", "axes.labelcolor": "#374151",
+    "xtick.color": "#6B7280", "ytick.color": "#6B7280", "text.color": "#1F2937", "axes.titlecolor": "#1F2937",
+    "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#E5E7EB", "grid.linewidth": 0.7, "axes.axisbelow": True,
+    "lines.linewidth": 1.6, "figure.constrained_layout.use": True, "figure.dpi": 100,
+    "axes.prop_cycle": matplotlib.cycler(color=CYCLE), "svg.hashsalt": "cryoforum",
+}
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draws under the reports' style, whatever the caller's is; the layout is fixed there and then."""
+    @wraps(draw)
+    def drawn(*arguments, **keywords) -> Figure:
+        with matplotlib.rc_context(_STYLE):
+            figure = draw(*arguments, **keywords)
+            FigureCanvasAgg(figure).draw()
+            return figure
+    return drawn
+
+
+def to_svg(figure: Figure) -> bytes:
+    """The figure as SVG; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", dpi=_RASTER_DPI, metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def to_png(figure: Figure, dpi: int = _RASTER_DPI) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+@_styled
+def curves(x: np.ndarray, series: Mapping[str, np.ndarray], x_label: str, y_label: str, log_y: bool = False) -> Figure:
+    """Lines over ``x`` (n,); values (n,) that are not finite are left out, few of them are marked by dots."""
+    figure = Figure(HALF_WIDTH)
+    axes = figure.subplots()
+    for name, values in series.items():
+        there = np.isfinite(values)
+        axes.plot(x[there], values[there], label=name, marker="o" if there.sum() <= 40 else None, markersize=3)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    if log_y:
+        axes.set_yscale("log")
+        _plain_numbers(axes.yaxis)
+    if len(series) > 1:
+        axes.legend()
+    return figure
+
+
+@_styled
+def histogram(groups: Mapping[str, np.ndarray], x_label: str, marks: Mapping[str, float] | None = None,
+              log_x: bool = False, y_label: str = "particles") -> Figure:
+    """Stacked histograms of one or more groups of values (n_i,), with named vertical lines at ``marks``."""
+    groups = {name: _finite(values, log_x) for name, values in groups.items()}
+    figure = Figure(HALF_WIDTH)
+    axes = figure.subplots()
+    everything = np.concatenate(list(groups.values()))
+    if len(everything):
+        colours = [BLUE] if len(groups) == 1 else [GREY if name == "junk" else colour
+                                                    for name, colour in zip(groups, CYCLE)]
+        axes.hist(list(groups.values()), _bins(everything, log_x), stacked=True, color=colours, label=list(groups),
+                  edgecolor="white", linewidth=0.3)
+    if log_x:
+        axes.set_xscale("log")
+        _plain_numbers(axes.xaxis)
+    for style, (name, value) in zip(("-", "--", ":"), (marks or {}).items()):
+        axes.axvline(value, color="#111827", linestyle=style, linewidth=1.2, label=name)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    if len(groups) > 1 or marks:
+        axes.legend()
+    return figure
+
+
+@_styled
+def scatter(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str, log: bool = False, diagonal: bool = False,
+            highlighted: np.ndarray | None = None, highlighted_label: str = "", running_median: bool = True) -> Figure:
+    """Points of two quantities (n,), with the running median of y; ``highlighted`` (n,) marks some by colour."""
+    figure = Figure(HALF_WIDTH)
+    axes = figure.subplots()
+    there = np.isfinite(x) & np.isfinite(y) & ((x > 0) & (y > 0) if log else True)
+    special = np.zeros(len(x), dtype=bool) if highlighted is None else highlighted
+    size = float(np.clip(4000 / max(there.sum(), 1), 1.0, 12))
+    for rows, colour, label in ((there & ~special, BLUE, None), (there & special, VERMILION, highlighted_label)):
+        if rows.any():
+            axes.scatter(x[rows], y[rows], s=size, color=colour, alpha=0.45, linewidths=0, rasterized=True, label=label)
+    plain = there & ~special
+    if running_median and plain.sum() >= 50:
+        centre, middle = _running_median(x[plain], y[plain])
+        axes.plot(centre, middle, color="#111827", linewidth=1.4, label="median")
+    if log:
+        axes.set(xscale="log", yscale="log")
+        _plain_numbers(axes.xaxis)
+        _plain_numbers(axes.yaxis)
+    if diagonal and there.any():
+        ends = [min(x[there].min(), y[there].min()), max(x[there].max(), y[there].max())]
+        axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="equal")
+    axes.set(xlabel=x_label, ylabel=y_label)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(markerscale=float(np.sqrt(20 / size)))
+    return figure
+
+
+@_styled
+def shift_map(shift_angstrom: np.ndarray, highlighted: np.ndarray | None = None, highlighted_label: str = "") -> Figure:
+    """Displacements of the particles (n, 2) from their images' centres."""
+    figure = Figure((HALF_WIDTH[0], HALF_WIDTH[0] * 0.75))
+    axes = figure.subplots()
+    x, y = -shift_angstrom.T
+    special = np.zeros(len(x), dtype=bool) if highlighted is None else highlighted
+    size = float(np.clip(4000 / max(len(x), 1), 1.0, 12))
+    for rows, colour, label in ((~special, BLUE, None), (special, VERMILION, highlighted_label)):
+        if rows.any():
+            axes.scatter(x[rows], y[rows], s=size, color=colour, alpha=0.45, linewidths=0, rasterized=True, label=label)
+    axes.axhline(0, color=GREY, linewidth=0.7)
+    axes.axvline(0, color=GREY, linewidth=0.7)
+    axes.set(xlabel="displacement along x (Å)", ylabel="displacement along y (Å)", aspect="equal")
+    axes.grid(False)
+    if special.any():
+        axes.legend(markerscale=float(np.sqrt(20 / size)))
+    return figure
+
+
+@_styled
+def view_maps(densities: Mapping[str, np.ndarray]) -> Figure:
+    """Densities of viewing directions (latitudes, longitudes), 1 = even, on the whole sphere without distorting areas."""
+    n = len(densities)
+    figure = Figure((HALF_WIDTH[0] if n == 1 else FULL_WIDTH, 3.3 if n == 1 else 3.4))
+    highest = max(2.0, max(float(np.percentile(density, 99.5)) for density in densities.values()))
+    panels = figure.subplots(1, n, subplot_kw={"projection": "mollweide"}, squeeze=False)[0]
+    for axes, (title, density) in zip(panels, densities.items(), strict=True):
+        longitude = np.linspace(-np.pi, np.pi, density.shape[1] + 1)
+        latitude = np.linspace(-np.pi / 2, np.pi / 2, density.shape[0] + 1)
+        mesh = axes.pcolormesh(longitude, latitude, density, cmap="cividis", vmin=0, vmax=highest, rasterized=True)
+        axes.set_title(title)
+        axes.grid(True, which="major", axis="both", color="white", alpha=0.25, linewidth=0.5)
+        axes.set_xticklabels([])
+        axes.set_yticklabels([])
+    bar = figure.colorbar(mesh, ax=list(panels), shrink=0.75, pad=0.02)
+    bar.set_label("density (1 = even)")
+    bar.outline.set_visible(False)
+    return figure
+
+
+@_styled
+def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 10) -> Figure:
+    """Images (k, B, B), each with the grey range of its own pixels and a title above."""
+    rows = -(-len(images) // columns)
+    cell = FULL_WIDTH / columns
+    figure = Figure((FULL_WIDTH, rows * (cell + 0.18)))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, image, title in zip(panels, images, titles, strict=False):
+        _show(axes, image)
+        axes.set_title(title, fontsize=7.5, pad=2)
+    for axes in panels[len(images):]:
+        axes.axis("off")
+    return figure
+
+
+@_styled
+def image_pairs(images: np.ndarray, projections: np.ndarray, titles: Sequence[str], groups: Sequence[str]) -> Figure:
+    """Images (k, B, B) above the projections (k, B, B) that match them; consecutive equal ``groups`` share two rows."""
+    names = list(dict.fromkeys(groups))
+    members = {name: [i for i, group in enumerate(groups) if group == name] for name in names}
+    columns = max(map(len, members.values()))
+    cell = min(FULL_WIDTH / columns, 1.45)
+    figure = Figure((FULL_WIDTH, len(names) * (2 * cell + 0.35)))
+    bands = np.atleast_1d(figure.subfigures(len(names), 1))
+    for band, name in zip(bands, names, strict=True):
+        panels = band.subplots(2, columns, squeeze=False)
+        for axes in panels.ravel():
+            axes.axis("off")
+        for column, i in enumerate(members[name]):
+            _show(panels[0, column], images[i])
+            _show(panels[1, column], projections[i])
+            panels[0, column].set_title(titles[i], fontsize=7.5, pad=2)
+        band.supylabel(name, fontsize=10, x=0.005)
+    return figure
+
+
+@_styled
+def map_views(volume: np.ndarray, pixel_size_angstrom: float) -> Figure:
+    """Central slices (upper row) and projections (lower row) of a map (D, D, D) [z, y, x] along z, y and x."""
+    figure = Figure((FULL_WIDTH, FULL_WIDTH * 0.66))
+    panels = figure.subplots(2, 3)
+    middle = len(volume) // 2
+    slices = (volume[middle], volume[:, middle], volume[:, :, middle])
+    low, high = np.percentile(volume, [1, 99.9])
+    for column, (cut, axis_name) in enumerate(zip(slices, "zyx")):
+        panels[0, column].imshow(cut, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="bilinear")
+        panels[0, column].set_title(f"slice across {axis_name}")
+        _show(panels[1, column], volume.sum(axis=column), smooth=True)
+        panels[1, column].set_title(f"projection along {axis_name}")
+    for axes in panels.ravel():
+        axes.set_axis_off()
+    _scale_bar(panels[0, 0], len(volume), pixel_size_angstrom)
+    return figure
+
+
+@_styled
+def fsc_curves(frequency: np.ndarray, curves_: Mapping[str, np.ndarray],
+               resolution_angstrom: float | None = None, levels: Sequence[float] = (0.5, 0.143)) -> Figure:
+    """Fourier shell correlations (n,) over the spatial frequency (n,) in 1/Angstrom."""
+    figure = Figure(HALF_WIDTH)
+    axes = figure.subplots()
+    for name, values in curves_.items():
+        axes.plot(frequency, values, label=name)
+    for level in levels:
+        axes.axhline(level, color=GREY, linestyle="--", linewidth=0.9)
+        axes.annotate(f"{level:g}", (frequency[-1], level), xytext=(0, 2), textcoords="offset points", ha="right",
+                      fontsize=8, color=GREY)
+    if resolution_angstrom:
+        axes.axvline(1 / resolution_angstrom, color="#111827", linewidth=1)
+        axes.annotate(f" {resolution_angstrom:.3g} Å", (1 / resolution_angstrom, 0.92), fontsize=9)
+    axes.set(xlabel="resolution (Å)", ylabel="Fourier shell correlation", ylim=(-0.1, 1.05), xlim=(0, frequency[-1]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "∞" if value <= 0 else f"{1 / value:.1f}"))
+    if len(curves_) > 1:
+        axes.legend(loc="lower left")
+    return figure
+
+
+@_styled
+def bars(values: Mapping[str, float], x_label: str) -> Figure:
+    """Horizontal bars, the longest names included, each with its number."""
+    figure = Figure((HALF_WIDTH[0], 0.6 + 0.34 * len(values)))
+    axes = figure.subplots()
+    drawn = axes.barh(list(values), list(values.values()), color=BLUE, height=0.7)
+    axes.bar_label(drawn, [f"{value:,g}" for value in values.values()], padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.grid(False)
+    axes.set_xlabel(x_label)
+    return figure
+
+
+def low_passed(images: np.ndarray, sigma_px: float) -> np.ndarray:
+    """Images (k, B, B) after a Gaussian of ``sigma_px``: the eye sees noisy particles better."""
+    k_y, k_x = np.fft.fftfreq(images.shape[-2]), np.fft.rfftfreq(images.shape[-1])
+    weight = np.exp(-2 * (np.pi * sigma_px) ** 2 * (k_y[:, None] ** 2 + k_x**2))
+    return np.fft.irfft2(np.fft.rfft2(images) * weight, s=images.shape[-2:])
+
+
+def _show(axes: Axes, image: np.ndarray, smooth: bool = False) -> None:
+    low, high = np.percentile(image, [0.5, 99.5])
+    # RELION and the star files count rows upwards from the first; a blank image must not divide by zero
+    axes.imshow(image, cmap="gray", vmin=low, vmax=high if high > low else low + 1, origin="lower",
+                interpolation="bilinear" if smooth else "antialiased")
+    axes.set_axis_off()
+
+
+def _scale_bar(axes: Axes, size_px: int, pixel_size_angstrom: float) -> None:
+    length = 10 ** np.floor(np.log10(0.4 * size_px * pixel_size_angstrom))
+    length *= next(f for f in (4, 2, 1) if f * length <= 0.4 * size_px * pixel_size_angstrom)
+    start, height = 0.04 * size_px, 0.05 * size_px
+    axes.plot([start, start + length / pixel_size_angstrom], [height, height], color="white", linewidth=3)
+    axes.text(start, height + 0.03 * size_px, f"{length:g} Å", color="white", fontsize=9)
+
+
+def _plain_numbers(axis: matplotlib.axis.Axis) -> None:
+    """0.1, 1, 10 where a logarithmic axis would say 10 to the power; minor numbers only where there is little else."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    low, high = axis.get_view_interval()
+    wide = low <= 0 or high / low > 15
+    axis.set_minor_formatter(NullFormatter() if wide else FuncFormatter(
+        lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
+
+
+def _finite(values: np.ndarray, positive: bool) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    return values[np.isfinite(values) & ((values > 0) if positive else True)]
+
+
+def _bins(values: np.ndarray, log: bool) -> np.ndarray:
+    low, high = np.percentile(values, [0.1, 99.9])
+    low, high = max(low, values.min()), min(high, values.max())
+    n = int(np.clip(2 * len(values) ** (1 / 3), 12, 80))
+    if not high > low:
+        return np.array([low * 0.9, low * 1.1]) if log and low > 0 else np.array([low - 0.5, low + 0.5])
+    edges = np.geomspace(low, high, n + 1) if log else np.linspace(low, high, n + 1)
+    # the ends take in what lies beyond: nothing that there is goes unseen
+    edges[0], edges[-1] = values.min(), values.max()
+    return edges
+
+
+def _running_median(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(x)
+    parts = np.array_split(order, int(np.clip(len(x) // 25, 2, 20)))
+    return (np.array([np.median(x[part]) for part in parts]), np.array([np.median(y[part]) for part in parts]))
