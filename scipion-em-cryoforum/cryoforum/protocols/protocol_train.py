@@ -33,8 +33,8 @@ FROM_REFERENCE, FROM_ORIENTATIONS = 0, 1
 ENCODERS = ['compact', 'cryoforum', 'cryoposenet']
 HEADS = ['qcqp', 'qcqp-psd', 's2s2', 'quaternion', 'euler']
 LOSSES = ['pairwise-to-own', 'own', 'pairwise', 'chordal']
-POOLINGS = ['gem', 'average', 'max', 'flatten']
-ACTIVATIONS = ['prelu', 'relu', 'silu']
+POOLINGS = ['auto', 'gem', 'average', 'max', 'flatten']
+ACTIVATIONS = ['auto', 'prelu', 'relu', 'silu']
 HALF_SETS = ['all', '1', '2']
 
 
@@ -113,12 +113,12 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         form.addParam('filterChannels', params.IntParam, default=5, validators=[params.GE(0)], **advanced,
                       label='Filter channels',
                       help='Low-pass filtered copies of the image that the network sees beside it; 0 for none.')
-        form.addParam('width', params.IntParam, default=32, validators=[params.Positive], **advanced,
-                      label='Width', help="Channels of the encoder's first block.")
+        form.addParam('width', params.IntParam, default=0, validators=[params.GE(0)], **advanced,
+                      label='Width', help="Channels of the encoder's first block; 0: the encoder's own number.")
         form.addParam('pooling', params.EnumParam, choices=POOLINGS, default=0, **advanced,
-                      label='Pooling', help='How the feature maps become one vector (gem: generalised mean).')
+                      label='Pooling', help="How the last feature maps become one vector (gem: generalised mean); auto: the encoder's own.")
         form.addParam('activation', params.EnumParam, choices=ACTIVATIONS, default=0, **advanced,
-                      label='Activation', help='Non-linearity between the layers.')
+                      label='Activation', help="Non-linearity between the layers; auto: the encoder's own.")
         form.addParam('dropout', params.FloatParam, default=0., validators=[params.Range(0, 1)], **advanced,
                       label='Dropout', help='Fraction of features dropped at random in training.')
 
@@ -126,6 +126,16 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         form.addSection(label='Training')
         form.addParam('augment', params.BooleanParam, default=True, label='Augment the images?',
                       help='Rotates, shifts, scales and adds noise to the training images, the labels following.')
+        form.addParam('realFraction', params.FloatParam, default=-1, expertLevel=params.LEVEL_ADVANCED,
+                      condition='learnFrom == %d' % FROM_ORIENTATIONS, validators=[params.Range(-1, 1)],
+                      label='Share of real images',
+                      help='Share of the particles\' own images in each batch, between 0 and 1; the others are '
+                           'simulated projections of the map that the particles make. -1: a half.')
+        form.addParam('shiftRms', params.FloatParam, default=0, expertLevel=params.LEVEL_ADVANCED,
+                      validators=[params.GE(0)],
+                      label='Simulated displacements (Å)',
+                      help='Standard deviation of the displacement of simulated projections along x and y. '
+                           '0: 4 % of the box.')
         form.addParam('halfSet', params.EnumParam, choices=['all particles', 'half 1', 'half 2'], default=0,
                       label='Particles to train with',
                       help='Train on one half set only (random subset of the refinement), so that the other stays '
@@ -235,6 +245,11 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
     def _inputFiles(self):
         return [self._starFile()] + ([] if self._reference() is None else [self._referenceFile()])
 
+    def _realFraction(self):
+        """ The engine decides where this is None. """
+        given = self.learnFrom == FROM_ORIENTATIONS and self.realFraction.get() >= 0
+        return self.realFraction.get() if given else None
+
     def _trainOptions(self):
         """ The engine's options (command line without the dashes). """
         start = self.startNetwork.get()
@@ -245,10 +260,11 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                 'max_minutes': self.maxMinutes.get(), 'max_steps': self.maxSteps.get(),
                 'encoder': ENCODERS[self.encoder.get()], 'head': HEADS[self.head.get()],
                 'network_box_size_px': self.networkBox.get() or None,
-                'filter_channels': self.filterChannels.get(), 'width': self.width.get(),
+                'filter_channels': self.filterChannels.get(), 'width': self.width.get() or None,
                 'pooling': POOLINGS[self.pooling.get()], 'activation': ACTIVATIONS[self.activation.get()],
                 'dropout': self.dropout.get(), 'loss': LOSSES[self.loss.get()],
                 'bingham_weight': self.binghamWeight.get(), 'shift_weight': self.shiftWeight.get(),
+                'particle_fraction': self._realFraction(), 'shift_rms_angstrom': self.shiftRms.get() or None,
                 'augment': self.augment.get(), 'half_set': HALF_SETS[self.halfSet.get()],
                 'validation_fraction': self.validationFraction.get(), 'batch_size': self.batchSize.get(),
                 'learning_rate': self.learningRate.get(), 'patience_evaluations': self.patience.get(),

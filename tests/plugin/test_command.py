@@ -1,0 +1,89 @@
+"""The command line that the plugin runs, and when a run is continued."""
+
+import json
+import shlex
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def scipion(project):
+    """Importing the plugin needs a configured Scipion."""
+
+
+def test_options_become_flags():
+    from cryoforum.command import buildArguments
+
+    arguments = buildArguments("train", {"max_minutes": 2.5, "augment": False, "resume": True, "reference": None,
+                                         "particles": "Runs/1 extra/it's.star"})
+    assert shlex.split(arguments) == ["train", "--max-minutes", "2.5", "--no-augment", "--resume", "--particles",
+                                      "Runs/1 extra/it's.star"]
+
+
+def test_without_a_gpu_none_is_visible():
+    """Scipion's placeholder would stay "0" when the user chose No."""
+    from cryoforum.command import buildProgram
+
+    assert buildProgram("/e/bin/python", False, 4).startswith("CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=4 /e/bin/python")
+    assert "CUDA_VISIBLE_DEVICES=%(GPU)s" in buildProgram("/e/bin/python", True, 4)
+
+
+def test_a_percent_sign_survives_scipions_formatting():
+    from cryoforum.command import buildProgram, escapePercent
+    from pyworkflow.utils.process import buildRunCommand
+
+    program, arguments = buildProgram("/python", True, 1), escapePercent("train --particles 100%/p.star", True)
+    command = buildRunCommand(program, arguments, 1, gpuList=[1])
+    assert command.strip() == ("CUDA_VISIBLE_DEVICES=1 OMP_NUM_THREADS=1 /python -m cryoforum_core "
+                               "train --particles 100%/p.star")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory with a checkpoint, its input file, and prepareRun for them."""
+    from cryoforum.command import prepareRun
+
+    star = tmp_path / "particles.star"
+    star.write_text("first")
+    directory = tmp_path / "train"
+
+    def prepare(**options):
+        return prepareRun(str(directory), options, [str(star)])
+
+    assert prepare(width=32, max_minutes=1) is False
+    directory.mkdir()
+    (directory / "checkpoint").write_text("weights")
+    return prepare, directory, star
+
+
+def test_the_same_run_goes_on(run):
+    prepare, directory, _ = run
+    assert prepare(width=32, max_minutes=1) is True
+    assert (directory / "checkpoint").exists()
+
+
+def test_a_larger_budget_goes_on(run):
+    prepare, _, _ = run
+    assert prepare(width=32, max_minutes=100) is True
+
+
+def test_other_options_start_anew(run):
+    prepare, directory, _ = run
+    assert prepare(width=64, max_minutes=1) is False
+    assert not directory.exists()
+
+
+def test_other_input_starts_anew(run):
+    prepare, directory, star = run
+    star.write_text("second")
+    assert prepare(width=32, max_minutes=1) is False
+    assert not directory.exists()
+
+
+def test_a_run_that_did_not_finish_has_no_summary(tmp_path):
+    from cryoforum.command import readSummary
+
+    with pytest.raises(RuntimeError, match="did not finish"):
+        readSummary(str(tmp_path))
+    (tmp_path / "summary.json").write_text(json.dumps({"seconds": 3}))
+    assert readSummary(str(tmp_path)) == {"seconds": 3}

@@ -1,0 +1,170 @@
+"""Every problem is found before a protocol runs, and all of them at once."""
+
+import mrcfile
+import numpy as np
+import pytest
+from particle_sets import make_particles
+
+
+@pytest.fixture(scope="module")
+def imported(launch, project):
+    """import(**changes) -> a protocol whose outputParticles have everything, except for the changes."""
+    from pwem.protocols import ProtImportParticles
+
+    made = {}
+
+    def run(label="good", change=lambda particles: None, **options):
+        if label not in made:
+            particles = make_particles(project.getTmpPath(label), n=4, **options)
+            change(particles)
+            particles.write()
+            made[label] = launch(ProtImportParticles, label, importFrom=ProtImportParticles.IMPORT_FROM_SCIPION,
+                                 sqliteFile=particles.getFileName(), samplingRate=particles.getSamplingRate(),
+                                 voltage=300, sphericalAberration=2.7, amplitudeContrast=0.1)
+        return made[label]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def volume(launch, project):
+    """volume(box, pixel size) -> a protocol with that outputVolume."""
+    from pwem.protocols import ProtImportVolumes
+
+    made = {}
+
+    def run(box, pixel_size_angstrom):
+        key = (box, pixel_size_angstrom)
+        if key not in made:
+            path = project.getTmpPath(f"map_{box}_{pixel_size_angstrom}.mrc")
+            with mrcfile.new(path, overwrite=True) as mrc:
+                mrc.set_data(np.random.default_rng(0).normal(size=(box,) * 3).astype(np.float32))
+                mrc.voxel_size = pixel_size_angstrom
+            made[key] = launch(ProtImportVolumes, f"map {box}", filesPath=path, samplingRate=pixel_size_angstrom)
+        return made[key]
+
+    return run
+
+
+def point(pointer, protocol, name):
+    pointer.set(protocol)
+    pointer.setExtended(name)
+
+
+@pytest.fixture
+def train(project, imported, volume):
+    """train(particles, map, **parameters) -> its problems as one text."""
+    from cryoforum.protocols import CryoForumProtTrain
+
+    def problems(particles=None, map_=None, **parameters):
+        protocol = project.newProtocol(CryoForumProtTrain, **{"useGpu": False, **parameters})
+        point(protocol.inputParticles, particles or imported(), "outputParticles")
+        if map_ is not False:
+            point(protocol.referenceVolume, map_ or volume(16, 4.0), "outputVolume")
+        return "\n".join(protocol.validate())
+
+    return problems
+
+
+@pytest.fixture
+def predict(project, imported, tmp_path):
+    """predict(network, particles) -> its problems. The network is an object as train makes it."""
+    from cryoforum.objects import CryoForumNetwork
+    from cryoforum.protocols import CryoForumProtPredict, CryoForumProtTrain
+
+    def problems(particles=None, network=None, **parameters):
+        trained = project.newProtocol(CryoForumProtTrain)
+        project.saveProtocol(trained)
+        (tmp_path / "run/checkpoint").mkdir(parents=True)
+        values = {"runDirectory": str(tmp_path / "run"), "pixelSize": 4.0, "boxSize": 16, **(network or {})}
+        trained._defineOutputs(outputNetwork=CryoForumNetwork(**values))
+        protocol = project.newProtocol(CryoForumProtPredict, **{"useGpu": False, **parameters})
+        point(protocol.inputParticles, particles or imported(), "outputParticles")
+        point(protocol.inputNetwork, trained, "outputNetwork")
+        return "\n".join(protocol.validate())
+
+    return problems
+
+
+def test_good_input_has_no_problems(train):
+    assert train() == ""
+
+
+def test_good_input_of_predict_has_no_problems(predict):
+    assert predict() == ""
+
+
+def test_no_ctf(train, imported):
+    assert "have no CTF" in train(imported("no ctf", lambda particles: particles.setHasCTF(False)))
+
+
+@pytest.mark.parametrize("symmetry", ["C0", "cc", "q", "d", "", "i5", "c1x"])
+def test_symmetry_typo(train, symmetry):
+    assert "Unknown symmetry" in train(symmetry=symmetry)
+
+
+@pytest.mark.parametrize("symmetry", ["C1", "c12", "D2", "t", "O", "I", "i2"])
+def test_symmetries_that_exist(train, symmetry):
+    assert train(symmetry=symmetry) == ""
+
+
+def test_box_of_the_map(train, volume):
+    assert "16 px; it has 20 px" in train(map_=volume(20, 4.0))
+
+
+def test_pixel_size_of_the_map(train, volume):
+    assert "4.000 Å; it has 3.800 Å" in train(map_=volume(16, 3.8))
+
+
+def test_map_is_needed(train):
+    assert "Give a reference map" in train(map_=False)
+
+
+def test_orientations_are_needed_to_learn_from(train, imported):
+    from cryoforum.protocols.protocol_train import FROM_ORIENTATIONS
+
+    unaligned = imported("unaligned", aligned=False)
+    assert "no orientations" in train(unaligned, learnFrom=FROM_ORIENTATIONS)
+    assert train(unaligned) == ""
+
+
+@pytest.mark.parametrize("box", [15, 18])
+def test_network_box(train, box):
+    assert "network box must be even" in train(networkBox=box)
+
+
+def test_gpu_that_is_not_there(train, monkeypatch):
+    from cryoforum import Plugin
+
+    monkeypatch.setattr(Plugin, "hasGpu", classmethod(lambda cls: False))
+    assert "No NVIDIA GPU was found" in train(useGpu=True)
+    assert train(useGpu=False) == ""
+
+
+def test_one_gpu_is_used(train, monkeypatch):
+    from cryoforum import Plugin
+
+    monkeypatch.setattr(Plugin, "hasGpu", classmethod(lambda cls: True))
+    assert "One GPU is used" in train(useGpu=True, gpuList="0 1")
+    assert train(useGpu=True, gpuList="1") == ""
+
+
+def test_all_problems_come_together(train, imported, volume):
+    text = train(imported("no ctf", lambda particles: particles.setHasCTF(False)), volume(20, 3.8), symmetry="x",
+                 networkBox=7)
+    for problem in ("have no CTF", "Unknown symmetry", "it has 20 px", "3.800 Å", "network box"):
+        assert problem in text
+
+
+def test_network_for_another_box_and_pixel_size(predict):
+    text = predict(network={"boxSize": 32, "pixelSize": 2.0})
+    assert "trained for particles of 32 px; these have 16 px" in text
+    assert "network must have the pixel size of the particles, 4.000 Å; it has 2.000 Å" in text
+
+
+def test_network_whose_files_are_gone(predict, tmp_path):
+    assert "files of the network are gone" in predict(network={"runDirectory": str(tmp_path / "nowhere")})
+
+
+def test_symmetry_of_predict(predict):
+    assert "Unknown symmetry" in predict(symmetry="k3")
