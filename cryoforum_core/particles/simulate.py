@@ -17,8 +17,9 @@ from torch.nn import functional
 from ..config import SimulateConfig
 from ..errors import InputError
 from ..imaging.ctf import CTFParameters, ctf_2d
-from ..imaging.fourier import crop_volume, fft_image, ifft_image, radius_px, shift_phase
+from ..imaging.fourier import fft_image, ifft_image, radius_px, shift_phase
 from ..imaging.projection import FourierVolume
+from ..imaging.resample import resample_volume
 from ..mrc import StackWriter, read_map, write_map
 from ..progress import Progress
 from ..run_directory import RunDirectory
@@ -54,8 +55,8 @@ def load_molecule(path: Path | None, box_size_px: int | None, pixel_size_angstro
     """The map of a file (map or atomic model) in the box and at the pixel size asked for.
 
     Without ``path`` it is the molecule that comes with the package; without box or pixel size they are the map's own,
-    for an atomic model 64 px and a pixel size at which it fills 70 % of the box. A map is Fourier-cropped to a coarser
-    pixel size, and cropped or padded with zeros to the box. Raises InputError where that cannot be done.
+    for an atomic model 64 px and a pixel size at which it fills 70 % of the box. A map is resampled where its own box
+    or pixel size differs. Raises InputError where the file cannot be read or the box is odd.
     """
     path = DEFAULT_MODEL if path is None else path
     if box_size_px is not None and box_size_px % 2:
@@ -66,27 +67,10 @@ def load_molecule(path: Path | None, box_size_px: int | None, pixel_size_angstro
         pixel_size_angstrom = pixel_size_angstrom or default_pixel_size_angstrom(model, box_size_px)
         return Molecule(potential_map(model, box_size_px, pixel_size_angstrom), pixel_size_angstrom)
     array, own_pixel_size = read_map(path)
-    volume = torch.from_numpy(array)
-    if pixel_size_angstrom is not None:
-        volume = _at_pixel_size(volume, own_pixel_size, pixel_size_angstrom, path)
-    return Molecule(_in_box(volume, box_size_px or len(volume)), pixel_size_angstrom or own_pixel_size)
-
-
-def _at_pixel_size(volume: Tensor, own: float, wanted: float, path: Path) -> Tensor:
-    size = len(volume) * own / wanted
-    new_size = 2 * round(size / 2)
-    if new_size > len(volume) or abs(size - new_size) > 0.002 * size:
-        below, above = (len(volume) * own / (2 * n) for n in (math.ceil(size / 2), max(math.floor(size / 2), 1)))
-        raise InputError(
-            f"A map's pixel size can be made coarser where the box stays a whole even number; {path} has "
-            f"{len(volume)} px of {own:g} A, and --pixel-size-angstrom is {wanted:g}. "
-            f"Near it are {max(below, own):.4f} and {max(above, own):.4f}; or leave the option out.")
-    return crop_volume(volume, new_size)
-
-
-def _in_box(volume: Tensor, box_size_px: int) -> Tensor:
-    before = box_size_px // 2 - len(volume) // 2  # negative padding crops
-    return functional.pad(volume, (before, box_size_px - len(volume) - before) * 3)
+    pixel_size_angstrom = pixel_size_angstrom or own_pixel_size
+    box_size_px = box_size_px or 2 * round(len(array) * own_pixel_size / pixel_size_angstrom / 2)
+    volume = resample_volume(torch.from_numpy(array), own_pixel_size, pixel_size_angstrom, box_size_px)
+    return Molecule(volume, pixel_size_angstrom)
 
 
 class ImageMaker:
