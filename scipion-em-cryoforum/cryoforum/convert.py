@@ -119,6 +119,7 @@ PARTICLE_COLUMNS = {  # attribute of a Scipion particle -> column of the STAR fi
     '_coordinate._y': ('rlnCoordinateY', '%.3f'),
     '_rlnRandomSubset': ('rlnRandomSubset', '%d'),
 }
+COLUMN_DEFAULTS = {'_ctfModel._phaseShift': 0.0}  # no phase plate
 ACQUISITION_COLUMNS = ['_acquisition._voltage', '_acquisition._sphericalAberration',
                        '_acquisition._amplitudeContrast']
 
@@ -144,7 +145,9 @@ def writeParticlesStar(particles, starFile, stackFolder=None, withPoses=True):
              'rlnOpticsGroup': ('%d', groups)}
     for attribute, (label, fmt) in PARTICLE_COLUMNS.items():
         column = columns.get(attribute)
-        # a column that some particles lack (a phase shift, a micrograph) says nothing about those that have it
+        if column is not None and attribute in COLUMN_DEFAULTS:
+            column = [COLUMN_DEFAULTS[attribute] if x is None else x for x in column]
+        # a STAR column needs a value in every row: what some particles lack is left out
         if column is not None and not any(x is None for x in column):
             table[label] = (fmt, [x.replace(' ', '_') for x in column] if fmt == '%s' else column)
     if withPoses:
@@ -253,7 +256,9 @@ class Predictions:
 def readPredictions(posteriorFile, pixelSize):
     """ Reads orientation_posterior.npz (no pickled objects). pixelSize: of the particles, Angstrom. """
     with np.load(posteriorFile, allow_pickle=False) as arrays:
-        spacing = np.diff(arrays['eigenvalues'].astype(float), axis=1)
+        # the dispersions are the network's own; refined orientations come with the eigenvalues of their matching
+        eigenvalues = arrays['network_eigenvalues' if 'network_eigenvalues' in arrays else 'eigenvalues']
+        spacing = np.diff(eigenvalues.astype(float), axis=1)
         attributes = {EXPECTED_ERROR: arrays['expected_error_deg'],
                       ERROR_BOUND: arrays['error_bound_deg'],
                       FIGURE_OF_MERIT: arrays['figure_of_merit'],

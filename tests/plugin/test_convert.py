@@ -6,6 +6,7 @@ import pytest
 from emtable import Table
 from pwem.emlib.image import ImageHandler
 from pwem.objects import SetOfParticles, Transform, Volume
+from pyworkflow.object import Float
 from particle_sets import make_particles, random_transforms, write_posterior
 
 PIXEL_SIZE_ANGSTROM = 4.0
@@ -256,3 +257,19 @@ def test_a_posterior_with_pickled_objects_is_not_loaded(folder):
     np.savez(folder / "bad.npz", eigenvalues=np.array([Transform()], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         readPredictions(str(folder / "bad.npz"), 1.0)
+
+
+def test_particles_without_a_phase_plate_have_no_phase_shift(folder):
+    """In a set joined of two sessions only some particles have one."""
+    from cryoforum.convert import writeParticlesStar
+
+    def add_phase_shift(particle, _):
+        particle.getCTF()._phaseShift = Float(85.0 if particle.getObjId() < 5 else None)
+
+    particles = make_particles(str(folder), n=4)
+    mixed = SetOfParticles(filename=str(folder / "mixed.sqlite"))
+    mixed.copyInfo(particles)
+    mixed.copyItems(particles, updateItemCallback=add_phase_shift)
+    mixed.write()
+    writeParticlesStar(mixed, str(folder / "ours.star"))
+    assert [row["rlnPhaseShift"] for row in rows(folder / "ours.star")] == [85, 85, 0, 0]

@@ -72,8 +72,9 @@ class CryoForumProtSubset(EMProtocol):
                            'protocols: the uncertainties are attributes of the particles.')
         form.addParam('measure', params.EnumParam, choices=[measure.label for measure in MEASURES], default=0,
                       label='Measure',
-                      help='*match score*: how well the image agrees with the map at its orientation; finds junk best. '
-                           'It needs a prediction with refinement.\n'
+                      help='*match score*: how well the image agrees with the map at its orientation, and how little '
+                           'else is in it; finds junk best. 0 is a usual particle, below -4 it is hardly ever one. It '
+                           'needs a prediction with refinement.\n'
                            '*expected error*: how far off the orientation is expected to be, degrees.\n'
                            '*error bound*: the orientation is within this angle at the stated coverage, degrees.\n'
                            '*figure of merit*: between 0 (no trust) and 1.\n'
@@ -93,7 +94,7 @@ class CryoForumProtSubset(EMProtocol):
         form.addParam('keepCount', params.IntParam, default=10000, validators=[params.Positive],
                       condition='criterion == %d' % KEEP_COUNT,
                       label='Number to keep', help='The best so many particles.')
-        form.addParam('threshold', params.FloatParam, default=0.5,
+        form.addParam('threshold', params.FloatParam, default=-4,
                       condition='criterion == %d' % THRESHOLD,
                       label='Threshold',
                       help='A value of the measure: see its column in the table of the input set (Analyze results).')

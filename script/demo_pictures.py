@@ -1,0 +1,124 @@
+"""The demo's pictures and figures: errors against the known truth, and the maps side by side.
+
+Run by script/demo in the engine's environment, after demo_workflow.py: ``demo_pictures.py OUT``.
+"""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  the backend comes first
+import mrcfile  # noqa: E402
+import numpy as np  # noqa: E402
+
+BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#8a8f98"
+
+
+def evaluate(out: Path, name: str, demo: dict) -> dict:
+    """``cryoforum evaluate`` of all predicted poses and of one RELION map; returns its summary."""
+    run = out / f"evaluation_{name}"
+    truth = out / "simulated"
+    subprocess.run([sys.executable, "-m", "cryoforum_core", "evaluate", "--out", run,
+                    "--particles", Path(demo["predict"]) / "particles.star", "--truth", truth / "truth.star",
+                    "--map", demo["maps"][name], "--truth-map", truth / "map.mrc", "--device", "cpu"],
+                   check=True, capture_output=True, text=True)
+    return json.loads((run / "summary.json").read_text())
+
+
+def read_errors(out: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Particle ids (n,), errors in degrees (n,), and which are junk (n,)."""
+    with open(out / "evaluation_all/errors.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return (np.array([int(row["particle"]) for row in rows]), np.array([float(row["error_deg"]) for row in rows]),
+            np.array([row["is_junk"] == "1" for row in rows]))
+
+
+def central_slice(path) -> np.ndarray:
+    with mrcfile.open(path, permissive=True) as mrc:
+        return mrc.data[mrc.data.shape[0] // 2]
+
+
+def draw_maps(out: Path, demo: dict, resolutions: dict) -> Path:
+    """Central slices of the truth and of RELION's maps, each in its own grey scale."""
+    panels = {"truth": out / "simulated/map.mrc", **demo["maps"]}
+    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.5), constrained_layout=True)
+    for axis, (name, path) in zip(axes, panels.items(), strict=True):
+        image = central_slice(path)
+        low, high = np.percentile(image, [1, 99.8])
+        axis.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower")
+        note = f"\n{resolutions[name]:.1f} Å against the truth" if name in resolutions else "\nsimulated molecule"
+        axis.set_title(name + note, fontsize=11)
+        axis.axis("off")
+    path = out / "maps.png"
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def draw_errors(out: Path, error_deg, is_junk, is_kept, score, expected_deg) -> Path:
+    """Errors of all and kept particles, the match score of junk, and promised against true errors."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 3.8), constrained_layout=True)
+    bins = np.geomspace(0.1, 180, 45)
+    good = ~is_junk
+    left.hist(error_deg[good], bins, color=GREY, alpha=0.5, label="all particles")
+    left.hist(error_deg[good & is_kept], bins, histtype="step", color=BLUE, linewidth=2, label="kept particles")
+    left.set(xscale="log", xlabel="error of the orientation (degrees)", ylabel="particles", title="Errors (junk left out)")
+    left.legend(frameon=False)
+    scores = np.linspace(*np.percentile(score, [1, 99.5]), 45)
+    middle.hist(np.clip(score[good], scores[0], scores[-1]), scores, color=BLUE, alpha=0.6, label="particles")
+    middle.hist(np.clip(score[is_junk], scores[0], scores[-1]), scores, color=ORANGE, alpha=0.7, label="junk")
+    middle.set(xlabel="match score", title="What tells junk from particles")
+    middle.legend(frameon=False)
+    right.scatter(expected_deg[good & is_kept], error_deg[good & is_kept], s=5, color=BLUE, alpha=0.4, label="kept")
+    right.scatter(expected_deg[good & ~is_kept], error_deg[good & ~is_kept], s=5, color=GREY, alpha=0.5, label="rejected")
+    right.plot([0.1, 180], [0.1, 180], color="black", linewidth=0.8)
+    right.set(xscale="log", yscale="log", xlabel="expected error (degrees)", ylabel="true error (degrees)",
+              title="Uncertainty against the truth", xlim=(0.3, 180), ylim=(0.05, 180))
+    right.legend(frameon=False, loc="upper left")
+    path = out / "errors.png"
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def print_figures(error_deg, is_junk, is_kept, resolutions) -> None:
+    good = ~is_junk
+    print(f"{'':<24}{'all':>10}{'kept':>10}")
+    for label, value in (("particles", lambda rows: f"{rows.sum():d}"),
+                         ("junk among them", lambda rows: f"{100 * is_junk[rows].mean():.1f} %"),
+                         ("median error", lambda rows: f"{np.median(error_deg[rows & good]):.2f}°"),
+                         ("mean error", lambda rows: f"{error_deg[rows & good].mean():.2f}°"),
+                         ("within 5°", lambda rows: f"{100 * (error_deg[rows & good] < 5).mean():.1f} %")):
+        print(f"  {label:<22}{value(np.ones_like(is_kept)):>10}{value(is_kept):>10}")
+    print(f"  {'map against the truth':<22}{resolutions['all']:>8.1f} Å{resolutions['kept']:>8.1f} Å")
+    print("  (errors are those of the true particles; junk has no orientation)")
+
+
+def main() -> None:
+    out = Path(sys.argv[1]).resolve()
+    demo = json.loads((out / "demo.json").read_text())
+    resolutions = {name: evaluate(out, name, demo)["resolution_angstrom"] for name in demo["maps"]}
+    ids, error_deg, is_junk = read_errors(out)
+    with np.load(Path(demo["predict"]) / "orientation_posterior.npz", allow_pickle=False) as arrays:
+        row_of = {int(i): row for row, i in enumerate(arrays["particle_id"])}
+        rows = [row_of[i] for i in ids.tolist()]
+        score, expected_deg = arrays["match_score"][rows], arrays["expected_error_deg"][rows]
+    is_kept = np.isin(ids, demo["kept"])
+    pictures = draw_maps(out, demo, resolutions), draw_errors(out, error_deg, is_junk, is_kept, score, expected_deg)
+    print_figures(error_deg, is_junk, is_kept, resolutions)
+    print("\nWhere things are")
+    print(f"  Scipion project   {demo['project_path']}")
+    for name, path in demo["maps"].items():
+        print(f"  map ({name}){'':<{11 - len(name)}} {path}")
+    for picture in pictures:
+        print(f"  picture           {picture}")
+    print("\nWhat to open next")
+    print(f"  script/scipion project {demo['project']}      the project: forms, logs, Analyze results")
+    print(f"  {pictures[0]}")
+
+
+if __name__ == "__main__":
+    main()
