@@ -13,8 +13,8 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    **dict.fromkeys(["SimulateConfig", "EvaluateConfig"], "config"),
-    **dict.fromkeys(["simulate", "evaluate"], "jobs"),
+    **dict.fromkeys(["SimulateConfig", "EvaluateConfig", "DoctorConfig"], "config"),
+    **dict.fromkeys(["simulate", "evaluate", "doctor"], "jobs"),
     **dict.fromkeys(["InputError", "Interrupted"], "errors"),
     "RunDirectory": "run_directory",
     **dict.fromkeys(["Particles", "load_particles"], "particles.dataset"),

@@ -24,6 +24,7 @@ logger = logging.getLogger("cryoforum")
 JOBS: dict[str, type[config.JobConfig]] = {
     "simulate": config.SimulateConfig,
     "evaluate": config.EvaluateConfig,
+    "doctor": config.DoctorConfig,
 }
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130

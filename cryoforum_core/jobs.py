@@ -4,20 +4,26 @@ Each job reads and checks all of its input before it writes anything, and report
 then it calls one function of a lower layer, and writes ``summary.json`` last.
 """
 
+import importlib.metadata
 import logging
 import os
+import platform
+import shutil
 import time
 from collections.abc import Callable
 
 import torch
 
 from . import __version__
-from .config import EvaluateConfig, JobConfig, SimulateConfig
+from .config import DoctorConfig, EvaluateConfig, JobConfig, SimulateConfig
 from .errors import InputError
 from .progress import format_duration
 from .run_directory import RunDirectory
 
 logger = logging.getLogger("cryoforum")
+
+# what results depend on, in the words of the package index
+LIBRARIES = ("torch", "numpy", "roma", "torch-ctf", "mrcfile", "safetensors", "gemmi", "pydantic", "tyro", "matplotlib")
 
 # what of a configuration does not change a run's results
 _NOT_OF_THE_RESULT = {"resume", "device"}
@@ -143,6 +149,46 @@ def evaluate(config: EvaluateConfig) -> RunDirectory:
                                  config.allow_mirror, config.pixel_size_angstrom)
     return _perform(config, inputs.device, f"{config.particles} against {config.truth}",
                     lambda run: evaluation.write_evaluation(run, errors, maps))
+
+
+def doctor(config: DoctorConfig) -> dict:
+    """Versions, devices, memory and the self-test: printed, returned, and written where there is --out.
+
+    Raises InputError at the end where the self-test failed.
+    """
+    from .inference.self_test import run_self_test
+
+    with _Inputs(config) as inputs:
+        pass
+    logger.info("cryoforum %s on Python %s", __version__, platform.python_version())
+    versions = {name: _version(name) for name in LIBRARIES}
+    logger.info("libraries: %s", ", ".join(f"{name} {version}" for name, version in versions.items()))
+    memory_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    logger.info("computing on %s; %d CPU cores, %.1f GiB of memory free, %.1f GiB of disk free in %s",
+                describe_device(inputs.device), os.cpu_count(), memory_gib,
+                shutil.disk_usage(os.getcwd()).free / 2**30, os.getcwd())
+    gpus = [describe_device(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
+    logger.info("GPUs: %s", "; ".join(gpus) or "none that PyTorch can use")
+    checks = run_self_test(inputs.device)
+    failed = [check.name for check in checks if not check.ok]
+    summary = {"job": "doctor", "version": __version__, "ok": not failed, "device": describe_device(inputs.device),
+               "gpus": gpus, "libraries": versions, "checks": {check.name: check.figure for check in checks}}
+    if config.out is not None:
+        run = RunDirectory(config.out)
+        run.prepare(config, config.resume)
+        run.write_summary(summary)
+    if failed:
+        raise InputError(f"Every check of the self-test must pass; failed: {'; '.join(failed)}. Install the versions of "
+                         "constraints.txt; on a GPU, compare with --device cpu.")
+    logger.info("all %d checks passed", len(checks))
+    return summary
+
+
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
 
 
 def _refuse(problem: str) -> None:
