@@ -1,0 +1,138 @@
+"""From images as they are in the stack to images as the network and the matching see them. One path for training
+and prediction: its settings are stored in the checkpoint, its data-set part (``ImageState``) is found per data set.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..imaging.ctf import CTFParameters, ctf_2d
+from ..imaging.fourier import crop_image_ft, fft_image, ifft_image
+from ..imaging.masks import soft_circle
+from .image_state import CTFState, ImageState
+
+MAX_DEFAULT_BOX_PX = 128
+_SCALE_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class PreprocessSettings:
+    """How a network's images are made; part of its checkpoint."""
+
+    box_size_px: int
+    """The network's box, even."""
+    pixel_size_angstrom: float
+    """The network's pixel size."""
+    mask_radius_fraction: float = 0.45
+    """Radius of the particle's circle as a part of the box: outside is background, and is masked."""
+    mask_edge_px: float = 3.0
+    """Width of the mask's soft edge, in the network's pixels."""
+    phase_flip: bool = True
+    """Give raw images the phases of flipped ones, so that the network sees one sign of each frequency."""
+
+    def __post_init__(self):
+        if self.box_size_px % 2 or self.box_size_px <= 0:
+            raise ValueError(f"the network's box must be even; got {self.box_size_px}")
+
+    @classmethod
+    def for_images(cls, box_size_px: int, pixel_size_angstrom: float, network_box_size_px: int | None = None,
+                   **options) -> "PreprocessSettings":
+        """Settings that show a network the whole image, Fourier-cropped to ``network_box_size_px``; by default to
+        128 px where the image is larger."""
+        network_box = min(network_box_size_px or MAX_DEFAULT_BOX_PX, box_size_px)
+        return cls(network_box, pixel_size_angstrom * box_size_px / network_box, **options)
+
+    def to_dict(self) -> dict[str, int | float | bool]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, int | float | bool]) -> "PreprocessSettings":
+        return cls(**values)
+
+    def rescaled_box_px(self, box_size_px: int, pixel_size_angstrom: float) -> int:
+        """The even box to which images must be Fourier-cropped to get the network's pixel size, as near as it goes."""
+        return 2 * round(box_size_px * pixel_size_angstrom / self.pixel_size_angstrom / 2)
+
+    def problems(self, box_size_px: int, pixel_size_angstrom: float) -> list[str]:
+        """Why images of this box and pixel size cannot be shown to the network; empty where they can."""
+        rescaled = self.rescaled_box_px(box_size_px, pixel_size_angstrom)
+        if rescaled > box_size_px:
+            return [f"Images must have pixels of at most the network's {self.pixel_size_angstrom:g} A; these have "
+                    f"{pixel_size_angstrom:g} A. Extract them with less binning, or train a network for them."]
+        exact = box_size_px * pixel_size_angstrom / self.pixel_size_angstrom
+        if abs(rescaled / exact - 1.0) > _SCALE_TOLERANCE:
+            return [f"Images must reach the network's pixel size of {self.pixel_size_angstrom:g} A within "
+                    f"{100 * _SCALE_TOLERANCE:g} %; {box_size_px} px of {pixel_size_angstrom:g} A do not. "
+                    "Extract them with a larger box, or train a network for them."]
+        return []
+
+
+def network_images(images: Tensor, ctf: CTFParameters | None, pixel_size_angstrom: float, state: ImageState,
+                   settings: PreprocessSettings) -> Tensor:
+    """Images (n, B, B) of the stack as the network's input (n, b, b) float32.
+
+    In this order: Fourier crop to the network's pixel size, phase flip (raw images), crop or pad to the network's
+    box, sign so that protein is bright, background to mean 0 and standard deviation 1, soft circular mask.
+    """
+    problems = settings.problems(images.shape[-1], pixel_size_angstrom)
+    if problems:
+        raise ValueError(problems[0])
+    rescaled = settings.rescaled_box_px(images.shape[-1], pixel_size_angstrom)
+    flips = settings.phase_flip and state.ctf_state == "raw"
+    if flips or rescaled != images.shape[-1]:
+        images_ft = crop_image_ft(fft_image(images), rescaled)
+        if flips:
+            if ctf is None:
+                raise ValueError("flipping phases needs the CTF of the images")
+            new_pixel_size_angstrom = pixel_size_angstrom * images.shape[-1] / rescaled
+            images_ft = images_ft * torch.where(ctf_2d(ctf, rescaled, new_pixel_size_angstrom) < 0, -1.0, 1.0)
+        images = ifft_image(images_ft)
+    images = normalise(images, state, settings.mask_radius_fraction)
+    mask = soft_circle(settings.box_size_px, settings.mask_radius_fraction * settings.box_size_px,
+                       settings.mask_edge_px, images.device)
+    return _centre_crop_or_pad(images, settings.box_size_px) * mask
+
+
+def _centre_crop_or_pad(images: Tensor, box_size_px: int) -> Tensor:
+    """The middle of the images, centre B // 2 on b // 2; zeros, the background's mean, where there is no image."""
+    before = box_size_px // 2 - images.shape[-1] // 2
+    after = box_size_px - images.shape[-1] - before
+    return functional.pad(images, (before, after, before, after))
+
+
+def normalise(images: Tensor, state: ImageState, background_radius_fraction: float = 0.45) -> Tensor:
+    """Images (n, B, B) with bright protein, and a background of mean 0 and standard deviation 1.
+
+    The background is what lies outside the circle of ``background_radius_fraction`` boxes (RELION's normalisation).
+    Images with a constant background, which have no noise to go by, become 0.
+    """
+    box_size_px = images.shape[-1]
+    circle = soft_circle(box_size_px, background_radius_fraction * box_size_px, 0.0, images.device)
+    background = images[:, circle == 0]
+    mean = background.mean(1)[:, None, None]
+    spread = background.std(1)[:, None, None]
+    is_constant = spread <= 1e-6 * background.abs().amax(1)[:, None, None]
+    sign = -1.0 if state.contrast == "dark" else 1.0
+    scaled = (images - mean) * (sign / torch.where(is_constant, torch.ones_like(spread), spread))
+    return torch.where(is_constant, torch.zeros_like(scaled), scaled)
+
+
+def effective_ctf(ctf: CTFParameters, box_size_px: int, pixel_size_angstrom: float, ctf_state: CTFState) -> Tensor:
+    """What stands between a projection and its image in this state of the CTF: (n, B, B // 2 + 1).
+
+    The CTF of raw images, its absolute value of phase-flipped ones, its square of multiplied ones.
+    """
+    values = ctf_2d(ctf, box_size_px, pixel_size_angstrom)
+    if ctf_state == "phase-flipped":
+        return values.abs()
+    return values.square() if ctf_state == "multiplied" else values
+
+
+def network_ctf(ctf: CTFParameters, state: ImageState, settings: PreprocessSettings) -> Tensor:
+    """What stands between a projection and an image as ``network_images`` makes it: (n, b, b // 2 + 1)."""
+    flipped = settings.phase_flip and state.ctf_state == "raw"
+    return effective_ctf(ctf, settings.box_size_px, settings.pixel_size_angstrom,
+                         "phase-flipped" if flipped else state.ctf_state)
