@@ -1,0 +1,72 @@
+"""Variation of labelled images, with the labels and the CTF following."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..geometry.rotations import compose, in_plane_quaternion
+from ..imaging.fourier import fft_image, ifft_image
+
+# standard deviations: displacement as a fraction of the box, relative magnification and contrast, extra noise
+SHIFT, MAGNIFICATION, CONTRAST, NOISE = 0.02, 0.01, 0.2, 0.2
+
+
+def turn_images(images: Tensor, angle_rad: Tensor, displacement_px: Tensor, magnification: Tensor) -> Tensor:
+    """Images (n, B, B) turned about their centres (+x towards +y) and magnified, then displaced by (x, y) in pixels.
+
+    angle, magnification: (n,); displacement: (n, 2). Sampled from the image on a grid twice as fine, so that the
+    interpolation does not smooth the noise; what comes from outside is mirrored.
+    """
+    n, box_size_px = len(images), images.shape[-1]
+    fine = _on_finer_grid(images)
+    offset = torch.arange(box_size_px, device=images.device, dtype=images.dtype) - box_size_px // 2
+    x, y = offset[None, None, :] - displacement_px[:, :1, None], offset[None, :, None] - displacement_px[:, 1:, None]
+    cos = (torch.cos(angle_rad) / magnification)[:, None, None]
+    sin = (torch.sin(angle_rad) / magnification)[:, None, None]
+    source = torch.stack([cos * x + sin * y, cos * y - sin * x], dim=-1)
+    # pixel i of the fine grid is at i / 2 - B // 2 (even boxes)
+    grid = (2 * source + 2 * (box_size_px // 2)) * (2.0 / (2 * box_size_px - 1)) - 1.0
+    return functional.grid_sample(fine[:, None], grid.expand(n, -1, -1, -1), mode="bicubic", padding_mode="reflection",
+                                  align_corners=True)[:, 0]
+
+
+def _on_finer_grid(images: Tensor) -> Tensor:
+    """Images (n, B, B) with half the pixel size: (n, 2B, 2B)."""
+    box_size_px = images.shape[-1]
+    half = box_size_px // 2
+    coarse = fft_image(images)
+    fine = coarse.new_zeros(len(images), 2 * box_size_px, box_size_px + 1)
+    fine[:, :half, :half + 1] = coarse[:, :half]
+    fine[:, -half:, :half + 1] = coarse[:, half:]
+    return 4.0 * ifft_image(fine)
+
+
+def turn_labels(quaternion: Tensor, shift_angstrom: Tensor, angle_rad: Tensor, displacement_angstrom: Tensor,
+                magnification: Tensor) -> tuple[Tensor, Tensor]:
+    """The pose (n, 4) and origin (n, 2) of particles after ``turn_images``: the turn multiplies on the left, and the
+    origin is minus the displacement."""
+    cos, sin = (magnification * torch.cos(angle_rad)), (magnification * torch.sin(angle_rad))
+    x, y = shift_angstrom.unbind(-1)
+    turned = torch.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
+    return compose(in_plane_quaternion(angle_rad), quaternion), turned - displacement_angstrom
+
+
+def random_turns(n: int, box_size_px: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Angles in radians (n,), displacements in pixels (n, 2) and magnifications (n,)."""
+    angle = 2 * math.pi * torch.rand(n, generator=generator)
+    displacement = SHIFT * box_size_px * torch.randn(n, 2, generator=generator)
+    return angle, displacement, torch.exp(MAGNIFICATION * torch.randn(n, generator=generator))
+
+
+def vary_grey_values(images: Tensor, noise_amplitude: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (n, B, B) with random contrast and some more noise of the data's own spectrum.
+
+    noise_amplitude: (B, B // 2 + 1), standard deviation of the noise's transform over that of white noise.
+    """
+    n = len(images)
+    contrast = torch.exp(CONTRAST * torch.randn(n, 1, 1, generator=generator)).to(images)
+    amount = (NOISE * torch.randn(n, 1, 1, generator=generator).abs()).to(images)
+    white = torch.randn(images.shape, generator=generator).to(images)
+    return contrast * images + amount * ifft_image(fft_image(white) * noise_amplitude)

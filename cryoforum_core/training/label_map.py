@@ -1,0 +1,59 @@
+"""The map that labelled images themselves make: the source of endless training projections beside them."""
+
+import torch
+from torch import Tensor
+
+from ..geometry.rotations import compose
+from ..imaging.fourier import crop_volume, fft_image, fft_volume, ifft_volume, shift_phase
+from ..imaging.masks import soft_sphere
+from ..imaging.noise import noise_weight
+from ..imaging.projection import FourierVolume, Reconstructor
+from ..imaging.resolution import fourier_shell_correlation
+
+MIN_PARTICLES = 200
+_MAX_EQUIVALENTS = 8
+
+
+class LabelMap:
+    """Collects labelled images, alternately for two half maps; ``finish`` gives the map, filtered by their agreement."""
+
+    def __init__(self, box_size_px: int, pixel_size_angstrom: float, group: Tensor, noise_spectrum: Tensor | None = None):
+        """group: (G, 4) symmetry; noise_spectrum: (B // 2 + 1,) of the images, white by default."""
+        self.box_size_px, self.pixel_size_angstrom, self.group = box_size_px, pixel_size_angstrom, group
+        self.halves = [Reconstructor(box_size_px) for _ in range(2)]
+        self.weight = 1.0 if noise_spectrum is None else noise_weight(noise_spectrum / noise_spectrum.mean(), box_size_px)
+
+    def add(self, images: Tensor, ctf: Tensor, quaternion: Tensor, shift_angstrom: Tensor) -> None:
+        """Adds images (n, B, B) with CTFs (n, B, B // 2 + 1), poses (n, 4) and origins (n, 2)."""
+        centred = fft_image(images) * shift_phase(shift_angstrom / self.pixel_size_angstrom, self.box_size_px)
+        weight = torch.ones_like(ctf) * self.weight
+        # of a large group a few equivalents of each image are enough, spread over the group
+        step = max(1, len(self.group) // _MAX_EQUIVALENTS)
+        for operation in self.group[::step]:
+            pose = compose(quaternion, operation.to(quaternion))
+            for half, reconstructor in enumerate(self.halves):
+                chosen = slice(half, None, 2)
+                reconstructor.insert(centred[chosen], ctf[chosen], pose[chosen], weight[chosen])
+
+    def finish(self) -> Tensor:
+        """The map (B, B, B): the mean of the half maps, masked by a soft sphere, each shell times the share of it that
+        is signal, ``2 FSC / (1 + FSC)``."""
+        sphere = soft_sphere(self.box_size_px, 0.45 * self.box_size_px, 0.05 * self.box_size_px)
+        first, second = (reconstructor.volume() * sphere for reconstructor in self.halves)
+        fsc = fourier_shell_correlation(first, second).clamp_min(0)
+        # from the first shell that is noise on, agreement is chance
+        fsc = fsc * (torch.cumsum((fsc < 0.1).int(), 0) == 0)
+        radius = _radius(self.box_size_px).round().long().clamp_max(len(fsc) - 1)
+        weight = (2 * fsc / (1 + fsc))[radius]
+        return ifft_volume(fft_volume(0.5 * (first + second)) * weight) * sphere
+
+
+def _radius(box_size_px: int) -> Tensor:
+    k = torch.fft.fftfreq(box_size_px, 1.0 / box_size_px)
+    kx = torch.arange(box_size_px // 2 + 1, dtype=k.dtype)
+    return torch.sqrt(k[:, None, None].square() + k[None, :, None].square() + kx.square())
+
+
+def network_volume(volume: Tensor, box_size_px: int) -> FourierVolume:
+    """A map (D, D, D) with the images' field of view as the volume to be sliced at the network's box."""
+    return FourierVolume.from_real(crop_volume(volume, min(box_size_px, len(volume))))

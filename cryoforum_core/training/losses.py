@@ -1,0 +1,79 @@
+"""Losses of poses: pure functions, unreduced, in radians. Symmetry enters as the group's quaternions (G, 4).
+
+A symmetry operation acts on the right, so every distance is the smallest over ``q g`` (``geometry.symmetry``).
+"""
+
+import torch
+from torch import Tensor
+
+from ..geometry.orientation_posterior import bingham_log_normalizer
+from ..geometry.rotations import compose
+from ..geometry.symmetry import nearest_equivalent, symmetric_distance_rad
+
+
+def own_error(estimate: Tensor, truth: Tensor, group: Tensor) -> Tensor:
+    """Angle in radians (n,) between each rotation (n, 4) and its true one."""
+    return symmetric_distance_rad(estimate, truth, group)
+
+
+def pairwise_error(estimate: Tensor, truth: Tensor, group: Tensor) -> Tensor:
+    """``|d(q_a, q_b) - d_true(a, b)|`` in radians for all pairs inside a batch: (n, n), zero on the diagonal.
+
+    The Cryo-forum loss without its list of pairs: a batch of n holds n (n - 1) / 2 of them. It fixes the orientations
+    up to one common rotation and the hand, which the own error then decides.
+    """
+    with torch.no_grad():
+        wanted = symmetric_distance_rad(truth[:, None], truth[None, :], group)
+    found = symmetric_distance_rad(estimate[:, None], estimate[None, :], group)
+    return (found - wanted).abs()
+
+
+def chordal_error(estimate: Tensor, truth: Tensor, group: Tensor) -> Tensor:
+    """Squared Frobenius distance of the rotation matrices (n,): ``8 sin^2(angle / 2)`` = ``8 (1 - (q . p)^2)``."""
+    nearest = nearest_equivalent(truth, estimate.detach(), group)
+    return 8 * (1 - (estimate * nearest).sum(-1).square())
+
+
+def bingham_loss(bingham: Tensor, truth: Tensor, group: Tensor) -> Tensor:
+    """Negative log-likelihood (n,) of the true rotations under ``exp(-q'Aq) / F(A)``, of the likeliest equivalent."""
+    equivalents = compose(truth[:, None, :], group.to(truth)[None]) if len(group) > 1 else truth[:, None, :]
+    energy = torch.einsum("ngi,nij,ngj->ng", equivalents, bingham, equivalents).amin(1)
+    eigenvalues = torch.linalg.eigvalsh(bingham)
+    # relative to the smallest eigenvalue, which cancels: float32 keeps its digits
+    lowest = eigenvalues[:, 0]
+    return energy - lowest + bingham_log_normalizer(eigenvalues - lowest[:, None])
+
+
+def shift_error(estimate_angstrom: Tensor, truth_angstrom: Tensor, box_size_angstrom: float) -> Tensor:
+    """Length of the shift's error (n,), in quarters of the box.
+
+    A turn by one radian moves a point a quarter of the box off the axis by as much: comparable with angles.
+    """
+    difference = (estimate_angstrom - truth_angstrom) * (4.0 / box_size_angstrom)
+    return torch.sqrt(difference.square().sum(-1) + 1e-8)
+
+
+def orientation_weights(loss: str, progress: float) -> dict[str, float]:
+    """Weights of the terms at a fraction ``progress`` in [0, 1] of the training.
+
+    ``pairwise-to-own`` is Cryo-forum's schedule: ``(1 - e)`` for a pair, ``e / 2`` for each of its two own errors (so e
+    for their mean), with ``e = progress ^ 0.5``.
+    """
+    if loss == "pairwise-to-own":
+        e = min(max(progress, 0.0), 1.0) ** 0.5
+        return {"pairwise": 1.0 - e, "own": e}
+    return {loss: 1.0}
+
+
+def orientation_loss(loss: str, progress: float, estimate: Tensor, truth: Tensor, group: Tensor) -> Tensor:
+    """The weighted orientation loss of each image (n,); pairs are averaged over the image's partners."""
+    total = torch.zeros(len(truth), dtype=estimate.dtype, device=estimate.device)
+    for term, weight in orientation_weights(loss, progress).items():
+        if weight == 0:
+            continue
+        if term == "pairwise":
+            value = pairwise_error(estimate, truth, group).sum(1) / max(len(truth) - 1, 1)
+        else:
+            value = (own_error if term == "own" else chordal_error)(estimate, truth, group)
+        total = total + weight * value
+    return total

@@ -1,0 +1,74 @@
+"""A particle set as training sees it: prepared at the network's box, and at its own for the map of the labels."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..imaging.masks import soft_circle
+from ..particles.dataset import ParticleBatch, Particles
+from ..particles.image_state import ImageState
+from ..particles.preprocess import PreprocessSettings, network_ctf, network_images
+from .label_map import LabelMap, network_volume
+from .projections import ImageModel, estimate_image_model
+from .streams import ParticleStream
+
+N_FOR_ESTIMATES = 1000
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ParticleViews:
+    """Ways to look at the same images; ``settings`` are the network's."""
+
+    particles: Particles
+    settings: PreprocessSettings
+    state: ImageState
+    device: torch.device
+
+    @property
+    def mask(self) -> Tensor:
+        """(b, b) the mask that prepared images carry."""
+        box_size_px = self.settings.box_size_px
+        return soft_circle(box_size_px, self.settings.mask_radius_fraction * box_size_px, self.settings.mask_edge_px)
+
+    def unmasked(self, batch: ParticleBatch) -> Tensor:
+        """Network images (n, b, b) before their mask: for estimating noise, and for turning."""
+        # an edge that never ends is no mask
+        settings = replace(self.settings, mask_edge_px=math.inf)
+        return network_images(batch.images, batch.ctf, self.particles.pixel_size_angstrom, self.state, settings)
+
+    def ctf(self, parameters) -> Tensor:
+        """What stands between a projection and a prepared image: (n, b, b // 2 + 1)."""
+        return network_ctf(parameters, self.state, self.settings)
+
+    def image_model(self, rows: np.ndarray, volume: Tensor, seed: int) -> ImageModel:
+        """Noise and signal of the prepared images, from a thousand of ``rows``; volume: (D, D, D)."""
+        some = np.random.default_rng(seed).permutation(rows)[:N_FOR_ESTIMATES]
+        batches = [self.particles.batch(part) for part in np.array_split(some, -(-len(some) // _BATCH))]
+        images = torch.cat([self.unmasked(batch) for batch in batches])
+        ctf = torch.cat([self.ctf(batch.ctf) for batch in batches])
+        radius_px = self.settings.mask_radius_fraction * self.settings.box_size_px
+        return estimate_image_model(images, ctf, network_volume(volume, self.settings.box_size_px), radius_px)
+
+    def labelled(self, rows: np.ndarray, image_model: ImageModel) -> ParticleStream:
+        """The images of ``rows`` as a source of batches."""
+        return ParticleStream(self.particles, rows, self.unmasked, self.ctf, self.mask,
+                              self.settings.pixel_size_angstrom, image_model.noise_amplitude(), self.device)
+
+    def map_of_labels(self, rows: np.ndarray, group: Tensor) -> Tensor:
+        """The map (B, B, B) that the labelled images make, in the particles' own box and prepared images' grey values."""
+        own = replace(self, settings=replace(self.settings, box_size_px=self.particles.box_size_px,
+                                             pixel_size_angstrom=self.particles.pixel_size_angstrom))
+        label_map = LabelMap(self.particles.box_size_px, self.particles.pixel_size_angstrom, group)
+        for part in np.array_split(rows, -(-len(rows) // _BATCH)):
+            batch = self.particles.batch(part)
+            label_map.add(own.unmasked(batch), own.ctf(batch.ctf), batch.poses.quaternion, batch.poses.shift_angstrom)
+        volume = label_map.finish()
+        if not volume.abs().max() > 0:
+            raise InputError("The labelled particles must make a map; the half maps of these agree in no shell. Check the "
+                             "poses, the contrast and the CTF, or give a --reference.")
+        return volume

@@ -1,0 +1,143 @@
+"""Encoders and heads behind one interface: shapes, gradients, what they are invariant to, and that they can learn."""
+
+import math
+
+import pytest
+import torch
+
+from cryoforum_core.geometry.orientation_posterior import bingham_negative_log_likelihood
+from cryoforum_core.geometry.rotations import angular_distance_deg, random_quaternions, smallest_eigenvector
+from cryoforum_core.model.encoder import GeneralizedMean, MatchedLowPass, SquareLowPass
+from cryoforum_core.model.network import NetworkConfig, OrientationNetwork
+from cryoforum_core.model.orientation_head import N_OUTPUTS, OrientationHead, PoseEstimate
+from cryoforum_core.imaging.fourier import fft_image
+
+ENCODERS = ("compact", "cryoforum", "cryoposenet")
+HEADS = tuple(N_OUTPUTS)
+
+
+def random_input(n: int, box: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, box, box, generator=generator), torch.randn(n, box, box // 2 + 1, generator=generator).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("box", [16, 22, 64])
+def test_any_even_box_gives_poses_and_every_weight_a_gradient(encoder, box):
+    torch.manual_seed(0)
+    network = OrientationNetwork(NetworkConfig(box, 4.0, encoder, width=8))
+    estimate = network(*random_input(3, box))
+    assert estimate.quaternion.shape == (3, 4) and estimate.bingham.shape == (3, 4, 4)
+    assert estimate.shift_angstrom.shape == (3, 2)
+    target = random_quaternions(3, torch.Generator().manual_seed(1))
+    loss = (estimate.quaternion * target).sum().square() + estimate.shift_angstrom.square().sum()
+    (loss + bingham_negative_log_likelihood(estimate.bingham, target).sum()).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_smallest_eigenvector_of_every_heads_matrix_is_its_rotation(head):
+    torch.manual_seed(1)
+    estimate = OrientationHead(32, head, 100.0)(torch.randn(20, 32))
+    assert torch.allclose(estimate.quaternion.norm(dim=-1), torch.ones(20), atol=1e-5)
+    assert torch.allclose(estimate.bingham, estimate.bingham.transpose(-1, -2), atol=1e-5)
+    distance = angular_distance_deg(smallest_eigenvector(estimate.bingham), estimate.quaternion)
+    assert distance.max() < 0.5
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_can_reach_given_rotations_from_a_random_start(head):
+    torch.manual_seed(2)
+    features = torch.randn(8, 64)
+    truth = random_quaternions(8, torch.Generator().manual_seed(3))
+    layer = OrientationHead(64, head, 100.0)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    for _ in range(250):
+        estimate = layer(features)
+        loss = (1 - (estimate.quaternion * truth).sum(-1).square()).mean()
+        loss = loss + 0.02 * bingham_negative_log_likelihood(estimate.bingham, truth).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert angular_distance_deg(layer(features).quaternion, truth).median() < 3
+
+
+def test_psd_head_has_no_negative_eigenvalue():
+    torch.manual_seed(4)
+    estimate = OrientationHead(8, "qcqp-psd", 100.0)(torch.randn(50, 8))
+    assert torch.linalg.eigvalsh(estimate.bingham).min() > -1e-3
+
+
+def test_shifts_are_in_angstrom():
+    torch.manual_seed(5)
+    small, large = OrientationHead(8, "s2s2", 100.0), OrientationHead(8, "s2s2", 400.0)
+    large.load_state_dict(small.state_dict())
+    features = torch.randn(5, 8)
+    assert torch.allclose(large(features).shift_angstrom, 4 * small(features).shift_angstrom)
+
+
+def test_unknown_names_and_odd_boxes_are_refused():
+    with pytest.raises(ValueError, match="head"):
+        OrientationHead(8, "matrix", 100.0)
+    for box in (33, 14):
+        with pytest.raises(ValueError, match="box"):
+            NetworkConfig(box, 4.0)
+    with pytest.raises(ValueError, match="encoder"):
+        OrientationNetwork(NetworkConfig(32, 4.0, "resnet"))
+
+
+def test_generalised_mean_lies_between_mean_and_maximum():
+    maps = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    mean, largest = maps.mean((-2, -1)), maps.amax((-2, -1))
+    assert torch.allclose(GeneralizedMean(1.0)(maps), mean, atol=1e-5)
+    middle = GeneralizedMean(6.0)(maps)
+    assert (middle > mean).all() and (middle < largest).all()
+    assert torch.allclose(GeneralizedMean(300.0)(maps.clamp_min(0.5)), largest, atol=0.02)
+
+
+def test_square_masks_are_those_of_the_paper_at_128_px():
+    images, ctf = random_input(1, 128)
+    channels = SquareLowPass(128, 5)(images, ctf)
+    assert channels.shape == (1, 6, 128, 128) and torch.equal(channels[:, 0], images)
+    for channel, half_width in zip(channels[0, 1:], (63, 57, 47, 33, 10), strict=True):
+        spectrum = fft_image(channel).abs() > 1e-2
+        assert spectrum[:, half_width].any() and not spectrum[:, half_width + 1:].any()
+        assert spectrum[half_width].any() and not spectrum[half_width + 1:-half_width].any()
+
+
+def test_front_without_filters_is_the_image():
+    images, ctf = random_input(2, 32)
+    assert torch.equal(SquareLowPass(32, 0)(images, ctf), images[:, None])
+    assert MatchedLowPass(32, 0)(images, ctf).shape[1] == MatchedLowPass(32, 0).n_channels
+
+
+def test_filters_leave_less_and_less_of_an_image():
+    images, ctf = random_input(8, 32)
+    front = MatchedLowPass(32, 4)
+    power = front(images, torch.ones_like(ctf)).var((0, 2, 3))[-4:]
+    assert (power.diff() < 0).all() and power[-1] < 0.1
+
+
+def test_poses_of_batches_are_joined_in_order():
+    torch.manual_seed(6)
+    whole = OrientationHead(8, "qcqp", 100.0)(torch.randn(6, 8))
+    parts = [PoseEstimate(whole.quaternion[i:i + 2], whole.bingham[i:i + 2], whole.shift_angstrom[i:i + 2])
+             for i in (0, 2, 4)]
+    joined = PoseEstimate.concatenate(parts)
+    assert len(joined) == 6 and torch.equal(joined.bingham, whole.bingham)
+
+
+def test_the_default_network_learns_a_few_images_by_heart():
+    torch.manual_seed(7)
+    images, ctf = random_input(24, 24, seed=2)
+    truth = random_quaternions(24, torch.Generator().manual_seed(9))
+    network = OrientationNetwork(NetworkConfig(24, 4.0, width=16))
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    for _ in range(80):
+        loss = (1 - (network(images, ctf).quaternion * truth).sum(-1).square()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = network(images, ctf).quaternion
+    assert angular_distance_deg(found, truth).median() < 8 and math.isfinite(loss.item())

@@ -1,0 +1,184 @@
+"""The training loop: schedules, resume bit for bit, early stop, interruption, metrics."""
+
+import csv
+import math
+import signal
+
+import pytest
+import torch
+
+from cryoforum_core.errors import InputError, Interrupted
+from cryoforum_core.training.loop import (LoopSettings, MetricsFile, one_cycle, progress_of, step_generator,
+                                          train_network)
+
+
+class Problem:
+    """A regression with dropout: everything that a resumed run must repeat is in it."""
+
+    def __init__(self, interrupt_at: int | None = None):
+        torch.manual_seed(3)
+        self.network = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(),
+                                           torch.nn.Dropout(0.3), torch.nn.Linear(16, 1))
+        self.interrupt_at = interrupt_at
+        self.steps_seen = []
+
+    def batch(self, step, progress):
+        self.steps_seen.append((step, progress))
+        if step == self.interrupt_at:
+            signal.raise_signal(signal.SIGINT)
+        x = torch.randn(32, 4, generator=step_generator(0, step))
+        return x, x.sum(1, keepdim=True) + (1 - progress)
+
+    @staticmethod
+    def loss(network, batch, progress):
+        value = (network(batch[0]) - batch[1]).square().mean()
+        return value, {"square": value.item()}
+
+    @staticmethod
+    def evaluate(network):
+        network.eval()
+        x = torch.randn(64, 4, generator=step_generator(0, 10_000))
+        with torch.no_grad():
+            return {"validation_loss": (network(x) - x.sum(1, keepdim=True)).square().mean().item()}
+
+    def train(self, directory, **settings):
+        chosen = LoopSettings(**{"max_steps": 60, "learning_rate": 0.02, **settings})
+        return train_network(self.network, self.batch, self.loss, self.evaluate, chosen, directory / "state.pt",
+                             directory / "metrics.csv")
+
+
+def weights(problem: Problem) -> torch.Tensor:
+    return torch.cat([value.double().flatten() for value in problem.network.state_dict().values()])
+
+
+def read_metrics(directory) -> list[dict]:
+    with open(directory / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_schedule_is_a_function_of_progress_alone():
+    rates = [one_cycle(progress / 100, 1e-3) for progress in range(101)]
+    assert rates == [one_cycle(progress / 100, 1e-3) for progress in range(101)]
+    assert max(rates) == pytest.approx(1e-3) and rates.index(max(rates)) == 15
+    assert rates[0] == pytest.approx(4e-5) and rates[-1] == pytest.approx(1e-7)
+    assert all(a < b for a, b in zip(rates[:15], rates[1:16])) and all(a > b for a, b in zip(rates[15:], rates[16:]))
+    assert one_cycle(2.0, 1e-3) == one_cycle(1.0, 1e-3)
+
+
+def test_progress_is_by_steps_or_by_time_whichever_is_further():
+    settings = LoopSettings(max_steps=100, learning_rate=1.0, max_minutes=2.0)
+    assert progress_of(25, 12.0, settings) == 0.25
+    assert progress_of(25, 60.0, settings) == 0.5
+    assert progress_of(25, 6000.0, settings) == 1.0
+    assert progress_of(25, 1e9, LoopSettings(max_steps=100, learning_rate=1.0)) == 0.25
+
+
+def test_generators_differ_by_seed_step_and_purpose():
+    draws = [torch.randn(4, generator=step_generator(*key)) for key in [(0, 0), (0, 1), (1, 0), (0, 0, 1)]]
+    for i, first in enumerate(draws):
+        assert torch.equal(first, torch.randn(4, generator=step_generator(*[(0, 0), (0, 1), (1, 0), (0, 0, 1)][i])))
+        assert not any(torch.equal(first, second) for second in draws[i + 1:])
+
+
+def test_training_lowers_the_held_out_loss(tmp_path):
+    problem = Problem()
+    before = problem.evaluate(problem.network)["validation_loss"]
+    result = problem.train(tmp_path)
+    assert result.steps == 60 and result.reason == "schedule"
+    after = problem.evaluate(problem.network)["validation_loss"]
+    assert after < 0.5 * before and after == result.best_loss
+
+
+@pytest.mark.parametrize("interrupt_at", [0, 17, 41])
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, interrupt_at):
+    whole, stopped, resumed = Problem(), Problem(interrupt_at), Problem()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole.train(tmp_path / "whole")
+    with pytest.raises(Interrupted, match="--resume"):
+        stopped.train(tmp_path / "parts")
+    with torch.no_grad():
+        for parameter in resumed.network.parameters():
+            parameter.fill_(0.5)  # a resumed run takes nothing from how its network began
+    resumed.train(tmp_path / "parts", resume=True)
+    assert resumed.steps_seen == whole.steps_seen[interrupt_at + 1:]
+    assert torch.equal(weights(resumed), weights(whole))
+    rows, expected = read_metrics(tmp_path / "parts"), read_metrics(tmp_path / "whole")
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    assert [row["validation_loss"] for row in rows] == [row["validation_loss"] for row in expected]
+
+
+def test_sigint_works_as_before_after_the_training(tmp_path):
+    Problem().train(tmp_path, max_steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_early_stop_ends_with_the_best_weights(tmp_path):
+    problem = Problem()
+    losses = iter([3.0, 1.0, 2.0, 2.5, 1.5, 9.0, 9.0, 9.0])
+    seen = {}
+
+    def evaluate(network):
+        value = next(losses)
+        seen[value] = weights(problem).clone()
+        return {"validation_loss": value}
+
+    result = train_network(problem.network, problem.batch, problem.loss, evaluate,
+                           LoopSettings(max_steps=200, learning_rate=0.01, patience_evaluations=3),
+                           tmp_path / "state.pt", tmp_path / "metrics.csv")
+    assert result.reason == "early stop" and result.best_loss == 1.0 and result.steps < 60
+    assert torch.equal(weights(problem), seen[1.0])
+
+
+def test_patience_waits_until_the_noise_is_full(tmp_path):
+    problem = Problem()
+    result = train_network(problem.network, problem.batch, problem.loss, lambda network: {"validation_loss": 1.0},
+                           LoopSettings(max_steps=100, learning_rate=0.01, patience_evaluations=2,
+                                        patience_from_progress=0.6), tmp_path / "state.pt", tmp_path / "metrics.csv")
+    assert 60 <= result.steps <= 75
+
+
+def test_time_stretches_the_schedule(tmp_path):
+    result = Problem().train(tmp_path, max_steps=10**9, max_minutes=0.01)
+    assert 0.5 < result.seconds < 3
+    rows = read_metrics(tmp_path)
+    assert float(rows[-1]["learning_rate"]) < 0.1 * max(float(row["learning_rate"]) for row in rows)
+
+
+def test_steps_without_a_finite_loss_change_nothing_and_many_of_them_stop_the_training(tmp_path):
+    problem = Problem()
+
+    def loss(network, batch, progress):
+        value, figures = problem.loss(network, batch, progress)
+        return (value if problem.steps_seen[-1][0] != 5 else value * math.nan), figures
+
+    def run(loss_function):
+        return train_network(problem.network, problem.batch, loss_function, problem.evaluate,
+                             LoopSettings(max_steps=60, learning_rate=0.01), tmp_path / "state.pt", tmp_path / "m.csv")
+
+    assert run(loss).steps == 60 and torch.isfinite(weights(problem)).all()
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        run(lambda network, batch, progress: (problem.loss(network, batch, progress)[0] * math.nan, {}))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state", None])
+def test_a_state_that_is_none_is_refused(tmp_path, content):
+    path = tmp_path / "state.pt"
+    path.write_bytes(content) if content is not None else torch.save({"format": 1, "network": {}}, path)
+    with pytest.raises(InputError, match="--resume"):
+        Problem().train(tmp_path, resume=True)
+
+
+def test_metrics_hold_means_and_drop_rows_after_the_state(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.csv", keep_until_step=0)
+    for value in (1.0, 3.0, math.nan):
+        metrics.add(value, {"extra": 2 * value})
+    metrics.write(3, 0.3, 1.0, 0.01, {})
+    metrics.add(5.0, {"extra": 0.0})
+    metrics.write(6, 0.6, 2.0, 0.01, {"validation_loss": 7.0})
+    rows = read_metrics(tmp_path)
+    assert [float(row["loss"]) for row in rows] == [2.0, 5.0] and float(rows[0]["extra"]) == 4.0
+    assert rows[0]["validation_loss"] == "" and rows[1]["validation_loss"] == "7.0"
+    MetricsFile(tmp_path / "metrics.csv", keep_until_step=4)
+    assert [row["step"] for row in read_metrics(tmp_path)] == ["3"]
