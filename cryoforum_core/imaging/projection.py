@@ -79,23 +79,23 @@ class FourierVolume:
 
     def sample(self, points: Tensor) -> Tensor:
         """Complex values (n, m) at ``points`` (n, m, 3) = (kx, ky, kz) in cycles per box."""
-        values, _ = self._interpolate(points, self.data[:, :2])
-        return values[..., 0]
+        (real, imaginary), sign = self._interpolate(points, 2)
+        return torch.complex(real, imaginary * sign)
 
-    def sample_with_gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (n, m) and their derivatives (n, m, 3) per cycle per box along kx, ky, kz."""
-        values, flip = self._interpolate(points, self.data)
-        # the derivative along -k of the conjugate: both turn its sign
-        gradient = torch.where(flip[..., None], -values[..., 1:], values[..., 1:])
-        return values[..., 0], gradient
+    def sample_with_gradient(self, points: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Values (n, m), and their derivatives along kx, ky and kz per cycle per box, each (n, m)."""
+        channels, sign = self._interpolate(points, 8)
+        # where the mirrored point was sampled: the value is the conjugate, and the derivative minus the conjugate
+        gradient = tuple(torch.complex(channels[i] * sign, channels[i + 1]) for i in (2, 4, 6))
+        return torch.complex(channels[0], channels[1] * sign), gradient
 
-    def _interpolate(self, points: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
-        flip, grid = _half_space_grid(points, self.padding, data.shape)
+    def _interpolate(self, points: Tensor, n_channels: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The first channels (n, m) each at ``points``, mirrored to kx >= 0, and signs (n, m), -1 where mirrored."""
+        sign, grid = _half_space_grid(points, self.padding, self.data.shape)
         # one copy (without memory) of the data for each row: PyTorch's CPU kernel works on rows in parallel
-        sampled = functional.grid_sample(data.expand(len(grid), -1, -1, -1, -1), grid, align_corners=True)
-        sampled = sampled.reshape(*sampled.shape[:2], -1).movedim(1, -1)
-        values = torch.view_as_complex(sampled.reshape(*points.shape[:2], -1, 2).contiguous())
-        return torch.where(flip[..., None], values.conj(), values), flip
+        data = self.data[:, :n_channels].expand(len(grid), -1, -1, -1, -1)
+        sampled = functional.grid_sample(data, grid, align_corners=True)
+        return tuple(channel.reshape(points.shape[:2]) for channel in sampled.unbind(1)), sign
 
     def project(self, quaternion: Tensor, box_size_px: int | None = None,
                 max_radius_px: float | None = None) -> Tensor:
@@ -125,12 +125,13 @@ def _reach(padding: int, max_radius_px: float) -> int:
 
 
 def _half_space_grid(points: Tensor, padding: int, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Points (n, m, 3) as coordinates of grid_sample (rows, 1, 1, p, 3), mirrored to kx >= 0, and which were."""
-    flip = points[..., 0] < 0
-    scaled = torch.where(flip[..., None], -points, points) * padding
+    """Signs (n, m), -1 where points (n, m, 3) are mirrored to kx >= 0, and coordinates (rows, 1, 1, p, 3) for
+    grid_sample."""
+    sign = torch.where(points[..., 0] < 0, -1.0, 1.0).to(points.dtype)
+    scaled = points * (sign * padding)[..., None]
     half_z, last_x = (shape[-3] - 1) / 2, shape[-1] - 1
     grid = torch.stack([scaled[..., 0] * (2.0 / last_x) - 1.0, scaled[..., 1] / half_z, scaled[..., 2] / half_z], dim=-1)
-    return flip, grid.reshape(*_rows(points), 3)
+    return sign, grid.reshape(*_rows(points), 3)
 
 
 def _rows(points: Tensor) -> tuple[int, int, int, int]:
@@ -157,9 +158,8 @@ class Reconstructor:
 
     def insert_points(self, values: Tensor, weights: Tensor, points: Tensor) -> None:
         """Adds complex ``values`` (n, m) and real ``weights`` (n, m) at ``points`` (n, m, 3) in cycles per box."""
-        flip, grid = _half_space_grid(points, self.padding, self.sums.shape)
-        values = torch.where(flip, values.conj(), values)
-        contribution = torch.stack([values.real, values.imag, weights]).to(self.sums.dtype)
+        sign, grid = _half_space_grid(points, self.padding, self.sums.shape)
+        contribution = torch.stack([values.real, values.imag * sign, weights]).to(self.sums.dtype)
         rows = len(grid)
         contribution = contribution.reshape(3, rows, 1, 1, -1).movedim(1, 0).contiguous()
         # the derivative of interpolation with respect to the grid IS the adjoint; PyTorch's kernel computes it

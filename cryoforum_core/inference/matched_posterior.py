@@ -12,7 +12,7 @@ SAME_POSE_RAD = 0.05
 N_LOCAL_SAMPLES = 48
 COVERAGE = 0.9
 # standard deviations below the population's usual fit at which a pose is as likely wrong as right
-LOST_AT_DEVIATIONS = 3.5
+LOST_AT_DEVIATIONS = 4.5
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,6 @@ def belief(hypotheses: RefinedPoses, group: Tensor) -> Belief:
     precision = torch.linalg.eigvalsh(rotation_information(hypotheses.information[:, 0].double()))
     deviation = precision.clamp_min(0.1).rsqrt()
     return Belief(torch.softmax(evidence, dim=1).float(), angle.float(), deviation.float())
-
-
-def standardised(values: Tensor) -> Tensor:
-    """Values (n,) in robust standard deviations from their median. Fewer than 8 values are left as they are."""
-    finite = values[torch.isfinite(values)]
-    if len(finite) < 8:
-        return values
-    median = finite.median()
-    # the half with the better fit is free of junk: its spread alone counts
-    upper = finite[finite >= median]
-    deviation = 1.4826 * (upper - median).median()
-    return (values - median) / deviation.clamp_min(1.0)
 
 
 def chance_lost(fit: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class MatchingModel:
                     first_radius_px: float = 8.0, keep: int = 2) -> RefinedPoses:
         """Local matching from hypotheses (n, K, 4), (n, K, 2); best first, fields (n, min(K, keep), ...)."""
         hypotheses = quaternion.shape[1]
-        counts = tuple(min(hypotheses, most) for most in (4 * keep, 2 * keep, keep))
+        counts = tuple(min(hypotheses, most) for most in (3 * keep, keep, keep))
         return march(images, self.volume, quaternion, displacement_px, self.stages(first_radius_px, counts),
                      self.max_displacement_px)
 

@@ -37,16 +37,17 @@ def _linearise(images: MatchingImages, volume: FourierVolume, quaternion: Tensor
                displacement_px: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Score (n,), right-hand side (n, 5) and information (n, 5, 5) of the log-likelihood around poses."""
     points = slice_points(quaternion, images.k)
-    slices, gradient = volume.sample_with_gradient(points)
+    slices, (gx, gy, gz) = volume.sample_with_gradient(points)
     factor = images.transfer * images.displacement_phase(displacement_px)
     model = factor * slices
-    turn = torch.linalg.cross(gradient, points.to(gradient.dtype), dim=-1) * factor[..., None]
-    move = model[..., None] * (-2j * torch.pi / images.box_size_px * images.k)
-    jacobian = torch.view_as_real(torch.cat([turn, move], dim=-1)).movedim(-1, 1).flatten(1, 2)
-    residual = torch.view_as_real(images.data - model).movedim(-1, 1).flatten(1, 2)
-    score = images.data.abs().square().sum(-1) - residual.square().sum(-1)
-    transposed = jacobian.transpose(1, 2)
-    return score, 2.0 * (transposed @ residual[..., None])[..., 0], 2.0 * (transposed @ jacobian)
+    px, py, pz = points.unbind(-1)
+    wave = model * (-2j * torch.pi / images.box_size_px)
+    jacobian = torch.stack([(gy * pz - gz * py) * factor, (gz * px - gx * pz) * factor, (gx * py - gy * px) * factor,
+                            wave * images.k[:, 0], wave * images.k[:, 1]], dim=1)
+    jacobian = torch.view_as_real(jacobian).flatten(2)
+    residual = torch.view_as_real(images.data - model).flatten(1)
+    score = torch.view_as_real(images.data).square().sum((1, 2)) - residual.square().sum(-1)
+    return score, 2.0 * (jacobian @ residual[..., None])[..., 0], 2.0 * (jacobian @ jacobian.transpose(1, 2))
 
 
 def fisher_information(images: MatchingImages, volume: FourierVolume, quaternion: Tensor,

@@ -10,6 +10,9 @@ from ..imaging.projection import FourierVolume, slice_points
 from .likelihood import MatchingImages
 from .refine import RefinedPoses, refine
 
+# in log-likelihood at a stage's resolution: finer resolution rarely turns a difference of e^40 around
+HOPELESS_SCORE = 40.0
+
 
 def displacement_grid(max_displacement_px: float, step_px: float) -> Tensor:
     """Displacements (T, 2) on a square lattice within a disc, (0, 0) included."""
@@ -88,24 +91,36 @@ class MarchStage:
 
 
 def march(images: MatchingImages, volume: FourierVolume, quaternion: Tensor, displacement_px: Tensor,
-          stages: list[MarchStage], max_displacement_px: float, chunk: int = 2048) -> RefinedPoses:
+          stages: list[MarchStage], max_displacement_px: float, chunk_values: int = 1_000_000) -> RefinedPoses:
     """Refines hypotheses (n, K, 4), (n, K, 2) at growing resolution; after each stage the best go on.
 
-    Returns those of the last stage, best first: every field has leading shape (n, keep).
+    Returns those of the last stage, best first: every field has leading shape (n, keep). A hypothesis that a stage left
+    ``HOPELESS_SCORE`` behind its image's best is not refined further; its score is -inf.
     """
-    n = len(images)
-    result = None
+    n, hypotheses = quaternion.shape[:2]
+    image = torch.arange(n, device=quaternion.device).repeat_interleave(hypotheses)
+    result, alive = None, torch.ones(n * hypotheses, dtype=torch.bool, device=quaternion.device)
     for stage in stages:
         limited = images.up_to(stage.max_radius_px)
-        hypotheses = quaternion.shape[1]
-        parts = []
-        for rows in torch.arange(n, device=quaternion.device).split(max(1, chunk // hypotheses)):
-            repeated = rows.repeat_interleave(hypotheses)
-            parts.append(refine(limited[repeated], volume, quaternion[rows].flatten(0, 1),
-                                displacement_px[rows].flatten(0, 1), stage.iterations, max_displacement_px))
-        result = _best(_concatenate(parts), n, hypotheses, stage.keep)
-        quaternion, displacement_px = result.quaternion, result.displacement_px
+        rows = torch.nonzero(alive)[:, 0]
+        chunk = max(1, chunk_values // len(limited.radius))
+        starts = quaternion.flatten(0, 1), displacement_px.flatten(0, 1)
+        parts = [refine(limited[image[some]], volume, starts[0][some], starts[1][some], stage.iterations,
+                        max_displacement_px) for some in rows.split(chunk)]
+        result = _best(_scatter(_concatenate(parts), rows, *starts), n, hypotheses, stage.keep)
+        quaternion, displacement_px, hypotheses = result.quaternion, result.displacement_px, result.score.shape[1]
+        image = torch.arange(n, device=rows.device).repeat_interleave(hypotheses)
+        alive = (result.score >= result.score[:, :1] - HOPELESS_SCORE).flatten()
     return result
+
+
+def _scatter(refined: RefinedPoses, rows: Tensor, quaternion: Tensor, displacement_px: Tensor) -> RefinedPoses:
+    """Refined poses of some ``rows`` among all (N, 4), (N, 2); the others stay where they are, with score -inf."""
+    score = refined.score.new_full((len(quaternion),), -torch.inf)
+    information = refined.information.new_zeros(len(quaternion), 5, 5)
+    return RefinedPoses(quaternion.index_copy(0, rows, refined.quaternion),
+                        displacement_px.index_copy(0, rows, refined.displacement_px),
+                        score.index_copy(0, rows, refined.score), information.index_copy(0, rows, refined.information))
 
 
 def _concatenate(parts: list[RefinedPoses]) -> RefinedPoses:

@@ -106,7 +106,7 @@ def test_stored_gradient_is_the_derivative_of_the_slice(golden):
         move = torch.zeros(3, dtype=torch.float64)
         move[axis] = step
         numeric = (fourier_volume.sample(points + move) - fourier_volume.sample(points - move)) / (2 * step)
-        assert (numeric - gradient[..., axis]).abs().square().mean() < 0.02 * gradient[..., axis].abs().square().mean()
+        assert (numeric - gradient[axis]).abs().square().mean() < 0.02 * gradient[axis].abs().square().mean()
 
 
 def test_central_pixel_is_the_sum_of_the_map(golden):

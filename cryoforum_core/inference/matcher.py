@@ -1,0 +1,164 @@
+"""Network poses refined against a map, and searched for again where the data say that they are wrong.
+
+``local``: Gauss-Newton from the network's pose and from samples of its posterior. ``adaptive``: local for all; where the
+match is not better than what chance reaches, or clearly poorer than that of the set's particles, an exhaustive search;
+where it is still poor, a finer one. Several hypotheses are kept until the finest resolution decides.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..geometry.orientation_posterior import sample_bingham
+from ..matching.likelihood import MatchingImages
+from ..matching.model import (
+    FINE_SEARCH_RADIUS_PX,
+    FINE_SEARCH_STEP_DEG,
+    MatchingModel,
+    MatchQuality,
+    SearchGrid,
+    match_quality,
+)
+from ..matching.refine import RefinedPoses
+
+logger = logging.getLogger("cryoforum")
+
+N_NETWORK_SAMPLES = 7
+KEPT_HYPOTHESES = 3
+# in standard deviations of the fit of the sample's good particles
+SEARCH_BELOW_DEVIATIONS, FINE_SEARCH_BELOW_DEVIATIONS = -2.5, -3.5
+N_CHANCE_IMAGES = 48
+
+
+@dataclass(frozen=True)
+class NetworkPoses:
+    """What the network says of n images: mode (n, 4), Bingham matrix (n, 4, 4), displacement (n, 2) in px of the
+    matching box."""
+
+    quaternion: Tensor
+    bingham: Tensor
+    displacement_px: Tensor
+
+    def __getitem__(self, index) -> "NetworkPoses":
+        return NetworkPoses(self.quaternion[index], self.bingham[index], self.displacement_px[index])
+
+    def hypotheses(self, n_samples: int, limit_px: float, seed: int) -> tuple[Tensor, Tensor]:
+        """The mode and samples of the posterior: (n, 1 + n_samples, 4), (n, 1 + n_samples, 2)."""
+        generator = torch.Generator(self.quaternion.device).manual_seed(seed)
+        samples = sample_bingham(self.bingham, n_samples, generator)
+        length = self.displacement_px.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        displacement = self.displacement_px * (limit_px / length).clamp_max(1.0)
+        return (torch.cat([self.quaternion[:, None], samples], dim=1),
+                displacement[:, None].expand(-1, 1 + n_samples, -1))
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Hypotheses of n images, best first (fields (n, K, ...)), and how well the first one fits."""
+
+    hypotheses: RefinedPoses
+    quality: MatchQuality
+    searched: Tensor
+    """bool (n,): an exhaustive search was made"""
+
+
+class Matcher:
+    """A matching model adapted to a sample of the data set, and the searches that use it."""
+
+    def __init__(self, model: MatchingModel, adaptive: bool, seed: int = 0):
+        self.model, self.adaptive, self.seed = model, adaptive, seed
+        self.usual_fit, self.fit_deviation, self.chance_score = 0.0, 1.0, 0.0
+        self.explained = 1.0
+        self._grids: dict[float, SearchGrid] = {}
+
+    def calibrate(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> None:
+        """Adapts amplitude and noise to a sample (n, B, B // 2 + 1), and learns what a good and a chance match are."""
+        matches = self._first_match(images_ft, ctf, network)
+        for _ in range(2):
+            images = self.model.images(images_ft, ctf)
+            quality = match_quality(images, self.model, matches.hypotheses[:, 0])
+            # junk must not lower the amplitude: the better half of the sample speaks for the particles
+            good = quality.fit >= quality.fit.median()
+            self.model, explained = self.model.adapted(images[good], matches.hypotheses[good, 0])
+            self.explained *= explained
+        images = self.model.images(images_ft, ctf)
+        refined = self.model.refine_from(images, matches.hypotheses.quaternion, matches.hypotheses.displacement_px)
+        fit = match_quality(images, self.model, refined[:, 0]).fit
+        self.usual_fit = float(fit.median())
+        spread = fit[fit >= self.usual_fit] - self.usual_fit
+        self.fit_deviation = max(1.0, 1.4826 * float(spread.median()))
+        if self.adaptive:
+            self.chance_score = self._chance_score(images[:N_CHANCE_IMAGES])
+
+    def _first_match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> Matches:
+        images = self.model.images(images_ft, ctf)
+        poses = self._local(images, network)
+        if self.adaptive:
+            poses = _merge(poses, self._grid().search(images))
+        return Matches(poses, match_quality(images, self.model, poses[:, 0]),
+                       torch.full((len(images),), self.adaptive))
+
+    def _chance_score(self, images: MatchingImages) -> float:
+        """What the best of all poses reaches in images of noise alone: the highest of a few."""
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(*images.data.shape, 2, generator=generator).to(images.transfer.device) * 0.5 ** 0.5
+        return float(self._grid().search(replace(images, data=torch.view_as_complex(noise))).score[:, 0].max())
+
+    def _grid(self, fine: bool = False) -> SearchGrid:
+        if fine not in self._grids:
+            self._grids[fine] = (SearchGrid.build(self.model, FINE_SEARCH_STEP_DEG, FINE_SEARCH_RADIUS_PX) if fine
+                                 else SearchGrid.build(self.model))
+        # slices do not depend on amplitude and noise: the grid outlives an adapted model
+        return replace(self._grids[fine], model=self.model)
+
+    def _local(self, images: MatchingImages, network: NetworkPoses) -> RefinedPoses:
+        start = network.hypotheses(N_NETWORK_SAMPLES, self.model.max_displacement_px, self.seed)
+        return self.model.refine_from(images, *start, keep=KEPT_HYPOTHESES)
+
+    def match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> Matches:
+        """Poses of n images from transforms and CTFs (n, B, B // 2 + 1) and the network's answer."""
+        images = self.model.images(images_ft, ctf)
+        poses = self._local(images, network)
+        quality = match_quality(images, self.model, poses[:, 0])
+        searched = torch.zeros(len(images), dtype=torch.bool, device=images.transfer.device)
+        if self.adaptive:
+            doubtful = self._is_poor(quality, SEARCH_BELOW_DEVIATIONS) | (poses.score[:, 0] < self.chance_score)
+            poses, quality = self._search(images, poses, quality, doubtful, fine=False)
+            searched |= doubtful
+            poses, quality = self._search(images, poses, quality,
+                                          self._is_poor(quality, FINE_SEARCH_BELOW_DEVIATIONS), fine=True)
+        return Matches(poses, quality, searched)
+
+    def _is_poor(self, quality: MatchQuality, deviations: float) -> Tensor:
+        return quality.fit < self.usual_fit + deviations * self.fit_deviation
+
+    def _search(self, images: MatchingImages, poses: RefinedPoses, quality: MatchQuality, wanted: Tensor,
+                fine: bool) -> tuple[RefinedPoses, MatchQuality]:
+        rows = torch.nonzero(wanted)[:, 0]
+        if not len(rows):
+            return poses, quality
+        found = self._grid(fine).search(images[rows], n_hypotheses=32 if fine else 16, keep=KEPT_HYPOTHESES)
+        poses = _replace_rows(poses, rows, _merge(poses[rows], found))
+        return poses, match_quality(images, self.model, poses[:, 0])
+
+
+
+_FIELDS = ("quaternion", "displacement_px", "score", "information")
+
+
+def _merge(first: RefinedPoses, second: RefinedPoses) -> RefinedPoses:
+    """The best hypotheses of both, best first; as many as the first has."""
+    both = RefinedPoses(*(torch.cat([getattr(first, name), getattr(second, name)], dim=1) for name in _FIELDS))
+    order = both.score.argsort(dim=1, descending=True)[:, :first.score.shape[1]]
+    return both[torch.arange(len(order), device=order.device)[:, None], order]
+
+
+def _replace_rows(poses: RefinedPoses, rows: Tensor, new: RefinedPoses) -> RefinedPoses:
+    def replaced(old: Tensor, fresh: Tensor) -> Tensor:
+        old = old.clone()
+        old[rows] = fresh
+        return old
+
+    return RefinedPoses(*(replaced(getattr(poses, name), getattr(new, name)) for name in _FIELDS))

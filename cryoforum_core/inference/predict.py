@@ -1,0 +1,285 @@
+"""From a trained network, and a map, to each particle's pose and what is believed about it."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import PredictConfig
+from ..geometry.orientation_posterior import OrientationPosterior
+from ..geometry.poses import Poses
+from ..imaging.fourier import ifft_image
+from ..imaging.noise import noise_power_spectrum
+from ..matching.likelihood import MatchingImages, predicted
+from ..matching.model import MatchingModel
+from ..model.orientation_head import PoseEstimate
+from ..particles.dataset import Particles
+from ..particles.image_stack import save_table
+from ..progress import Progress
+from ..run_directory import RunDirectory, atomic_path
+from .matched_posterior import (
+    Belief,
+    belief,
+    bingham_from_information,
+    chance_lost,
+    expected_error_deg,
+    rotation_information,
+    uniform_angles_rad,
+)
+from .matcher import Matcher, Matches, NetworkPoses
+from .preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
+
+logger = logging.getLogger("cryoforum")
+
+N_CALIBRATION_IMAGES = 256
+SHARD_IMAGES = 2048
+# the map's overall amplitude, regressed on matched images, against the one that the images' power asks for
+MODEL_APPLIES_ABOVE = 0.6
+N_GALLERY = 8
+
+
+@dataclass(frozen=True)
+class PredictionSetup:
+    """What predicts: the network, how images are prepared, and the map to match (None for the network alone)."""
+
+    network: Callable[[Tensor, Tensor], PoseEstimate]
+    images: ImagePreparation
+    volume: Tensor | None
+    """(b, b, b) at the matching box"""
+    group: Tensor
+
+    @property
+    def pixel_size_angstrom(self) -> float:
+        """Of the matching box."""
+        return self.images.pixel_size_angstrom
+
+
+def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setup: PredictionSetup) -> dict:
+    """Predicts every particle and writes the run's files; returns the summary (see ``design``: command line).
+
+    Finished parts are kept in ``parts/`` until the end: ``--resume`` goes on after them.
+    """
+    start = time.monotonic()
+    matcher = _calibrated_matcher(config, particles, setup) if config.refinement != "none" else None
+    parts_directory = run.path / "parts"
+    parts_directory.mkdir(exist_ok=True)
+    done = _predict_parts(config, particles, setup, matcher, parts_directory)
+    seconds = time.monotonic() - start
+    arrays = finalise(_read_parts(parts_directory, len(particles)), setup.group)
+    _write_outputs(run, particles, arrays)
+    if matcher is not None:
+        _write_gallery(run.path / "gallery.npz", particles, setup, matcher, arrays)
+    for path in parts_directory.iterdir():
+        path.unlink()
+    parts_directory.rmdir()
+    applies, reason = _applies(matcher)
+    return {"n_particles": len(particles), "images_per_second": done / max(seconds, 1e-9),
+            "median_expected_error_deg": float(np.median(arrays["expected_error_deg"])),
+            "model_applies": applies, "model_applies_reason": reason, "refinement": config.refinement,
+            "searched_fraction": float(arrays["searched"].mean()), "seconds": seconds}
+
+
+def _network_poses(setup: PredictionSetup, rows: np.ndarray) -> NetworkPoses:
+    with torch.no_grad():
+        estimate = setup.network(*setup.images.network_input(rows))
+    # shifts have RELION's sign; a displacement is minus that
+    return NetworkPoses(estimate.quaternion.float(), estimate.bingham.float(),
+                        -estimate.shift_angstrom.float() / setup.pixel_size_angstrom)
+
+
+def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: PredictionSetup) -> Matcher:
+    generator = torch.Generator().manual_seed(config.seed)
+    rows = torch.randperm(len(particles), generator=generator)[:N_CALIBRATION_IMAGES].sort().values.numpy()
+    images_ft, ctf = setup.images.transforms(rows)
+    box, pixel_size_angstrom = setup.images.box_size_px, setup.pixel_size_angstrom
+    spectrum = noise_power_spectrum(ifft_image(images_ft), BACKGROUND_RADIUS_FRACTION * box)
+    max_shift_angstrom = config.max_shift_angstrom or box * pixel_size_angstrom / 8
+    finest = box / 2 - 1
+    if config.resolution_angstrom is not None:
+        finest = min(finest, box * pixel_size_angstrom / config.resolution_angstrom)
+    model = MatchingModel.estimate(setup.volume, images_ft, ctf, spectrum, setup.group, finest,
+                                   max_shift_angstrom / pixel_size_angstrom)
+    matcher = Matcher(model, adaptive=config.refinement == "adaptive", seed=config.seed)
+    matcher.calibrate(images_ft, ctf, _network_poses(setup, rows))
+    logger.info("Matching at %d px of %.3g A, to %.3g A; learnt from %d images: the map explains %.0f %% of the "
+                "signal's amplitude.", box, pixel_size_angstrom, box * pixel_size_angstrom / finest, len(rows),
+                100 * matcher.explained)
+    return matcher
+
+
+def _predict_parts(config: PredictConfig, particles: Particles, setup: PredictionSetup, matcher: Matcher | None,
+                   directory: Path) -> int:
+    """Predicts the parts that are not in ``directory`` yet; returns how many images that were."""
+    starts = range(0, len(particles), SHARD_IMAGES)
+    missing = [start for start in starts if not (directory / f"{start:010d}.npz").is_file()]
+    n_missing = sum(min(SHARD_IMAGES, len(particles) - start) for start in missing)
+    with Progress(len(particles), "predict", initial=len(particles) - n_missing) as progress:
+        for start in missing:
+            rows = np.arange(start, min(start + SHARD_IMAGES, len(particles)))
+            batches = []
+            for batch in np.array_split(rows, -(-len(rows) // config.batch_size)):
+                batches.append(_predict_batch(setup, matcher, batch))
+                progress.update(len(batch))
+            joined = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+            with atomic_path(directory / f"{start:010d}.npz") as temporary:
+                np.savez(temporary, **joined)
+    return n_missing
+
+
+def _predict_batch(setup: PredictionSetup, matcher: Matcher | None, rows: np.ndarray) -> dict[str, np.ndarray]:
+    network = _network_poses(setup, rows)
+    if matcher is None:
+        result = _network_result(network, setup)
+    else:
+        matches = matcher.match(*setup.images.transforms(rows), network)
+        result = _matched_result(matches, setup)
+    result["network_quaternion"] = network.quaternion
+    result["network_eigenvalues"] = torch.linalg.eigvalsh(network.bingham)
+    result["row"] = torch.from_numpy(rows)
+    return {name: value.cpu().numpy() for name, value in result.items()}
+
+
+def _network_result(network: NetworkPoses, setup: PredictionSetup) -> dict[str, Tensor]:
+    n = len(network.quaternion)
+    nothing = torch.full((n,), torch.nan)
+    return {"quaternion": network.quaternion, "bingham": network.bingham, "fit": nothing, "residual": nothing,
+            "shift_angstrom": -network.displacement_px * setup.pixel_size_angstrom,
+            "searched": torch.zeros(n, dtype=torch.bool)}
+
+
+def _matched_result(matches: Matches, setup: PredictionSetup) -> dict[str, Tensor]:
+    best, beliefs = matches.hypotheses[:, 0], belief(matches.hypotheses, setup.group)
+    return {"quaternion": best.quaternion,
+            "bingham": bingham_from_information(best.quaternion, rotation_information(best.information)),
+            "fit": matches.quality.fit, "residual": matches.quality.residual, "searched": matches.searched,
+            "shift_angstrom": -best.displacement_px * setup.pixel_size_angstrom,
+            "weight": beliefs.weight, "rival_angle_rad": beliefs.rival_angle_rad,
+            "local_deviation_rad": beliefs.local_deviation_rad}
+
+
+def _read_parts(directory: Path, n: int) -> dict[str, np.ndarray]:
+    parts: list[dict] = []
+    for path in sorted(directory.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as file:
+            parts.append(dict(file))
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if not np.array_equal(arrays.pop("row"), np.arange(n)):
+        raise RuntimeError(f"the parts in {directory} do not cover the {n} particles once each")
+    return arrays
+
+
+def finalise(arrays: dict[str, np.ndarray], group: Tensor) -> dict[str, np.ndarray]:
+    """Figures that need the whole population: expected error, bound, figure of merit and match score.
+
+    ``match_score``: the poorer of two standardised figures, the fit of the pose and the absence of anything else in the
+    image; 0 for a usual particle, below -4 hardly ever one. NaN for the network alone.
+    """
+    bingham = torch.from_numpy(arrays["bingham"])
+    if "weight" not in arrays:
+        posterior = OrientationPosterior.from_bingham(bingham, torch.from_numpy(arrays["quaternion"]))
+        expected, bound = posterior.expected_error_deg.numpy(), posterior.error_bound_deg.numpy()
+        merit, score = np.exp(-expected / 30.0), arrays["fit"]
+    else:
+        fit = _standardised(arrays["fit"], better_is_higher=True)
+        residual = _standardised(arrays["residual"], better_is_higher=False)
+        lost = chance_lost(torch.from_numpy(fit))
+        beliefs = Belief(*(torch.from_numpy(arrays[name]) for name in
+                           ("weight", "rival_angle_rad", "local_deviation_rad")))
+        expected, bound = (x.numpy() for x in expected_error_deg(beliefs, lost, uniform_angles_rad(group.cpu())))
+        merit = (beliefs.weight[:, 0] * (1 - lost)).numpy()
+        score = np.minimum(fit, -residual)
+    return {"quaternion": arrays["quaternion"], "bingham": arrays["bingham"],
+            "eigenvalues": torch.linalg.eigvalsh(bingham).numpy(), "expected_error_deg": expected,
+            "error_bound_deg": bound, "shift_angstrom": arrays["shift_angstrom"], "figure_of_merit": merit,
+            "match_score": score, "fit": arrays["fit"], "residual": arrays["residual"],
+            "network_quaternion": arrays["network_quaternion"], "network_eigenvalues": arrays["network_eigenvalues"],
+            "searched": arrays["searched"]}
+
+
+def _standardised(values: np.ndarray, better_is_higher: bool) -> np.ndarray:
+    """In robust standard deviations from the median, both taken from the better half, which junk does not reach.
+
+    Fewer than 8 values are no population: they are left as they are, in standard deviations of the noise.
+    """
+    if len(values) < 8:
+        return values
+    sign = 1.0 if better_is_higher else -1.0
+    median = np.median(values)
+    distance = sign * (values - median)
+    deviation = 1.4826 * np.median(distance[distance >= 0])
+    return ((values - median) / max(deviation, 1.0)).astype(np.float32)
+
+
+def _write_outputs(run: RunDirectory, particles: Particles, arrays: dict[str, np.ndarray]) -> None:
+    poses = Poses(torch.from_numpy(arrays["quaternion"]).double(), torch.from_numpy(arrays["shift_angstrom"]).double())
+    columns = {"rlnCryoforumExpectedError": arrays["expected_error_deg"],
+               "rlnCryoforumErrorBound": arrays["error_bound_deg"],
+               "rlnCryoforumFigureOfMerit": arrays["figure_of_merit"]}
+    if np.isfinite(arrays["match_score"]).all():
+        columns["rlnCryoforumMatchScore"] = arrays["match_score"]
+    save_table(particles.table.with_columns({**pose_columns(particles, poses), **columns}), run.particles)
+    with atomic_path(run.orientation_posterior) as temporary:
+        np.savez(temporary, particle_id=particles.particle_id, **arrays)
+
+
+def pose_columns(particles: Particles, poses: Poses) -> dict[str, np.ndarray]:
+    """RELION's columns of poses: origins in Angstrom, or in pixels where the table is RELION 3.0's."""
+    rot, tilt, psi = poses.euler_deg().numpy().T
+    columns = {"rlnAngleRot": rot, "rlnAngleTilt": tilt, "rlnAnglePsi": psi}
+    names, unit = ("rlnOriginXAngst", "rlnOriginYAngst"), 1.0
+    if particles.table.version == "3.0":
+        names, unit = ("rlnOriginX", "rlnOriginY"), particles.pixel_size_angstrom
+    return columns | dict(zip(names, poses.shift_angstrom.numpy().T / unit))
+
+
+def _applies(matcher: Matcher | None) -> tuple[bool, str]:
+    if matcher is None:
+        return True, "not judged: the network alone was used, without matching to a map"
+    figure = f"the matched map explains {100 * matcher.explained:.0f} % of the signal's amplitude in the images"
+    if matcher.explained < MODEL_APPLIES_ABOVE:
+        return False, (f"{figure}, less than {100 * MODEL_APPLIES_ABOVE:.0f} %: another molecule, mostly junk, wrong "
+                       "pixel size or CTF")
+    return True, figure
+
+
+def _gallery_rows(score: np.ndarray) -> Iterator[tuple[str, int]]:
+    """Rows of the best, usual and poorest matches, with their kind."""
+    order = np.argsort(-score, kind="stable")
+    each = min(N_GALLERY, max(1, len(order) // 3))
+    middle = len(order) // 2 - each // 2
+    for kind, rows in (("best", order[:each]), ("median", order[middle:middle + each]), ("worst", order[-each:])):
+        yield from ((kind, int(row)) for row in rows)
+
+
+def _write_gallery(path: Path, particles: Particles, setup: PredictionSetup, matcher: Matcher,
+                   arrays: dict[str, np.ndarray]) -> None:
+    """Images beside the map's projections at their poses, for the report."""
+    kinds, rows = zip(*_gallery_rows(arrays["match_score"]))
+    rows = np.array(rows)
+    images_ft, ctf = setup.images.transforms(rows)
+    images, device = matcher.model.images(images_ft, ctf), images_ft.device
+    model = predicted(images, matcher.model.volume, torch.from_numpy(arrays["quaternion"][rows]).to(device),
+                      torch.from_numpy(-arrays["shift_angstrom"][rows] / setup.pixel_size_angstrom).to(device))
+    projections = _to_images(model, images)
+    with atomic_path(path) as temporary:
+        np.savez(temporary, images=ifft_image(images_ft).cpu().numpy(), projections=projections.cpu().numpy(),
+                 kind=np.array(kinds), particle_id=particles.particle_id[rows],
+                 match_score=arrays["match_score"][rows], expected_error_deg=arrays["expected_error_deg"][rows])
+
+
+def _to_images(values: Tensor, images: MatchingImages) -> Tensor:
+    """Values (n, m) on the pixels of ``images`` as real images (n, b, b)."""
+    box_size_px = images.box_size_px
+    full = values.new_zeros(len(values), box_size_px, box_size_px // 2 + 1)
+    kx, ky = images.k.long().unbind(-1)
+    full[:, ky % box_size_px, kx] = values
+    # the column kx = 0 holds both members of each pair
+    column = kx == 0
+    full[:, (-ky[column]) % box_size_px, 0] = values[:, column].conj()
+    return ifft_image(full)
+
