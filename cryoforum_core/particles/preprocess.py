@@ -12,6 +12,7 @@ from torch.nn import functional
 from ..imaging.ctf import CTFParameters, ctf_2d
 from ..imaging.fourier import crop_image_ft, fft_image, ifft_image
 from ..imaging.masks import soft_circle
+from .image_check import is_constant
 from .image_state import CTFState, ImageState
 
 MAX_DEFAULT_BOX_PX = 128
@@ -114,10 +115,10 @@ def normalise(images: Tensor, state: ImageState, background_radius_fraction: flo
     background = images[:, circle == 0]
     mean = background.mean(1)[:, None, None]
     spread = background.std(1)[:, None, None]
-    is_constant = spread <= 1e-6 * background.abs().amax(1)[:, None, None]
+    without_noise = is_constant(background)[:, None, None]
     sign = -1.0 if state.contrast == "dark" else 1.0
-    scaled = (images - mean) * (sign / torch.where(is_constant, torch.ones_like(spread), spread))
-    return torch.where(is_constant, torch.zeros_like(scaled), scaled)
+    scaled = (images - mean) * (sign / torch.where(without_noise, torch.ones_like(spread), spread))
+    return torch.where(without_noise, torch.zeros_like(scaled), scaled)
 
 
 def effective_ctf(ctf: CTFParameters, box_size_px: int, pixel_size_angstrom: float, ctf_state: CTFState) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from cryoforum_core.config import ImageInputConfig
 from cryoforum_core.errors import InputError
 from cryoforum_core.mrc import write_stack
-from cryoforum_core.particles.dataset import (
-    check_images, load_particles, read_table, without_constant_images)
+from cryoforum_core.geometry.poses import Poses
+from cryoforum_core.particles.dataset import load_particles, read_poses, read_table
 from cryoforum_core.particles.table import ParticleTable
 
 N, BOX, PIXEL = 6, 8, 2.5
@@ -204,39 +204,42 @@ def test_a_cryosparc_file_is_known_by_its_name(directory):
     assert any("rlnImageName" in problem for problem in problems_of(directory / "in.cs"))
 
 
-def spoilt(directory, not_finite=(), constant=()):
-    images = pictures()
-    images[list(constant)] = 3.0
-    for row in not_finite:
-        images[row, 2, 3] = np.nan if row % 2 else np.inf
-    write_stack(directory / "a.mrcs", images, PIXEL)
-    return load_particles(write_table(directory))
+def moved(particles):
+    generator = torch.Generator().manual_seed(0)
+    return Poses.from_relion(torch.rand(len(particles), 3, generator=generator) * torch.tensor([300.0, 170.0, 300.0]),
+                             5.0 * torch.randn(len(particles), 2, generator=generator))
 
 
-@pytest.mark.filterwarnings("ignore:Data array contains NaN:RuntimeWarning")
-def test_not_finite_images_are_an_error_that_names_them(directory):
-    check = check_images(spoilt(directory, not_finite=(1, 4), constant=(2,)), batch_size=4)
-    assert check.not_finite.tolist() == [1, 4] and check.constant.tolist() == [2]
-    (problem,) = check.problems()
-    assert "particles 2; 5" in problem
+@pytest.mark.parametrize("is_relion_31", [False, True])
+def test_saved_poses_are_read_back(directory, is_relion_31):
+    optics = {"rlnOpticsGroup": [1], "rlnImagePixelSize": [PIXEL]} if is_relion_31 else None
+    particles = load_particles(write_table(directory, {"rlnImageId": [7, 8, 9, 10, 11, 12]}, optics=optics))
+    poses = moved(particles)
+    particles.save(directory / "out.star", poses, {"rlnCryoforumExpectedError": np.arange(N) / 2})
+    again = load_particles(directory / "out.star")
+    assert torch.allclose(again.poses.shift_angstrom, poses.shift_angstrom, atol=1e-5)
+    assert ((again.poses.quaternion * poses.quaternion).sum(1).abs() > 1 - 1e-6).all()
+    assert again.particle_id.tolist() == [7, 8, 9, 10, 11, 12]
+    assert again.table.floats("rlnCryoforumExpectedError").tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+    # RELION 3.0 reads pixels; a column of pixels in a 3.1 file must not keep the old origins
+    in_px = again.table.floats("rlnOriginX") * PIXEL
+    assert np.abs(in_px - poses.shift_angstrom[:, 0].numpy()).max() < 1e-5
+    assert again.table.has("rlnOriginXAngst") == is_relion_31
+    assert again.table.names[:len(particles.table.names)] == particles.table.names
 
 
-def test_some_constant_images_are_left_out_of_training(directory, caplog):
-    particles = spoilt(directory, constant=(0, 5))
-    check = check_images(particles)
-    assert check.problems() == [] and "2 of 6 images" in check.warning()
-    with caplog.at_level(logging.WARNING, logger="cryoforum"):
-        kept = without_constant_images(particles, check)
-    assert kept.particle_id.tolist() == [2, 3, 4, 5] and "left out" in caplog.text
+def test_saved_particles_without_ids_get_them(directory):
+    particles = load_particles(write_table(directory))
+    particles.subset([4, 2]).save(directory / "out.star")
+    assert load_particles(directory / "out.star").particle_id.tolist() == [5, 3]
 
 
-def test_mostly_constant_images_are_an_error(directory):
-    (problem,) = check_images(spoilt(directory, constant=(0, 1, 2, 3))).problems()
-    assert "4 of the 6" in problem
-
-
-def test_good_images_raise_nothing_and_a_sample_is_a_sample(directory):
-    particles = spoilt(directory)
-    check = check_images(particles, n_sample=3, seed=1)
-    assert len(check.rows) == 3 and check.problems() == [] and check.warning() is None
-    assert without_constant_images(particles, check) is particles
+def test_poses_of_a_table_whose_images_are_gone(directory):
+    path = write_table(directory)
+    expected = load_particles(path).poses
+    (directory / "a.mrcs").unlink()
+    assert torch.equal(read_poses(read_table(path)).shift_angstrom, expected.shift_angstrom)
+    doubled = read_poses(read_table(path), pixel_size_angstrom=2 * PIXEL)
+    assert torch.allclose(doubled.shift_angstrom, 2 * expected.shift_angstrom)
+    with pytest.raises(InputError, match="lacks rlnAnglePsi"):
+        read_poses(read_table(write_table(directory, without=("rlnAnglePsi",))))

@@ -6,7 +6,8 @@ import torch
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image
 from cryoforum_core.particles.image_state import ImageState
-from cryoforum_core.particles.preprocess import PreprocessSettings, effective_ctf, network_images, normalise
+from cryoforum_core.particles.preprocess import (
+    PreprocessSettings, effective_ctf, network_ctf, network_images, normalise)
 
 BOX, PIXEL = 64, 2.0
 BRIGHT_RAW, DARK_RAW, FLIPPED = ImageState(), ImageState("dark"), ImageState("bright", "phase-flipped")
@@ -121,3 +122,17 @@ def test_effective_ctf():
     assert torch.equal(effective_ctf(ctf, BOX, PIXEL, "raw"), raw) and raw.min() < -0.5
     assert torch.equal(effective_ctf(ctf, BOX, PIXEL, "phase-flipped"), raw.abs())
     assert torch.equal(effective_ctf(ctf, BOX, PIXEL, "multiplied"), raw.square())
+
+
+def test_network_ctf_is_that_of_network_images():
+    """Images that are a point behind their CTF, prepared, have the transform of ``network_ctf`` up to a scale."""
+    ctf = ctf_parameters(3)
+    settings = PreprocessSettings.for_images(BOX, PIXEL, 32, mask_radius_fraction=0.2, mask_edge_px=1000.0)
+    point_ft = ctf_2d(ctf, BOX, PIXEL).to(torch.complex64)
+    for state, images_ft in ((BRIGHT_RAW, point_ft), (FLIPPED, point_ft.abs().to(torch.complex64)),
+                             (ImageState("bright", "multiplied"), point_ft.square())):
+        prepared = fft_image(network_images(ifft_image(images_ft), ctf, PIXEL, state, settings)).real
+        expected = network_ctf(ctf, state, settings)
+        inner = (slice(None), slice(1, 12), slice(1, 12))
+        correlation = torch.nn.functional.cosine_similarity(prepared[inner].flatten(1), expected[inner].flatten(1))
+        assert (correlation > 0.999).all(), (state, correlation)

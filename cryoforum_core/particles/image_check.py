@@ -1,0 +1,79 @@
+"""The pixels of a set: values that are not finite, and images without any contrast."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .dataset import Particles
+from .fields import listed
+
+logger = logging.getLogger("cryoforum")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageCheck:
+    """Rows (0-based) whose pixels cannot be right. ``rows`` are those that were looked at."""
+
+    rows: np.ndarray
+    not_finite: np.ndarray
+    constant: np.ndarray
+
+    def problems(self) -> list[str]:
+        """What no job can work with: NaN or infinite pixels anywhere, or constant images for more than half."""
+        problems = []
+        if len(self.not_finite):
+            problems.append("Images must hold finite values; NaN or infinite ones are in particles "
+                            f"{_rows_text(self.not_finite)}. Leave these particles out, or extract them again.")
+        if 2 * len(self.constant) > len(self.rows):
+            problems.append(f"Images must show particles; {len(self.constant)} of the {len(self.rows)} looked at have "
+                            f"one value in all pixels (particles {_rows_text(self.constant)}). Extract them again.")
+        return problems
+
+    def warning(self) -> str | None:
+        """A sentence about constant images, None where there are none: they have no orientation, but junk is legal."""
+        if not len(self.constant):
+            return None
+        return (f"{len(self.constant)} of {len(self.rows)} images have one value in all pixels (particles "
+                f"{_rows_text(self.constant)}); they have no orientation.")
+
+
+def _rows_text(rows: np.ndarray) -> str:
+    return listed([str(row + 1) for row in rows.tolist()])
+
+
+def check_images(particles: Particles, n_sample: int | None = None, seed: int = 0, batch_size: int = 512
+                 ) -> ImageCheck:
+    """Looks at the pixels of ``n_sample`` images drawn at random, by default of all.
+
+    An image is constant where its standard deviation is below 1e-6 of its largest absolute value.
+    """
+    rows = np.arange(len(particles))
+    if n_sample is not None and n_sample < len(rows):
+        rows = np.sort(np.random.default_rng(seed).choice(len(rows), n_sample, replace=False))
+    not_finite, constant = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
+    for start in range(0, len(rows), batch_size):
+        part = slice(start, start + batch_size)
+        images = particles.images(rows[part])
+        finite = torch.isfinite(images).flatten(1).all(dim=1)
+        not_finite[part] = ~finite.numpy()
+        constant[part] = (finite & is_constant(images)).numpy()
+    return ImageCheck(rows, rows[not_finite], rows[constant])
+
+
+def is_constant(images: Tensor) -> Tensor:
+    """Which of the images (n, ...) have one value in all pixels, up to rounding: bool (n,)."""
+    flat = images.flatten(1)
+    return flat.std(dim=1) <= 1e-6 * flat.abs().amax(dim=1)
+
+
+def without_constant_images(particles: Particles, check: ImageCheck) -> Particles:
+    """For training: the particles but for the constant images that ``check`` found; says so in the log."""
+    if not len(check.constant):
+        return particles
+    logger.warning("%s They are left out.", check.warning())
+    keep = np.ones(len(particles), dtype=bool)
+    keep[check.constant] = False
+    return particles.subset(keep)
