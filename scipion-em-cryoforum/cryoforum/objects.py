@@ -27,14 +27,15 @@ from pyworkflow.object import Float, Integer, String
 class CryoForumNetwork(EMObject):
     """ A trained network that finds orientations. Its weights are in a run directory of the engine.
 
-    The pixel size (Angstrom) and the box (pixels) are those of the particles it was trained for; errors are angles in
-    degrees on particles held out of the training.
+    The pixel size (Angstrom) and the box (pixels) are those of the particles it was trained for, whose images it sees
+    Fourier-cropped to the network box; errors are angles in degrees on images held out of the training.
     """
     def __init__(self, **kwargs):
         EMObject.__init__(self, **kwargs)
         self._runDirectory = String(kwargs.get('runDirectory'))
         self._pixelSize = Float(kwargs.get('pixelSize'))
         self._boxSize = Integer(kwargs.get('boxSize'))
+        self._networkBoxSize = Integer(kwargs.get('networkBoxSize'))
         self._symmetry = String(kwargs.get('symmetry', 'c1'))
         self._encoder = String(kwargs.get('encoder'))
         self._validationMedianError = Float(kwargs.get('validationMedianError'))
@@ -49,6 +50,14 @@ class CryoForumNetwork(EMObject):
 
     def getBoxSize(self):
         return self._boxSize.get()
+
+    def getNetworkPixelSize(self):
+        """ Pixel size of the images that the network sees: it cannot use coarser ones. """
+        return self.getPixelSize() * self.getBoxSize() / self._networkBoxSize.get()
+
+    def getFieldOfView(self):
+        """ Side of the box in Angstrom. """
+        return self.getPixelSize() * self.getBoxSize()
 
     def getSymmetry(self):
         return self._symmetry.get()

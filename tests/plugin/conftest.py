@@ -61,9 +61,10 @@ def launch(project):
         protocol = project.newProtocol(Protocol, **{
             name: value for name, value in parameters.items() if not isinstance(value, tuple)})
         for name, value in parameters.items():
-            if isinstance(value, tuple):  # (protocol, name of its output)
+            if isinstance(value, tuple):  # (protocol, name of its output), or (protocol,) itself
                 getattr(protocol, name).set(value[0])
-                getattr(protocol, name).setExtended(value[1])
+                if len(value) > 1:
+                    getattr(protocol, name).setExtended(value[1])
         protocol.setObjLabel(label or Protocol.__name__)
         problems = protocol.validate()
         assert not problems, problems

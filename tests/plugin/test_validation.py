@@ -68,19 +68,22 @@ def train(project, imported, volume):
 
 @pytest.fixture
 def predict(project, imported, tmp_path):
-    """predict(network, particles) -> its problems. The network is an object as train makes it."""
+    """predict(particles, network, map) -> its problems. The network is an object as train makes it."""
     from cryoforum.objects import CryoForumNetwork
     from cryoforum.protocols import CryoForumProtPredict, CryoForumProtTrain
 
-    def problems(particles=None, network=None, **parameters):
+    def problems(particles=None, network=None, map_=None, **parameters):
         trained = project.newProtocol(CryoForumProtTrain)
         project.saveProtocol(trained)
-        (tmp_path / "run/checkpoint").mkdir(parents=True)
-        values = {"runDirectory": str(tmp_path / "run"), "pixelSize": 4.0, "boxSize": 16, **(network or {})}
+        (tmp_path / "run/checkpoint").mkdir(parents=True, exist_ok=True)
+        values = {"runDirectory": str(tmp_path / "run"), "pixelSize": 4.0, "boxSize": 16, "networkBoxSize": 16,
+                  **(network or {})}
         trained._defineOutputs(outputNetwork=CryoForumNetwork(**values))
         protocol = project.newProtocol(CryoForumProtPredict, **{"useGpu": False, **parameters})
         point(protocol.inputParticles, particles or imported(), "outputParticles")
         point(protocol.inputNetwork, trained, "outputNetwork")
+        if map_ is not None:
+            point(protocol.referenceVolume, map_, "outputVolume")
         return "\n".join(protocol.validate())
 
     return problems
@@ -108,12 +111,19 @@ def test_symmetries_that_exist(train, symmetry):
     assert train(symmetry=symmetry) == ""
 
 
-def test_box_of_the_map(train, volume):
-    assert "16 px; it has 20 px" in train(map_=volume(20, 4.0))
+def test_a_map_of_another_field_of_view_is_warned_about(project, imported, volume):
+    """The engine brings any map to the particles' grid, but often a sampling rate is wrong."""
+    from cryoforum.protocols import CryoForumProtTrain
+
+    protocol = project.newProtocol(CryoForumProtTrain)
+    point(protocol.inputParticles, imported(), "outputParticles")
+    for map_, warned in ((volume(16, 4.0), False), (volume(20, 3.2), False), (volume(20, 4.0), True)):
+        point(protocol.referenceVolume, map_, "outputVolume")
+        assert any("field of view" in text for text in protocol.warnings()) is warned
 
 
-def test_pixel_size_of_the_map(train, volume):
-    assert "4.000 Å; it has 3.800 Å" in train(map_=volume(16, 3.8))
+def test_odd_map(train, volume):
+    assert "reference must have an even box; it has 15 px" in train(map_=volume(15, 4.0))
 
 
 def test_map_is_needed(train):
@@ -128,7 +138,7 @@ def test_orientations_are_needed_to_learn_from(train, imported):
     assert train(unaligned) == ""
 
 
-@pytest.mark.parametrize("box", [15, 18])
+@pytest.mark.parametrize("box", [15, 18, 14])
 def test_network_box(train, box):
     assert "network box must be even" in train(networkBox=box)
 
@@ -150,16 +160,30 @@ def test_one_gpu_is_used(train, monkeypatch):
 
 
 def test_all_problems_come_together(train, imported, volume):
-    text = train(imported("no ctf", lambda particles: particles.setHasCTF(False)), volume(20, 3.8), symmetry="x",
+    text = train(imported("no ctf", lambda particles: particles.setHasCTF(False)), volume(15, 4.0), symmetry="x",
                  networkBox=7)
-    for problem in ("have no CTF", "Unknown symmetry", "it has 20 px", "3.800 Å", "network box"):
+    for problem in ("have no CTF", "Unknown symmetry", "it has 15 px", "network box"):
         assert problem in text
 
 
-def test_network_for_another_box_and_pixel_size(predict):
-    text = predict(network={"boxSize": 32, "pixelSize": 2.0})
-    assert "trained for particles of 32 px; these have 16 px" in text
-    assert "network must have the pixel size of the particles, 4.000 Å; it has 2.000 Å" in text
+def test_network_of_another_field_of_view(predict):
+    text = predict(network={"boxSize": 32, "networkBoxSize": 32})
+    assert "trained for particles of 32 px of 4.000 Å; these have another field of view, 16 px of 4.000 Å" in text
+
+
+def test_a_network_of_finer_pixels_cannot_see_coarser_images(predict):
+    text = predict(network={"boxSize": 32, "pixelSize": 2.0, "networkBoxSize": 32})
+    assert "sees pixels of 2.000 Å and cannot use coarser images; these particles have 4.000 Å" in text
+    assert "another field of view" not in text
+
+
+def test_a_network_of_coarser_pixels_can_see_finer_images(predict):
+    assert predict(network={"boxSize": 8, "pixelSize": 8.0, "networkBoxSize": 8}) == ""
+
+
+def test_reference_of_predict_must_have_the_field_of_view(predict, volume):
+    assert "field of view of the particles, 16 px of 4.000 Å; it has 20 px of 4.000 Å" in predict(map_=volume(20, 4.0))
+    assert predict(map_=volume(20, 3.2), network={"boxSize": 32, "networkBoxSize": 32}) == ""
 
 
 def test_network_whose_files_are_gone(predict, tmp_path):

@@ -31,7 +31,7 @@ from ..constants import SYMMETRY_HELP
 from ..convert import writeParticlesStar, writeReferenceMap
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
-PIXEL_SIZE_TOLERANCE = 0.01
+TOLERANCE = 0.01  # of pixel sizes and fields of view
 
 CONTRASTS = ['auto', 'bright', 'dark']
 CTF_STATES = ['auto', 'raw', 'phase-flipped', 'multiplied']
@@ -132,40 +132,54 @@ class CryoForumBase:
                           '(RELION preprocess particles).' % particles.getXDim())
         return errors
 
-    def _validateVolume(self, volume):
+    def _validateVolume(self, volume, sameFieldOfView=False):
         """ Problems of a reference map beside the particles. """
         particles = self.inputParticles.get()
         if volume is None or particles is None:
             return []
         errors = []
-        if len(set(volume.getDim())) > 1:
-            errors.append('The reference must be a cube; it is %s x %s x %s voxels.' % tuple(volume.getDim()))
-        elif volume.getDim()[0] != particles.getXDim():
-            errors.append('The reference must have the box of the particles, %d px; it has %d px. Rescale the map '
-                          '(RELION crop/resize volumes).' % (particles.getXDim(), volume.getDim()[0]))
-        errors += self._pixelSizeProblem('reference', volume.getSamplingRate())
+        x, y, z = volume.getDim()
+        if not x == y == z:
+            errors.append('The reference must be a cube; it is %d x %d x %d voxels.' % (x, y, z))
+        elif x % 2:
+            errors.append('The reference must have an even box; it has %d px. Crop it by one (RELION crop/resize '
+                          'volumes).' % x)
+        if not volume.getSamplingRate():
+            errors.append('The reference has no pixel size: give the sampling rate at its import.')
+        elif sameFieldOfView and not self._sameFieldOfView(x * volume.getSamplingRate()):
+            errors.append('The reference must have the field of view of the particles, %s; it has %d px of %.3f Å. '
+                          'Rescale and crop it (RELION crop/resize volumes), or correct its sampling rate.'
+                          % (self._fieldOfView(), x, volume.getSamplingRate()))
         return errors
 
-    def _pixelSizeProblem(self, what, pixelSize):
-        expected = self.inputParticles.get().getSamplingRate()
-        if pixelSize is not None and abs(pixelSize / expected - 1) <= PIXEL_SIZE_TOLERANCE:
-            return []
-        return ['The %s must have the pixel size of the particles, %.3f Å; it has %s. Check the sampling rate that '
-                'was given at its import, or rescale.' % (what, expected,
-                                                          'none' if pixelSize is None else '%.3f Å' % pixelSize)]
+    def _fieldOfView(self):
+        particles = self.inputParticles.get()
+        return '%d px of %.3f Å' % (particles.getXDim(), particles.getSamplingRate())
 
-    def _validateNetwork(self, network):
-        """ Problems of a trained network beside the particles. """
+    def _sameFieldOfView(self, side):
+        """ side: of another box, Angstrom. """
+        particles = self.inputParticles.get()
+        return abs(side / (particles.getXDim() * particles.getSamplingRate()) - 1) <= TOLERANCE
+
+    def _validateNetwork(self, network, matchesOwnMap=False):
+        """ Problems of a trained network beside the particles; matchesOwnMap: it is used with the map it was made
+        from, which has its field of view. """
         particles = self.inputParticles.get()
         if network is None or particles is None:
             return []
         errors = []
         if not network.exists():
             errors.append('The files of the network are gone: %s. Train it again.' % network.getRunDirectory())
-        if network.getBoxSize() != particles.getXDim():
-            errors.append('The network was trained for particles of %d px; these have %d px. Rescale them or train '
-                          'a network for them.' % (network.getBoxSize(), particles.getXDim()))
-        return errors + self._pixelSizeProblem('network', network.getPixelSize())
+        if particles.getSamplingRate() > network.getNetworkPixelSize() * (1 + TOLERANCE):
+            errors.append('The network sees pixels of %.3f Å and cannot use coarser images; these particles have '
+                          '%.3f Å. Extract them with less binning, correct their sampling rate, or train a network '
+                          'for them.' % (network.getNetworkPixelSize(), particles.getSamplingRate()))
+        if matchesOwnMap and not self._sameFieldOfView(network.getFieldOfView()):
+            errors.append('The network was trained for particles of %d px of %.3f Å; these have another field of view, '
+                          '%s. Extract them with that box, correct their sampling rate, train a network for them, or '
+                          'give a reference map with their field of view.'
+                          % (network.getBoxSize(), network.getPixelSize(), self._fieldOfView()))
+        return errors
 
     def _validateSymmetry(self, symmetry):
         if SYMMETRY.match(symmetry or ''):

@@ -59,7 +59,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         form.addParam('inputNetwork', params.PointerParam, pointerClass='CryoForumNetwork', important=True,
                       label='Network',
                       help='Output of *train orientation network*. It must have been trained for particles of the '
-                           'same box and pixel size.')
+                           'same field of view (box times pixel size), or you give a reference map below.')
         form.addParam('refinement', params.EnumParam, choices=['none', 'local', 'adaptive'], default=REFINE_ADAPTIVE,
                       display=params.EnumParam.DISPLAY_HLIST,
                       label='Refinement',
@@ -71,8 +71,8 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         form.addParam('referenceVolume', params.PointerParam, pointerClass='Volume', allowsNull=True,
                       condition='refinement != %d' % REFINE_NONE,
                       label='Reference map (optional)',
-                      help='Map to match against. Left empty, it is the one the network was trained with. Box and '
-                           'pixel size must be those of the particles.')
+                      help='Map to match against. Left empty, it is the one the network was trained with. It must have '
+                           'the field of view (box times pixel size) of the particles.')
         form.addSection(label='Matching')
         matching = dict(condition='refinement != %d' % REFINE_NONE)
         form.addParam('resolution', params.FloatParam, default=0, validators=[params.GE(0)], **matching,
@@ -124,7 +124,10 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
     # --------------------------- INFO functions ------------------------------
     def _validate(self):
         errors = self._validateParticles() + self._validateGpu()
-        errors += self._validateNetwork(self.inputNetwork.get()) + self._validateVolume(self._reference())
+        volume = self._reference()
+        errors += self._validateVolume(volume, sameFieldOfView=True)
+        errors += self._validateNetwork(self.inputNetwork.get(),
+                                        matchesOwnMap=self.refinement != REFINE_NONE and volume is None)
         if self._symmetry():
             errors += self._validateSymmetry(self._symmetry())
         return errors

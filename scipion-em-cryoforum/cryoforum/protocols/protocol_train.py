@@ -36,6 +36,8 @@ LOSSES = ['pairwise-to-own', 'own', 'pairwise', 'chordal']
 POOLINGS = ['auto', 'gem', 'average', 'max', 'flatten']
 ACTIVATIONS = ['auto', 'prelu', 'relu', 'silu']
 HALF_SETS = ['all', '1', '2']
+# px; the engine's own limits
+SMALLEST_BOX, LARGEST_DEFAULT_BOX = 16, 128
 
 
 class outputs(Enum):
@@ -71,7 +73,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         form.addParam('referenceVolume', params.PointerParam, pointerClass='Volume', allowsNull=True,
                       condition='learnFrom == %d' % FROM_REFERENCE,
                       label='Reference map',
-                      help='Box and pixel size must be those of the particles. The grey scale does not matter.')
+                      help='Any box and pixel size: it is brought to those of the particles. The sampling rate must be '
+                           'right, the grey scale does not matter.')
         form.addParam('symmetry', params.StringParam, default='c1', label='Symmetry', help=SYMMETRY_HELP)
         self._defineBudgetParams(form)
         self._defineNetworkParams(form)
@@ -188,7 +191,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         summary = readSummary(self._runDirectory())
         particles = self.inputParticles.get()
         network = CryoForumNetwork(runDirectory=self._runDirectory(), pixelSize=particles.getSamplingRate(),
-                                   boxSize=particles.getXDim(), symmetry=self._symmetry(),
+                                   boxSize=particles.getXDim(), networkBoxSize=self._networkBox(),
+                                   symmetry=self._symmetry(),
                                    encoder=ENCODERS[self.encoder.get()],
                                    validationMedianError=summary['validation_median_error_deg'],
                                    validationMeanError=summary['validation_mean_error_deg'])
@@ -208,9 +212,18 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                           'set, or learn from a reference map.')
         errors += self._validateVolume(self._reference()) + self._validateNetwork(self.startNetwork.get())
         box = self.networkBox.get()
-        if box % 2 or (particles is not None and box > particles.getXDim()):
-            errors.append('The network box must be even and at most the box of the particles; it is %d px.' % box)
+        if box and (box % 2 or box < SMALLEST_BOX or (particles is not None and box > particles.getXDim())):
+            errors.append('The network box must be even, at least %d px and at most the box of the particles; it is '
+                          '%d px.' % (SMALLEST_BOX, box))
         return errors
+
+    def _warnings(self):
+        volume, particles = self._reference(), self.inputParticles.get()
+        if volume is None or particles is None or self._sameFieldOfView(volume.getXDim() * volume.getSamplingRate()):
+            return []
+        return ['The reference map (%d px of %.2f Å) has not the field of view of the particles (%d px of %.2f Å); it '
+                'will be cropped or padded. Are both sampling rates right?'
+                % (volume.getXDim(), volume.getSamplingRate(), particles.getXDim(), particles.getSamplingRate())]
 
     def _summary(self):
         if not hasattr(self, outputs.outputNetwork.name):
@@ -235,6 +248,13 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
     # --------------------------- UTILS functions -----------------------------
     def _runDirectory(self):
         return self._getExtraPath('train')
+
+    def _networkBox(self):
+        """ Box of the network in px: that of the form, else what the engine chooses. """
+        start = self.startNetwork.get()
+        if start is not None:
+            return round(start.getFieldOfView() / start.getNetworkPixelSize())
+        return self.networkBox.get() or min(LARGEST_DEFAULT_BOX, self.inputParticles.get().getXDim())
 
     def _reference(self):
         return self.referenceVolume.get() if self.learnFrom == FROM_REFERENCE else None
