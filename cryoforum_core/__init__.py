@@ -6,6 +6,8 @@ package is quick and loads no torch::
     import cryoforum_core as cf
     run = cf.simulate(cf.SimulateConfig(out="set", n_particles=1000))
     print(run.read_summary())
+
+The job ``report`` has the name of a package; it is ``cryoforum_core.jobs.report``.
 """
 
 import importlib
@@ -13,8 +15,9 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    **dict.fromkeys(["SimulateConfig", "EvaluateConfig", "DoctorConfig"], "config"),
-    **dict.fromkeys(["simulate", "evaluate", "doctor"], "jobs"),
+    **dict.fromkeys(["SimulateConfig", "TrainConfig", "PredictConfig", "SelectConfig", "ReconstructConfig",
+                     "EvaluateConfig", "ReportConfig", "DoctorConfig"], "config"),
+    **dict.fromkeys(["simulate", "train", "predict", "select", "reconstruct", "evaluate", "doctor"], "jobs"),
     **dict.fromkeys(["InputError", "Interrupted"], "errors"),
     "RunDirectory": "run_directory",
     **dict.fromkeys(["Particles", "load_particles"], "particles.dataset"),

@@ -23,7 +23,12 @@ logger = logging.getLogger("cryoforum")
 
 JOBS: dict[str, type[config.JobConfig]] = {
     "simulate": config.SimulateConfig,
+    "train": config.TrainConfig,
+    "predict": config.PredictConfig,
+    "select": config.SelectConfig,
+    "reconstruct": config.ReconstructConfig,
     "evaluate": config.EvaluateConfig,
+    "report": config.ReportConfig,
     "doctor": config.DoctorConfig,
 }
 

@@ -15,7 +15,17 @@ from collections.abc import Callable
 import torch
 
 from . import __version__
-from .config import DoctorConfig, EvaluateConfig, JobConfig, SimulateConfig
+from .config import (
+    DoctorConfig,
+    EvaluateConfig,
+    JobConfig,
+    PredictConfig,
+    ReconstructConfig,
+    ReportConfig,
+    SelectConfig,
+    SimulateConfig,
+    TrainConfig,
+)
 from .errors import InputError
 from .progress import format_duration
 from .run_directory import RunDirectory
@@ -37,6 +47,7 @@ class _Inputs:
         self._config = config
 
     def __enter__(self) -> "_Inputs":
+        logger.info("cryoforum %s %s", __version__, self._config.job)
         self.device = self.read(resolve_device, self._config.device)
         if self._config.out is not None:
             self.read(RunDirectory(self._config.out).check, self._config, self._config.resume)
@@ -88,17 +99,30 @@ def _perform(config: JobConfig, device: torch.device, purpose: str, work: Callab
         return run
     run.prepare(config, config.resume)
     run.summary.unlink(missing_ok=True)  # it marks a finished run, and this one is not
-    logger.info("cryoforum %s %s: %s", __version__, config.job, purpose)
+    logger.info("%s: %s", config.job, purpose)
     logger.info("device: %s; output: %s", describe_device(device), os.path.abspath(run.path))
     start = time.monotonic()
     summary = work(run)
     seconds = time.monotonic() - start
-    run.write_summary({"job": config.job, "version": __version__, "seconds": round(seconds, 2)} | summary)
+    about_the_run = {"job": config.job, "version": __version__, "seconds": round(seconds, 2)}
+    if config.job != "report":
+        _write_report(run, about_the_run | summary)
+    run.write_summary(about_the_run | summary)
     logger.info("%s done in %s", config.job, format_duration(seconds))
     for name, value in summary.items():
-        if isinstance(value, (int, float, str)) and value != "":
-            logger.info("  %-32s %s", name, f"{value:.4g}" if isinstance(value, float) else value)
+        if isinstance(value, int | float | str):
+            logger.info("  %-34s %s", name, f"{value:.4g}" if isinstance(value, float) else value)
     return run
+
+
+def _write_report(run: RunDirectory, summary: dict) -> None:
+    """The page of the run itself. What goes wrong with it must not take the run's results away."""
+    from .report.report import write_report
+
+    try:
+        write_report(run, run.report, summary=summary)
+    except Exception:
+        logger.exception("The report could not be made; the results are complete.")
 
 
 def _is_finished(run: RunDirectory, config: JobConfig) -> bool:
@@ -125,6 +149,102 @@ def simulate(config: SimulateConfig) -> RunDirectory:
                f"SNR {config.snr:g}, {config.junk_fraction:.0%} junk")
     return _perform(config, inputs.device, purpose,
                     lambda run: simulation.simulate(config, run, molecule, other, inputs.device))
+
+
+def train(config: TrainConfig) -> RunDirectory:
+    """A network from labelled particles or a map: checkpoint/, metrics.csv."""
+    from .inference.setup import checked_image_state
+    from .particles.dataset import load_particles
+    from .training import supervised
+
+    with _Inputs(config) as inputs:
+        particles = inputs.read(load_particles, config.particles, config)
+        plan = None
+        if particles is not None:
+            state = inputs.read(checked_image_state, particles, config)
+            plan = state and inputs.read(supervised.plan_training, config, particles, inputs.device, state)
+    purpose = f"{len(particles)} particles of {particles.box_size_px} px, {particles.pixel_size_angstrom:g} A/px" + (
+        f", map {config.reference}" if config.reference else "")
+    return _perform(config, inputs.device, purpose, lambda run: supervised.run_training(plan, run))
+
+
+def predict(config: PredictConfig) -> RunDirectory:
+    """Poses and what is believed about them: particles.star, orientation_posterior.npz."""
+    from .inference.predict import predict as predict_poses
+    from .inference.setup import prediction_setup
+    from .particles.dataset import load_particles
+
+    with _Inputs(config) as inputs:
+        particles = inputs.read(load_particles, config.particles, config)
+        setup = None
+        if particles is not None and inputs.device is not None:
+            setup = inputs.read(prediction_setup, config, particles, inputs.device)
+    purpose = (f"{len(particles)} particles of {particles.box_size_px} px, network {config.model}, "
+               f"refinement {config.refinement}")
+    return _perform(config, inputs.device, purpose, lambda run: predict_poses(config, run, particles, setup))
+
+
+def reconstruct(config: ReconstructConfig) -> RunDirectory:
+    """Map, half maps and FSC: map.mrc, map_half1.mrc, map_half2.mrc, fsc.csv."""
+    from .geometry.symmetry import symmetry_group
+    from .inference.reconstruct import reconstruct as reconstruct_map
+    from .inference.setup import reconstruction_setup
+    from .particles.dataset import load_particles
+
+    with _Inputs(config) as inputs:
+        group = inputs.read(symmetry_group, config.symmetry)
+        particles = inputs.read(load_particles, config.particles, config, require_poses=True)
+        if particles is not None and inputs.device is not None:
+            images = inputs.read(reconstruction_setup, particles, config, inputs.device)
+            if config.weight_by is not None:
+                inputs.read(particles.table.floats, config.weight_by)
+    purpose = f"{len(particles)} particles of {particles.box_size_px} px, symmetry {config.symmetry}"
+    return _perform(config, inputs.device, purpose, lambda run: reconstruct_map(
+        config, run, particles, images.transforms, group.to(inputs.device), inputs.device))
+
+
+def select(config: SelectConfig) -> RunDirectory:
+    """The trustworthy particles and the others: selected.star, rejected.star."""
+    from .inference import selection
+    from .inference.measures import measures_of
+    from .particles.table import ParticleTable
+    from .report.run_files import RunFiles
+
+    predicted = RunDirectory(config.run)
+    with _Inputs(config) as inputs:
+        inputs.read(_check_is_run_of, predicted, "predict")
+        chosen = None
+        if predicted.orientation_posterior.is_file():
+            posterior = RunFiles(predicted).posterior()
+            measures = measures_of(posterior)
+            table = inputs.read(ParticleTable.read, predicted.particles)
+            chosen = inputs.read(selection.select, measures, config.measure, keep_fraction=config.keep_fraction,
+                                 keep_count=config.keep_count, threshold=config.threshold,
+                                 max_error_deg=config.max_error_deg)
+
+    def work(run: RunDirectory) -> dict:
+        selection.write_selection(chosen, measures, posterior["particle_id"], table, run)
+        return chosen.summary()
+
+    return _perform(config, inputs.device, f"particles of {config.run}", work)
+
+
+def report(config: ReportConfig) -> RunDirectory:
+    """One self-contained page about a finished run: report.html."""
+    from .report.report import write_report
+
+    reported = RunDirectory(config.run)
+    with _Inputs(config) as inputs:
+        inputs.read(_check_is_run_of, reported, None)
+    return _perform(config, inputs.device, f"of {config.run}",
+                    lambda run: write_report(reported, run.report, config.truth))
+
+
+def _check_is_run_of(run: RunDirectory, job: str | None) -> None:
+    """Raises InputError where ``run`` is not a finished run (of ``job``)."""
+    found = run.read_summary().get("job")
+    if job is not None and found != job:
+        raise InputError(f"--run must be a run of {job}; {run.path} is one of {found}. Check the path.")
 
 
 def evaluate(config: EvaluateConfig) -> RunDirectory:
@@ -160,8 +280,7 @@ def doctor(config: DoctorConfig) -> dict:
 
     with _Inputs(config) as inputs:
         pass
-    logger.info("cryoforum %s on Python %s", __version__, platform.python_version())
-    versions = {name: _version(name) for name in LIBRARIES}
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
     logger.info("libraries: %s", ", ".join(f"{name} {version}" for name, version in versions.items()))
     memory_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     logger.info("computing on %s; %d CPU cores, %.1f GiB of memory free, %.1f GiB of disk free in %s",

@@ -28,6 +28,7 @@ class Progress:
         self.done, self._initial = initial, initial
         self._interval = log_interval_seconds
         self._start = self._last_line = time.monotonic()
+        self._printed_done = -1
         self._figures: dict[str, float] = {}
         self._is_terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total, desc=label, unit=f" {unit}", initial=initial, disable=not self._is_terminal)
@@ -36,7 +37,7 @@ class Progress:
         return self
 
     def __exit__(self, exception_type, *_) -> None:
-        if exception_type is None and not self._is_terminal:
+        if exception_type is None and not self._is_terminal and self._printed_done != self.done:
             self._print_line()
         self._bar.close()
 
@@ -53,6 +54,7 @@ class Progress:
 
     def _print_line(self) -> None:
         self._last_line = now = time.monotonic()
+        self._printed_done = self.done
         fresh = self.done - self._initial
         left = (now - self._start) * (self.total - self.done) / fresh if fresh else float("nan")
         figures = "".join(f"  {name}={value:.4g}" for name, value in self._figures.items())

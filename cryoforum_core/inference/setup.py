@@ -1,0 +1,72 @@
+"""Everything that prediction and reconstruction need, read and checked before they start."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import ImageInputConfig, PredictConfig
+from ..errors import InputError
+from ..geometry.symmetry import symmetry_group
+from ..model.checkpoint import load_checkpoint
+from ..particles.dataset import Particles
+from ..particles.fields import Problems
+from ..particles.image_check import check_images
+from ..particles.image_state import ImageState, determine_image_state
+from ..particles.preprocess import PreprocessSettings
+from .predict import PredictionSetup
+from .preparation import ImagePreparation, matching_map
+
+logger = logging.getLogger("cryoforum")
+
+# looking at every pixel of larger sets would take longer than it is worth; a sample finds what is common
+_MAX_CHECKED = 20_000
+
+
+def checked_image_state(particles: Particles, image_input: ImageInputConfig) -> ImageState:
+    """Contrast and CTF state of images that a job can work with.
+
+    Raises InputError where images hold NaN or infinite values, or are mostly constant; a few constant ones are junk,
+    and are named in the log.
+    """
+    check = check_images(particles, _MAX_CHECKED)
+    if check.problems():
+        raise InputError(check.problems())
+    if check.warning():
+        logger.warning(check.warning())
+    return determine_image_state(particles, image_input)
+
+
+def reconstruction_setup(particles: Particles, image_input: ImageInputConfig, device: torch.device) -> ImagePreparation:
+    """The images in their own box. Raises InputError as ``checked_image_state``."""
+    return ImagePreparation(particles, checked_image_state(particles, image_input), particles.box_size_px, device)
+
+
+def prediction_setup(config: PredictConfig, particles: Particles, device: torch.device) -> PredictionSetup:
+    """Network, map and images. Raises one InputError with all problems of network, map, symmetry and images."""
+    problems = Problems()
+    state = problems.attempt(checked_image_state, particles, config)
+    loaded = problems.attempt(load_checkpoint, config.model, device)
+    group = None if config.symmetry is None else problems.attempt(symmetry_group, config.symmetry, device=device)
+    volume = settings = None
+    if loaded is not None:
+        settings = PreprocessSettings.from_dict(loaded[1].preprocessing)
+        problems.extend(settings.problems(particles.box_size_px, particles.pixel_size_angstrom))
+        if config.refinement != "none":
+            volume = problems.attempt(_map_to_match, config, loaded[1].reference, particles)
+    problems.raise_if_any()
+    network, metadata = loaded
+    if group is None:
+        group = symmetry_group(metadata.symmetry, device=device)
+    box_size_px = particles.box_size_px if volume is None else len(volume)
+    images = ImagePreparation(particles, state, box_size_px, device, settings)
+    return PredictionSetup(network, images, None if volume is None else volume.to(device), group)
+
+
+def _map_to_match(config: PredictConfig, own_reference: Path | None, particles: Particles) -> Tensor:
+    path = config.reference or own_reference
+    if path is None:
+        raise InputError(f"--refinement {config.refinement} matches images to a map, and the network in {config.model} "
+                         "has none. Give one with --reference, or use --refinement none.")
+    return matching_map(path, particles, config.resolution_angstrom)
