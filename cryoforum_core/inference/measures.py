@@ -31,7 +31,7 @@ class Measure:
         return values if self.higher_is_better else -values
 
     def text(self, value: float) -> str:
-        return f"{value:.6g}{' ' if self.unit else ''}{self.unit}"
+        return f"{value:.4g}{' ' if self.unit else ''}{self.unit}"
 
 
 def _log(values: np.ndarray) -> np.ndarray:
@@ -47,7 +47,8 @@ def _minus_exp_minus(values: np.ndarray) -> np.ndarray:
 
 
 MEASURES = {measure.name: measure for measure in (
-    Measure("match-score", "match score", "rlnCryoforumMatchScore", True),
+    # near 0 as it is, far below by factors: junk has a long tail of low scores
+    Measure("match-score", "match score", "rlnCryoforumMatchScore", True, "", np.arcsinh, np.sinh),
     Measure("expected-error", "expected error", "rlnCryoforumExpectedError", False, "degrees", _log, np.exp),
     Measure("error-bound", "error bound", "rlnCryoforumErrorBound", False, "degrees", _log, np.exp),
     Measure("figure-of-merit", "figure of merit", "rlnCryoforumFigureOfMerit", True),

@@ -21,7 +21,7 @@ REASON_COLUMN = "rlnCryoforumReason"
 class Selection:
     """Rows kept and rejected, both ascending; ``reason`` and ``rule`` have one entry per rejected row.
 
-    A rule is what many rows share (``match-score<0.21``), a reason adds the row's value (``match-score=0.13<0.21``).
+    A rule is what many rows share (``match-score<-4.1``), a reason adds the row's value (``match-score=-9<-4.1``).
     Neither holds a blank, so that every STAR reader takes it as one value.
     """
 
@@ -39,7 +39,7 @@ class Selection:
         """What ``summary.json`` says."""
         return {"n_selected": len(self.kept), "n_rejected": len(self.rejected),
                 "reasons": dict(Counter(self.rule.tolist())), "measure": self.measure.name,
-                "threshold": self.threshold, "explanation": self.explanation}
+                "column": self.measure.column, "threshold": self.threshold, "explanation": self.explanation}
 
 
 def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fraction: float | None = None,
@@ -156,9 +156,9 @@ def _why(limits: list[tuple[Measure, np.ndarray, float | None]], row: int) -> tu
         if not np.isfinite(value):
             return (f"{measure.name}-not-finite",) * 2
         if limit is not None and measure.quality(value) < measure.quality(limit):
-            border = f"{'<' if measure.higher_is_better else '>'}{limit:.6g}"
-            return f"{measure.name}{border}", f"{measure.name}={value:.6g}{border}"
-    return f"{measure.name}-tied-beyond-count", f"{measure.name}={value:.6g}-tied-beyond-count"
+            border = f"{'<' if measure.higher_is_better else '>'}{limit:.4g}"
+            return f"{measure.name}{border}", f"{measure.name}={value:.4g}{border}"
+    return f"{measure.name}-tied-beyond-count", f"{measure.name}={value:.4g}-tied-beyond-count"
 
 
 def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], particle_id: np.ndarray,

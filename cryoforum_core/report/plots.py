@@ -1,22 +1,26 @@
 """Figures of the reports. The only module that imports matplotlib.
 
-Every function returns a Figure that belongs to no window and no global state; ``to_svg`` and ``to_png`` turn it into bytes.
-Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart; the maps use cividis for the same reason.
+Every function returns a Figure that belongs to no window and no global state; ``to_svg`` and ``to_png`` turn it into
+bytes. Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart; the maps use cividis for the
+same reason.
 """
 
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from typing import Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#6B7280"
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY)
+
+Scale = Literal["linear", "log", "asinh"]
+"""asinh: even about zero, logarithmic far from it."""
 
 HALF_WIDTH = (5.6, 3.3)
 FULL_WIDTH = 11.4
@@ -33,13 +37,11 @@ _STYLE = {
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draws under the reports' style, whatever the caller's is; the layout is fixed there and then."""
+    """Makes a figure under the reports' style, whatever the caller's is."""
     @wraps(draw)
     def drawn(*arguments, **keywords) -> Figure:
         with matplotlib.rc_context(_STYLE):
-            figure = draw(*arguments, **keywords)
-            FigureCanvasAgg(figure).draw()
-            return figure
+            return draw(*arguments, **keywords)
     return drawn
 
 
@@ -59,7 +61,8 @@ def to_png(figure: Figure, dpi: int = _RASTER_DPI) -> bytes:
 
 
 @_styled
-def curves(x: np.ndarray, series: Mapping[str, np.ndarray], x_label: str, y_label: str, log_y: bool = False) -> Figure:
+def curves(x: np.ndarray, series: Mapping[str, np.ndarray], x_label: str, y_label: str, x_scale: Scale = "linear",
+           y_scale: Scale = "linear") -> Figure:
     """Lines over ``x`` (n,); values (n,) that are not finite are left out, few of them are marked by dots."""
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
@@ -67,9 +70,7 @@ def curves(x: np.ndarray, series: Mapping[str, np.ndarray], x_label: str, y_labe
         there = np.isfinite(values)
         axes.plot(x[there], values[there], label=name, marker="o" if there.sum() <= 40 else None, markersize=3)
     axes.set(xlabel=x_label, ylabel=y_label)
-    if log_y:
-        axes.set_yscale("log")
-        _plain_numbers(axes.yaxis)
+    _set_scales(axes, x_scale, y_scale)
     if len(series) > 1:
         axes.legend()
     return figure
@@ -77,20 +78,18 @@ def curves(x: np.ndarray, series: Mapping[str, np.ndarray], x_label: str, y_labe
 
 @_styled
 def histogram(groups: Mapping[str, np.ndarray], x_label: str, marks: Mapping[str, float] | None = None,
-              log_x: bool = False, y_label: str = "particles") -> Figure:
+              x_scale: Scale = "linear", y_label: str = "particles") -> Figure:
     """Stacked histograms of one or more groups of values (n_i,), with named vertical lines at ``marks``."""
-    groups = {name: _finite(values, log_x) for name, values in groups.items()}
+    groups = {name: values[_is_shown(values, x_scale)] for name, values in groups.items()}
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
     everything = np.concatenate(list(groups.values()))
     if len(everything):
         colours = [BLUE] if len(groups) == 1 else [GREY if name == "junk" else colour
                                                     for name, colour in zip(groups, CYCLE)]
-        axes.hist(list(groups.values()), _bins(everything, log_x), stacked=True, color=colours, label=list(groups),
+        axes.hist(list(groups.values()), _bins(everything, x_scale), stacked=True, color=colours, label=list(groups),
                   edgecolor="white", linewidth=0.3)
-    if log_x:
-        axes.set_xscale("log")
-        _plain_numbers(axes.xaxis)
+    _set_scales(axes, x_scale, "linear")
     for style, (name, value) in zip(("-", "--", ":"), (marks or {}).items()):
         axes.axvline(value, color="#111827", linestyle=style, linewidth=1.2, label=name)
     axes.set(xlabel=x_label, ylabel=y_label)
@@ -100,57 +99,55 @@ def histogram(groups: Mapping[str, np.ndarray], x_label: str, marks: Mapping[str
 
 
 @_styled
-def scatter(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str, log: bool = False, diagonal: bool = False,
-            highlighted: np.ndarray | None = None, highlighted_label: str = "", running_median: bool = True) -> Figure:
+def scatter(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str, x_scale: Scale = "linear",
+            y_scale: Scale = "linear", highlighted: np.ndarray | None = None, highlighted_label: str = "",
+            with_median: bool = False, with_diagonal: bool = False) -> Figure:
     """Points of two quantities (n,), with the running median of y; ``highlighted`` (n,) marks some by colour."""
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
-    there = np.isfinite(x) & np.isfinite(y) & ((x > 0) & (y > 0) if log else True)
+    there = _is_shown(x, x_scale) & _is_shown(y, y_scale)
     special = np.zeros(len(x), dtype=bool) if highlighted is None else highlighted
-    size = float(np.clip(4000 / max(there.sum(), 1), 1.0, 12))
-    for rows, colour, label in ((there & ~special, BLUE, None), (there & special, VERMILION, highlighted_label)):
-        if rows.any():
-            axes.scatter(x[rows], y[rows], s=size, color=colour, alpha=0.45, linewidths=0, rasterized=True, label=label)
+    _points(axes, x, y, there, special, highlighted_label)
     plain = there & ~special
-    if running_median and plain.sum() >= 50:
-        centre, middle = _running_median(x[plain], y[plain])
-        axes.plot(centre, middle, color="#111827", linewidth=1.4, label="median")
-    if log:
-        axes.set(xscale="log", yscale="log")
-        _plain_numbers(axes.xaxis)
-        _plain_numbers(axes.yaxis)
-    if diagonal and there.any():
+    if with_median and plain.sum() >= 50:
+        axes.plot(*_running_median(x[plain], y[plain]), color="#111827", linewidth=1.4, label="median")
+    _set_scales(axes, x_scale, y_scale)
+    if with_diagonal and there.any():
         ends = [min(x[there].min(), y[there].min()), max(x[there].max(), y[there].max())]
         axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="equal")
     axes.set(xlabel=x_label, ylabel=y_label)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(markerscale=float(np.sqrt(20 / size)))
+        axes.legend()
     return figure
 
 
-@_styled
-def shift_map(shift_angstrom: np.ndarray, highlighted: np.ndarray | None = None, highlighted_label: str = "") -> Figure:
-    """Displacements of the particles (n, 2) from their images' centres."""
-    figure = Figure((HALF_WIDTH[0], HALF_WIDTH[0] * 0.75))
-    axes = figure.subplots()
-    x, y = -shift_angstrom.T
-    special = np.zeros(len(x), dtype=bool) if highlighted is None else highlighted
-    size = float(np.clip(4000 / max(len(x), 1), 1.0, 12))
-    for rows, colour, label in ((~special, BLUE, None), (special, VERMILION, highlighted_label)):
+def _points(axes: Axes, x: np.ndarray, y: np.ndarray, there: np.ndarray, special: np.ndarray, label: str) -> None:
+    """Dots of a size that fits their number, the ``special`` ones (n,) in another colour and named in the legend."""
+    size = float(np.clip(4000 / max(there.sum(), 1), 1.0, 12))
+    for rows, colour, name in ((there & ~special, BLUE, None), (there & special, VERMILION, label)):
         if rows.any():
-            axes.scatter(x[rows], y[rows], s=size, color=colour, alpha=0.45, linewidths=0, rasterized=True, label=label)
+            axes.scatter(x[rows], y[rows], s=size, color=colour, alpha=0.45, linewidths=0, rasterized=True)
+            if name:
+                axes.scatter([], [], s=20, color=colour, label=name)
+
+
+@_styled
+def shift_map(shift_angstrom: np.ndarray) -> Figure:
+    """Displacements of the particles from their images' centres: minus the origins (n, 2)."""
+    figure = Figure((HALF_WIDTH[0], 3.6))
+    axes = figure.subplots()
+    _points(axes, *-shift_angstrom.T, *np.array([[True], [False]]).repeat(len(shift_angstrom), 1), "")
     axes.axhline(0, color=GREY, linewidth=0.7)
     axes.axvline(0, color=GREY, linewidth=0.7)
     axes.set(xlabel="displacement along x (Å)", ylabel="displacement along y (Å)", aspect="equal")
+    axes.invert_yaxis()  # rows run downwards, as in the images
     axes.grid(False)
-    if special.any():
-        axes.legend(markerscale=float(np.sqrt(20 / size)))
     return figure
 
 
 @_styled
 def view_maps(densities: Mapping[str, np.ndarray]) -> Figure:
-    """Densities of viewing directions (latitudes, longitudes), 1 = even, on the whole sphere without distorting areas."""
+    """Densities of viewing directions (latitudes, longitudes), 1 = even, in Mollweide's equal-area projection."""
     n = len(densities)
     figure = Figure((HALF_WIDTH[0] if n == 1 else FULL_WIDTH, 3.3 if n == 1 else 3.4))
     highest = max(2.0, max(float(np.percentile(density, 99.5)) for density in densities.values()))
@@ -172,37 +169,54 @@ def view_maps(densities: Mapping[str, np.ndarray]) -> Figure:
 @_styled
 def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 10) -> Figure:
     """Images (k, B, B), each with the grey range of its own pixels and a title above."""
-    rows = -(-len(images) // columns)
-    cell = FULL_WIDTH / columns
-    figure = Figure((FULL_WIDTH, rows * (cell + 0.18)))
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, image, title in zip(panels, images, titles, strict=False):
-        _show(axes, image)
-        axes.set_title(title, fontsize=7.5, pad=2)
-    for axes in panels[len(images):]:
-        axes.axis("off")
-    return figure
+    rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
+    return _mosaic([(images[list(row)], [titles[i] for i in row], "") for row in rows], columns)
 
 
 @_styled
 def image_pairs(images: np.ndarray, projections: np.ndarray, titles: Sequence[str], groups: Sequence[str]) -> Figure:
-    """Images (k, B, B) above the projections (k, B, B) that match them; consecutive equal ``groups`` share two rows."""
-    names = list(dict.fromkeys(groups))
-    members = {name: [i for i, group in enumerate(groups) if group == name] for name in names}
-    columns = max(map(len, members.values()))
-    cell = min(FULL_WIDTH / columns, 1.45)
-    figure = Figure((FULL_WIDTH, len(names) * (2 * cell + 0.35)))
-    bands = np.atleast_1d(figure.subfigures(len(names), 1))
-    for band, name in zip(bands, names, strict=True):
-        panels = band.subplots(2, columns, squeeze=False)
-        for axes in panels.ravel():
-            axes.axis("off")
-        for column, i in enumerate(members[name]):
-            _show(panels[0, column], images[i])
-            _show(panels[1, column], projections[i])
-            panels[0, column].set_title(titles[i], fontsize=7.5, pad=2)
-        band.supylabel(name, fontsize=10, x=0.005)
+    """Images (k, B, B) above the projections (k, B, B) that match them; equal ``groups`` share two rows."""
+    rows, columns = [], 0
+    for name in dict.fromkeys(groups):
+        members = [i for i, group in enumerate(groups) if group == name]
+        columns = max(columns, len(members))
+        rows += [(images[members], [titles[i] for i in members], name), (projections[members], [], "")]
+    return _mosaic(rows, columns)
+
+
+def _mosaic(rows: Sequence[tuple[np.ndarray, Sequence[str], str]], columns: int) -> Figure:
+    """Rows of images (k, B, B) with titles above each image (or none) and a name at the left.
+
+    All are pixels of one canvas: a hundred axes would take seconds to lay out.
+    """
+    box = rows[0][0].shape[-1]
+    gap, title_height = max(1, round(0.03 * box)), round(0.17 * box)
+    tops, height = [], 0
+    for _, titles, _ in rows:
+        height += title_height if titles else 0
+        tops.append(height)
+        height += box + gap
+    canvas = np.ones((height, columns * (box + gap) - gap))
+    for top, (images, _, _) in zip(tops, rows, strict=True):
+        for column, image in enumerate(images):
+            left = column * (box + gap)
+            canvas[top:top + box, left:left + box] = _grey(image)
+    figure = Figure((FULL_WIDTH, FULL_WIDTH * canvas.shape[0] / canvas.shape[1]))
+    axes = figure.subplots()
+    axes.imshow(canvas, cmap="gray", vmin=0, vmax=1)
+    axes.set_axis_off()
+    for top, (_, titles, name) in zip(tops, rows, strict=True):
+        for column, title in enumerate(titles):
+            axes.text(column * (box + gap) + box / 2, top - 0.03 * box, title, ha="center", va="bottom", fontsize=7.5)
+        if name:
+            axes.text(-0.05 * box, top + box, name, ha="right", va="center", rotation=90, fontsize=10)
     return figure
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """Grey values from 0 to 1, half a percent of the pixels cut off at either end; a blank image is black."""
+    low, high = np.percentile(image, [0.5, 99.5])
+    return np.clip((image - low) / (high - low), 0, 1) if high > low else np.zeros_like(image)
 
 
 @_styled
@@ -214,9 +228,9 @@ def map_views(volume: np.ndarray, pixel_size_angstrom: float) -> Figure:
     slices = (volume[middle], volume[:, middle], volume[:, :, middle])
     low, high = np.percentile(volume, [1, 99.9])
     for column, (cut, axis_name) in enumerate(zip(slices, "zyx")):
-        panels[0, column].imshow(cut, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="bilinear")
+        panels[0, column].imshow(cut, cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
         panels[0, column].set_title(f"slice across {axis_name}")
-        _show(panels[1, column], volume.sum(axis=column), smooth=True)
+        panels[1, column].imshow(_grey(volume.sum(axis=column)), cmap="gray", interpolation="bilinear")
         panels[1, column].set_title(f"projection along {axis_name}")
     for axes in panels.ravel():
         axes.set_axis_off()
@@ -267,20 +281,25 @@ def low_passed(images: np.ndarray, sigma_px: float) -> np.ndarray:
     return np.fft.irfft2(np.fft.rfft2(images) * weight, s=images.shape[-2:])
 
 
-def _show(axes: Axes, image: np.ndarray, smooth: bool = False) -> None:
-    low, high = np.percentile(image, [0.5, 99.5])
-    # RELION and the star files count rows upwards from the first; a blank image must not divide by zero
-    axes.imshow(image, cmap="gray", vmin=low, vmax=high if high > low else low + 1, origin="lower",
-                interpolation="bilinear" if smooth else "antialiased")
-    axes.set_axis_off()
-
-
 def _scale_bar(axes: Axes, size_px: int, pixel_size_angstrom: float) -> None:
     length = 10 ** np.floor(np.log10(0.4 * size_px * pixel_size_angstrom))
     length *= next(f for f in (4, 2, 1) if f * length <= 0.4 * size_px * pixel_size_angstrom)
-    start, height = 0.04 * size_px, 0.05 * size_px
-    axes.plot([start, start + length / pixel_size_angstrom], [height, height], color="white", linewidth=3)
-    axes.text(start, height + 0.03 * size_px, f"{length:g} Å", color="white", fontsize=9)
+    start, row = 0.04 * size_px, 0.95 * size_px
+    axes.plot([start, start + length / pixel_size_angstrom], [row, row], color="white", linewidth=3)
+    axes.text(start, row - 0.02 * size_px, f"{length:g} Å", color="white", fontsize=9, va="bottom")
+
+
+def _set_scales(axes: Axes, x_scale: Scale, y_scale: Scale) -> None:
+    for axis, scale, setter in ((axes.xaxis, x_scale, axes.set_xscale), (axes.yaxis, y_scale, axes.set_yscale)):
+        if scale == "log":
+            setter("log")
+            _plain_numbers(axis)
+        elif scale == "asinh":
+            setter("asinh", linear_width=1.0)
+            axis.set_major_locator(FixedLocator([sign * value for value in (0, 2, 5, 10, 30, 100, 300, 1000, 10000)
+                                                 for sign in (-1, 1)]))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _plain_numbers(axis: matplotlib.axis.Axis) -> None:
@@ -292,20 +311,22 @@ def _plain_numbers(axis: matplotlib.axis.Axis) -> None:
         lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
 
 
-def _finite(values: np.ndarray, positive: bool) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    return values[np.isfinite(values) & ((values > 0) if positive else True)]
+def _is_shown(values: np.ndarray, scale: Scale) -> np.ndarray:
+    return np.isfinite(values) & ((values > 0) | (scale != "log"))
 
 
-def _bins(values: np.ndarray, log: bool) -> np.ndarray:
-    low, high = np.percentile(values, [0.1, 99.9])
-    low, high = max(low, values.min()), min(high, values.max())
-    n = int(np.clip(2 * len(values) ** (1 / 3), 12, 80))
+_FORWARD_BACKWARD = {"linear": (np.asarray, np.asarray), "log": (np.log, np.exp), "asinh": (np.arcsinh, np.sinh)}
+
+
+def _bins(values: np.ndarray, scale: Scale) -> np.ndarray:
+    """Edges evenly spaced on the scale; the outer ones take in what lies beyond 99.8 %, so that nothing is left out."""
+    forward, backward = _FORWARD_BACKWARD[scale]
+    scaled = forward(values)
+    low, high = np.percentile(scaled, [0.1, 99.9])
     if not high > low:
-        return np.array([low * 0.9, low * 1.1]) if log and low > 0 else np.array([low - 0.5, low + 0.5])
-    edges = np.geomspace(low, high, n + 1) if log else np.linspace(low, high, n + 1)
-    # the ends take in what lies beyond: nothing that there is goes unseen
-    edges[0], edges[-1] = values.min(), values.max()
+        low, high = low - 0.5, high + 0.5
+    edges = backward(np.linspace(low, high, int(np.clip(3 * len(values) ** (1 / 3), 15, 80)) + 1))
+    edges[0], edges[-1] = min(edges[0], values.min()), max(edges[-1], values.max())
     return edges
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-N_LATITUDES, N_LONGITUDES = 45, 90
+N_LATITUDES, N_LONGITUDES = 72, 144
+_N_CELLS = (45, 90)
 _PARTICLES_PER_KERNEL = 25
 _CONCENTRATION_LIMITS = (8.0, 60.0)
 _EMPTY_BELOW = 0.1
@@ -14,31 +15,39 @@ def view_directions(rot_deg: np.ndarray, tilt_deg: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(rot) * np.sin(tilt), np.sin(rot) * np.sin(tilt), np.cos(tilt)], axis=-1)
 
 
-def with_symmetry(directions: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """All equivalents (n g, 3) of directions (n, 3) under a group of rotation matrices (g, 3, 3): rows of A times g."""
+def _with_equivalents(directions: np.ndarray, symmetry: str) -> np.ndarray:
+    """Directions (n, 3) with those that the molecule's symmetry makes equal to them (n g, 3)."""
+    if symmetry.lower() == "c1":
+        return directions
+    # only symmetric molecules need torch here
+    from ..geometry.rotations import quaternion_to_matrix
+    from ..geometry.symmetry import symmetry_group
+
+    matrices = quaternion_to_matrix(symmetry_group(symmetry)).double().numpy()
+    # an operation acts on the right of A, so on rows of A
     return np.einsum("ni,gij->ngj", directions, matrices).reshape(-1, 3)
 
 
-def view_density(directions: np.ndarray, n_particles: int | None = None) -> np.ndarray:
-    """Density of directions (n, 3) on a grid (latitudes from -90 to 90, longitudes from -180 to 180); 1 is even.
+def view_density(rot_deg: np.ndarray, tilt_deg: np.ndarray, symmetry: str = "c1") -> np.ndarray:
+    """Density of viewing directions on a grid (latitudes from -90 to 90, longitudes from -180 to 180); 1 is even.
 
-    Smoothed by a von Mises-Fisher kernel that some 25 evenly spread particles fall into, 8 to 20 degrees wide.
-    ``n_particles``: how many there are, where directions repeat for symmetry.
+    Smoothed by a von Mises-Fisher kernel that some 25 evenly spread particles fall into, 8 to 20 degrees wide. With
+    symmetry every equivalent direction counts: it is as good a view.
     """
-    if not len(directions):
+    n_particles, directions = len(rot_deg), _with_equivalents(view_directions(rot_deg, tilt_deg), symmetry)
+    if not n_particles:
         return np.zeros((N_LATITUDES, N_LONGITUDES))
     longitude = np.arctan2(directions[:, 1], directions[:, 0])
     latitude = np.arcsin(np.clip(directions[:, 2], -1, 1))
     # cells first: the cost of the kernel does not grow with the number of particles
-    count, _, _ = np.histogram2d(latitude, longitude, (N_LATITUDES, N_LONGITUDES),
-                                 ((-np.pi / 2, np.pi / 2), (-np.pi, np.pi)))
-    cells = _cell_directions()
-    filled = count.ravel() > 0
-    concentration = np.clip((n_particles or len(directions)) / _PARTICLES_PER_KERNEL, *_CONCENTRATION_LIMITS)
-    cosine = cells @ cells[filled].T
+    count = np.histogram2d(latitude, longitude, _N_CELLS, ((-np.pi / 2, np.pi / 2), (-np.pi, np.pi)))[0].ravel()
+    filled = count > 0
+    sources = _grid_directions(*_N_CELLS).reshape(-1, 3)[filled]
+    concentration = np.clip(n_particles / _PARTICLES_PER_KERNEL, *_CONCENTRATION_LIMITS)
     # mean over the sphere of exp(k (cos - 1)) is (1 - exp(-2 k)) / (2 k)
-    kernel = np.exp(concentration * (cosine - 1)) * 2 * concentration / (1 - np.exp(-2 * concentration))
-    return (kernel @ count.ravel()[filled] / count.sum()).reshape(N_LATITUDES, N_LONGITUDES)
+    share = count[filled] / count.sum() * 2 * concentration / (1 - np.exp(-2 * concentration))
+    return np.stack([np.exp(concentration * (row @ sources.T - 1)) @ share
+                     for row in _grid_directions(N_LATITUDES, N_LONGITUDES)])
 
 
 def empty_fraction(density: np.ndarray) -> float:
@@ -52,7 +61,8 @@ def _centres(n: int, end: float) -> np.ndarray:
     return 0.5 * (edges[1:] + edges[:-1])
 
 
-def _cell_directions() -> np.ndarray:
-    latitude, longitude = np.meshgrid(_centres(N_LATITUDES, np.pi / 2), _centres(N_LONGITUDES, np.pi), indexing="ij")
+def _grid_directions(n_latitudes: int, n_longitudes: int) -> np.ndarray:
+    """Directions (latitudes, longitudes, 3) of the centres of a grid's cells."""
+    latitude, longitude = np.meshgrid(_centres(n_latitudes, np.pi / 2), _centres(n_longitudes, np.pi), indexing="ij")
     return np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)],
-                    axis=-1).reshape(-1, 3)
+                    axis=-1)

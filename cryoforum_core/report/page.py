@@ -1,0 +1,97 @@
+"""What a page says, before it is HTML."""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from . import plots
+
+Level = Literal["good", "caution", "poor"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Two or three sentences for someone who reads nothing else."""
+
+    level: Level
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to do next, and the command line that does it."""
+
+    what: str
+    command: str
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A figure with its title, and one line that says what to look for. ``wide``: over both columns."""
+
+    title: str
+    caption: str
+    figure: "plots.Figure"
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """``facts`` are the few numbers that stand out at the top, as label -> text."""
+
+    title: str
+    verdict: Verdict
+    next_steps: tuple[NextStep, ...]
+    facts: dict[str, str]
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def command(job: str, **options: object) -> str:
+    """``cryoforum predict --particles ... --out ...``; options that are None are left out."""
+    words = ["cryoforum", job]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
+    return " ".join(words)
+
+
+def beside(run: Path, suffix: str) -> Path:
+    """A directory beside that of a run, for the run that follows it."""
+    return run.with_name(f"{run.name}_{suffix}")
+
+
+def degrees(value: float) -> str:
+    """``0.53°``, ``4.2°``, ``57°``: three digits at most."""
+    return f"{significant(value)}°"
+
+
+def significant(value: float) -> str:
+    """Three significant digits without an exponent: ``0.0123``, ``1.23``, ``123``, ``12,300``."""
+    if not np.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    decimals = max(0, 2 - int(np.floor(np.log10(abs(value)))))
+    text = f"{round(value, 2 - int(np.floor(np.log10(abs(value))))):,.{decimals}f}"
+    return text
+
+
+def percent(fraction: float) -> str:
+    """``85 %``, ``4.2 %``."""
+    return f"{100 * fraction:.0f} %" if fraction >= 0.1 or fraction == 0 else f"{100 * fraction:.2g} %"
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def level_of(value: float, good: float, caution: float) -> Level:
+    """How good a value is for which lower is better; what is not a number is poor."""
+    return "good" if value <= good else "caution" if value <= caution else "poor"

@@ -1,0 +1,87 @@
+"""One self-contained HTML page about a run: nothing is loaded from elsewhere, so the file can be sent as it is."""
+
+import base64
+import datetime
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from .. import __version__
+from ..errors import InputError
+from ..run_directory import RunDirectory, atomic_path
+from . import plots
+from .evaluation_page import evaluation_page
+from .map_page import other_page, reconstruction_page
+from .page import Page
+from .prediction_page import prediction_page
+from .run_files import RunFiles
+from .selection_page import selection_page
+from .simulation_page import simulation_page
+from .training_page import training_page
+
+PAGES: dict[str, Callable[..., Page]] = {
+    "simulate": simulation_page, "train": training_page, "predict": prediction_page, "select": selection_page,
+    "reconstruct": reconstruction_page, "evaluate": evaluation_page,
+}
+LEVEL_NAMES = {"good": "Good", "caution": "Look closer", "poor": "Not good"}
+
+
+def write_report(run: RunDirectory, path: Path, truth: Path | None = None, summary: dict | None = None) -> dict:
+    """Writes the page of a finished run to ``path``, whole or not at all; returns a summary of the report.
+
+    truth: STAR file of known poses, for a run of predict. summary: that of a run which writes its own report before
+    its summary.json. Raises InputError where the run is not finished, or ``truth`` does not go with it.
+    """
+    files = RunFiles(run, summary)
+    make = PAGES.get(files.job, other_page)
+    if truth is not None and make is not prediction_page:
+        raise InputError(f"--truth goes with a run of predict; {run.path} is one of {files.job}. Leave out --truth, or "
+                         "use cryoforum evaluate.")
+    page = make(files) if truth is None else make(files, _errors(files, truth))
+    text = render(page, files)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return {"report": str(path), "n_figures": len(page.pictures), "verdict": " ".join(page.verdict.sentences)}
+
+
+def render(page: Page, files: RunFiles) -> str:
+    """The HTML of a page."""
+    finished = files.run.summary.stat().st_mtime if files.run.finished else datetime.datetime.now().timestamp()
+    return _template().render(
+        page=page, level_name=LEVEL_NAMES[page.verdict.level], run_path=files.path.resolve(), job=files.job,
+        version=files.summary.get("version", __version__),
+        date=datetime.datetime.fromtimestamp(finished).strftime("%Y-%m-%d %H:%M"),
+        pictures=[vars(picture) | {"source": _inlined(picture)} for picture in page.pictures],
+        summary=_readable(files.summary), config=_readable(files.config))
+
+
+def _errors(files: RunFiles, truth: Path) -> dict[str, np.ndarray]:
+    """Errors (n,) of a run of predict against a truth, in the run's order."""
+    # these need torch, which no other page does
+    from ..geometry.symmetry import symmetry_group
+    from ..particles.dataset import read_table
+    from .evaluation import compare_poses
+
+    found = compare_poses(read_table(files.run.particles), read_table(truth), symmetry_group(files.symmetry))
+    return {"error_deg": found.error_deg.double().numpy(), "is_junk": found.is_junk,
+            "shift_error_angstrom": found.shift_error_angstrom.double().numpy()}
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("report.html.j2")
+
+
+def _inlined(picture) -> str:
+    """The figure as a data URI: an image of its own, so that identifiers of two figures cannot clash."""
+    return "data:image/svg+xml;base64," + base64.b64encode(plots.to_svg(picture.figure)).decode("ascii")
+
+
+def _readable(values: dict) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}

@@ -1,0 +1,81 @@
+"""The files of a finished run as arrays, for the pages. No torch: a light page opens at once."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..particles.table import ParticleTable
+from ..run_directory import RunDirectory
+
+# as particles.simulate calls it; importing that module would import torch
+JUNK_KIND_COLUMN = "rlnCryoforumJunkKind"
+
+
+class RunFiles:
+    """What a run left. ``summary`` stands in for summary.json while the run itself writes its report."""
+
+    def __init__(self, run: RunDirectory, summary: dict | None = None):
+        self.run = run
+        self.path = run.path
+        self.summary = run.read_summary() if summary is None else summary
+        if not run.config.is_file():
+            raise InputError(f"A run must have its {run.config.name}; {run.path} has none. Give a run of cryoforum.")
+        self.config = json.loads(run.config.read_text())
+        self.job = self.config.get("job", "")
+
+    @property
+    def symmetry(self) -> str:
+        """The molecule's point group, as far as this run, or the one it started from, says it."""
+        earlier = Path(self.config["run"]) / self.run.summary.name if "run" in self.config else None
+        of_earlier = json.loads(earlier.read_text()) if earlier is not None and earlier.is_file() else {}
+        return self.summary.get("symmetry") or self.config.get("symmetry") or of_earlier.get("symmetry") or "c1"
+
+    def table(self, path: Path | str | None) -> ParticleTable | None:
+        """The particles of a STAR file; None where there is none (it may have been moved since)."""
+        if path is None or not Path(path).is_file() or Path(path).suffix != ".star":
+            return None
+        return ParticleTable.read(path)
+
+    def csv_columns(self, name: str) -> dict[str, np.ndarray] | None:
+        """Columns (n,) of a CSV file of the run, NaN where a cell is no number; None without the file."""
+        path = self.path / name
+        if not path.is_file():
+            return None
+        with open(path, newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        return {column: np.array([_number(row[column]) for row in rows]) for column in reader.fieldnames or ()}
+
+    def posterior(self) -> dict[str, np.ndarray]:
+        """The arrays of orientation_posterior.npz."""
+        with np.load(self.run.orientation_posterior, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+
+def column(table: ParticleTable | None, name: str) -> np.ndarray | None:
+    """A column (n,) of numbers; None where the table lacks it."""
+    return table.floats(name) if table is not None and table.has(name) else None
+
+
+def angles_deg(table: ParticleTable | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """rot and tilt (n,) of a table; None where it has no poses."""
+    if table is None or not table.has("rlnAngleRot", "rlnAngleTilt"):
+        return None
+    return table.floats("rlnAngleRot"), table.floats("rlnAngleTilt")
+
+
+def defocus_um(table: ParticleTable | None) -> np.ndarray | None:
+    """Mean defocus (n,) in micrometres; None where the table has none."""
+    if table is None or not table.has("rlnDefocusU", "rlnDefocusV"):
+        return None
+    return 0.5e-4 * (table.floats("rlnDefocusU") + table.floats("rlnDefocusV"))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return float("nan")

@@ -1,0 +1,100 @@
+"""The page of a run of select."""
+
+import numpy as np
+
+from ..particles.table import ParticleTable
+from . import plots
+from .page import Level, NextStep, Page, Picture, Verdict, beside, command, percent, significant
+from .run_files import RunFiles, angles_deg, column
+from .view_coverage import view_density
+
+_MUCH_REJECTED = 0.4
+# a region counts as seen above half of an even share, and as lost where it loses half of its own
+_SEEN_ABOVE, _LOST_BELOW, _LOST_REGION = 0.5, 0.5, 0.01
+_ERRORS = ("expected-error", "error-bound")
+_EXPECTED_ERROR_COLUMN = "rlnCryoforumExpectedError"
+
+
+def selection_page(files: RunFiles) -> Page:
+    """What was kept, by which border, and whether some views lost more than others."""
+    summary = files.summary
+    n_kept, n_rejected = summary["n_selected"], summary["n_rejected"]
+    kept, rejected = files.table(files.run.selected), files.table(files.run.rejected)
+    facts = {"kept": f"{n_kept:,}", "rejected": f"{n_rejected:,}",
+             "fraction kept": percent(n_kept / (n_kept + n_rejected)),
+             "chosen by": summary["measure"].replace("-", " ")}
+    densities = _densities(kept, rejected, files.symmetry)
+    return Page("Selection of particles", _verdict(summary, densities), _next_steps(files), facts,
+                tuple(_pictures(summary, kept, rejected, densities)))
+
+
+def _densities(kept: ParticleTable | None, rejected: ParticleTable | None, symmetry: str
+               ) -> dict[str, np.ndarray] | None:
+    after, gone = angles_deg(kept), angles_deg(rejected)
+    if after is None or gone is None:
+        return None
+    before = (np.concatenate(both) for both in zip(after, gone, strict=True))
+    return {"before": view_density(*before, symmetry), "after": view_density(*after, symmetry)}
+
+
+def _verdict(summary: dict, densities: dict[str, np.ndarray] | None) -> Verdict:
+    n_kept, n = summary["n_selected"], summary["n_selected"] + summary["n_rejected"]
+    sentences = [f"{n_kept:,} of {n:,} particles were kept ({percent(n_kept / n)}).", summary["explanation"]]
+    level: Level = "good"
+    if summary["n_rejected"] > _MUCH_REJECTED * n:
+        level = "caution"
+        sentences.append("That leaves out a large part: compare the maps of both sets before you go on.")
+    if densities is not None and summary["n_rejected"] and _loses_views(densities):
+        level = "caution"
+        sentences.append("Some viewing directions lost more than half of their particles; see the maps of views.")
+    return Verdict(level, tuple(sentences))
+
+
+def _loses_views(densities: dict[str, np.ndarray]) -> bool:
+    seen = densities["before"] > _SEEN_ABOVE
+    lost = densities["after"][seen] < _LOST_BELOW * densities["before"][seen]
+    return bool(seen.any() and lost.mean() > _LOST_REGION)
+
+
+def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
+    symmetry = files.symmetry
+    steps = [NextStep("Make a map of what was kept", command(
+        "reconstruct", particles=files.run.selected, symmetry=symmetry, out=beside(files.path, "map")))]
+    if files.summary["n_rejected"]:
+        steps.append(NextStep("Make a map of what was rejected: the molecule should not be in it", command(
+            "reconstruct", particles=files.run.rejected, symmetry=symmetry, out=beside(files.path, "rejected_map"))))
+    return tuple(steps)
+
+
+def _pictures(summary: dict, kept: ParticleTable | None, rejected: ParticleTable | None,
+              densities: dict[str, np.ndarray] | None) -> list[Picture]:
+    pictures = _histograms(summary, kept, rejected)
+    if len(summary["reasons"]) > 1:
+        pictures.append(Picture("Reasons", "How many particles each rule rejected.",
+                                plots.bars(summary["reasons"], "particles rejected")))
+    if densities is not None:
+        pictures.append(Picture("Viewing directions before and after", "Both should look alike: a region that turns "
+                                "dark has lost its views.", plots.view_maps(densities), wide=True))
+    return pictures
+
+
+def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTable | None) -> list[Picture]:
+    measure, threshold = summary["measure"], summary["threshold"]
+    marks = {} if threshold is None else {f"border {significant(threshold)}": threshold}
+    label = measure.replace("-", " ") + (" (degrees)" if measure in _ERRORS else "")
+    scale = "log" if measure in _ERRORS else "linear" if measure == "figure-of-merit" else "asinh"
+    pictures = []
+    if (values := _both(kept, rejected, summary["column"])) is not None:
+        pictures.append(Picture("Kept and rejected", "The border should lie in the valley between two hills; where "
+                                "there is one hill only, it is a matter of taste.",
+                                plots.histogram(values, label, marks, x_scale=scale)))
+    if measure not in _ERRORS and (values := _both(kept, rejected, _EXPECTED_ERROR_COLUMN)) is not None:
+        pictures.append(Picture("Expected errors of both", "What was rejected should lie at the right: its "
+                                "orientations were not to be trusted either.",
+                                plots.histogram(values, "expected error (degrees)", x_scale="log")))
+    return pictures
+
+
+def _both(kept: ParticleTable | None, rejected: ParticleTable | None, name: str) -> dict[str, np.ndarray] | None:
+    values = {"kept": column(kept, name), "rejected": column(rejected, name)}
+    return None if any(each is None for each in values.values()) else values
