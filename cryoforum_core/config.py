@@ -126,7 +126,7 @@ class TrainConfig(JobConfig, ImageInputConfig):
     """Fraction of the features left out at random while training."""
     loss: Literal["pairwise-to-own", "own", "pairwise", "chordal"] = "pairwise-to-own"
     """Orientation loss; pairwise-to-own goes from pairs to each image's own error (Cryo-forum)."""
-    bingham_weight: Annotated[float, Field(ge=0)] = 0.1
+    bingham_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the Bingham negative log-likelihood, which gives the uncertainty its unit."""
     shift_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the error of the shift."""
@@ -143,7 +143,7 @@ class TrainConfig(JobConfig, ImageInputConfig):
     """Steps of the whole training."""
     max_minutes: PositiveFloat | None = None
     """Stop after this time; the schedule is stretched to end there."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 3e-3
     """Largest learning rate of the schedule."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the particles that is held out to judge the network."""

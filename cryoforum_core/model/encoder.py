@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..imaging.fourier import fft_image, frequency_grid, ifft_image, radius_px
 
 MIN_BOX_SIZE_PX = 16
-DENSE_FEATURES = 1024
+DENSE_FEATURES = 512
 # pooling, activation and channels of the first block
-DEFAULTS = {"cryoforum": ("gem", "prelu", 32), "cryoposenet": ("flatten", "relu", 32), "compact": ("flatten", "relu", 48)}
+DEFAULTS = {"cryoforum": ("gem", "prelu", 32), "cryoposenet": ("flatten", "relu", 32), "compact": ("flatten", "relu", 24)}
 
 # half widths of Cryo-forum's square low-pass masks, as fractions of the box (63, 57, 47, 33 and 10 px of 128)
 _SQUARE_MASKS = (63 / 128, 57 / 128, 47 / 128, 33 / 128, 10 / 128)
@@ -125,24 +125,25 @@ class CryoPoseNetEncoder(nn.Module):
 
 
 class MatchedLowPass(nn.Module):
-    """The image, the image with its CTF's phases flipped, and ``n`` low-pass copies of the latter: (n, 2 + n, B, B).
+    """The image with the sign of its CTF undone, and ``n`` low-pass copies of it: (n, 1 + n, B, B).
 
-    Flipping makes the particle look the same at every defocus; soft edges in Fourier space leave no ringing. The cut-off
-    frequencies are spaced evenly in their logarithm from 0.7 to 0.12 of the Nyquist frequency.
+    So the particle looks alike at every defocus (nothing is left to do where the phases are flipped already). Edges are
+    soft in Fourier space and leave no ringing; cut-off frequencies are spaced evenly in their logarithm from 0.7 to 0.12
+    of the Nyquist frequency.
     """
 
     def __init__(self, box_size_px: int, n: int):
         super().__init__()
-        cut_off_px = 0.5 * box_size_px * torch.logspace(*torch.log10(torch.tensor([0.7, 0.12])).tolist(), n)[:, None, None]
-        softness_px = 0.08 * cut_off_px + 0.3
-        masks = torch.sigmoid((cut_off_px - radius_px(box_size_px)) / softness_px)
-        self.register_buffer("masks", masks, persistent=False)
-        self.n_channels = 2 + n
+        ends = torch.log10(torch.tensor([0.7, 0.12])).tolist()
+        cut_off_px = 0.5 * box_size_px * torch.logspace(*ends, n)[:, None, None]
+        radius = radius_px(box_size_px)[None]
+        masks = torch.sigmoid((cut_off_px - radius) / (0.08 * cut_off_px + 0.3))
+        self.register_buffer("masks", torch.cat([torch.ones_like(radius), masks]), persistent=False)
+        self.n_channels = 1 + n
 
     def forward(self, images: Tensor, ctf: Tensor) -> Tensor:
-        flipped = fft_image(images) * torch.sign(ctf)
-        channels = torch.cat([flipped[:, None], flipped[:, None] * self.masks], dim=1)
-        return torch.cat([images[:, None], ifft_image(channels)], dim=1)
+        upright = fft_image(images) * torch.where(ctf < 0, -1.0, 1.0)
+        return ifft_image(upright[:, None] * self.masks)
 
 
 class CompactEncoder(nn.Module):

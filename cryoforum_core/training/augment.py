@@ -38,7 +38,10 @@ def _on_finer_grid(images: Tensor) -> Tensor:
     half = box_size_px // 2
     coarse = fft_image(images)
     fine = coarse.new_zeros(len(images), 2 * box_size_px, box_size_px + 1)
-    fine[:, :half, :half + 1] = coarse[:, :half]
+    # the Nyquist row and column stand for both signs of the frequency, which are apart in the finer grid
+    coarse[..., half] *= 0.5
+    coarse[..., half, :] *= 0.5
+    fine[:, :half + 1, :half + 1] = coarse[:, :half + 1]
     fine[:, -half:, :half + 1] = coarse[:, half:]
     return 4.0 * ifft_image(fine)
 
@@ -55,9 +58,10 @@ def turn_labels(quaternion: Tensor, shift_angstrom: Tensor, angle_rad: Tensor, d
 
 def random_turns(n: int, box_size_px: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Angles in radians (n,), displacements in pixels (n, 2) and magnifications (n,)."""
-    angle = 2 * math.pi * torch.rand(n, generator=generator)
-    displacement = SHIFT * box_size_px * torch.randn(n, 2, generator=generator)
-    return angle, displacement, torch.exp(MAGNIFICATION * torch.randn(n, generator=generator))
+    options = {"generator": generator, "device": generator.device}
+    angle = 2 * math.pi * torch.rand(n, **options)
+    displacement = SHIFT * box_size_px * torch.randn(n, 2, **options)
+    return angle, displacement, torch.exp(MAGNIFICATION * torch.randn(n, **options))
 
 
 def vary_grey_values(images: Tensor, noise_amplitude: Tensor, generator: torch.Generator) -> Tensor:
@@ -66,7 +70,8 @@ def vary_grey_values(images: Tensor, noise_amplitude: Tensor, generator: torch.G
     noise_amplitude: (B, B // 2 + 1), standard deviation of the noise's transform over that of white noise.
     """
     n = len(images)
-    contrast = torch.exp(CONTRAST * torch.randn(n, 1, 1, generator=generator)).to(images)
-    amount = (NOISE * torch.randn(n, 1, 1, generator=generator).abs()).to(images)
-    white = torch.randn(images.shape, generator=generator).to(images)
+    options = {"generator": generator, "device": generator.device}
+    contrast = torch.exp(CONTRAST * torch.randn(n, 1, 1, **options)).to(images)
+    amount = (NOISE * torch.randn(n, 1, 1, **options).abs()).to(images)
+    white = torch.randn(images.shape, **options).to(images)
     return contrast * images + amount * ifft_image(fft_image(white) * noise_amplitude)

@@ -6,41 +6,37 @@ from torch import Tensor
 from ..geometry.rotations import compose
 from ..imaging.fourier import crop_volume, fft_image, fft_volume, ifft_volume, shift_phase
 from ..imaging.masks import soft_sphere
-from ..imaging.noise import noise_weight
 from ..imaging.projection import FourierVolume, Reconstructor
 from ..imaging.resolution import fourier_shell_correlation
 
-MIN_PARTICLES = 200
 _MAX_EQUIVALENTS = 8
 
 
 class LabelMap:
     """Collects labelled images, alternately for two half maps; ``finish`` gives the map, filtered by their agreement."""
 
-    def __init__(self, box_size_px: int, pixel_size_angstrom: float, group: Tensor, noise_spectrum: Tensor | None = None):
-        """group: (G, 4) symmetry; noise_spectrum: (B // 2 + 1,) of the images, white by default."""
+    def __init__(self, box_size_px: int, pixel_size_angstrom: float, group: Tensor):
+        """group: (G, 4), the symmetry."""
         self.box_size_px, self.pixel_size_angstrom, self.group = box_size_px, pixel_size_angstrom, group
         self.halves = [Reconstructor(box_size_px) for _ in range(2)]
-        self.weight = 1.0 if noise_spectrum is None else noise_weight(noise_spectrum / noise_spectrum.mean(), box_size_px)
 
     def add(self, images: Tensor, ctf: Tensor, quaternion: Tensor, shift_angstrom: Tensor) -> None:
         """Adds images (n, B, B) with CTFs (n, B, B // 2 + 1), poses (n, 4) and origins (n, 2)."""
         centred = fft_image(images) * shift_phase(shift_angstrom / self.pixel_size_angstrom, self.box_size_px)
-        weight = torch.ones_like(ctf) * self.weight
         # of a large group a few equivalents of each image are enough, spread over the group
         step = max(1, len(self.group) // _MAX_EQUIVALENTS)
         for operation in self.group[::step]:
             pose = compose(quaternion, operation.to(quaternion))
             for half, reconstructor in enumerate(self.halves):
                 chosen = slice(half, None, 2)
-                reconstructor.insert(centred[chosen], ctf[chosen], pose[chosen], weight[chosen])
+                reconstructor.insert(centred[chosen], ctf[chosen], pose[chosen])
 
     def finish(self) -> Tensor:
         """The map (B, B, B): the mean of the half maps, masked by a soft sphere, each shell times the share of it that
         is signal, ``2 FSC / (1 + FSC)``."""
         sphere = soft_sphere(self.box_size_px, 0.45 * self.box_size_px, 0.05 * self.box_size_px)
         first, second = (reconstructor.volume() * sphere for reconstructor in self.halves)
-        fsc = fourier_shell_correlation(first, second).clamp_min(0)
+        fsc = fourier_shell_correlation(first, second).clamp_min(0).to(first.dtype)
         # from the first shell that is noise on, agreement is chance
         fsc = fsc * (torch.cumsum((fsc < 0.1).int(), 0) == 0)
         radius = _radius(self.box_size_px).round().long().clamp_max(len(fsc) - 1)

@@ -26,7 +26,7 @@ from ..run_directory import atomic_path
 logger = logging.getLogger("cryoforum")
 
 STATE_FORMAT = 1
-N_EVALUATIONS, N_METRIC_ROWS = 25, 200
+N_EVALUATIONS, N_METRIC_ROWS = 20, 200
 _SHOWN = ("loss", "validation_median_error_deg")
 WARM_UP, START_DIVISOR, END_DIVISOR = 0.15, 25.0, 1e4
 MAX_GRADIENT_NORM, MAX_BAD_STEPS = 1.0, 25
@@ -86,9 +86,9 @@ def progress_of(step: int, seconds: float, settings: LoopSettings) -> float:
     return min(1.0, max(step / settings.max_steps, by_time))
 
 
-def step_generator(seed: int, step: int, purpose: int = 0) -> torch.Generator:
-    """The generator (CPU) of everything random in one step; ``purpose`` separates streams of one step."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 16 + purpose)
+def step_generator(seed: int, step: int, purpose: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """The generator of everything random in one step; ``purpose`` separates streams of one step."""
+    return torch.Generator(device).manual_seed((seed * 1_000_003 + step) * 16 + purpose)
 
 
 def make_optimizer(network: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
@@ -96,7 +96,7 @@ def make_optimizer(network: nn.Module, settings: LoopSettings) -> torch.optim.Op
     matrices = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), eps=1e-6)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), eps=1e-6, fused=True)
 
 
 def train_network(network: nn.Module, batch_of: Callable[[int, float], object],

@@ -21,6 +21,8 @@ from ..imaging.projection import FourierVolume
 
 # the noise is ours to choose: training starts at this signal-to-noise ratio and reaches the data's after this fraction
 EASY_SNR, NOISE_IS_FULL_AT = 10.0, 0.6
+# standard deviations of the logarithms of contrast and noise from image to image
+CONTRAST, LOUDNESS = 0.2, 0.1
 _CTF_CACHE_VALUES = 50_000_000
 _FIRST_SHELL = 2  # background subtraction and masks disturb the shells below
 
@@ -125,7 +127,7 @@ class ProjectionStream:
                  device: torch.device | str = "cpu"):
         """``volume``: of the map, with the images' field of view. ``ctf_of`` makes CTFs (n, B, B // 2 + 1) of
         parameters, in the state that prepared images have. ``mask`` (B, B)
-        is applied last. ``jitter``: vary the contrast (20 %) and the noise (10 %) from image to image."""
+        is applied last. ``jitter``: vary contrast and noise from image to image."""
         self.volume, self.box_size_px = volume.to(device), box_size_px
         self.pixel_size_angstrom, self.shift_rms_angstrom = pixel_size_angstrom, shift_rms_angstrom
         self.image_model, self.jitter, self.device = image_model, jitter, device
@@ -145,17 +147,16 @@ class ProjectionStream:
 
     def batch(self, n: int, generator: torch.Generator, noise: float = 1.0) -> TrainingBatch:
         """``n`` images with poses uniform over SO(3); ``noise``: amplitude relative to the data's."""
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, device=generator.device).to(self.device)
+
         quaternion = random_quaternions(n, generator).to(self.device)
-        ctf = self.ctf[torch.randint(len(self.ctf), (n,), generator=generator).to(self.device)]
-        shift_angstrom = (self.shift_rms_angstrom * torch.randn(n, 2, generator=generator)).to(self.device)
-        white = torch.randn(n, self.box_size_px, self.box_size_px, generator=generator).to(self.device)
-        signal = torch.full((n,), self.image_model.signal_scale)
-        loudness = torch.full((n,), noise)
-        if self.jitter:
-            signal = signal * torch.exp(0.2 * torch.randn(n, generator=generator))
-            loudness = loudness * torch.exp(0.1 * torch.randn(n, generator=generator))
+        chosen = torch.randint(len(self.ctf), (n,), generator=generator, device=generator.device)
+        ctf, shift_angstrom = self.ctf[chosen.to(self.device)], self.shift_rms_angstrom * normal(n, 2)
+        contrast = self.image_model.signal_scale * torch.exp(self.jitter * CONTRAST * normal(n, 1, 1))
+        loudness = noise * torch.exp(self.jitter * LOUDNESS * normal(n, 1, 1))
         clean = self.volume.project(quaternion, self.box_size_px) * ctf
         clean = clean * shift_phase(-shift_angstrom / self.pixel_size_angstrom, self.box_size_px)
-        noise_ft = fft_image(white) * (self.noise_amplitude * loudness.to(self.device)[:, None, None])
-        images = ifft_image(clean * signal.to(self.device)[:, None, None] + noise_ft)
+        noise_ft = fft_image(normal(n, self.box_size_px, self.box_size_px)) * self.noise_amplitude
+        images = ifft_image(clean * contrast + noise_ft * loudness)
         return TrainingBatch(images * self.mask, ctf, quaternion, shift_angstrom)

@@ -42,7 +42,7 @@ class ParticleStream:
     def random(self, n: int, generator: torch.Generator, vary: bool) -> TrainingBatch:
         """``n`` images drawn at random; with ``vary`` turned, displaced, magnified, louder or noisier, labels and CTF
         following."""
-        rows = self.rows[torch.randint(len(self.rows), (n,), generator=generator).numpy()]
+        rows = self.rows[torch.randint(len(self.rows), (n,), generator=generator, device=generator.device).cpu().numpy()]
         if not vary:
             return self.at(rows)
         batch = self.particles.batch(rows).to(self.device)
@@ -79,7 +79,9 @@ class MixedStream:
         parts = []
         if self.simulated is not None and n_labelled < self.batch_size:
             noise = noise_factor(progress, self.simulated.image_model.snr) if self.anneal else 1.0
-            parts.append(self.simulated.batch(self.batch_size - n_labelled, step_generator(self.seed, step, 1), noise))
+            generator = step_generator(self.seed, step, 1, self.simulated.device)
+            parts.append(self.simulated.batch(self.batch_size - n_labelled, generator, noise))
         if self.labelled is not None and n_labelled:
-            parts.append(self.labelled.random(n_labelled, step_generator(self.seed, step, 2), self.vary))
+            generator = step_generator(self.seed, step, 2, self.labelled.device)
+            parts.append(self.labelled.random(n_labelled, generator, self.vary))
         return parts[0] if len(parts) == 1 else TrainingBatch.concatenate(*parts)

@@ -38,6 +38,8 @@ SHIFT_RMS_OF_BOX = 0.04
 FINE_TUNE_LEARNING_RATE_FACTOR = 0.3
 STATE_NAME = "training_state.pt"
 _BATCH = 250
+# evaluations during the training must cost little of it
+MAX_BATCHES_UNDERWAY = 2
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def _validation(labelled: ParticleStream | None, simulated: ProjectionStream, he
     if labelled is not None and len(held_out):
         return [labelled.at(part) for part in np.array_split(held_out, -(-len(held_out) // _BATCH))], "held-out particles"
     plain = simulated.without_jitter()
-    generator = step_generator(seed, 0, purpose=3)
+    generator = step_generator(seed, 0, 3, simulated.device)
     return [plain.batch(_BATCH, generator) for _ in range(N_SIMULATED_VALIDATION // _BATCH)], "simulated projections"
 
 
@@ -217,7 +219,7 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
     run.checkpoint.mkdir(parents=True, exist_ok=True)
     write_map(run.checkpoint / REFERENCE, plan.volume.numpy(), plan.views.particles.pixel_size_angstrom)
     state_path = run.checkpoint / STATE_NAME
-    result = train_network(plan.network, plan.stream, Objective(plan), lambda network: evaluate(network, plan),
+    result = train_network(plan.network, plan.stream, Objective(plan), lambda network: evaluate(network, plan, MAX_BATCHES_UNDERWAY),
                            _loop_settings(plan), state_path, run.metrics)
     found = evaluate(plan.network, plan)
     summary = _summary(plan, result, found)
@@ -264,12 +266,12 @@ class Objective:
 
 
 @torch.no_grad()
-def evaluate(network: OrientationNetwork, plan: TrainingPlan) -> dict[str, float]:
-    """Errors on the held-out images; ``validation_loss`` is the mean angle and shift error of the training's end."""
+def evaluate(network: OrientationNetwork, plan: TrainingPlan, max_batches: int | None = None) -> dict[str, float]:
+    """Errors on (the first batches of) the held-out images; ``validation_loss`` is the objective of the training's end."""
     network.eval()
     group, config = plan.inputs.group.to(plan.views.device), plan.config
     angle, shift, likelihood = [], [], []
-    for batch in plan.validation:
+    for batch in plan.validation[:max_batches]:
         estimate = network(batch.images, batch.ctf)
         angle.append(symmetric_distance_deg(estimate.quaternion, batch.quaternion, group))
         shift.append((estimate.shift_angstrom - batch.shift_angstrom).norm(dim=-1))

@@ -10,7 +10,7 @@ from cryoforum_core.geometry.rotations import angular_distance_deg, random_quate
 from cryoforum_core.model.encoder import GeneralizedMean, MatchedLowPass, SquareLowPass
 from cryoforum_core.model.network import NetworkConfig, OrientationNetwork
 from cryoforum_core.model.orientation_head import N_OUTPUTS, OrientationHead, PoseEstimate
-from cryoforum_core.imaging.fourier import fft_image
+from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px
 
 ENCODERS = ("compact", "cryoforum", "cryoposenet")
 HEADS = tuple(N_OUTPUTS)
@@ -115,8 +115,18 @@ def test_front_without_filters_is_the_image():
 def test_filters_leave_less_and_less_of_an_image():
     images, ctf = random_input(8, 32)
     front = MatchedLowPass(32, 4)
-    power = front(images, torch.ones_like(ctf)).var((0, 2, 3))[-4:]
+    channels = front(images, torch.ones_like(ctf))
+    assert torch.allclose(channels[:, 0], images, atol=1e-5)
+    power = channels.var((0, 2, 3))
     assert (power.diff() < 0).all() and power[-1] < 0.1
+
+
+def test_the_front_undoes_the_sign_of_the_ctf():
+    clean, _ = random_input(4, 32)
+    ctf = torch.cos(0.5 * radius_px(32)).expand(4, -1, -1)
+    images = ifft_image(fft_image(clean) * torch.sign(ctf))
+    front = MatchedLowPass(32, 2)
+    assert torch.allclose(front(images, ctf), front(clean, ctf.abs()), atol=1e-4)
 
 
 def test_poses_of_batches_are_joined_in_order():

@@ -1,0 +1,173 @@
+"""Supervised training from end to end on a small molecule: labels, endless projections, fine-tuning, bad input."""
+
+import dataclasses
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from cryoforum_core.config import TrainConfig
+from cryoforum_core.errors import InputError, Interrupted
+from cryoforum_core.geometry.rotations import angular_distance_deg
+from cryoforum_core.imaging.resolution import fourier_shell_correlation
+from cryoforum_core.model.checkpoint import load_checkpoint
+from cryoforum_core.mrc import read_map, write_map
+from cryoforum_core.particles.image_state import ImageState
+from cryoforum_core.run_directory import RunDirectory
+from cryoforum_core.training.supervised import plan_training, train
+
+KNOWN = ImageState()
+
+
+def config(tmp_path, **options) -> TrainConfig:
+    defaults = {"out": tmp_path / "run", "particles": "unused.star", "width": 16, "batch_size": 64, "max_steps": 40}
+    return TrainConfig(**{**defaults, **options})
+
+
+def run_training(settings: TrainConfig, particles) -> tuple[dict, RunDirectory]:
+    run = RunDirectory(settings.out)
+    run.prepare(settings, settings.resume)
+    return train(settings, run, particles, state=KNOWN), run
+
+
+def weights(run: RunDirectory) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in load_checkpoint(run.path)[0].state_dict().values()])
+
+
+def test_endless_projections_teach_orientations(tmp_path, particle_set, molecule):
+    particles = particle_set(300, snr=2.0)
+    settings = config(tmp_path, reference=molecule, max_steps=250, batch_size=96)
+    summary, run = run_training(settings, particles)
+    assert summary["validation_source"] == "simulated projections" and summary["n_labelled"] == 0
+    assert summary["validation_median_error_deg"] < 35
+    network, metadata = load_checkpoint(run.path)
+    plan = plan_training(settings, particles, state=KNOWN)
+    batch = plan.views.labelled(np.arange(300), plan.image_model).at(np.arange(300))
+    with torch.no_grad():
+        estimate = network(batch.images, batch.ctf)
+    # the particles' own images, which it has never seen, do as well as its simulated ones
+    error = angular_distance_deg(estimate.quaternion, batch.quaternion)
+    assert error.median() < 40
+    assert (estimate.shift_angstrom - batch.shift_angstrom).norm(dim=1).median() < 4.0
+    assert metadata.symmetry == "c1" and metadata.preprocessing["box_size_px"] == 24
+    assert metadata.training["validation_median_error_deg"] == summary["validation_median_error_deg"]
+    assert not list(run.checkpoint.glob("*.pt")) and run.metrics.is_file()
+
+
+def test_estimated_ratio_is_that_of_the_particles(tmp_path, particle_set, molecule):
+    for snr in (0.5, 2.0):
+        plan = plan_training(config(tmp_path, reference=molecule), particle_set(300, snr=snr), state=KNOWN)
+        assert plan.image_model.snr == pytest.approx(snr, rel=0.2)
+
+
+def test_labels_make_the_map_and_hold_out_their_own_validation(tmp_path, particle_set, molecule):
+    particles = particle_set(600, snr=2.0)
+    plan = plan_training(config(tmp_path), particles, state=KNOWN)
+    truth = torch.from_numpy(read_map(molecule)[0])
+    fsc = fourier_shell_correlation(plan.volume, truth)
+    assert fsc[1:8].min() > 0.8
+    held_out = sum(len(batch) for batch in plan.validation)
+    assert plan.validation_source == "held-out particles" and held_out == 60 and plan.n_labelled == 540
+    assert plan.stream.particle_fraction == 0.5
+
+
+def test_training_from_labels_writes_a_map_and_learns(tmp_path, particle_set):
+    summary, run = run_training(config(tmp_path, max_steps=150), particle_set(600, snr=2.0))
+    assert summary["n_labelled"] == 540 and summary["validation_median_error_deg"] < 80
+    volume, pixel_size = read_map(load_checkpoint(run.path)[1].reference)
+    assert volume.shape == (24, 24, 24) and pixel_size == pytest.approx(6.0)
+
+
+def test_fine_tuning_starts_from_what_was_learnt(tmp_path, particle_set, molecule):
+    particles = particle_set(300, snr=2.0)
+    first, run = run_training(config(tmp_path / "a", reference=molecule, max_steps=150), particles)
+    again, _ = run_training(config(tmp_path / "b", reference=molecule, from_checkpoint=run.path, max_steps=25), particles)
+    fresh, _ = run_training(config(tmp_path / "c", reference=molecule, max_steps=25), particles)
+    assert again["validation_mean_error_deg"] < first["validation_mean_error_deg"] + 3
+    assert again["validation_mean_error_deg"] < fresh["validation_mean_error_deg"] - 15
+
+
+def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path, particle_set):
+    particles = particle_set(300, snr=2.0)
+    whole, run = run_training(config(tmp_path / "whole", dropout=0.2), particles)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        # it does not end before the signal comes
+        timer.start()
+        run_training(config(tmp_path / "parts", dropout=0.2, max_steps=40), SlowParticles(particles))
+    parts, resumed = run_training(config(tmp_path / "parts", dropout=0.2, resume=True), particles)
+    assert parts["steps"] == whole["steps"] == 40
+    assert torch.equal(weights(run), weights(resumed))
+    assert parts["validation_mean_error_deg"] == whole["validation_mean_error_deg"]
+
+
+class SlowParticles:
+    """Particles that take their time: a training with them lasts."""
+
+    def __init__(self, particles):
+        self._particles = particles
+
+    def __getattr__(self, name):
+        return getattr(self._particles, name)
+
+    def __len__(self):
+        return len(self._particles)
+
+    def batch(self, rows):
+        threading.Event().wait(0.1)
+        return self._particles.batch(rows)
+
+
+def test_the_half_set_asked_for_is_used(tmp_path, particle_set, molecule):
+    particles = particle_set(300, snr=2.0)
+    plan = plan_training(config(tmp_path, half_set="2"), particles, state=KNOWN)
+    assert plan.n_labelled == 135 and set(particles.half_set[plan.inputs.rows]) == {2}
+
+
+def test_symmetry_is_used_in_map_and_validation(tmp_path, particle_set):
+    particles = particle_set(300, snr=2.0)
+    plan = plan_training(config(tmp_path, symmetry="C2"), particles, state=KNOWN)
+    turned = torch.flip(plan.volume, dims=(1, 2)).roll((1, 1), dims=(1, 2))
+    inside = (slice(2, None),) * 3
+    correlation = np.corrcoef(plan.volume[inside].flatten(), turned[inside].flatten())[0, 1]
+    assert correlation > 0.9 and len(plan.inputs.group) == 2
+
+
+def test_a_reference_on_another_grid_is_brought_to_the_particles(tmp_path, particle_set, molecule):
+    volume, _ = read_map(molecule)
+    padded = np.pad(volume, 6)
+    write_map(tmp_path / "padded.mrc", padded, 6.0)
+    plans = [plan_training(config(tmp_path, reference=path), particle_set(300, snr=2.0), state=KNOWN)
+             for path in (molecule, tmp_path / "padded.mrc")]
+    assert torch.allclose(plans[0].volume, plans[1].volume, atol=1e-4)
+
+
+def test_all_problems_are_reported_at_once(tmp_path, particle_set, molecule):
+    particles = particle_set(300, snr=2.0)
+    settings = config(tmp_path, reference=tmp_path / "none.mrc", symmetry="c1x", network_box_size_px=33,
+                      from_checkpoint=tmp_path / "nothing")
+    with pytest.raises(InputError) as caught:
+        plan_training(settings, particles, state=KNOWN)
+    text = str(caught.value)
+    assert len(caught.value.problems) >= 4
+    assert all(word in text for word in ("none.mrc", "c1x", "--network-box-size-px", "nothing"))
+
+
+@pytest.mark.parametrize("options, change, says", [
+    ({}, {"poses": None}, "--reference"),
+    ({"half_set": "1"}, {"half_set": None}, "rlnRandomSubset"),
+    ({}, {"ctf": None}, "CTF"),
+])
+def test_particles_that_lack_something_are_refused(tmp_path, particle_set, options, change, says):
+    particles = particle_set(300, snr=2.0)
+    particles = dataclasses.replace(particles, **change)
+    with pytest.raises(InputError, match=says):
+        plan_training(config(tmp_path, **options), particles, state=KNOWN)
+
+
+def test_too_few_labels_are_refused(tmp_path, particle_set):
+    with pytest.raises(InputError, match="at least"):
+        plan_training(config(tmp_path), particle_set(300, snr=2.0).subset(np.arange(10)), state=KNOWN)
