@@ -10,7 +10,6 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from .. import __version__
 from ..errors import InputError
 from ..run_directory import RunDirectory, atomic_path
 from . import plots
@@ -53,7 +52,7 @@ def render(page: Page, files: RunFiles) -> str:
     finished = files.run.summary.stat().st_mtime if files.run.finished else datetime.datetime.now().timestamp()
     return _template().render(
         page=page, level_name=LEVEL_NAMES[page.verdict.level], run_path=files.path.resolve(), job=files.job,
-        version=files.summary.get("version", __version__),
+        version=files.summary.get("version", ""),
         date=datetime.datetime.fromtimestamp(finished).strftime("%Y-%m-%d %H:%M"),
         pictures=[vars(picture) | {"source": _inlined(picture)} for picture in page.pictures],
         summary=_readable(files.summary), config=_readable(files.config))

@@ -131,7 +131,7 @@ def test_low_pass_keeps_the_mean_and_removes_noise():
 
 
 def test_drawing_touches_no_global_state_and_opens_no_window():
-    code = ("import sys, numpy as np, matplotlib; names = ('font.size', 'axes.grid', 'svg.hashsalt', 'axes.prop_cycle');"
+    code = ("import sys, numpy as np, matplotlib; names = ('font.size', 'axes.grid', 'svg.hashsalt');"
             "before = [matplotlib.rcParams[name] for name in names]; from cryoforum_core.report import plots; "
             "plots.to_svg(plots.curves(np.arange(3.), {'a': np.ones(3)}, 'x', 'y'));"
             "assert 'matplotlib.pyplot' not in sys.modules; "
