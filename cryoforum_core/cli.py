@@ -144,7 +144,7 @@ def _sentence(problem: dict) -> str:
 def _run(parsed: config.JobConfig, arguments: Sequence[str]) -> int:
     _log_to_stdout()
     # a queue stops jobs with SIGTERM; it must end like Ctrl-C
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         from . import jobs
 
@@ -155,6 +155,8 @@ def _run(parsed: config.JobConfig, arguments: Sequence[str]) -> int:
         command = ["cryoforum", *arguments] + ([] if "--resume" in arguments else ["--resume"])
         print(f"\ninterrupted. {stop or ''}\nGo on with: {shlex.join(command)}", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return 0
 
 

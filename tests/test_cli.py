@@ -1,0 +1,226 @@
+"""The command line as a user meets it. Where a process of its own is no part of the question, its function is called."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from cryoforum_core import __version__
+from cryoforum_core.cli import JOBS, main, parse
+from cryoforum_core.config import PredictConfig, SimulateConfig, TrainConfig
+from cryoforum_core.errors import InputError
+from cryoforum_core.mrc import write_map
+
+
+@dataclass(frozen=True)
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def cryoforum(capsys):
+    """Runs the command within this process: loading torch takes seconds."""
+    def run(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        return Result(stop.value.code, *capsys.readouterr())
+
+    return run
+
+
+def program(*arguments, **keywords):
+    """The program in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "cryoforum_core", *map(str, arguments)], capture_output=True, text=True,
+                          env=environment, **keywords)
+
+
+@pytest.fixture(scope="session")
+def molecule(tmp_path_factory):
+    """A map of 32 px of 5 A: some blobs, no symmetry."""
+    axis = np.arange(32) - 16
+    z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
+    centres = np.random.default_rng(0).uniform(-6, 6, (10, 3))
+    volume = sum(np.exp(-((x - a)**2 + (y - b)**2 + (z - c)**2) / 4) for a, b, c in centres)
+    path = tmp_path_factory.mktemp("molecule") / "map.mrc"
+    write_map(path, volume, 5.0)
+    return path
+
+
+def imported_modules(*arguments):
+    code = f"import sys; from cryoforum_core.cli import main\ntry: main({list(arguments)!r})\nexcept SystemExit: pass\n"
+    output = subprocess.run([sys.executable, "-c", code + "print('MODULES', *sys.modules)"], capture_output=True,
+                            text=True, check=True).stdout
+    return set(output.split("MODULES", 1)[1].split())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_overview_names_every_job(cryoforum, arguments):
+    result = cryoforum(*arguments)
+    assert result.returncode == 0 and not result.stderr
+    for job in ("simulate", "train", "predict", "select", "reconstruct", "evaluate", "report", "doctor"):
+        assert f"  {job} " in result.stdout
+
+
+def test_version():
+    assert program("--version").stdout.strip() == __version__
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_help_describes_every_flag(cryoforum, job):
+    result = cryoforum(job, "--help")
+    assert result.returncode == 0
+    model = JOBS[job]
+    for name, field in model.model_fields.items():
+        if name != "job":
+            assert f"--{name.replace('_', '-')}" in result.stdout
+            assert field.description, f"{name} has no description"
+    assert "--job" not in result.stdout
+
+
+def test_help_is_quick_and_loads_no_torch():
+    modules = imported_modules("train", "--help")
+    assert not {"torch", "matplotlib", "pandas", "gemmi"} & modules
+    durations = []
+    for _ in range(3):
+        start = time.monotonic()
+        program("predict", "--help")
+        durations.append(time.monotonic() - start)
+    assert min(durations) < 1.0
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import sys, cryoforum_core; assert 'torch' not in sys.modules; cryoforum_core.load_particles"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_flags_are_the_configuration():
+    config = parse(["simulate", "--out", "run", "--n-particles", "7", "--snr", "0.5", "--junk-kinds", "noise", "blank",
+                    "--model", "map.mrc", "--resume"])
+    assert config == SimulateConfig(out="run", n_particles=7, snr=0.5, junk_kinds=("noise", "blank"), model="map.mrc",
+                                    resume=True)
+    # the plugin writes switches both ways
+    assert parse(["train", "--out", "run", "--particles", "a.star", "--no-augment", "--no-resume"]) == TrainConfig(
+        out="run", particles="a.star", augment=False)
+    assert parse(["predict", "--out", "run", "--particles", "a.star", "--model", "m", "--symmetry", "d2",
+                  "--max-shift-angstrom", "12.5"]) == PredictConfig(
+        out="run", particles="a.star", model="m", symmetry="d2", max_shift_angstrom=12.5)
+
+
+def test_all_values_out_of_range_are_named_at_once():
+    with pytest.raises(InputError) as caught:
+        parse(["simulate", "--out", "x", "--snr", "-1", "--n-particles", "0", "--junk-fraction", "2"])
+    assert caught.value.problems == ["--n-particles must be greater than 0; it is 0.",
+                                     "--snr must be greater than 0; it is -1.0.",
+                                     "--junk-fraction must be less than 1; it is 2.0."]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["simulat", "--out", "x"], "error: The first argument must be a job; 'simulat' is none. Jobs: simulate, train"),
+    (["simulate"], "--out"),
+    (["simulate", "--out", "x", "--wrong", "3"], "--wrong"),
+    (["simulate", "--out", "x", "--snr", "much"], "--snr"),
+    (["simulate", "--out", "x", "--noise", "green"], "green"),
+    (["simulate", "--out", "x", "--defocus-min-angstrom", "9e4"], "error: The smallest defocus must not be above"),
+])
+def test_wrong_arguments_end_with_2_and_no_traceback(tmp_path, arguments, message):
+    result = program(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def small_set(cryoforum, molecule, tmp_path):
+    out = tmp_path / "set"
+    result = cryoforum("simulate", "--out", out, "--model", molecule, "--n-particles", 60, "--snr", 2)
+    assert result.returncode == 0, result.stderr
+    return out, result.stdout
+
+
+def test_simulate_writes_what_it_promises(small_set):
+    out, text = small_set
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["n_particles"], summary["box_size_px"], summary["pixel_size_angstrom"]) == (60, 32, 5.0)
+    assert summary["snr"] == pytest.approx(2, rel=0.05) and summary["job"] == "simulate"
+    for name in ("particles.star", "particles.mrcs", "truth.star", "map.mrc", "config.json", "report.html"):
+        assert (out / name).stat().st_size > 0
+    assert f"cryoforum {__version__} simulate" in text and "CPU" in text and "100%" in text
+
+
+def test_reconstruct_and_evaluate_from_the_truth(cryoforum, small_set, tmp_path):
+    out, _ = small_set
+    made = cryoforum("reconstruct", "--out", tmp_path / "map", "--particles", out / "truth.star")
+    assert made.returncode == 0, made.stderr
+    assert json.loads((tmp_path / "map/summary.json").read_text())["resolution_angstrom"] > 0
+    judged = cryoforum("evaluate", "--out", tmp_path / "errors", "--particles", out / "truth.star", "--truth",
+                       out / "truth.star", "--map", tmp_path / "map/map.mrc", "--truth-map", out / "map.mrc")
+    assert judged.returncode == 0, judged.stderr
+    summary = json.loads((tmp_path / "errors/summary.json").read_text())
+    assert summary["median_error_deg"] < 1e-3 and summary["median_shift_error_angstrom"] == 0
+    assert summary["fraction_below_5deg"] == summary["fraction_below_10deg"] == 1
+    assert 10.0 <= summary["resolution_angstrom"] < 25.0
+
+
+def test_finished_run_is_not_done_again_unless_options_change(cryoforum, small_set, molecule):
+    out, _ = small_set
+    before = (out / "particles.mrcs").stat().st_mtime_ns
+    same = ("simulate", "--out", out, "--model", molecule, "--n-particles", 60, "--snr", 2, "--resume")
+    result = cryoforum(*same)
+    assert result.returncode == 0 and "finished already" in result.stdout
+    assert (out / "particles.mrcs").stat().st_mtime_ns == before
+    result = cryoforum(*same, "--seed", 5)
+    assert result.returncode == 0 and "finished already" not in result.stdout
+    assert json.loads((out / "config.json").read_text())["seed"] == 5
+    assert (out / "particles.mrcs").stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_ends_with_130_and_says_how_to_go_on(tmp_path, molecule, stop):
+    arguments = ["simulate", "--out", "run", "--model", str(molecule), "--n-particles", "300000"]
+    command = [sys.executable, "-u", "-m", "cryoforum_core", *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for line in process.stdout:
+        if line.startswith("device:"):
+            break
+    time.sleep(1.0)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert f"cryoforum {' '.join(arguments)} --resume" in errors
+    # no half stack under its final name, and no mark of a finished run
+    assert not (tmp_path / "run/particles.mrcs").exists() and not (tmp_path / "run/summary.json").exists()
+
+
+def test_errors_of_the_program_keep_their_traceback(tmp_path):
+    """A bug must not look like bad input: here a summary that is no JSON, which no user writes."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text('{"job": "simulate"}')
+    (run / "summary.json").write_text("not JSON")
+    result = program("report", "--out", tmp_path / "page", "--run", run)
+    assert result.returncode == 1 and "Traceback" in result.stderr
+
+
+def test_doctor_needs_no_directory_and_passes(cryoforum, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cryoforum("doctor")
+    assert result.returncode == 0, result.stderr
+    assert "all 5 checks passed" in result.stdout and "torch" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_writes_where_it_is_told(cryoforum, tmp_path):
+    assert cryoforum("doctor", "--out", tmp_path / "run").returncode == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["ok"] is True
