@@ -46,14 +46,15 @@ def central_slice(path) -> np.ndarray:
 def draw_maps(out: Path, demo: dict, resolutions: dict) -> Path:
     """Central slices of the truth and of RELION's maps, each in its own grey scale."""
     panels = {"truth": out / "simulated/map.mrc", **demo["maps"]}
-    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.5), constrained_layout=True)
+    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.7))
     for axis, (name, path) in zip(axes, panels.items(), strict=True):
         image = central_slice(path)
         low, high = np.percentile(image, [1, 99.8])
-        axis.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower")
+        axis.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation="bilinear")
         note = f"\n{resolutions[name]:.1f} Å against the truth" if name in resolutions else "\nsimulated molecule"
         axis.set_title(name + note, fontsize=11)
         axis.axis("off")
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.84, wspace=0.03)
     path = out / "maps.png"
     figure.savefig(path, dpi=130)
     return path
@@ -62,8 +63,8 @@ def draw_maps(out: Path, demo: dict, resolutions: dict) -> Path:
 def draw_errors(out: Path, error_deg, is_junk, is_kept, score, expected_deg) -> Path:
     """Errors of all and kept particles, the match score of junk, and promised against true errors."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 3.8), constrained_layout=True)
-    bins = np.geomspace(0.1, 180, 45)
     good = ~is_junk
+    bins = np.geomspace(max(error_deg[good].min(), 0.05), error_deg[good].max() * 1.01, 45)
     left.hist(error_deg[good], bins, color=GREY, alpha=0.5, label="all particles")
     left.hist(error_deg[good & is_kept], bins, histtype="step", color=BLUE, linewidth=2, label="kept particles")
     left.set(xscale="log", xlabel="error of the orientation (degrees)", ylabel="particles", title="Errors (junk left out)")
@@ -75,9 +76,10 @@ def draw_errors(out: Path, error_deg, is_junk, is_kept, score, expected_deg) -> 
     middle.legend(frameon=False)
     right.scatter(expected_deg[good & is_kept], error_deg[good & is_kept], s=5, color=BLUE, alpha=0.4, label="kept")
     right.scatter(expected_deg[good & ~is_kept], error_deg[good & ~is_kept], s=5, color=GREY, alpha=0.5, label="rejected")
-    right.plot([0.1, 180], [0.1, 180], color="black", linewidth=0.8)
+    ends = [expected_deg[good].min(), expected_deg[good].max()]
+    right.plot(ends, ends, color="black", linewidth=0.8)
     right.set(xscale="log", yscale="log", xlabel="expected error (degrees)", ylabel="true error (degrees)",
-              title="Uncertainty against the truth", xlim=(0.3, 180), ylim=(0.05, 180))
+              title="Uncertainty against the truth")
     right.legend(frameon=False, loc="upper left")
     path = out / "errors.png"
     figure.savefig(path, dpi=130)

@@ -55,8 +55,9 @@ class Workflow:
         self._follow(protocol)
         if not protocol.isFinished():
             sys.exit(f"{title} failed: {protocol.getErrorMessage()}\nLogs: {os.path.abspath(protocol._getLogsPath())}")
-        for line in protocol.summary():
-            print("   " + line.replace("*", ""))
+        if Protocol.__name__.startswith("CryoForum"):
+            for line in protocol.summary():
+                print("   " + line.replace("*", ""))
         print(f"   {time.monotonic() - start:.0f} s", flush=True)
         return protocol
 

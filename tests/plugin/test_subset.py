@@ -10,24 +10,33 @@ REASON = "_cryoforumRejectionReason"
 
 
 @pytest.fixture(scope="module")
-def predicted(launch, project):
-    """10 particles with ids 1, 4, ... whose expected error is 3, 6, ... 30 degrees in a shuffled order of ids."""
+def scored(launch, project):
+    """scored(label, match scores, expected errors) -> a protocol with a predicted set of these values."""
     from cryoforum.convert import copyWithPredictions, readAttributes, readPredictions
     from pwem.objects import SetOfParticles
     from pwem.protocols import ProtImportParticles
 
-    particles = make_particles(project.getTmpPath("subset"), n=N)
-    ids, _ = readAttributes(particles, [])
-    posterior = project.getTmpPath("posterior.npz")
-    error_deg = 3.0 + 3 * np.random.default_rng(3).permutation(N)
-    write_posterior(posterior, ids, random_transforms(N), 4.0, expected_error_deg=error_deg,
-                    match_score=np.linspace(0.9, 0.1, N))
-    output = SetOfParticles(filename=project.getTmpPath("subset", "predicted.sqlite"))
-    copyWithPredictions(particles, output, readPredictions(posterior, 4.0))
-    output.write()
-    return launch(ProtImportParticles, "predicted", importFrom=ProtImportParticles.IMPORT_FROM_SCIPION,
-                  sqliteFile=output.getFileName(), samplingRate=4.0, voltage=300, sphericalAberration=2.7,
-                  amplitudeContrast=0.1)
+    def run(label, match_score, expected_error_deg=None):
+        n = len(match_score)
+        folder = project.getTmpPath(label.replace(" ", "_"))
+        particles = make_particles(folder, n=n)
+        ids, _ = readAttributes(particles, [])
+        write_posterior(f"{folder}/posterior.npz", ids, random_transforms(n), 4.0, match_score=match_score,
+                        expected_error_deg=expected_error_deg)
+        output = SetOfParticles(filename=f"{folder}/predicted.sqlite")
+        copyWithPredictions(particles, output, readPredictions(f"{folder}/posterior.npz", 4.0))
+        output.write()
+        return launch(ProtImportParticles, label, importFrom=ProtImportParticles.IMPORT_FROM_SCIPION,
+                      sqliteFile=output.getFileName(), samplingRate=4.0, voltage=300, sphericalAberration=2.7,
+                      amplitudeContrast=0.1)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def predicted(scored):
+    """10 particles with ids 1, 4, ... whose expected error is 3, 6, ... 30 degrees in a shuffled order of ids."""
+    return scored("predicted", np.linspace(0.9, 0.1, N), 3.0 + 3 * np.random.default_rng(3).permutation(N))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +50,7 @@ def subset(launch, predicted):
 
 
 def values(particles, name):
+    """dict particle id -> value"""
     return {particle.getObjId(): particle.getAttributeValue(name) for particle in particles.iterItems()}
 
 
@@ -133,3 +143,37 @@ def test_particles_without_uncertainty_are_refused(project, launch):
     protocol.inputParticles.set(plain)
     protocol.inputParticles.setExtended("outputParticles")
     assert any('give the output of "predict orientations"' in problem for problem in protocol.validate())
+
+
+def test_the_border_between_two_populations_is_found(launch, project, scored):
+    """80 particles around 0, 20 junk around -12: the engine's own border parts them."""
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import AUTOMATIC
+
+    rng = np.random.default_rng(0)
+    score = np.concatenate([rng.normal(0, 1, 80), rng.normal(-12, 1.5, 20)])
+    source = scored("two populations", rng.permutation(score))
+    protocol = launch(CryoForumProtSubset, inputParticles=(source, "outputParticles"), criterion=AUTOMATIC)
+    assert min(values(protocol.outputParticles, MATCH_SCORE).values()) > -5
+    assert protocol.outputParticles.getSize() == 80 and protocol.outputParticlesRejected.getSize() == 20
+    assert "two populations" in protocol.summary()[1]
+
+
+def test_one_population_is_kept_whole(launch, scored):
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import AUTOMATIC
+
+    source = scored("one population", np.random.default_rng(1).normal(0, 1, 60))
+    protocol = launch(CryoForumProtSubset, inputParticles=(source, "outputParticles"), criterion=AUTOMATIC)
+    assert protocol.outputParticles.getSize() == 60 and not hasattr(protocol, "outputParticlesRejected")
+    assert "one population" in protocol.summary()[1]
+
+
+def test_no_automatic_border_for_dispersions(project, predicted):
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import AUTOMATIC
+
+    protocol = project.newProtocol(CryoForumProtSubset, criterion=AUTOMATIC, measure=4)
+    protocol.inputParticles.set(predicted)
+    protocol.inputParticles.setExtended("outputParticles")
+    assert any("cannot be found automatically" in problem for problem in protocol.validate())

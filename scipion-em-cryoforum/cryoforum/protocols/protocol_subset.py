@@ -18,49 +18,56 @@
 # **************************************************************************
 """Protocol: keep the particles whose orientations can be trusted."""
 
+import json
+import os
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 
 import pyworkflow.protocol.params as params
 from pwem.objects import SetOfParticles
 from pwem.protocols import EMProtocol
-from pyworkflow.constants import NEW
 from pyworkflow.object import String
 
 from ..constants import (DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER, ERROR_BOUND, EXPECTED_ERROR,
                          FIGURE_OF_MERIT, MATCH_SCORE, REJECTION_REASON)
-from ..convert import readAttributes, reopen, setAttribute
+from ..command import readSummary
+from ..convert import readAttributes, reopen, setAttribute, writeParticlesStar
+from .protocol_base import CryoForumBase
 
-KEEP_FRACTION, KEEP_COUNT, THRESHOLD, MAX_ERROR = range(4)
+AUTOMATIC, KEEP_FRACTION, KEEP_COUNT, THRESHOLD, MAX_ERROR = range(5)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """ A measure of trust: its attribute, what a person calls it, and whether a higher value is better. """
+    """ A measure of trust: its attribute, what a person and the engine call it, whether a higher value is better, and
+    its array in the engine's results (None: made from others). """
     attribute: str
     label: str
+    engineName: str
     higherIsBetter: bool
+    array: Optional[str] = None
 
 
-MEASURES = [Measure(MATCH_SCORE, 'match score', True),
-            Measure(EXPECTED_ERROR, 'expected error (degrees)', False),
-            Measure(ERROR_BOUND, 'error bound (degrees)', False),
-            Measure(FIGURE_OF_MERIT, 'figure of merit', True),
-            Measure(DISPERSION_MAX, 'largest dispersion', False),
-            Measure(DISPERSION_TRACE, 'sum of dispersions', False),
-            Measure(DISPERSION_WIGNER, 'Wigner log-likelihood of the dispersions', False)]
+MEASURES = [
+    Measure(MATCH_SCORE, 'match score', 'match-score', True, 'match_score'),
+    Measure(EXPECTED_ERROR, 'expected error (degrees)', 'expected-error', False, 'expected_error_deg'),
+    Measure(ERROR_BOUND, 'error bound (degrees)', 'error-bound', False, 'error_bound_deg'),
+    Measure(FIGURE_OF_MERIT, 'figure of merit', 'figure-of-merit', True, 'figure_of_merit'),
+    Measure(DISPERSION_MAX, 'largest dispersion', 'dispersion-max', False),
+    Measure(DISPERSION_TRACE, 'sum of dispersions', 'dispersion-trace', False),
+    Measure(DISPERSION_WIGNER, 'Wigner log-likelihood of the dispersions', 'dispersion-wigner', False)]
 EXPECTED_ERROR_MEASURE = MEASURES[1]
 
 
-class CryoForumProtSubset(EMProtocol):
+class CryoForumProtSubset(EMProtocol, CryoForumBase):
     """ Keeps the particles whose orientations can be trusted, by an uncertainty that *predict orientations* found.
 
     This is the clean-up at the 3-D level: junk, wrong molecules and images too noisy to be oriented have wide
     uncertainties or match the map poorly. Both sets are outputs, the particles kept and those rejected.
     """
     _label = 'uncertainty subset'
-    _devStatus = NEW
     _possibleOutputs = {'outputParticles': SetOfParticles, 'outputParticlesRejected': SetOfParticles}
 
     # -------------------------- DEFINE param functions -----------------------
@@ -79,11 +86,13 @@ class CryoForumProtSubset(EMProtocol):
                            '*error bound*: the orientation is within this angle at the stated coverage, degrees.\n'
                            '*figure of merit*: between 0 (no trust) and 1.\n'
                            '*dispersions*: the three measures of the Cryo-forum paper, from the network alone.')
-        form.addParam('criterion', params.EnumParam, default=KEEP_FRACTION,
-                      choices=['best fraction', 'best number', 'threshold', 'largest expected error'],
-                      display=params.EnumParam.DISPLAY_HLIST,
+        form.addParam('criterion', params.EnumParam, default=AUTOMATIC,
+                      choices=['automatic', 'best fraction', 'best number', 'threshold', 'largest expected error'],
                       label='Keep by',
-                      help='*best fraction* or *best number* of the particles, ranked by the measure.\n'
+                      help='*automatic*: the border between particles and junk is found in the distribution of the '
+                           'measure; where it shows one population only, all particles are kept. For the first four '
+                           'measures.\n'
+                           '*best fraction* or *best number* of the particles, ranked by the measure.\n'
                            '*threshold*: particles whose measure is at least (scores) or at most (errors and '
                            'dispersions) the value below.\n'
                            '*largest expected error*: particles whose expected error is at most so many degrees, '
@@ -105,9 +114,34 @@ class CryoForumProtSubset(EMProtocol):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        self._insertFunctionStep(self.createOutputStep, self.inputParticles.get().getFileName(), self._rule())
+        inputFile = self.inputParticles.get().getFileName()
+        if self.criterion == AUTOMATIC:
+            self._insertFunctionStep(self.findBorderStep, inputFile, self._measure().engineName)
+        self._insertFunctionStep(self.createOutputStep, inputFile, self._rule())
 
     # -------------------------- STEPS functions ------------------------------
+    def findBorderStep(self, inputFile, measureName):
+        """ The engine's select finds the border, from the attributes of this set: other protocols may have filtered
+        or joined it since it was predicted. """
+        measured = self._getExtraPath('measured')
+        self._writeMeasured(measured)
+        options = {'run': measured, 'measure': measureName}
+        self._runEngine('select', self._runDirectory(), options, [os.path.join(measured, 'particles.star'),
+                                                                 os.path.join(measured, 'orientation_posterior.npz')])
+
+    def _writeMeasured(self, folder):
+        """ The set in the form of a run of the engine's predict. """
+        particles = self.inputParticles.get()
+        os.makedirs(folder, exist_ok=True)
+        writeParticlesStar(particles, os.path.join(folder, 'particles.star'), self._getExtraPath('stacks'))
+        ids, values = readAttributes(particles, [measure.attribute for measure in MEASURES if measure.array])
+        arrays = {measure.array: values[measure.attribute] for measure in MEASURES if measure.attribute in values}
+        np.savez(os.path.join(folder, 'orientation_posterior.npz'), particle_id=ids, eigenvalues=np.zeros((len(ids), 4)),
+                 **arrays)
+        for name in ('config.json', 'summary.json'):
+            with open(os.path.join(folder, name), 'w') as file:
+                json.dump({'job': 'predict'}, file)
+
     def createOutputStep(self, inputFile, rule):
         particles = self.inputParticles.get()
         measure = self._measure()
@@ -130,9 +164,16 @@ class CryoForumProtSubset(EMProtocol):
             kept = np.zeros(len(values), dtype=bool)
             kept[np.argsort(unsureness, kind='stable')[:count]] = True
             return kept
-        if self.criterion == MAX_ERROR:
-            return unsureness <= self.maxError.get()
-        return unsureness <= (-self.threshold.get() if measure.higherIsBetter else self.threshold.get())
+        border = self._border()
+        if border is None:
+            return np.isfinite(unsureness)
+        return unsureness <= (-border if measure.higherIsBetter else border)
+
+    def _border(self):
+        """ Worst value of the measure that is kept; None where everything is. """
+        if self.criterion == AUTOMATIC:
+            return readSummary(self._runDirectory())['threshold']
+        return self.maxError.get() if self.criterion == MAX_ERROR else self.threshold.get()
 
     def _writeSubset(self, name, suffix, ids, reasons=None):
         """ One output with the particles of ``ids``; none where there are no ids (Scipion has no empty outputs). """
@@ -168,6 +209,9 @@ class CryoForumProtSubset(EMProtocol):
         elif not first.hasAttribute(self._measure().attribute):
             errors.append('The particles have no %s: predict their orientations with refinement, or choose another '
                           'measure.' % self._measure().label)
+        if self.criterion == AUTOMATIC and self._measure().array is None:
+            errors.append('The border cannot be found automatically for the %s: choose one of the first four measures, '
+                          'or another way to keep particles.' % self._measure().label)
         return errors
 
     def _warnings(self):
@@ -185,7 +229,7 @@ class CryoForumProtSubset(EMProtocol):
         sizes = [0 if output is None else output.getSize() for output in (kept, rejected)]
         return ['Kept *%d* of %d particles (%.1f %%), rejected %d.' % (sizes[0], sum(sizes),
                                                                       100. * sizes[0] / sum(sizes), sizes[1]),
-                self._rule()]
+                readSummary(self._runDirectory())['explanation'] if self.criterion == AUTOMATIC else self._rule()]
 
     def _methods(self):
         kept = getattr(self, 'outputParticles', None)
@@ -198,12 +242,17 @@ class CryoForumProtSubset(EMProtocol):
         return ['Chung2023']
 
     # --------------------------- UTILS functions -----------------------------
+    def _runDirectory(self):
+        return self._getExtraPath('select')
+
     def _measure(self):
         return EXPECTED_ERROR_MEASURE if self.criterion == MAX_ERROR else MEASURES[self.measure.get()]
 
     def _rule(self):
         """ The rule in words. """
         measure = self._measure()
+        if self.criterion == AUTOMATIC:
+            return '%s, border found automatically' % measure.label
         if self.criterion == KEEP_FRACTION:
             return 'best %.4g %% by %s' % (100 * self.keepFraction.get(), measure.label)
         if self.criterion == KEEP_COUNT:
