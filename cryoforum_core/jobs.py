@@ -153,16 +153,19 @@ def simulate(config: SimulateConfig) -> RunDirectory:
 
 def train(config: TrainConfig) -> RunDirectory:
     """A network from labelled particles or a map: checkpoint/, metrics.csv."""
-    from .inference.setup import checked_image_state
+    from .inference.setup import checked_pixels
     from .particles.dataset import load_particles
+    from .particles.image_check import without_constant_images
     from .training import supervised
 
     with _Inputs(config) as inputs:
         particles = inputs.read(load_particles, config.particles, config)
         plan = None
         if particles is not None:
-            state = inputs.read(checked_image_state, particles, config)
-            plan = state and inputs.read(supervised.plan_training, config, particles, inputs.device, state)
+            check = inputs.read(checked_pixels, particles)
+            if check is not None and inputs.device is not None:
+                particles = without_constant_images(particles, check)
+                plan = inputs.read(supervised.plan_training, config, particles, inputs.device)
     purpose = f"{len(particles)} particles of {particles.box_size_px} px, {particles.pixel_size_angstrom:g} A/px" + (
         f", map {config.reference}" if config.reference else "")
     return _perform(config, inputs.device, purpose, lambda run: supervised.run_training(plan, run))

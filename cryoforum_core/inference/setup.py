@@ -12,7 +12,7 @@ from ..geometry.symmetry import symmetry_group
 from ..model.checkpoint import load_checkpoint
 from ..particles.dataset import Particles
 from ..particles.fields import Problems
-from ..particles.image_check import check_images
+from ..particles.image_check import ImageCheck, check_images
 from ..particles.image_state import ImageState, determine_image_state
 from ..particles.preprocess import PreprocessSettings
 from .predict import PredictionSetup
@@ -24,15 +24,20 @@ logger = logging.getLogger("cryoforum")
 _MAX_CHECKED = 20_000
 
 
-def checked_image_state(particles: Particles, image_input: ImageInputConfig) -> ImageState:
-    """Contrast and CTF state of images that a job can work with.
-
-    Raises InputError where images hold NaN or infinite values, or are mostly constant; a few constant ones are junk,
-    and are named in the log.
-    """
+def checked_pixels(particles: Particles) -> ImageCheck:
+    """Which images are constant. Raises InputError where some hold NaN or infinite values, or most are constant."""
     check = check_images(particles, _MAX_CHECKED)
     if check.problems():
         raise InputError(check.problems())
+    return check
+
+
+def checked_image_state(particles: Particles, image_input: ImageInputConfig) -> ImageState:
+    """Contrast and CTF state of images that a job can work with; a few constant images are named in the log.
+
+    Raises InputError as ``checked_pixels``.
+    """
+    check = checked_pixels(particles)
     if check.warning():
         logger.warning(check.warning())
     return determine_image_state(particles, image_input)
@@ -48,7 +53,8 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
     problems = Problems()
     state = problems.attempt(checked_image_state, particles, config)
     loaded = problems.attempt(load_checkpoint, config.model, device)
-    group = None if config.symmetry is None else problems.attempt(symmetry_group, config.symmetry, device=device)
+    group = None if config.symmetry is None else problems.attempt(
+        symmetry_group, config.symmetry, torch.float32, device)
     volume = settings = None
     if loaded is not None:
         settings = PreprocessSettings.from_dict(loaded[1].preprocessing)
