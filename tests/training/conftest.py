@@ -14,17 +14,14 @@ from cryoforum_core.run_directory import RunDirectory
 BOX, PIXEL_SIZE = 24, 6.0
 
 
-def blobs(box: int = BOX, seed: int = 4, n: int = 7) -> torch.Tensor:
-    """An asymmetric map (box, box, box): Gaussian blobs of different weights within 0.25 box of the centre."""
-    generator = torch.Generator().manual_seed(seed)
+def blobs(box: int = BOX) -> torch.Tensor:
+    """An asymmetric map (box, box, box): four Gaussian blobs of different weights in the corners of a tetrahedron."""
     axis = (torch.arange(box) - box // 2).float()
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     volume = torch.zeros(box, box, box)
-    for weight in torch.linspace(0.5, 1.5, n):
-        centre = torch.randn(3, generator=generator)
-        centre = centre / centre.norm() * 0.25 * box * torch.rand(1, generator=generator) ** (1 / 3)
-        squared = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2
-        volume += weight * torch.exp(-squared / (2 * 1.3 ** 2))
+    for weight, corner in zip((1.6, 1.2, 0.8, 0.5), ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)), strict=True):
+        squared = sum((axis - 0.13 * box * c) ** 2 for axis, c in zip((x, y, z), corner, strict=True))
+        volume += weight * torch.exp(-squared / (2 * (0.08 * box) ** 2))
     return volume
 
 

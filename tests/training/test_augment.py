@@ -35,7 +35,8 @@ def test_a_turned_image_is_the_projection_at_the_turned_label(poses, images_at):
     one = torch.ones(32)
     found = turn_images(images_at(quaternion, shift), angle, displacement, one)
     expected = images_at(*turn_labels(quaternion, shift, angle, displacement, one))
-    assert correlation(found, expected).min() > 0.99
+    agreement = correlation(found, expected)
+    assert agreement.min() > 0.95 and agreement.median() > 0.999
     wrong = images_at(*turn_labels(quaternion, shift, -angle, displacement, one))
     assert correlation(found, wrong).median() < 0.9
     wrong = images_at(*turn_labels(quaternion, shift, angle, -4 * displacement, one))
@@ -44,10 +45,9 @@ def test_a_turned_image_is_the_projection_at_the_turned_label(poses, images_at):
 
 def test_magnification_moves_the_centre_with_it(poses, images_at):
     quaternion, shift = poses
-    shift = 2 * shift
     one = torch.ones(32)
-    found = turn_images(images_at(quaternion, shift), 0 * one, torch.zeros(32, 2), 1.2 * one)
-    _, moved = turn_labels(quaternion, shift, 0 * one, torch.zeros(32, 2), 1.2 * one)
+    found = turn_images(images_at(quaternion, shift), 0 * one, torch.zeros(32, 2), 1.1 * one)
+    _, moved = turn_labels(quaternion, shift, 0 * one, torch.zeros(32, 2), 1.1 * one)
     offset = (torch.arange(BOX) - BOX // 2).float()
 
     def centre(images):
@@ -55,8 +55,8 @@ def test_magnification_moves_the_centre_with_it(poses, images_at):
         return torch.stack([(images.sum(1) * offset).sum(1) / total, (images.sum(2) * offset).sum(1) / total], 1)
 
     start = centre(images_at(quaternion, 0 * shift))
-    assert torch.allclose(centre(found), 1.2 * start - moved, atol=0.35)
-    assert torch.allclose(moved, 1.2 * shift)
+    assert torch.allclose(centre(found), 1.1 * start - moved, atol=0.35)
+    assert torch.allclose(moved, 1.1 * shift)
 
 
 def test_no_turn_changes_nothing():

@@ -23,7 +23,7 @@ KNOWN = ImageState()
 
 
 def config(tmp_path, **options) -> TrainConfig:
-    defaults = {"out": tmp_path / "run", "particles": "unused.star", "width": 16, "batch_size": 64, "max_steps": 40}
+    defaults = {"out": tmp_path / "run", "particles": "unused.star", "width": 12, "batch_size": 64, "max_steps": 40}
     return TrainConfig(**{**defaults, **options})
 
 
@@ -39,10 +39,10 @@ def weights(run: RunDirectory) -> torch.Tensor:
 
 def test_endless_projections_teach_orientations(tmp_path, particle_set, molecule):
     particles = particle_set(300, snr=2.0)
-    settings = config(tmp_path, reference=molecule, max_steps=250, batch_size=96)
+    settings = config(tmp_path, reference=molecule, max_steps=150)
     summary, run = run_training(settings, particles)
     assert summary["validation_source"] == "simulated projections" and summary["n_labelled"] == 0
-    assert summary["validation_median_error_deg"] < 35
+    assert summary["validation_median_error_deg"] < 55
     network, metadata = load_checkpoint(run.path)
     plan = plan_training(settings, particles, state=KNOWN)
     batch = plan.views.labelled(np.arange(300), plan.image_model).at(np.arange(300))
@@ -50,7 +50,7 @@ def test_endless_projections_teach_orientations(tmp_path, particle_set, molecule
         estimate = network(batch.images, batch.ctf)
     # the particles' own images, which it has never seen, do as well as its simulated ones
     error = angular_distance_deg(estimate.quaternion, batch.quaternion)
-    assert error.median() < 40
+    assert error.median() < 60
     assert (estimate.shift_angstrom - batch.shift_angstrom).norm(dim=1).median() < 4.0
     assert metadata.symmetry == "c1" and metadata.preprocessing["box_size_px"] == 24
     assert metadata.training["validation_median_error_deg"] == summary["validation_median_error_deg"]
@@ -68,14 +68,14 @@ def test_labels_make_the_map_and_hold_out_their_own_validation(tmp_path, particl
     plan = plan_training(config(tmp_path), particles, state=KNOWN)
     truth = torch.from_numpy(read_map(molecule)[0])
     fsc = fourier_shell_correlation(plan.volume, truth)
-    assert fsc[1:8].min() > 0.8
+    assert fsc[1:7].min() > 0.95
     held_out = sum(len(batch) for batch in plan.validation)
     assert plan.validation_source == "held-out particles" and held_out == 60 and plan.n_labelled == 540
     assert plan.stream.particle_fraction == 0.5
 
 
 def test_training_from_labels_writes_a_map_and_learns(tmp_path, particle_set):
-    summary, run = run_training(config(tmp_path, max_steps=150), particle_set(600, snr=2.0))
+    summary, run = run_training(config(tmp_path, max_steps=80), particle_set(600, snr=2.0))
     assert summary["n_labelled"] == 540 and summary["validation_median_error_deg"] < 80
     volume, pixel_size = read_map(load_checkpoint(run.path)[1].reference)
     assert volume.shape == (24, 24, 24) and pixel_size == pytest.approx(6.0)
@@ -83,9 +83,9 @@ def test_training_from_labels_writes_a_map_and_learns(tmp_path, particle_set):
 
 def test_fine_tuning_starts_from_what_was_learnt(tmp_path, particle_set, molecule):
     particles = particle_set(300, snr=2.0)
-    first, run = run_training(config(tmp_path / "a", reference=molecule, max_steps=150), particles)
-    again, _ = run_training(config(tmp_path / "b", reference=molecule, from_checkpoint=run.path, max_steps=25), particles)
-    fresh, _ = run_training(config(tmp_path / "c", reference=molecule, max_steps=25), particles)
+    first, run = run_training(config(tmp_path / "a", reference=molecule, max_steps=100), particles)
+    again, _ = run_training(config(tmp_path / "b", reference=molecule, from_checkpoint=run.path, max_steps=15), particles)
+    fresh, _ = run_training(config(tmp_path / "c", reference=molecule, max_steps=15), particles)
     assert again["validation_mean_error_deg"] < first["validation_mean_error_deg"] + 3
     assert again["validation_mean_error_deg"] < fresh["validation_mean_error_deg"] - 15
 
