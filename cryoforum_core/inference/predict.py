@@ -36,7 +36,8 @@ from .preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
 
 logger = logging.getLogger("cryoforum")
 
-N_CALIBRATION_IMAGES = 256
+# an eighth of the set, within these limits: an exhaustive search of them must not cost more than the prediction
+MIN_CALIBRATION_IMAGES, MAX_CALIBRATION_IMAGES = 64, 256
 SHARD_IMAGES = 2048
 # the map's overall amplitude, regressed on matched images, against the one that the images' power asks for
 MODEL_APPLIES_ABOVE = 0.6
@@ -93,8 +94,10 @@ def _network_poses(setup: PredictionSetup, rows: np.ndarray) -> NetworkPoses:
 
 
 def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: PredictionSetup) -> Matcher:
-    generator = torch.Generator().manual_seed(config.seed)
-    rows = torch.randperm(len(particles), generator=generator)[:N_CALIBRATION_IMAGES].sort().values.numpy()
+    n_sample = min(max(len(particles) // 8, MIN_CALIBRATION_IMAGES), MAX_CALIBRATION_IMAGES)
+    # a stream of its own: a simulated set may have drawn its junk from the same seed
+    draw = np.random.default_rng([config.seed, 0x5A3])
+    rows = np.sort(draw.choice(len(particles), min(n_sample, len(particles)), replace=False))
     images_ft, ctf = setup.images.transforms(rows)
     box, pixel_size_angstrom = setup.images.box_size_px, setup.pixel_size_angstrom
     spectrum = noise_power_spectrum(ifft_image(images_ft), BACKGROUND_RADIUS_FRACTION * box)

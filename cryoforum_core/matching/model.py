@@ -19,7 +19,8 @@ SEARCH_RADIUS_PX = 10.0
 SEARCH_STEP_DEG = 7.5
 FINE_SEARCH_RADIUS_PX = 12.0
 FINE_SEARCH_STEP_DEG = 5.5
-RESIDUAL_RADIUS_PX = 14.0
+# below, ice and gradients may hold more power than any particle
+RESIDUAL_MIN_RADIUS_PX = 2.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class MatchingModel:
     volume: FourierVolume
     noise_spectrum: Tensor
     amplitude: Tensor
+    map_power: Tensor
+    """(B // 2 + 1,) mean of |P|^2 over views, in each shell"""
     group: Tensor
     max_radius_px: float
     max_displacement_px: float
@@ -41,7 +44,7 @@ class MatchingModel:
         views = random_quaternions(200, torch.Generator().manual_seed(0), device=volume.device)
         map_power = shell_average(fourier_volume.project(views).abs().square().mean(0), volume.shape[-1])
         amplitude = amplitude_from_power(images_ft, ctf, noise_spectrum, map_power, min(16.0, max_radius_px))
-        return cls(fourier_volume, noise_spectrum, amplitude, group, max_radius_px, max_displacement_px)
+        return cls(fourier_volume, noise_spectrum, amplitude, map_power, group, max_radius_px, max_displacement_px)
 
     def images(self, images_ft: Tensor, ctf: Tensor) -> MatchingImages:
         """Transforms and CTFs (n, B, B // 2 + 1) as the likelihood sees them."""
@@ -128,7 +131,7 @@ class MatchQuality:
     """How well images fit the map at their poses, in standard deviations of what noise alone would do.
 
     ``fit`` (n,): score against the one a right pose gives, 0 on average, negative when the image lacks the signal.
-    ``residual`` (n,): power left at low resolution against the noise's, positive when the image shows something else.
+    ``residual`` (n,): power left where the map has its power, positive when the image shows something else, too.
     """
 
     fit: Tensor
@@ -138,13 +141,15 @@ class MatchQuality:
 def match_quality(images: MatchingImages, model: MatchingModel, poses: RefinedPoses) -> MatchQuality:
     """For poses (n, ...), one for each image.
 
-    With y = f + n: the score 2 Re<y, f> - |f|^2 has mean |f|^2 and variance 2 |f|^2; the residual power over m pixels
-    has mean m and variance m.
+    With y = f + n: the score 2 Re<y, f> - |f|^2 has mean |f|^2 and variance 2 |f|^2; the residual power of a pixel has
+    mean 1 and variance 1. Pixels are weighted by the power that a particle has in them, which is the most powerful test
+    for a second one.
     """
     expected = predicted(images, model.volume, poses.quaternion, poses.displacement_px)
     power = expected.abs().square().sum(-1)
     score = 2 * (images.data.conj() * expected).real.sum(-1) - power
-    low = images.radius <= RESIDUAL_RADIUS_PX
-    left = (images.data - expected)[:, low].abs().square().sum(-1)
-    n_pixels = float(low.sum())
-    return MatchQuality((score - power) / torch.sqrt(2 * power).clamp_min(1e-12), (left - n_pixels) / n_pixels ** 0.5)
+    shells = images.radius.round().long().clamp_max(len(model.map_power) - 1)
+    weight = images.transfer.square() * model.map_power[shells] * (images.radius >= RESIDUAL_MIN_RADIUS_PX)
+    excess = (images.data - expected).abs().square() - 1
+    residual = (weight * excess).sum(-1) / weight.square().sum(-1).sqrt().clamp_min(1e-12)
+    return MatchQuality((score - power) / torch.sqrt(2 * power).clamp_min(1e-12), residual)
