@@ -1,0 +1,87 @@
+import json
+import os
+import stat
+
+import pytest
+
+from cryoforum_core.config import ReconstructConfig, SimulateConfig
+from cryoforum_core.errors import InputError
+from cryoforum_core.run_directory import RunDirectory, atomic_path
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory(tmp_path / "run")
+
+
+def config_of(run, **options):
+    return SimulateConfig(out=run.path, **options)
+
+
+def test_new_run_has_its_configuration_and_is_unfinished(run):
+    run.prepare(config_of(run, snr=0.3))
+    assert SimulateConfig.model_validate_json(run.config.read_text()) == config_of(run, snr=0.3)
+    assert not run.finished
+    with pytest.raises(InputError, match="must be finished.*--resume"):
+        run.read_summary()
+
+
+def test_summary_marks_the_end(run):
+    run.prepare(config_of(run))
+    run.write_summary({"n_particles": 3})
+    assert run.finished and run.read_summary() == {"n_particles": 3}
+    assert json.loads((run.path / "summary.json").read_text()) == {"n_particles": 3}
+
+
+def test_directory_with_files_needs_resume_and_the_same_job(run):
+    run.prepare(config_of(run))
+    with pytest.raises(InputError, match="Add --resume"):
+        run.prepare(config_of(run))
+    run.prepare(config_of(run, seed=2), resume=True)
+    assert json.loads(run.config.read_text())["seed"] == 2
+    with pytest.raises(InputError, match="holds a 'simulate' run"):
+        run.prepare(ReconstructConfig(out=run.path, particles="a.star"), resume=True)
+    run.config.unlink()
+    (run.path / "something").write_text("else")
+    with pytest.raises(InputError, match="no config.json"):
+        run.prepare(config_of(run), resume=True)
+
+
+def test_check_writes_nothing(run):
+    run.check(config_of(run), resume=False)
+    assert not run.path.exists()
+
+
+def test_file_in_the_way(run):
+    run.path.write_text("a file")
+    with pytest.raises(InputError, match="--out must be a directory"):
+        run.prepare(config_of(run))
+    assert run.path.read_text() == "a file"
+
+
+def test_names_are_the_contract(run):
+    assert run.particles.name == "particles.star" and run.map_half1.name == "map_half1.mrc"
+    assert run.orientation_posterior.name == "orientation_posterior.npz"
+    with pytest.raises(AttributeError, match="no file called 'nonsense'"):
+        run.nonsense
+
+
+def test_atomic_path_replaces_only_when_all_went_well(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("before")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("stopped")
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+    with atomic_path(path) as temporary:
+        temporary.write_text("after")
+        assert temporary.suffix == ".txt" and path.read_text() == "before"
+    assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_path_gives_the_permissions_of_a_plain_file(tmp_path):
+    (tmp_path / "plain").write_text("")
+    with atomic_path(tmp_path / "ours") as temporary:
+        temporary.write_text("")
+    mode = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("plain", "ours")]
+    assert mode[0] == mode[1]
