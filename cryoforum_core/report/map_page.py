@@ -1,5 +1,7 @@
 """The page of a run that made a map, and of any other run."""
 
+import shlex
+
 import numpy as np
 
 from ..mrc import read_map
@@ -37,9 +39,11 @@ def _verdict(resolution_angstrom: float, box_size_px: int, pixel_size_angstrom: 
 
 
 def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
-    halves = f"relion_postprocess --i {files.run.map_half1} --i2 {files.run.map_half2} --auto_mask --o postprocess"
-    return (NextStep("Look at the map", f"chimerax {files.run.map}"),
-            NextStep("Mask, sharpen and measure it in RELION", halves))
+    volume, half1, half2 = (shlex.quote(str(path.absolute()))
+                            for path in (files.run.map, files.run.map_half1, files.run.map_half2))
+    return (NextStep("Look at the map", f"chimerax {volume}"),
+            NextStep("Mask, sharpen and measure it in RELION",
+                     f"relion_postprocess --i {half1} --i2 {half2} --auto_mask --o postprocess"))
 
 
 def _pictures(files: RunFiles, volume: np.ndarray, pixel_size_angstrom: float) -> list[Picture]:

@@ -51,11 +51,15 @@ class Page:
 
 
 def command(job: str, **options: object) -> str:
-    """``cryoforum predict --particles ... --out ...``; options that are None are left out."""
+    """``cryoforum predict --particles ... --out ...``; options that are None are left out.
+
+    Paths are made absolute, so that the line works from any directory.
+    """
     words = ["cryoforum", job]
     for name, value in options.items():
         if value is not None:
-            words += [f"--{name.replace('_', '-')}", shlex.quote(str(value))]
+            text = str(value.absolute()) if isinstance(value, Path) else str(value)
+            words += [f"--{name.replace('_', '-')}", shlex.quote(text)]
     return " ".join(words)
 
 

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#6B7280"
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY)
@@ -71,9 +71,20 @@ def curves(x: np.ndarray, series: Mapping[str, np.ndarray], x_label: str, y_labe
         axes.plot(x[there], values[there], label=name, marker="o" if there.sum() <= 40 else None, markersize=3)
     axes.set(xlabel=x_label, ylabel=y_label)
     _set_scales(axes, x_scale, y_scale)
+    if y_scale == "linear":
+        _cut_spikes(axes, np.concatenate([values[np.isfinite(values)] for values in series.values()]))
     if len(series) > 1:
         axes.legend()
     return figure
+
+
+def _cut_spikes(axes: Axes, values: np.ndarray) -> None:
+    """Limits the y axis where a few values would press all others into a line."""
+    if len(values) < 20:
+        return
+    low, high = np.percentile(values, [0, 95])
+    if values.max() > low + 3 * (high - low) > low:
+        axes.set_ylim(low - 0.05 * (high - low), low + 1.3 * (high - low))
 
 
 @_styled
@@ -248,8 +259,7 @@ def fsc_curves(frequency: np.ndarray, curves_: Mapping[str, np.ndarray],
         axes.plot(frequency, values, label=name)
     for level in levels:
         axes.axhline(level, color=GREY, linestyle="--", linewidth=0.9)
-        axes.annotate(f"{level:g}", (frequency[-1], level), xytext=(0, 2), textcoords="offset points", ha="right",
-                      fontsize=8, color=GREY)
+        axes.annotate(f"{level:g}", (0, level), xytext=(4, 2), textcoords="offset points", fontsize=8, color=GREY)
     if resolution_angstrom:
         axes.axvline(1 / resolution_angstrom, color="#111827", linewidth=1)
         axes.annotate(f" {resolution_angstrom:.3g} Å", (1 / resolution_angstrom, 0.92), fontsize=9)
@@ -303,12 +313,15 @@ def _set_scales(axes: Axes, x_scale: Scale, y_scale: Scale) -> None:
 
 
 def _plain_numbers(axis: matplotlib.axis.Axis) -> None:
-    """0.1, 1, 10 where a logarithmic axis would say 10 to the power; minor numbers only where there is little else."""
+    """0.1, 1, 10 where a logarithmic axis would say 10 to the power; more where those are few."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
     low, high = axis.get_view_interval()
-    wide = low <= 0 or high / low > 15
-    axis.set_minor_formatter(NullFormatter() if wide else FuncFormatter(
-        lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
+    if low > 0 and high / low < 5:
+        axis.set_major_locator(MaxNLocator(6))
+        axis.set_minor_locator(NullLocator())
+    elif low > 0 and high / low < 50:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
 
 
 def _is_shown(values: np.ndarray, scale: Scale) -> np.ndarray:

@@ -33,6 +33,10 @@ class RunFiles:
         of_earlier = json.loads(earlier.read_text()) if earlier is not None and earlier.is_file() else {}
         return self.summary.get("symmetry") or self.config.get("symmetry") or of_earlier.get("symmetry") or "c1"
 
+    def input_path(self, name: str) -> Path | None:
+        """The file that an option of the run named; None where the option was not given."""
+        return None if self.config.get(name) is None else Path(self.config[name])
+
     def table(self, path: Path | str | None) -> ParticleTable | None:
         """The particles of a STAR file; None where there is none (it may have been moved since)."""
         if path is None or not Path(path).is_file() or Path(path).suffix != ".star":

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..particles.image_stack import ImageStack, locate_images
 from ..particles.table import ParticleTable
 from . import plots
 from .page import Level, NextStep, Page, Picture, Verdict, beside, command, percent, significant
@@ -9,7 +10,8 @@ from .run_files import RunFiles, angles_deg, column
 from .view_coverage import view_density
 
 _MUCH_REJECTED = 0.4
-# a region counts as seen above half of an even share, and as lost where it loses half of its own
+_N_EXAMPLES, _EXAMPLES_PER_ROW, _DISPLAY_SIGMA_PX = 20, 10, 1.0
+# a region is lost where it was seen by half of an even share, and less than half of that (or of an even share) is left
 _SEEN_ABOVE, _LOST_BELOW, _LOST_REGION = 0.5, 0.5, 0.01
 _ERRORS = ("expected-error", "error-bound")
 _EXPECTED_ERROR_COLUMN = "rlnCryoforumExpectedError"
@@ -52,7 +54,8 @@ def _verdict(summary: dict, densities: dict[str, np.ndarray] | None) -> Verdict:
 
 def _loses_views(densities: dict[str, np.ndarray]) -> bool:
     seen = densities["before"] > _SEEN_ABOVE
-    lost = densities["after"][seen] < _LOST_BELOW * densities["before"][seen]
+    # what exceeds an even share before may be junk, which piles up in few views
+    lost = densities["after"][seen] < _LOST_BELOW * np.minimum(densities["before"][seen], 1)
     return bool(seen.any() and lost.mean() > _LOST_REGION)
 
 
@@ -72,9 +75,13 @@ def _pictures(summary: dict, kept: ParticleTable | None, rejected: ParticleTable
     if len(summary["reasons"]) > 1:
         pictures.append(Picture("Reasons", "How many particles each rule rejected.",
                                 plots.bars(summary["reasons"], "particles rejected")))
+    pictures += [picture for picture in (
+        _examples(kept, "Kept", "They should look like the particle, as far as the noise lets it be seen."),
+        _examples(rejected, "Rejected", "They should be empty, off-centre, crowded, or of something else."))
+        if picture is not None]
     if densities is not None:
-        pictures.append(Picture("Viewing directions before and after", "Both should look alike: a region that turns "
-                                "dark has lost its views.", plots.view_maps(densities), wide=True))
+        pictures.append(Picture("Viewing directions before and after", "No region should turn dark; bright spots that "
+                                "go were junk, which piles up in few views.", plots.view_maps(densities), wide=True))
     return pictures
 
 
@@ -93,6 +100,21 @@ def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTab
                                 "orientations were not to be trusted either.",
                                 plots.histogram(values, "expected error (degrees)", x_scale="log")))
     return pictures
+
+
+def _examples(table: ParticleTable | None, title: str, caption: str) -> Picture | None:
+    """Images from all over a table, evenly; None where there are none or they were moved."""
+    locations = locate_images(table)[0] if table is not None and len(table) else None
+    if locations is None:
+        return None
+    rows = np.unique(np.linspace(0, len(table) - 1, _N_EXAMPLES).round().astype(int))
+    stack = ImageStack(locations.subset(rows))
+    images = stack.read(np.arange(len(rows)))
+    stack.close()
+    numbers = table.strings("rlnImageName")[rows].tolist()
+    titles = [name.split("@")[0].lstrip("0") for name in numbers]
+    return Picture(title, f"Some images with their number in the stack, slightly smoothed. {caption}",
+                   plots.image_grid(plots.low_passed(images, _DISPLAY_SIGMA_PX), titles, _EXAMPLES_PER_ROW), wide=True)
 
 
 def _both(kept: ParticleTable | None, rejected: ParticleTable | None, name: str) -> dict[str, np.ndarray] | None:

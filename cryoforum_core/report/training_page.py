@@ -48,12 +48,12 @@ def _overfit_ratio(metrics: dict[str, np.ndarray]) -> float:
 
 
 def _next_steps(files: RunFiles, median: float) -> tuple[NextStep, ...]:
-    particles = files.config["particles"]
+    particles = files.input_path("particles")
     steps = [NextStep("Find the orientations of all particles",
                       command("predict", particles=particles, model=files.path, out=beside(files.path, "predict")))]
     if median > USEFUL_BELOW_DEG:
         steps.append(NextStep("Train on from here", command(
-            "train", particles=particles, reference=files.config.get("reference"), from_checkpoint=files.path,
+            "train", particles=particles, reference=files.input_path("reference"), from_checkpoint=files.path,
             out=beside(files.path, "longer"))))
     return tuple(steps)
 
@@ -82,7 +82,8 @@ def _curves(metrics: dict[str, np.ndarray]) -> list[Picture]:
                                 plots.curves(step, errors, "step", "error (degrees)", y_scale="log")))
     if losses:
         pictures.append(Picture("Loss", "Both should fall together; a held-out loss that rises while the other falls "
-                                "means learning by heart.", plots.curves(step, losses, "step", "loss")))
+                                "means learning by heart. Single spikes are cut.",
+                                plots.curves(step, losses, "step", "loss")))
     if terms:
         pictures.append(Picture("Terms of the loss", "Each term on its own, over the images trained on.",
                                 plots.curves(step, terms, "step", "value")))

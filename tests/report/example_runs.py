@@ -93,11 +93,19 @@ def train_run(path, final_median: float = 6.5, overfits: bool = False) -> RunDir
     return run
 
 
-def predict_run(path, preferred: float = 0.0, applies: bool = True, matched: bool = True) -> tuple[RunDirectory, dict]:
-    """The run, and what is true of it: ``error_deg`` (N,) and ``kinds`` (N,)."""
+def predict_run(path, preferred: float = 0.0, applies: bool = True, matched: bool = True, piled_junk: bool = False,
+                poor_view: bool = False, with_images: bool = False) -> tuple[RunDirectory, dict]:
+    """The run, and what is true of it: ``error_deg`` (N,) and ``kinds`` (N,).
+
+    piled_junk: all junk is given one view. poor_view: particles within 40 degrees of the pole are unsure.
+    """
     rng = np.random.default_rng(2)
     kinds, columns = junk_kinds(rng), particle_columns(rng, preferred)
     junk, lost = kinds != "none", rng.random(N) < 0.05
+    if piled_junk:
+        columns["rlnAngleRot"][junk], columns["rlnAngleTilt"][junk] = 30.0, 100.0
+    if poor_view:
+        lost |= columns["rlnAngleTilt"] < 40
     expected = np.where(junk | lost, np.exp(rng.normal(np.log(40), 0.5, N)), np.exp(rng.normal(np.log(1.5), 0.4, N)))
     error = np.where(junk | lost, 180 * rng.random(N), expected * np.sqrt(rng.chisquare(3, N) / 3))
     score = np.where(junk, -10 * np.exp(rng.normal(0, 0.8, N)), rng.normal(0, 1.0, N))
@@ -116,6 +124,8 @@ def predict_run(path, preferred: float = 0.0, applies: bool = True, matched: boo
     np.savez(run.orientation_posterior, **arrays)
     measured = {"rlnCryoforumExpectedError": expected} | ({"rlnCryoforumMatchScore": score} if matched else {})
     ParticleTable.from_columns(columns | measured, OPTICS).write(run.particles)
+    if with_images:
+        write_stack(run.path / "particles.mrcs", rng.normal(0, 1, (N, BOX, BOX)), PIXEL)
     if matched:
         _gallery(run, rng, expected, score)
     # a turn in the plane changes a pose by just its angle

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_commands_name_the_runs_own_files(runs, pages):
     commands = {job: commands_in(text) for job, (text, _) in pages.items()}
     assert f"cryoforum train --particles {simulated}/particles.star --reference {simulated}/map.mrc" in commands[
         "simulate"][0]
-    assert commands["train"] == [f"cryoforum predict --particles data/particles.star --model {trained} "
+    assert commands["train"] == [f"cryoforum predict --particles {Path.cwd()}/data/particles.star --model {trained} "
                                  f"--out {trained}_predict"]
     assert commands["predict"][0] == f"cryoforum select --run {predicted} --out {predicted}_select"
     assert [f"--particles {runs['select'].path}/{name}.star" in line
@@ -148,6 +149,24 @@ def test_selection_that_loses_a_view_or_much_is_cautioned(runs, tmp_path):
     few = select_run(tmp_path / "all", runs["predict"], measure="match-score", keep_fraction=1.0)
     text, _ = page_of(few, tmp_path / "2.html")
     assert level_of(text) == "good" and len(commands_in(text)) == 1
+
+
+def test_junk_that_piles_up_in_few_views_may_go(tmp_path):
+    predicted, truth = predict_run(tmp_path / "run", piled_junk=True)
+    text, summary = page_of(select_run(tmp_path / "select", predicted), tmp_path / "report.html")
+    assert level_of(text) == "good", summary["verdict"]
+
+
+def test_views_that_are_lost_are_told(tmp_path):
+    predicted, _ = predict_run(tmp_path / "run", poor_view=True)
+    text, _ = page_of(select_run(tmp_path / "select", predicted, max_error_deg=20.0), tmp_path / "report.html")
+    assert level_of(text) == "caution" and "Some viewing directions lost" in verdict_of(text)
+
+
+def test_selection_shows_images_of_both_sets(runs, tmp_path):
+    predicted, _ = predict_run(tmp_path / "run", with_images=True)
+    text, _ = page_of(select_run(tmp_path / "select", predicted), tmp_path / "report.html")
+    assert "<h3>Kept</h3>" in text and "<h3>Rejected</h3>" in text
 
 
 def test_reconstruction_verdict_follows_the_resolution(tmp_path):
