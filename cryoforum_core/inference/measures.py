@@ -25,6 +25,8 @@ class Measure:
     scale: Callable[[np.ndarray], np.ndarray] = np.asarray
     """Increasing, to a scale on which populations look alike in width: errors spread by factors, not by degrees."""
     unscale: Callable[[np.ndarray], np.ndarray] = np.asarray
+    usual_limit: float | None = None
+    """What hardly any usual particle is worse than, where the measure has a scale of its own."""
 
     def quality(self, values: np.ndarray) -> np.ndarray:
         """Higher is better, whatever the measure."""
@@ -48,7 +50,8 @@ def _minus_exp_minus(values: np.ndarray) -> np.ndarray:
 
 MEASURES = {measure.name: measure for measure in (
     # near 0 as it is, far below by factors: junk has a long tail of low scores
-    Measure("match-score", "match score", "rlnCryoforumMatchScore", True, "", np.arcsinh, np.sinh),
+    Measure("match-score", "match score", "rlnCryoforumMatchScore", True, "", np.arcsinh, np.sinh,
+            usual_limit=-4.0),
     Measure("expected-error", "expected error", "rlnCryoforumExpectedError", False, "degrees", _log, np.exp),
     Measure("error-bound", "error bound", "rlnCryoforumErrorBound", False, "degrees", _log, np.exp),
     Measure("figure-of-merit", "figure of merit", "rlnCryoforumFigureOfMerit", True),

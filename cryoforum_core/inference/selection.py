@@ -112,6 +112,12 @@ def _by_count(measure: Measure, values: np.ndarray, keep_fraction: float | None,
 def _by_populations(measure: Measure, values: np.ndarray) -> Selection:
     finite = np.isfinite(values)
     valley = find_valley(measure.quality(measure.scale(values[finite])))
+    limit = measure.usual_limit
+    if valley is None and limit is not None and (measure.quality(values[finite]) < measure.quality(limit)).any():
+        # junk of several kinds is no second hill, but a usual particle does not look like it
+        explanation = (f"The {measure.label} shows no two populations; kept is what is not worse than "
+                       f"{measure.text(limit)}, which a usual particle hardly ever is.")
+        return _by_limits([(measure, values, limit)], explanation)
     if valley is None:
         explanation = f"The {measure.label} shows one population, so no particle was rejected for it."
         return _by_limits([(measure, values, None)], explanation)

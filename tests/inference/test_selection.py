@@ -227,3 +227,13 @@ def test_another_tables_particles_are_refused_and_nothing_is_written(tmp_path, p
     with pytest.raises(InputError, match="has 5 and the orientations 6"):
         write_selection(select(measures, keep_count=2), measures, particle_id, table.subset(np.arange(5)), run)
     assert not list(tmp_path.iterdir())
+
+
+def test_default_rejects_scattered_junk_that_is_no_second_population():
+    """Few particles of several kinds of junk, as predict scored them: no hill, but nothing a usual particle reaches."""
+    rng = np.random.default_rng(4)
+    junk = np.concatenate([rng.normal(centre, 0.5, 12) for centre in (-12.0, -8.6, -8.4, -5.3)])
+    score = np.concatenate([junk, rng.normal(-0.3, 0.8, 340)])
+    selection = select({"match-score": score})
+    assert set(range(44)) <= set(selection.rejected.tolist())
+    assert (selection.kept >= 48).sum() >= 339
