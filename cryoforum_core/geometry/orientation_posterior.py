@@ -1,8 +1,8 @@
 """A 4x4 symmetric matrix as a belief about a rotation: the Bingham distribution on unit quaternions.
 
-Convention, stated once: the density of q on the unit sphere of R^4 is ``exp(-q' A q) / F(A)``, so that the mode is the
-eigenvector of A's **smallest** eigenvalue, A and ``A + c I`` are the same distribution, and q and -q are equally likely.
-An eigenvalue gap g is the precision of one rotation axis: the angle about it has a standard deviation of about
+Convention, stated once: the density of q on the unit sphere of R^4 is ``exp(-q' A q) / F(A)``, so that the mode is
+the eigenvector of A's **smallest** eigenvalue, A and ``A + c I`` are the same distribution, and q and -q are equally
+likely. An eigenvalue gap g is the precision of one rotation axis: the angle about it has a standard deviation of about
 ``sqrt(2 / g)`` radians where g is large. Sources: Peretroukhin et al. 2020 (doi 10.15607/RSS.2020.XVI.007) for the
 matrix as a network's output, Bingham 1974 for the distribution.
 """
@@ -134,8 +134,8 @@ def _error_distribution(gaps: Tensor, n_angles: int = 64) -> tuple[Tensor, Tenso
 def angular_error(eigenvalues: Tensor, coverage: float = 0.9, chunk: int = 2048) -> tuple[Tensor, Tensor]:
     """What the distribution says about its own mode, from ascending eigenvalues (n, 4).
 
-    Returns the expected angle in degrees (n,) between the mode and the true rotation, and the angle in degrees (n,) that
-    the truth stays within with probability ``coverage``. By two-dimensional quadrature, good to 1 % of the angle.
+    Returns the expected angle in degrees (n,) between the mode and the true rotation, and the angle in degrees (n,)
+    that the truth stays within with probability ``coverage``. By two-dimensional quadrature, good to 1 % of the angle.
     """
     expected, bound = [], []
     for part in eigenvalues.double().split(chunk):
@@ -188,7 +188,7 @@ def _envelope_parameter(gaps: Tensor) -> Tensor:
 
 
 def dispersion_max(eigenvalues: Tensor) -> Tensor:
-    """Cryo-forum's largest dispersion ``lambda_1 - lambda_2`` (...,), of ascending eigenvalues: <= 0, lower is surer."""
+    """Cryo-forum's largest dispersion ``lambda_1 - lambda_2`` (...,): <= 0, lower is surer. Eigenvalues ascend."""
     return eigenvalues[..., 0] - eigenvalues[..., 1]
 
 
@@ -198,7 +198,7 @@ def dispersion_trace(eigenvalues: Tensor) -> Tensor:
 
 
 def dispersion_wigner(eigenvalues: Tensor) -> Tensor:
-    """Cryo-forum's Wigner log-likelihood ``sum_i log s_i - pi s_i^2 / 4`` (...,) of the spacings s_i: lower is surer."""
+    """Cryo-forum's Wigner log-likelihood of the spacings, ``sum_i log s_i - pi s_i^2 / 4`` (...,): lower is surer."""
     spacing = eigenvalues.diff(dim=-1).clamp_min(torch.finfo(eigenvalues.dtype).tiny)
     return (spacing.log() - 0.25 * math.pi * spacing.square()).sum(-1)
 

@@ -1,7 +1,8 @@
 """A trained network on disk: weights in safetensors, everything else in one JSON file. No pickle.
 
-Directory ``checkpoint/``: ``model.safetensors`` (weights), ``checkpoint.json`` (what rebuilds the network and what it was
-trained for), ``reference.mrc`` (the map it was trained with, where there is one). The only module that imports safetensors.
+Directory ``checkpoint/``: ``model.safetensors`` (weights), ``checkpoint.json`` (what rebuilds the network and what it
+was trained for), ``reference.mrc`` (the map it was trained with, where there is one). The only module that imports
+safetensors.
 """
 
 import json
@@ -62,12 +63,14 @@ def find_checkpoint(path: Path | str) -> Path:
     for directory in (path, RunDirectory(path).checkpoint):
         if (directory / METADATA).is_file():
             return directory
-    what = "has no finished training in it" if path.is_dir() else "is not a directory" if path.exists() else "does not exist"
+    what = "does not exist" if not path.exists() else (
+        "has no finished training in it" if path.is_dir() else "is not a directory")
     raise InputError(f"A model must be a run of `cryoforum train` or its checkpoint directory; {path} {what}. "
                      "Check the path, or finish the training with --resume.")
 
 
-def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tuple[OrientationNetwork, CheckpointMetadata]:
+def load_checkpoint(path: Path | str,
+                    device: torch.device | str = "cpu") -> tuple[OrientationNetwork, CheckpointMetadata]:
     """The network, ready to predict, and what it was trained for, from a run or checkpoint directory.
 
     Raises InputError where ``path`` holds no checkpoint, a damaged one, or one of a newer version.
@@ -78,9 +81,9 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tup
     try:
         network.load_state_dict(safetensors.torch.load_file(directory / WEIGHTS))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise InputError(f"A checkpoint must hold the weights of its network; {directory / WEIGHTS} is missing, cut short "
-                         f"or of another network ({str(error).splitlines()[0]}). Copy the checkpoint again, or train "
-                         "again.") from error
+        raise InputError(f"A checkpoint must hold the weights of its network; {directory / WEIGHTS} is missing, cut "
+                         f"short or of another network ({str(error).splitlines()[0]}). Copy the checkpoint again, or "
+                         "train again.") from error
     return network.to(device).eval(), metadata
 
 

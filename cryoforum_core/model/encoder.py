@@ -1,7 +1,7 @@
 """Encoders: particle images to features. Cryo-forum's, CryoPoseNet's, and ours (``compact``), for any even box >= 16.
 
-Each is a ``nn.Module`` with ``out_features``; the images come with their CTFs, because ``compact`` looks at images whose
-CTF oscillation is undone, too.
+Each is a ``nn.Module`` with ``out_features``; the images come with their CTFs, because ``compact`` undoes the CTF's
+sign where that was not done before.
 """
 
 import math
@@ -14,7 +14,11 @@ from ..imaging.fourier import fft_image, frequency_grid, ifft_image, radius_px
 MIN_BOX_SIZE_PX = 16
 DENSE_FEATURES = 512
 # pooling, activation and channels of the first block
-DEFAULTS = {"cryoforum": ("gem", "prelu", 32), "cryoposenet": ("flatten", "relu", 32), "compact": ("flatten", "relu", 24)}
+DEFAULTS = {
+    "cryoforum": ("gem", "prelu", 32),
+    "cryoposenet": ("flatten", "relu", 32),
+    "compact": ("flatten", "relu", 24),
+}
 
 # half widths of Cryo-forum's square low-pass masks, as fractions of the box (63, 57, 47, 33 and 10 px of 128)
 _SQUARE_MASKS = (63 / 128, 57 / 128, 47 / 128, 33 / 128, 10 / 128)
@@ -59,7 +63,7 @@ def _dense(features_in: int, features_out: int, activation: str, dropout: float)
 
 
 class SquareLowPass(nn.Module):
-    """Cryo-forum's front layer: the image and ``n`` copies without the frequencies outside a square: (n, 1 + n, B, B)."""
+    """Cryo-forum's front layer: the image, and ``n`` copies without the frequencies outside a square."""
 
     def __init__(self, box_size_px: int, n: int):
         super().__init__()
@@ -127,9 +131,9 @@ class CryoPoseNetEncoder(nn.Module):
 class MatchedLowPass(nn.Module):
     """The image with the sign of its CTF undone, and ``n`` low-pass copies of it: (n, 1 + n, B, B).
 
-    So the particle looks alike at every defocus (nothing is left to do where the phases are flipped already). Edges are
-    soft in Fourier space and leave no ringing; cut-off frequencies are spaced evenly in their logarithm from 0.7 to 0.12
-    of the Nyquist frequency.
+    So the particle looks alike at every defocus (nothing is left to do where the phases are flipped already). Edges
+    are soft in Fourier space and leave no ringing; cut-off frequencies are spaced evenly in their logarithm from 0.7
+    to 0.12 of the Nyquist frequency.
     """
 
     def __init__(self, box_size_px: int, n: int):

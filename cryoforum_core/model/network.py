@@ -25,7 +25,8 @@ class NetworkConfig:
 
     def __post_init__(self):
         if self.box_size_px % 2 or self.box_size_px < MIN_BOX_SIZE_PX:
-            raise ValueError(f"The network's box must be even and at least {MIN_BOX_SIZE_PX} px; got {self.box_size_px}.")
+            raise ValueError(f"The network's box must be even and at least {MIN_BOX_SIZE_PX} px; "
+                             f"got {self.box_size_px}.")
 
 
 class OrientationNetwork(nn.Module):
@@ -45,5 +46,5 @@ class OrientationNetwork(nn.Module):
         return self.head.box_size_angstrom
 
     def forward(self, images: Tensor, ctf: Tensor) -> PoseEstimate:
-        """Images (n, B, B), as ``particles.preprocess`` makes them, and CTFs (n, B, B // 2 + 1) to poses of n particles."""
+        """Images (n, B, B) and CTFs (n, B, B // 2 + 1), as ``particles.preprocess`` makes them, to poses."""
         return self.head(self.encoder(images, ctf))

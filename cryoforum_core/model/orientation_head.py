@@ -35,7 +35,8 @@ class PoseEstimate:
 
     @staticmethod
     def concatenate(parts: "list[PoseEstimate]") -> "PoseEstimate":
-        return PoseEstimate(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(PoseEstimate)))
+        return PoseEstimate(*(torch.cat([getattr(part, field.name) for part in parts])
+                              for field in fields(PoseEstimate)))
 
 
 class OrientationHead(nn.Module):

@@ -13,7 +13,7 @@ _MAX_EQUIVALENTS = 8
 
 
 class LabelMap:
-    """Collects labelled images, alternately for two half maps; ``finish`` gives the map, filtered by their agreement."""
+    """Collects labelled images, alternately for two half maps; ``finish`` filters the map by their agreement."""
 
     def __init__(self, box_size_px: int, pixel_size_angstrom: float, group: Tensor):
         """group: (G, 4), the symmetry."""

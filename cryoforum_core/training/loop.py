@@ -26,7 +26,7 @@ from ..run_directory import atomic_path
 logger = logging.getLogger("cryoforum")
 
 STATE_FORMAT = 1
-N_EVALUATIONS, N_METRIC_ROWS = 20, 200
+MAX_EVALUATIONS, MIN_STEPS_BETWEEN_EVALUATIONS, N_METRIC_ROWS = 20, 25, 200
 _SHOWN = ("loss", "validation_median_error_deg")
 WARM_UP, START_DIVISOR, END_DIVISOR = 0.15, 25.0, 1e4
 MAX_GRADIENT_NORM, MAX_BAD_STEPS = 1.0, 25
@@ -102,44 +102,46 @@ def make_optimizer(network: nn.Module, settings: LoopSettings) -> torch.optim.Op
 def train_network(network: nn.Module, batch_of: Callable[[int, float], object],
                   loss_of: Callable[[nn.Module, object, float], tuple[Tensor, dict[str, float]]],
                   evaluate: Callable[[nn.Module], dict[str, float]], settings: LoopSettings, state_path: Path,
-                  metrics_path: Path, on_checkpoint: Callable[[], None] = lambda: None) -> LoopResult:
+                  metrics_path: Path, clock: Callable[[], float] = time.monotonic) -> LoopResult:
     """Trains ``network`` in place; it ends with the weights that had the best held-out loss.
 
     ``batch_of(step, progress)`` makes a batch, ``loss_of(network, batch, progress)`` its loss and figures to show,
-    ``evaluate(network)`` the held-out figures, among them ``validation_loss``. ``on_checkpoint`` is called when the
-    state has been saved. Raises Interrupted on SIGINT, after saving; InputError where ``state_path`` cannot be read.
+    ``evaluate(network)`` the held-out figures, among them ``validation_loss``. ``clock`` counts seconds; a
+    comparison on a shared machine takes those of its own process. Raises Interrupted on SIGINT, after saving;
+    InputError where ``state_path`` cannot be read.
     """
     optimizer, state = make_optimizer(network, settings), LoopState()
     best = _copy_of_weights(network)
     if settings.resume and state_path.is_file():
         best = _load_state(state_path, network, optimizer, state)
-    metrics, clock = MetricsFile(metrics_path, keep_until_step=state.step), _Clock(state.seconds)
+    metrics, spent = MetricsFile(metrics_path, keep_until_step=state.step), _Stopwatch(clock, state.seconds)
 
     def save() -> None:
-        state.seconds = clock.seconds
+        state.seconds = spent.seconds
         _save_state(state_path, network, optimizer, state, best)
-        on_checkpoint()
+        spent.mark_save()
 
-    progress = progress_of(state.step, clock.seconds, settings)
-    with _interrupt_flag() as interrupted, Progress(1000, "train", "permille", int(1000 * progress)) as bar:
+    n_evaluations = max(1, min(MAX_EVALUATIONS, settings.max_steps // MIN_STEPS_BETWEEN_EVALUATIONS))
+    progress = progress_of(state.step, spent.seconds, settings)
+    total, unit = (round(60 * settings.max_minutes), "s") if settings.max_minutes else (settings.max_steps, "steps")
+    with _interrupt_flag() as interrupted, Progress(total, "train", unit, int(total * progress)) as bar:
         while progress < 1 and state.evaluations_since_best < settings.patience_evaluations:
             learning_rate = one_cycle(progress, settings.learning_rate)
             loss, figures = _step(network, optimizer, batch_of, loss_of, learning_rate, settings.seed, state, progress)
             metrics.add(loss, figures)
-            previous, progress = progress, progress_of(state.step, clock.seconds, settings)
-            if int(progress * N_EVALUATIONS) > int(previous * N_EVALUATIONS):
+            previous, progress = progress, progress_of(state.step, spent.seconds, settings)
+            if int(progress * n_evaluations) > int(previous * n_evaluations):
                 found = evaluate(network)
                 best = _judge(network, found["validation_loss"], progress, settings, state, best)
-                metrics.write(state.step, progress, clock.seconds, learning_rate, found)
+                metrics.write(state.step, progress, spent.seconds, learning_rate, found)
             elif int(progress * N_METRIC_ROWS) > int(previous * N_METRIC_ROWS):
-                metrics.write(state.step, progress, clock.seconds, learning_rate, {})
-            bar.update(int(1000 * progress) - bar.done, **metrics.latest)
+                metrics.write(state.step, progress, spent.seconds, learning_rate, {})
+            bar.update(int(total * progress) - bar.done, **metrics.latest)
             if interrupted.is_set():
                 save()
                 raise Interrupted(f"Training stopped at step {state.step}; --resume goes on from there.")
-            if clock.since_save > settings.checkpoint_interval_seconds:
+            if spent.since_save > settings.checkpoint_interval_seconds:
                 save()
-                clock.mark_save()
     save()
     network.load_state_dict(best)
     return LoopResult(state.step, state.seconds, state.best_loss, "schedule" if progress >= 1 else "early stop")
@@ -191,8 +193,9 @@ def _save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer
                     "state": asdict(state), "best": best}, temporary)
 
 
-def _load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state: LoopState) -> dict[str, Tensor]:
-    """Puts a saved state back; returns the best weights so far. The file holds tensors and numbers only (no pickle)."""
+def _load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
+                state: LoopState) -> dict[str, Tensor]:
+    """Puts a saved state back; returns the best weights so far. The file holds tensors and numbers only."""
     device = next(network.parameters()).device
     try:
         saved = torch.load(path, map_location=device, weights_only=True)
@@ -208,23 +211,24 @@ def _load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer
                          "options as before, or choose another --out.") from error
 
 
-class _Clock:
+class _Stopwatch:
     """Seconds of training, those of earlier parts of a resumed run included, and since the last save."""
 
-    def __init__(self, seconds_before: float):
-        self._start = time.monotonic() - seconds_before
+    def __init__(self, clock: Callable[[], float], seconds_before: float):
+        self._clock = clock
+        self._start = clock() - seconds_before
         self.mark_save()
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self._start
+        return self._clock() - self._start
 
     @property
     def since_save(self) -> float:
-        return time.monotonic() - self._last_save
+        return self._clock() - self._last_save
 
     def mark_save(self) -> None:
-        self._last_save = time.monotonic()
+        self._last_save = self._clock()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Endless simulated images of a map, like a data set's own: its CTFs, its noise spectrum, its signal-to-noise ratio.
 
-What is assumed of a prepared image (``particles.preprocess``): scale x CTF x projection, shifted, plus stationary noise.
-The scale and the noise spectrum are estimated from the data set (``estimate_image_model``).
+What is assumed of a prepared image (``particles.preprocess``): scale x CTF x projection, shifted, plus stationary
+noise. The scale and the noise spectrum are estimated from the data set (``estimate_image_model``).
 """
 
 import copy
@@ -112,8 +112,7 @@ def _variance(spectrum: Tensor, box_size_px: int) -> Tensor:
 def noise_factor(progress: float, snr: float) -> float:
     """Amplitude of the noise relative to the data's, log-linear from a signal-to-noise ratio of 10 to the data's own.
 
-    Learning from nearly clean images first is what makes a network learn orientations from noisy ones at all quickly
-    (32 px, SNR 0.1: 18 degrees after 1,900 steps instead of 53 after 1,700).
+    Nearly clean images first are what makes a network learn from noisy ones quickly (``docs/decisions.md``).
     """
     start = min(1.0, math.sqrt(snr / EASY_SNR))
     return start ** (1.0 - min(progress / NOISE_IS_FULL_AT, 1.0))
@@ -123,8 +122,8 @@ class ProjectionStream:
     """Batches of simulated images; a batch is a function of the generator and the noise alone."""
 
     def __init__(self, volume: FourierVolume, ctf: CTFParameters, ctf_of: Callable[[CTFParameters], Tensor],
-                 box_size_px: int, pixel_size_angstrom: float, image_model: ImageModel, shift_rms_angstrom: float, mask: Tensor | None = None, jitter: bool = True,
-                 device: torch.device | str = "cpu"):
+                 box_size_px: int, pixel_size_angstrom: float, image_model: ImageModel, shift_rms_angstrom: float,
+                 mask: Tensor | None = None, jitter: bool = True, device: torch.device | str = "cpu"):
         """``volume``: of the map, with the images' field of view. ``ctf_of`` makes CTFs (n, B, B // 2 + 1) of
         parameters, in the state that prepared images have. ``mask`` (B, B)
         is applied last. ``jitter``: vary contrast and noise from image to image."""

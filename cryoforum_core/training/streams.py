@@ -42,7 +42,8 @@ class ParticleStream:
     def random(self, n: int, generator: torch.Generator, vary: bool) -> TrainingBatch:
         """``n`` images drawn at random; with ``vary`` turned, displaced, magnified, louder or noisier, labels and CTF
         following."""
-        rows = self.rows[torch.randint(len(self.rows), (n,), generator=generator, device=generator.device).cpu().numpy()]
+        drawn = torch.randint(len(self.rows), (n,), generator=generator, device=generator.device)
+        rows = self.rows[drawn.cpu().numpy()]
         if not vary:
             return self.at(rows)
         batch = self.particles.batch(rows).to(self.device)
@@ -61,7 +62,8 @@ class ParticleStream:
 class MixedStream:
     """A share of each batch from the particles, the rest simulated; the noise of the latter grows with the training.
 
-    The particles' own images cannot be made easier: their share grows with that noise.
+    The particles' own images cannot be made easier: their share grows with that noise. Without ``simulated`` there is
+    nothing to ``anneal``.
     """
 
     seed: int
@@ -74,7 +76,7 @@ class MixedStream:
 
     def __call__(self, step: int, progress: float) -> TrainingBatch:
         """The batch of a step, at a fraction ``progress`` of the training."""
-        ramp = min(progress / NOISE_IS_FULL_AT, 1.0) if self.anneal and self.simulated is not None else 1.0
+        ramp = min(progress / NOISE_IS_FULL_AT, 1.0) if self.anneal else 1.0
         n_labelled = round(self.batch_size * self.particle_fraction * ramp)
         parts = []
         if self.simulated is not None and n_labelled < self.batch_size:

@@ -13,7 +13,7 @@ from ..particles.dataset import ParticleBatch, Particles
 from ..particles.image_state import ImageState
 from ..particles.preprocess import PreprocessSettings, network_ctf, network_images
 from .label_map import LabelMap, network_volume
-from .projections import ImageModel, estimate_image_model
+from .projections import ImageModel, TrainingBatch, estimate_image_model
 from .streams import ParticleStream
 
 N_FOR_ESTIMATES = 1000
@@ -59,8 +59,14 @@ class ParticleViews:
         return ParticleStream(self.particles, rows, self.unmasked, self.ctf, self.mask,
                               self.settings.pixel_size_angstrom, image_model.noise_amplitude(), self.device)
 
+    def labels(self, particles: Particles) -> TrainingBatch:
+        """All images of another labelled set as this network sees them: for tests and comparisons."""
+        batch = particles.batch(np.arange(len(particles))).to(self.device)
+        return TrainingBatch(self.unmasked(batch) * self.mask.to(self.device), self.ctf(batch.ctf),
+                             batch.poses.quaternion, batch.poses.shift_angstrom)
+
     def map_of_labels(self, rows: np.ndarray, group: Tensor) -> Tensor:
-        """The map (B, B, B) that the labelled images make, in the particles' own box and prepared images' grey values."""
+        """The map (B, B, B) that the labelled images make, in the particles' own box, with prepared grey values."""
         own = replace(self, settings=replace(self.settings, box_size_px=self.particles.box_size_px,
                                              pixel_size_angstrom=self.particles.pixel_size_angstrom))
         label_map = LabelMap(self.particles.box_size_px, self.particles.pixel_size_angstrom, group)
@@ -69,6 +75,6 @@ class ParticleViews:
             label_map.add(own.unmasked(batch), own.ctf(batch.ctf), batch.poses.quaternion, batch.poses.shift_angstrom)
         volume = label_map.finish()
         if not volume.abs().max() > 0:
-            raise InputError("The labelled particles must make a map; the half maps of these agree in no shell. Check the "
-                             "poses, the contrast and the CTF, or give a --reference.")
+            raise InputError("The labelled particles must make a map; the half maps of these agree in no shell. Check "
+                             "the poses, the contrast and the CTF, or give a --reference.")
         return volume

@@ -77,7 +77,8 @@ def test_a_constant_added_to_the_matrix_changes_nothing():
 
 
 def test_gradients_of_normalizer_and_likelihood():
-    vector = torch.randn(3, 10, generator=torch.Generator().manual_seed(3), dtype=torch.float64).mul_(3).requires_grad_()
+    vector = 3 * torch.randn(3, 10, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    vector.requires_grad_()
     q = random_quaternions(3, torch.Generator().manual_seed(4), torch.float64)
 
     def likelihood(v):

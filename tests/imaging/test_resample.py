@@ -6,7 +6,8 @@ import torch
 from cryoforum_core.imaging.resample import resample_volume
 
 
-def blob(box: int, pixel_size: float, centre_angstrom: tuple[float, float, float], sigma_angstrom: float) -> torch.Tensor:
+def blob(box: int, pixel_size: float, centre_angstrom: tuple[float, float, float],
+         sigma_angstrom: float) -> torch.Tensor:
     axis = (torch.arange(box) - box // 2) * pixel_size
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     squared = (x - centre_angstrom[0]) ** 2 + (y - centre_angstrom[1]) ** 2 + (z - centre_angstrom[2]) ** 2

@@ -18,7 +18,8 @@ HEADS = tuple(N_OUTPUTS)
 
 def random_input(n: int, box: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, box, box, generator=generator), torch.randn(n, box, box // 2 + 1, generator=generator).clamp(-1, 1)
+    ctf = torch.randn(n, box, box // 2 + 1, generator=generator).clamp(-1, 1)
+    return torch.randn(n, box, box, generator=generator), ctf
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

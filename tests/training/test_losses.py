@@ -60,7 +60,8 @@ def test_losses_do_not_depend_on_which_equivalent_is_the_label(name):
     assert torch.allclose(losses.chordal_error(estimate, truth, group), losses.chordal_error(estimate, other, group),
                           atol=1e-6)
     bingham = symmetric_from_10(torch.randn(12, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
-    assert torch.allclose(losses.bingham_loss(bingham, truth, group), losses.bingham_loss(bingham, other, group), atol=1e-6)
+    assert torch.allclose(losses.bingham_loss(bingham, truth, group), losses.bingham_loss(bingham, other, group),
+                          atol=1e-6)
     assert losses.own_error(equivalents(truth, group, 3), truth, group).max() < 1e-6
     # and the symmetry matters: without it the equivalents are far apart
     assert losses.own_error(other, truth, C1).max() > 1.0

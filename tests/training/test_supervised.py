@@ -44,8 +44,7 @@ def test_endless_projections_teach_orientations(tmp_path, particle_set, molecule
     assert summary["validation_source"] == "simulated projections" and summary["n_labelled"] == 0
     assert summary["validation_median_error_deg"] < 55
     network, metadata = load_checkpoint(run.path)
-    plan = plan_training(settings, particles, state=KNOWN)
-    batch = plan.views.labelled(np.arange(300), plan.image_model).at(np.arange(300))
+    batch = plan_training(settings, particles, state=KNOWN).views.labels(particles)
     with torch.no_grad():
         estimate = network(batch.images, batch.ctf)
     # the particles' own images, which it has never seen, do as well as its simulated ones
@@ -83,8 +82,9 @@ def test_training_from_labels_writes_a_map_and_learns(tmp_path, particle_set):
 
 def test_fine_tuning_starts_from_what_was_learnt(tmp_path, particle_set, molecule):
     particles = particle_set(300, snr=2.0)
-    first, run = run_training(config(tmp_path / "a", reference=molecule, max_steps=100), particles)
-    again, _ = run_training(config(tmp_path / "b", reference=molecule, from_checkpoint=run.path, max_steps=15), particles)
+    first, run = run_training(config(tmp_path / "a", reference=molecule, max_steps=80), particles)
+    again, _ = run_training(config(tmp_path / "b", reference=molecule, max_steps=15, from_checkpoint=run.path),
+                            particles)
     fresh, _ = run_training(config(tmp_path / "c", reference=molecule, max_steps=15), particles)
     assert again["validation_mean_error_deg"] < first["validation_mean_error_deg"] + 3
     assert again["validation_mean_error_deg"] < fresh["validation_mean_error_deg"] - 15

@@ -1,0 +1,108 @@
+"""What a training is given, read and checked before anything is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..errors import InputError
+from ..geometry.symmetry import symmetry_group
+from ..imaging.resample import resample_volume
+from ..model.checkpoint import CheckpointMetadata, load_checkpoint
+from ..model.encoder import MIN_BOX_SIZE_PX
+from ..model.network import NetworkConfig, OrientationNetwork
+from ..particles.dataset import Particles
+from ..particles.preprocess import PreprocessSettings
+from ..particles.simulate import load_molecule
+
+MIN_LABELLED = 50
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What was read and checked."""
+
+    parent: OrientationNetwork | None
+    settings: PreprocessSettings
+    network: NetworkConfig
+    group: Tensor
+    volume: Tensor | None
+    """(B, B, B) the reference on the particles' grid; None where the labels are to make it"""
+    rows: np.ndarray
+    """rows of the particles that may be used"""
+
+
+def check_inputs(config: TrainConfig, particles: Particles) -> TrainingInputs:
+    """Reads reference and checkpoint. Raises one InputError with all problems found."""
+    problems: list[str] = []
+
+    def attempt(function, *arguments):
+        try:
+            return function(*arguments)
+        except InputError as error:
+            problems.extend(error.problems)
+            return None
+
+    parent = attempt(load_checkpoint, config.from_checkpoint) if config.from_checkpoint is not None else None
+    settings = attempt(_settings, config, particles, parent)
+    group = attempt(symmetry_group, config.symmetry)
+    volume = attempt(read_reference, config.reference, particles) if config.reference is not None else None
+    rows = attempt(_usable_rows, config, particles)
+    if particles.ctf is None:
+        problems.append("Training needs the particles' CTF, and they have none. Estimate it, or export them with it.")
+    if config.reference is None and particles.poses is None:
+        problems.append("Training needs poses or a map; these particles have no poses. Give particles of a 3-D "
+                        "refinement, or a map with --reference.")
+    if problems:
+        raise InputError(problems)
+    network = parent[0].config if parent else NetworkConfig(
+        settings.box_size_px, settings.pixel_size_angstrom, config.encoder, config.head, config.filter_channels,
+        config.pooling, config.activation, config.width, config.dropout)
+    return TrainingInputs(parent[0] if parent else None, settings, network, group, volume, rows)
+
+
+def _settings(config: TrainConfig, particles: Particles,
+              parent: tuple[OrientationNetwork, CheckpointMetadata] | None) -> PreprocessSettings:
+    """How images are prepared: as the parent network was trained, else for the network's box."""
+    box_size_px, pixel_size_angstrom = particles.box_size_px, particles.pixel_size_angstrom
+    if parent is not None:
+        settings = PreprocessSettings.from_dict(parent[1].preprocessing)
+        problems = settings.problems(box_size_px, pixel_size_angstrom)
+        if problems:
+            raise InputError(problems)
+        return settings
+    wanted = config.network_box_size_px
+    if wanted is not None and (wanted % 2 or not MIN_BOX_SIZE_PX <= wanted <= box_size_px):
+        raise InputError(f"The network's box must be even, at least {MIN_BOX_SIZE_PX} px and at most that of the "
+                         f"particles, {box_size_px} px; --network-box-size-px is {wanted}.")
+    if box_size_px < MIN_BOX_SIZE_PX:
+        raise InputError(f"The particles' box must be at least {MIN_BOX_SIZE_PX} px; it is {box_size_px} px.")
+    return PreprocessSettings.for_images(box_size_px, pixel_size_angstrom, wanted)
+
+
+def read_reference(path: Path, particles: Particles) -> Tensor:
+    """A map or atomic model on the particles' grid: (B, B, B). Raises InputError where it cannot be read."""
+    molecule = load_molecule(path, None, None)
+    volume = resample_volume(molecule.volume, molecule.pixel_size_angstrom, particles.pixel_size_angstrom,
+                             particles.box_size_px)
+    if not volume.std() > 0:
+        raise InputError(f"A reference must show a molecule; {path} has one value in all voxels. Give another map.")
+    return volume
+
+
+def _usable_rows(config: TrainConfig, particles: Particles) -> np.ndarray:
+    """The rows of the half set asked for."""
+    rows = np.arange(len(particles))
+    if config.half_set != "all":
+        if particles.half_set is None:
+            raise InputError(f"--half-set {config.half_set} needs the column rlnRandomSubset; the particles have none. "
+                             "Leave the option out, or give particles of a refinement.")
+        rows = np.flatnonzero(particles.half_set == int(config.half_set))
+    enough = MIN_LABELLED if config.reference is None else 1
+    if len(rows) < enough:
+        raise InputError(f"Training from labels needs at least {enough} particles; there are {len(rows)}. Give more, "
+                         "or a map with --reference." if config.reference is None else
+                         f"Half set {config.half_set} has no particles. Leave --half-set out.")
+    return rows

@@ -1,0 +1,56 @@
+"""What a training minimises, and how well it does on images that it does not see."""
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TrainConfig
+from ..geometry.symmetry import symmetric_distance_deg
+from ..model.network import OrientationNetwork
+from ..model.orientation_head import PoseEstimate
+from .losses import bingham_loss, orientation_loss, shift_error
+from .projections import TrainingBatch
+
+
+class Objective:
+    """The loss of a batch: orientation, likelihood of A, and shift."""
+
+    def __init__(self, config: TrainConfig, group: Tensor, box_size_angstrom: float, device: torch.device):
+        self.config, self.group, self.device = config, group.to(device), device
+        self.box_size_angstrom = box_size_angstrom
+
+    def __call__(self, network: nn.Module, batch: TrainingBatch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            estimate = network(batch.images, batch.ctf)
+        terms = self._terms(estimate, batch, progress)
+        total = (terms["orientation_loss"] + self.config.bingham_weight * terms["bingham_loss"]
+                 + self.config.shift_weight * terms["shift_loss"])
+        return total, {name: value.item() for name, value in terms.items()}
+
+    def _terms(self, estimate: PoseEstimate, batch: TrainingBatch, progress: float) -> dict[str, Tensor]:
+        """Means over the batch, in radians, nats, and quarters of the box."""
+        return {
+            "orientation_loss": orientation_loss(self.config.loss, progress, estimate.quaternion, batch.quaternion,
+                                                 self.group).mean(),
+            "bingham_loss": bingham_loss(estimate.bingham, batch.quaternion, self.group).mean(),
+            "shift_loss": shift_error(estimate.shift_angstrom, batch.shift_angstrom,
+                                      self.box_size_angstrom).mean(),
+        }
+
+    @torch.no_grad()
+    def evaluate(self, network: OrientationNetwork, batches: list[TrainingBatch]) -> dict[str, float]:
+        """Errors on held-out images; ``validation_loss`` is what the end of the training minimises."""
+        network.eval()
+        angle, shift, likelihood = [], [], []
+        for batch in batches:
+            estimate = network(batch.images, batch.ctf)
+            angle.append(symmetric_distance_deg(estimate.quaternion, batch.quaternion, self.group))
+            shift.append((estimate.shift_angstrom - batch.shift_angstrom).norm(dim=-1))
+            likelihood.append(bingham_loss(estimate.bingham, batch.quaternion, self.group))
+        angle, shift, likelihood = (torch.cat(values) for values in (angle, shift, likelihood))
+        loss = (torch.deg2rad(angle).mean() + self.config.bingham_weight * likelihood.mean()
+                + self.config.shift_weight * shift.mean() / (0.25 * self.box_size_angstrom))
+        return {"validation_loss": loss.item(), "validation_median_error_deg": angle.median().item(),
+                "validation_mean_error_deg": angle.mean().item(),
+                "validation_fraction_below_10deg": (angle < 10).float().mean().item(),
+                "validation_negative_log_likelihood": likelihood.mean().item(),
+                "validation_median_shift_error_angstrom": shift.median().item()}
