@@ -9,6 +9,7 @@ import numpy as np
 
 from . import plots
 
+_LONG_COMMAND = 120
 Level = Literal["good", "caution", "poor"]
 
 
@@ -53,14 +54,14 @@ class Page:
 def command(job: str, **options: object) -> str:
     """``cryoforum predict --particles ... --out ...``; options that are None are left out.
 
-    Paths are made absolute, so that the line works from any directory.
+    Paths are made absolute, so that the command works from any directory; a long one takes a line per option.
     """
-    words = ["cryoforum", job]
+    words = [f"cryoforum {job}"]
     for name, value in options.items():
         if value is not None:
             text = str(value.absolute()) if isinstance(value, Path) else str(value)
-            words += [f"--{name.replace('_', '-')}", shlex.quote(text)]
-    return " ".join(words)
+            words.append(f"--{name.replace('_', '-')} {shlex.quote(text)}")
+    return (" " if sum(map(len, words)) < _LONG_COMMAND else " \\\n    ").join(words)
 
 
 def beside(run: Path, suffix: str) -> Path:
