@@ -113,7 +113,8 @@ class TrainConfig(JobConfig, ImageInputConfig):
     head: Literal["qcqp", "qcqp-psd", "s2s2", "quaternion", "euler"] = "qcqp"
     """What the network says an orientation by; qcqp and qcqp-psd come with an uncertainty."""
     network_box_size_px: PositiveInt | None = None
-    """Images are Fourier-cropped to this box; default: the particles' own, at most 128."""
+    """Images are Fourier-cropped to this box; default: the particles' own, at most 128, and at most 32 on a CPU, where
+    more and smaller steps learn faster."""
     filter_channels: int = 5
     """Low-pass filtered copies of the image beside it; 0 for none (encoder cryoforum and compact)."""
     pooling: Literal["auto", "gem", "average", "max", "flatten"] = "auto"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..config import TrainConfig
@@ -18,6 +19,8 @@ from ..particles.preprocess import PreprocessSettings
 from ..particles.simulate import load_molecule
 
 MIN_LABELLED = 50
+# in minutes on a CPU the number of images seen limits a network, not their detail (``docs/decisions.md``, Encoder)
+CPU_BOX_SIZE_PX = 32
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class TrainingInputs:
     """rows of the particles that may be used"""
 
 
-def check_inputs(config: TrainConfig, particles: Particles) -> TrainingInputs:
+def check_inputs(config: TrainConfig, particles: Particles, device: torch.device) -> TrainingInputs:
     """Reads reference and checkpoint. Raises one InputError with all problems found."""
     problems: list[str] = []
 
@@ -46,7 +49,7 @@ def check_inputs(config: TrainConfig, particles: Particles) -> TrainingInputs:
             return None
 
     parent = attempt(load_checkpoint, config.from_checkpoint) if config.from_checkpoint is not None else None
-    settings = attempt(_settings, config, particles, parent)
+    settings = attempt(_settings, config, particles, parent, device)
     group = attempt(symmetry_group, config.symmetry)
     volume = attempt(read_reference, config.reference, particles) if config.reference is not None else None
     rows = attempt(_usable_rows, config, particles)
@@ -64,7 +67,8 @@ def check_inputs(config: TrainConfig, particles: Particles) -> TrainingInputs:
 
 
 def _settings(config: TrainConfig, particles: Particles,
-              parent: tuple[OrientationNetwork, CheckpointMetadata] | None) -> PreprocessSettings:
+              parent: tuple[OrientationNetwork, CheckpointMetadata] | None,
+              device: torch.device) -> PreprocessSettings:
     """How images are prepared: as the parent network was trained, else for the network's box."""
     box_size_px, pixel_size_angstrom = particles.box_size_px, particles.pixel_size_angstrom
     if parent is not None:
@@ -79,6 +83,8 @@ def _settings(config: TrainConfig, particles: Particles,
                          f"particles, {box_size_px} px; --network-box-size-px is {wanted}.")
     if box_size_px < MIN_BOX_SIZE_PX:
         raise InputError(f"The particles' box must be at least {MIN_BOX_SIZE_PX} px; it is {box_size_px} px.")
+    if wanted is None and device.type == "cpu":
+        wanted = min(CPU_BOX_SIZE_PX, box_size_px)
     return PreprocessSettings.for_images(box_size_px, pixel_size_angstrom, wanted)
 
 

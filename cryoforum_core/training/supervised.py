@@ -67,7 +67,7 @@ def plan_training(config: TrainConfig, particles: Particles, device: torch.devic
     options, map and checkpoint.
     """
     device = torch.device(device)
-    inputs = check_inputs(config, particles)
+    inputs = check_inputs(config, particles, device)
     torch.manual_seed(config.seed)
     network = (inputs.parent or OrientationNetwork(inputs.network)).to(device)
     views = ParticleViews(particles, inputs.settings, state or determine_image_state(particles, config), device)
