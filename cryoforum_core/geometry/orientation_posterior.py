@@ -7,6 +7,7 @@ likely. An eigenvalue gap g is the precision of one rotation axis: the angle abo
 matrix as a network's output, Bingham 1974 for the distribution.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -54,13 +55,17 @@ def eigenvalue_gaps(bingham: Tensor) -> Tensor:
     return eigenvalues[..., 1:] - eigenvalues[..., :1]
 
 
+# solving for the nodes takes longer than using them
+_legendre = functools.lru_cache(np.polynomial.legendre.leggauss)
+
+
 def _log_spaced_nodes(scale: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Gauss-Legendre nodes and weights (..., n) on [0, 1], spaced evenly in log(t + 1 / scale).
 
     ``t = ((1 + scale)^v - 1) / scale``: even for scale 0; for a large one the range from 1 / scale to 1 gets as
     many nodes per factor e as any other.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(n)
+    nodes, weights = _legendre(n)
     v = torch.as_tensor(0.5 * (nodes + 1), dtype=scale.dtype, device=scale.device)
     w = torch.as_tensor(0.5 * weights, dtype=scale.dtype, device=scale.device)
     scale = scale.detach().clamp_min(1e-9)[..., None]

@@ -162,8 +162,7 @@ class CompactEncoder(nn.Module):
         n_blocks = max(1, round(math.log2(box_size_px / 4)))
         for block in range(n_blocks):
             # boxes above 32 px pay for their extra blocks at the front, where the image is large: fewer channels
-            channels_out = max(8, width >> max(0, n_blocks - 3 - block)) if block < n_blocks - 3 else (
-                width * 2 ** (block - max(0, n_blocks - 3)))
+            channels_out = max(8, int(width * 2.0 ** (block - max(0, n_blocks - 3))))
             layers += [nn.Conv2d(channels, channels_out, 6 if block == 0 else 4, 2, 2 if block == 0 else 1, bias=False),
                        nn.BatchNorm2d(channels_out), _activation(activation, channels_out)]
             channels, size = channels_out, size // 2

@@ -21,6 +21,8 @@ from ..particles.simulate import load_molecule
 MIN_LABELLED = 50
 # in minutes on a CPU the number of images seen limits a network, not their detail (``docs/decisions.md``, Encoder)
 CPU_BOX_SIZE_PX = 32
+# a GPU has the time for a larger network; 24 channels are best in minutes on a CPU
+GPU_COMPACT_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,16 @@ def check_inputs(config: TrainConfig, particles: Particles, device: torch.device
                         "refinement, or a map with --reference.")
     if problems:
         raise InputError(problems)
-    network = parent[0].config if parent else NetworkConfig(
-        settings.box_size_px, settings.pixel_size_angstrom, config.encoder, config.head, config.filter_channels,
-        config.pooling, config.activation, config.width, config.dropout)
+    network = parent[0].config if parent else _network_config(config, settings, device)
     return TrainingInputs(parent[0] if parent else None, settings, network, group, volume, rows)
+
+
+def _network_config(config: TrainConfig, settings: PreprocessSettings, device: torch.device) -> NetworkConfig:
+    width = config.width
+    if width is None and config.encoder == "compact" and device.type != "cpu":
+        width = GPU_COMPACT_WIDTH
+    return NetworkConfig(settings.box_size_px, settings.pixel_size_angstrom, config.encoder, config.head,
+                         config.filter_channels, config.pooling, config.activation, width, config.dropout)
 
 
 def _settings(config: TrainConfig, particles: Particles,
