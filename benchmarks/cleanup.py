@@ -107,8 +107,9 @@ def cleaned_table(before: Scored, cleaned: list[Cleaned]) -> str:
     """What each selection keeps and how it changes the mean error, as a Markdown table."""
     header = ["removed by", "kept", "junk found", "particles lost", "mean error", "same number at random"]
     rows = [["nothing", f"{len(before.kind):,}", "0 %", "0 %", f"{before.error_deg.mean():.2f}°", "-"]]
-    rows += [[c.name, f"{c.n_kept:,}", f"{100 * c.junk_found:.1f} %", f"{100 * c.particles_lost:.1f} %",
-              f"{c.mean_error_deg:.2f}°", f"{c.random_mean_error_deg:.2f}° ± {c.random_spread_deg:.2f}°"] for c in cleaned]
+    for c in cleaned:
+        rows.append([c.name, f"{c.n_kept:,}", f"{100 * c.junk_found:.1f} %", f"{100 * c.particles_lost:.1f} %",
+                     f"{c.mean_error_deg:.2f}°", f"{c.random_mean_error_deg:.2f}° ± {c.random_spread_deg:.2f}°"])
     return markdown_table(header, rows)
 
 

@@ -24,7 +24,7 @@ Scale = Literal["linear", "log", "asinh"]
 
 HALF_WIDTH = (5.6, 3.3)
 FULL_WIDTH = 11.4
-_RASTER_DPI = 160
+_RASTER_DPI = 120
 _STYLE = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "axes.titlesize": 9.5,
     "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8, "legend.frameon": False,
@@ -53,7 +53,7 @@ def to_svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def to_png(figure: Figure, dpi: int = _RASTER_DPI) -> bytes:
+def to_png(figure: Figure, dpi: int = 160) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format="png", dpi=dpi)
