@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ..geometry.rotations import quaternion_to_matrix
 from .fourier import fft_volume, frequency_grid, half_plane_pixels, ifft_volume, radius_px
+from .masks import soft_sphere
 
 
 def gridding_correction(size: int, padding: int, device: torch.device | str = "cpu") -> Tensor:
@@ -181,17 +182,19 @@ class Reconstructor:
         self.insert_points(weight * ctf * image, weight * ctf.square(),
                            slice_points(quaternion, k.to(quaternion.dtype)))
 
-    def volume(self, wiener: float | Tensor = 1e-3) -> Tensor:
-        """The map (D, D, D). ``wiener``: added to the weights, as a fraction of their mean over each shell."""
+    def volume(self, wiener: float = 1e-3) -> Tensor:
+        """The map (D, D, D). No voxel's weight counts as less than ``wiener`` times the mean of its shell.
+
+        The corners outside of the inscribed sphere are flat, as RELION leaves them.
+        """
         numerator, weight = self._symmetrised()
         radius = self._radius()
         shells = radius.round().long()
         counts = torch.bincount(shells.flatten()).clamp_min(1)
-        mean = torch.bincount(shells.flatten(), weight.flatten()) / counts
-        floor = (wiener * mean.to(weight.dtype))[shells]
-        inside = radius <= self.max_radius_px
-        quotient = torch.where(inside & (weight + floor > 0), numerator / (weight + floor).clamp_min(1e-30), 0)
-        return self._to_real(quotient)
+        mean = (torch.bincount(shells.flatten(), weight.flatten()) / counts).to(weight.dtype)
+        inside = (radius <= self.max_radius_px) & (mean[shells] > 0)
+        floor = (wiener * mean).clamp_min(1e-30)
+        return self._to_real(torch.where(inside, numerator / torch.maximum(weight, floor[shells]), 0))
 
     def _radius(self) -> Tensor:
         reach = (self.sums.shape[-3] - 1) // 2
@@ -217,5 +220,12 @@ class Reconstructor:
         full[index[:, None], index[None, :], :columns] = quotient[..., :columns]
         before = padded_size // 2 - self.box_size_px // 2
         centre = slice(before, before + self.box_size_px)
-        volume = ifft_volume(full)[centre, centre, centre]
-        return volume / gridding_correction(self.box_size_px, self.padding, volume.device).to(volume.dtype)
+        correction = gridding_correction(self.box_size_px, self.padding, quotient.device)
+        return _flat_corners(ifft_volume(full)[centre, centre, centre] / correction.to(quotient.real.dtype))
+
+
+def _flat_corners(volume: Tensor) -> Tensor:
+    """The map with its mean outside of the inscribed sphere in place of what lies there: only noise and aliases do."""
+    sphere = soft_sphere(len(volume), len(volume) / 2, 3.0, volume.device).to(volume.dtype)
+    outside = (volume * (1 - sphere)).sum() / (1 - sphere).sum()
+    return volume * sphere + outside * (1 - sphere)

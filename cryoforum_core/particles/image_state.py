@@ -31,6 +31,9 @@ CTFState = Literal["raw", "phase-flipped", "multiplied"]
 CONTRAST_Z = 4.0
 CTF_LOG_LIKELIHOOD_RATIO = 4.0
 CTF_NOISE_DEVIATIONS = 4.0
+# where noise alone moves the statistic by less, the two models hardly differ within the Nyquist limit (few zeros of the
+# CTF), and what the statistic shows is the models' common imperfection
+CTF_SMALLEST_NOISE_DEVIATION = 0.5
 
 _CONTRAST_BOX_PX = 32
 _CONTRAST_MAX_SHELL = 3
@@ -166,6 +169,8 @@ class CTFStateStatistic:
         # with the fourth power of the CTF, and the straight line in its square ends well below 0
         if self.power_at_zeros < (0.5 if self.signal_fraction < 0.5 else -0.15):
             return "multiplied"
+        if self.noise_deviation < CTF_SMALLEST_NOISE_DEVIATION:
+            return None
         limit = max(CTF_LOG_LIKELIHOOD_RATIO, CTF_NOISE_DEVIATIONS * self.noise_deviation)
         if abs(self.log_likelihood_ratio) < limit:
             return None
