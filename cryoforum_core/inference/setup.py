@@ -67,7 +67,7 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
         group = symmetry_group(metadata.symmetry, device=device)
     box_size_px = particles.box_size_px if volume is None else len(volume)
     images = ImagePreparation(particles, state, box_size_px, device, settings)
-    return PredictionSetup(network, images, None if volume is None else volume.to(device), group)
+    return PredictionSetup(network.predict, images, None if volume is None else volume.to(device), group)
 
 
 def _map_to_match(config: PredictConfig, own_reference: Path | None, particles: Particles) -> Tensor:

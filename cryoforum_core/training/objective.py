@@ -37,12 +37,17 @@ class Objective:
         }
 
     @torch.no_grad()
-    def evaluate(self, network: OrientationNetwork, batches: list[TrainingBatch]) -> dict[str, float]:
-        """Errors on held-out images; ``validation_loss`` is what the end of the training minimises."""
+    def evaluate(self, network: OrientationNetwork, batches: list[TrainingBatch],
+                 as_predicted: bool = False) -> dict[str, float]:
+        """Errors on held-out images; ``validation_loss`` is what the end of the training minimises.
+
+        ``as_predicted``: of ``network.predict``, which looks at turned images too, and not of the network alone.
+        """
         network.eval()
+        estimate_of = network.predict if as_predicted else network
         angle, shift, likelihood = [], [], []
         for batch in batches:
-            estimate = network(batch.images, batch.ctf)
+            estimate = estimate_of(batch.images, batch.ctf)
             angle.append(symmetric_distance_deg(estimate.quaternion, batch.quaternion, self.group))
             shift.append((estimate.shift_angstrom - batch.shift_angstrom).norm(dim=-1))
             likelihood.append(bingham_loss(estimate.bingham, batch.quaternion, self.group))
@@ -54,3 +59,14 @@ class Objective:
                 "validation_fraction_below_10deg": (angle < 10).float().mean().item(),
                 "validation_negative_log_likelihood": likelihood.mean().item(),
                 "validation_median_shift_error_angstrom": shift.median().item()}
+
+    @torch.no_grad()
+    def calibrate(self, network: OrientationNetwork, batches: list[TrainingBatch]) -> None:
+        """Sets what four turned answers are worth, between a half and four: the likeliest on held-out images."""
+        network.eval()
+        network.worth_of_turns.fill_(1.0)
+        bingham = torch.cat([network.predict(batch.images, batch.ctf).bingham for batch in batches])
+        truth = torch.cat([batch.quaternion for batch in batches])
+        candidates = torch.logspace(-1, 2, 31, base=2.0)
+        loss = torch.stack([bingham_loss(worth * bingham, truth, self.group).mean() for worth in candidates])
+        network.worth_of_turns.fill_(candidates[loss.argmin()])

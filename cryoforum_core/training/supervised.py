@@ -132,7 +132,8 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
     result = train_network(plan.network, plan.stream, plan.objective,
                            lambda network: plan.objective.evaluate(network, underway), _loop_settings(plan), state_path,
                            run.metrics)
-    summary = _summary(plan, result, plan.objective.evaluate(plan.network, plan.validation))
+    plan.objective.calibrate(plan.network, plan.validation)
+    summary = _summary(plan, result, plan.objective.evaluate(plan.network, plan.validation, as_predicted=True))
     save_checkpoint(run.checkpoint, plan.network, CheckpointMetadata(
         network=plan.inputs.network, symmetry=normalise_name(config.symmetry),
         preprocessing=plan.inputs.settings.to_dict(), noise_spectrum=plan.image_model.noise_spectrum.tolist(),

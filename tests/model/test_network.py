@@ -1,16 +1,22 @@
 """Encoders and heads behind one interface: shapes, gradients, what they are invariant to, and that they can learn."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from cryoforum_core.geometry.orientation_posterior import bingham_negative_log_likelihood
-from cryoforum_core.geometry.rotations import angular_distance_deg, random_quaternions, smallest_eigenvector
+from cryoforum_core.geometry.rotations import (angular_distance_deg, compose, in_plane_quaternion, random_quaternions,
+                                               smallest_eigenvector)
+from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
+from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px, shift_phase
+from cryoforum_core.imaging.masks import soft_circle, soft_sphere
+from cryoforum_core.imaging.projection import FourierVolume
+from cryoforum_core.model import network as network_module
 from cryoforum_core.model.encoder import GeneralizedMean, MatchedLowPass, SquareLowPass
-from cryoforum_core.model.network import NetworkConfig, OrientationNetwork
+from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, quarter_turn
 from cryoforum_core.model.orientation_head import N_OUTPUTS, OrientationHead, PoseEstimate
-from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px
 
 ENCODERS = ("compact", "cryoforum", "cryoposenet")
 HEADS = tuple(N_OUTPUTS)
@@ -152,3 +158,60 @@ def test_the_default_network_learns_a_few_images_by_heart():
         optimizer.step()
     found = network(images, ctf).quaternion
     assert angular_distance_deg(found, truth).median() < 8 and math.isfinite(loss.item())
+
+
+@pytest.fixture
+def view():
+    """An image model without noise: images and CTFs, astigmatic ones, of poses and shifts."""
+    generator = torch.Generator().manual_seed(0)
+    volume = FourierVolume.from_real(torch.randn(32, 32, 32, generator=generator) * soft_sphere(32, 9))
+    ones = torch.ones(6)
+    parameters = CTFParameters(9000 * ones, 6000 * ones, 25 * ones, 0 * ones, 300 * ones, 2.7 * ones, 0.1 * ones)
+
+    def make(quaternion, shift_px, turn_deg=0.0):
+        turned = dataclasses.replace(parameters, defocus_angle_deg=parameters.defocus_angle_deg + turn_deg)
+        ctf = ctf_2d(turned, 32, 5.0)
+        return ifft_image(volume.project(quaternion) * ctf * shift_phase(-shift_px, 32)), ctf
+
+    return make
+
+
+def test_a_quarter_turn_is_the_image_of_the_turned_pose(view):
+    quaternion, shift = random_quaternions(6, torch.Generator().manual_seed(1)), torch.tensor([[1.0, -2.0]]).expand(6, 2)
+    images, ctf = view(quaternion, shift)
+    turn = in_plane_quaternion(torch.tensor(math.pi / 2))
+    turned_shift = torch.stack([-shift[:, 1], shift[:, 0]], dim=-1)
+    expected, expected_ctf = view(compose(turn.expand(6, 4), quaternion), turned_shift, turn_deg=90.0)
+    # without the first row and column, which have no counterpart in an even box
+    assert torch.allclose(quarter_turn(images)[:, 1:, 1:], expected[:, 1:, 1:], atol=0.02 * float(expected.std()))
+    found = network_module._quarter_turn_ctf(ctf)
+    assert torch.allclose(found[:, 1:12, 1:12], expected_ctf[:, 1:12, 1:12], atol=1e-3)
+
+
+def test_prediction_turns_with_the_image(view):
+    """Whatever the weights: the pose predicted for a turned image is the turned pose, and the shift turns with it."""
+    torch.manual_seed(8)
+    network = OrientationNetwork(NetworkConfig(32, 5.0, width=8)).eval()
+    images, ctf = view(random_quaternions(6, torch.Generator().manual_seed(1)), torch.zeros(6, 2))
+    ctf = ctf.abs()  # as prepared images have it
+    mask = soft_circle(32, 14, 1)
+    with torch.no_grad():
+        plain = network.predict(images * mask, ctf)
+        turned = network.predict(quarter_turn(images * mask), network_module._quarter_turn_ctf(ctf))
+    turn = in_plane_quaternion(torch.tensor(math.pi / 2)).expand(6, 4)
+    assert angular_distance_deg(turned.quaternion, compose(turn, plain.quaternion)).max() < 0.5
+    x, y = plain.shift_angstrom.unbind(-1)
+    assert torch.allclose(turned.shift_angstrom, torch.stack([-y, x], dim=-1), atol=0.05)
+    assert torch.allclose(torch.linalg.eigvalsh(turned.bingham), torch.linalg.eigvalsh(plain.bingham), atol=0.02)
+
+
+def test_the_worth_of_turns_scales_the_belief_and_is_saved():
+    torch.manual_seed(9)
+    network = OrientationNetwork(NetworkConfig(16, 5.0, width=8)).eval()
+    images, ctf = random_input(2, 16)
+    with torch.no_grad():
+        before = network.predict(images, ctf)
+        network.worth_of_turns.fill_(2.0)
+        after = network.predict(images, ctf)
+    assert torch.allclose(after.bingham, 2 * before.bingham, atol=1e-5)
+    assert "worth_of_turns" in network.state_dict()
