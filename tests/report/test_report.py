@@ -14,7 +14,12 @@ import pytest
 from example_runs import N, N_JUNK, make_run, predict_run, reconstruct_run, select_run, train_run
 
 from cryoforum_core.errors import InputError
-from cryoforum_core.report.report import write_report
+from cryoforum_core.report.map_page import reconstruction_page
+from cryoforum_core.report.prediction_page import prediction_page
+from cryoforum_core.report.report import LEVEL_NAMES, write_report
+from cryoforum_core.report.run_files import RunFiles
+from cryoforum_core.report.selection_page import selection_page
+from cryoforum_core.report.training_page import training_page
 from cryoforum_core.run_directory import RunDirectory
 
 JOBS = ["simulate", "train", "predict", "select", "reconstruct", "evaluate", "ab-initio"]
@@ -32,16 +37,17 @@ def pages(runs, tmp_path_factory) -> dict[str, tuple[str, dict]]:
     return {job: page_of(run, folder / f"{job}.html") for job, run in runs.items()}
 
 
-def verdict_of(text: str) -> str:
-    return re.search(r"<section.*?</section>", text, re.DOTALL).group(0)
+def words(page) -> str:
+    return " ".join(page.verdict.sentences)
 
 
-def level_of(text: str) -> str:
-    return re.search(r'class="card verdict (\w+)"', text).group(1)
+def titles_of(page) -> list[str]:
+    return [picture.title for picture in page.pictures]
 
 
 def commands_in(text: str) -> list[str]:
-    return [" ".join(shlex.split(command.replace("\\\n", ""))) for command in re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)]
+    return [" ".join(shlex.split(command.replace("\\\n", "")))
+            for command in re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)]
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -63,6 +69,8 @@ def test_page_is_one_file_with_all_figures_inside(pages, job):
 def test_page_shows_verdict_summary_and_options_of_the_run(runs, pages, job):
     text, summary = pages[job]
     assert summary["verdict"] in text
+    level = re.search(r'class="card verdict (\w+)"', text).group(1)
+    assert f'<div class="level">{LEVEL_NAMES[level]}</div>' in text
     assert str(runs[job].path) in text
     for name in json.loads(runs[job].config.read_text()) | runs[job].read_summary():
         assert f"<td>{name}</td>" in text
@@ -86,37 +94,31 @@ def test_commands_quote_paths_for_the_shell(tmp_path):
 
 
 def test_training_verdict_follows_the_error(tmp_path):
-    text, _ = page_of(train_run(tmp_path / "good", 5.0), tmp_path / "1.html")
-    assert level_of(text) == "good" and "5.00° (median) and 11.0° (mean)" in text
-    text, _ = page_of(train_run(tmp_path / "poor", 45.0), tmp_path / "2.html")
-    assert level_of(text) == "poor"
-    assert any("--from-checkpoint" in line for line in commands_in(text))
+    good = training_page(RunFiles(train_run(tmp_path / "good", 5.0)))
+    assert good.verdict.level == "good" and "5.00° (median) and 11.0° (mean)" in good.verdict.sentences[0]
+    poor = training_page(RunFiles(train_run(tmp_path / "poor", 45.0)))
+    assert poor.verdict.level == "poor" and "--from-checkpoint" in poor.next_steps[-1].command
 
 
 def test_training_that_learns_by_heart_is_told(tmp_path):
-    text, _ = page_of(train_run(tmp_path / "a", overfits=True), tmp_path / "1.html")
-    assert "by heart." in verdict_of(text)
-    text, _ = page_of(train_run(tmp_path / "b"), tmp_path / "2.html")
-    assert "by heart." not in verdict_of(text)
+    assert "by heart." in words(training_page(RunFiles(train_run(tmp_path / "a", overfits=True))))
+    assert "by heart." not in words(training_page(RunFiles(train_run(tmp_path / "b"))))
 
 
 def test_prediction_that_does_not_apply_is_red_with_its_reason(tmp_path):
-    run, _ = predict_run(tmp_path / "run", applies=False)
-    text, _ = page_of(run, tmp_path / "report.html")
-    assert level_of(text) == "poor" and "explains 31 %" in text and "may not apply" in text
+    page = prediction_page(RunFiles(predict_run(tmp_path / "run", applies=False)[0]))
+    assert page.verdict.level == "poor" and "explains 31 %" in words(page) and "may not apply" in words(page)
 
 
 def test_uneven_views_are_told(tmp_path):
-    run, _ = predict_run(tmp_path / "run", preferred=1.0)
-    text, summary = page_of(run, tmp_path / "report.html")
-    assert "almost unseen" in summary["verdict"] and level_of(text) == "caution"
+    page = prediction_page(RunFiles(predict_run(tmp_path / "run", preferred=1.0)[0]))
+    assert page.verdict.level == "caution" and "almost unseen" in words(page)
 
 
 def test_prediction_without_matching_has_no_match_figures(tmp_path):
-    run, _ = predict_run(tmp_path / "run", matched=False)
-    text, _ = page_of(run, tmp_path / "report.html")
-    assert "Match with the map" not in text and "beside their projections" not in text
-    assert "Expected error" in text
+    titles = titles_of(prediction_page(RunFiles(predict_run(tmp_path / "run", matched=False)[0])))
+    assert "Expected error" in titles
+    assert not {"Match with the map", "Match and defocus", "Particles beside their projections"} & set(titles)
 
 
 def test_truth_adds_errors_without_junk(runs, pages, tmp_path):
@@ -143,40 +145,45 @@ def test_selection_page_counts_and_shows_views_before_and_after(runs, pages):
     assert abs(summary["n_rejected"] - N_JUNK) < 0.25 * N_JUNK
 
 
-def test_selection_that_loses_a_view_or_much_is_cautioned(runs, tmp_path):
-    much = select_run(tmp_path / "much", runs["predict"], measure="match-score", keep_fraction=0.5)
-    text, _ = page_of(much, tmp_path / "1.html")
-    assert level_of(text) == "caution" and "large part" in text
-    few = select_run(tmp_path / "all", runs["predict"], measure="match-score", keep_fraction=1.0)
-    text, _ = page_of(few, tmp_path / "2.html")
-    assert level_of(text) == "good" and len(commands_in(text)) == 1
+def test_selection_that_leaves_out_much_is_cautioned_and_one_that_keeps_all_has_no_second_map(runs, tmp_path):
+    half = select_run(tmp_path / "a", runs["predict"], measure="match-score", keep_fraction=0.5)
+    much = selection_page(RunFiles(half))
+    assert much.verdict.level == "caution" and "large part" in words(much) and len(much.next_steps) == 2
+    everything = selection_page(RunFiles(select_run(tmp_path / "b", runs["predict"], measure="match-score",
+                                                    keep_fraction=1.0)))
+    assert everything.verdict.level == "good" and len(everything.next_steps) == 1
 
 
 def test_junk_that_piles_up_in_few_views_may_go(tmp_path):
-    predicted, truth = predict_run(tmp_path / "run", piled_junk=True)
-    text, summary = page_of(select_run(tmp_path / "select", predicted), tmp_path / "report.html")
-    assert level_of(text) == "good", summary["verdict"]
+    predicted, _ = predict_run(tmp_path / "run", piled_junk=True)
+    page = selection_page(RunFiles(select_run(tmp_path / "select", predicted)))
+    assert page.verdict.level == "good", words(page)
 
 
 def test_views_that_are_lost_are_told(tmp_path):
     predicted, _ = predict_run(tmp_path / "run", poor_view=True)
-    text, _ = page_of(select_run(tmp_path / "select", predicted, max_error_deg=20.0), tmp_path / "report.html")
-    assert level_of(text) == "caution" and "Some viewing directions lost" in verdict_of(text)
+    page = selection_page(RunFiles(select_run(tmp_path / "select", predicted, max_error_deg=20.0)))
+    assert page.verdict.level == "caution" and "Some viewing directions lost" in words(page)
 
 
-def test_selection_shows_images_of_both_sets(runs, tmp_path):
+def test_selection_shows_images_of_both_sets_where_they_are(runs, tmp_path):
     predicted, _ = predict_run(tmp_path / "run", with_images=True)
-    text, _ = page_of(select_run(tmp_path / "select", predicted), tmp_path / "report.html")
-    assert "<h3>Kept</h3>" in text and "<h3>Rejected</h3>" in text
+    assert {"Kept", "Rejected"} < set(titles_of(selection_page(RunFiles(select_run(tmp_path / "select", predicted)))))
+    assert not {"Kept", "Rejected"} & set(titles_of(selection_page(RunFiles(runs["select"]))))
+
+
+def test_reasons_are_counted_where_there_are_several(runs, tmp_path):
+    both = select_run(tmp_path / "a", runs["predict"], measure="match-score", threshold=-3.0, max_error_deg=5.0)
+    assert "Reasons" in titles_of(selection_page(RunFiles(both)))
+    assert "Reasons" not in titles_of(selection_page(RunFiles(runs["select"])))
 
 
 def test_reconstruction_verdict_follows_the_resolution(tmp_path):
-    text, _ = page_of(reconstruct_run(tmp_path / "a", 14.2), tmp_path / "1.html")
-    assert level_of(text) == "good" and "14.2 Å" in text
-    text, _ = page_of(reconstruct_run(tmp_path / "b", 60.0), tmp_path / "2.html")
-    assert level_of(text) == "poor" and "blob" in text
-    text, _ = page_of(reconstruct_run(tmp_path / "c", 12.3), tmp_path / "3.html")
-    assert "limit of the pixel size" in text
+    pages = {resolution: reconstruction_page(RunFiles(reconstruct_run(tmp_path / f"{resolution}", resolution)))
+             for resolution in (12.3, 14.2, 60.0)}
+    assert [page.verdict.level for page in pages.values()] == ["good", "good", "poor"]
+    assert "limit of the pixel size" in words(pages[12.3]) and "limit of the pixel size" not in words(pages[14.2])
+    assert "14.2 Å" in words(pages[14.2]) and "blob" in words(pages[60.0])
 
 
 def test_evaluation_names_the_tail_and_sets_junk_apart(pages):
@@ -185,13 +192,12 @@ def test_evaluation_names_the_tail_and_sets_junk_apart(pages):
     assert "Expected and true error" in text  # particles.star of the run of predict has the expectations
 
 
-def test_a_page_survives_input_files_that_were_moved(runs, tmp_path):
-    predicted, truth = predict_run(tmp_path / "run")
+def test_a_page_survives_input_files_that_were_moved(tmp_path):
+    predicted, _ = predict_run(tmp_path / "run")
     selected = select_run(tmp_path / "select", predicted)
     for path in predicted.path.iterdir():
         path.unlink()
-    text, _ = page_of(selected, tmp_path / "report.html")
-    assert level_of(text) == "good"
+    assert selection_page(RunFiles(selected)).verdict.level == "good"
 
 
 def test_a_run_can_write_its_report_before_its_summary(runs, tmp_path):
