@@ -20,10 +20,9 @@ setup(
     package_data={"cryoforum_core": ["data/*", "report/*.j2"]},
     install_requires=[
         "torch>=2.4",
-        "numpy>=1.26",
+        "numpy>=2.0",
         "roma>=1.8",
         "torch-ctf>=0.6,<0.7",
-        "starfile>=0.5.10",
         "mrcfile>=1.5",
         "pydantic>=2.7",
         "tyro>=0.9",
@@ -33,6 +32,6 @@ setup(
         "safetensors>=0.4",
         "gemmi>=0.6.5",
     ],
-    extras_require={"test": ["pytest>=8", "scipy>=1.11"]},
+    extras_require={"test": ["pytest>=8", "scipy>=1.11", "starfile>=0.5.10"]},
     entry_points={"console_scripts": ["cryoforum = cryoforum_core.cli:main"]},
 )
