@@ -4,6 +4,7 @@ Each job reads and checks all of its input before it writes anything, and report
 then it calls one function of a lower layer, and writes ``summary.json`` last.
 """
 
+import functools
 import importlib.metadata
 import logging
 import os
@@ -34,9 +35,6 @@ logger = logging.getLogger("cryoforum")
 
 # what results depend on, in the words of the package index
 LIBRARIES = ("torch", "numpy", "roma", "torch-ctf", "mrcfile", "safetensors", "gemmi", "pydantic", "tyro", "matplotlib")
-
-# what of a configuration does not change a run's results
-_NOT_OF_THE_RESULT = {"resume", "device"}
 
 
 class _Inputs:
@@ -94,9 +92,6 @@ def _perform(config: JobConfig, device: torch.device, purpose: str, work: Callab
              ) -> RunDirectory:
     """Runs ``work`` in the run directory and writes what it returns as the summary."""
     run = RunDirectory(config.out)
-    if config.resume and _is_finished(run, config):
-        logger.info("%s is finished already; nothing to do.", run.path)
-        return run
     run.prepare(config, config.resume)
     run.summary.unlink(missing_ok=True)  # it marks a finished run, and this one is not
     logger.info("%s: %s", config.job, purpose)
@@ -125,13 +120,22 @@ def _write_report(run: RunDirectory, summary: dict) -> None:
         logger.exception("The report could not be made; the results are complete.")
 
 
-def _is_finished(run: RunDirectory, config: JobConfig) -> bool:
-    if not (run.finished and run.config.is_file()):
-        return False
-    before = type(config).model_validate_json(run.config.read_text())
-    return before.model_dump(exclude=_NOT_OF_THE_RESULT) == config.model_dump(exclude=_NOT_OF_THE_RESULT)
+def _once(job: Callable[[JobConfig], RunDirectory]) -> Callable[[JobConfig], RunDirectory]:
+    """A job that does nothing where --resume meets the same run, finished."""
+    @functools.wraps(job)
+    def job_unless_finished(config: JobConfig) -> RunDirectory:
+        run = RunDirectory(config.out)
+        if config.resume and run.finished and run.config.is_file() and run.read_summary().get("job") == config.job:
+            if not run.changed_options(config):
+                logger.info("%s is finished already; nothing to do.", run.path)
+                return run
+            logger.info("%s was finished with another budget; it is done anew.", run.path)
+        return job(config)
+
+    return job_unless_finished
 
 
+@_once
 def simulate(config: SimulateConfig) -> RunDirectory:
     """Noisy images with known poses: particles.star, particles.mrcs, truth.star, map.mrc."""
     from .geometry.symmetry import normalise_name
@@ -151,6 +155,7 @@ def simulate(config: SimulateConfig) -> RunDirectory:
                     lambda run: simulation.simulate(config, run, molecule, other, inputs.device))
 
 
+@_once
 def train(config: TrainConfig) -> RunDirectory:
     """A network from labelled particles or a map: checkpoint/, metrics.csv."""
     from .inference.setup import checked_pixels
@@ -171,6 +176,7 @@ def train(config: TrainConfig) -> RunDirectory:
     return _perform(config, inputs.device, purpose, lambda run: supervised.run_training(plan, run))
 
 
+@_once
 def predict(config: PredictConfig) -> RunDirectory:
     """Poses and what is believed about them: particles.star, orientation_posterior.npz."""
     from .inference.predict import predict as predict_poses
@@ -187,6 +193,7 @@ def predict(config: PredictConfig) -> RunDirectory:
     return _perform(config, inputs.device, purpose, lambda run: predict_poses(config, run, particles, setup))
 
 
+@_once
 def reconstruct(config: ReconstructConfig) -> RunDirectory:
     """Map, half maps and FSC: map.mrc, map_half1.mrc, map_half2.mrc, fsc.csv."""
     from .geometry.symmetry import symmetry_group
@@ -206,6 +213,7 @@ def reconstruct(config: ReconstructConfig) -> RunDirectory:
         config, run, particles, images.transforms, group.to(inputs.device), inputs.device))
 
 
+@_once
 def select(config: SelectConfig) -> RunDirectory:
     """The trustworthy particles and the others: selected.star, rejected.star."""
     from .inference import selection
@@ -232,6 +240,7 @@ def select(config: SelectConfig) -> RunDirectory:
     return _perform(config, inputs.device, f"particles of {config.run}", work)
 
 
+@_once
 def report(config: ReportConfig) -> RunDirectory:
     """One self-contained page about a finished run: report.html."""
     from .report.report import write_report
@@ -250,6 +259,7 @@ def _check_is_run_of(run: RunDirectory, job: str | None) -> None:
         raise InputError(f"--run must be a run of {job}; {run.path} is one of {found}. Check the path.")
 
 
+@_once
 def evaluate(config: EvaluateConfig) -> RunDirectory:
     """Errors of poses against known ones (errors.csv), and of a map against a known one (fsc.csv)."""
     from .geometry.symmetry import symmetry_group

@@ -51,6 +51,10 @@ class RunDirectory:
         "summary": "summary.json",
     }
 
+    # how --out is spelled, and where the run computes, change nothing; a budget may grow before the run is finished
+    NO_OPTIONS = frozenset({"job", "resume", "device", "out"})
+    BUDGET = frozenset({"max_steps", "max_minutes"})
+
     def __init__(self, path: Path | str):
         self.path = Path(path)
 
@@ -91,10 +95,24 @@ class RunDirectory:
             raise InputError(f"--resume goes on with an earlier run; {self.path} holds files but no "
                              f"{self.config.name}. Choose another --out.")
         if occupied:
-            found = json.loads(self.config.read_text()).get("job")
-            if found != config.job:
-                raise InputError(f"--resume goes on with a run of the same job; {self.path} holds a {found!r} run, "
-                                 f"and this is {config.job!r}. Choose another --out.")
+            self._check_same_options(config)
+
+    def _check_same_options(self, config) -> None:
+        found = json.loads(self.config.read_text()).get("job")
+        if found != config.job:
+            raise InputError(f"--resume goes on with a run of the same job; {self.path} holds a {found!r} run, "
+                             f"and this is {config.job!r}. Choose another --out.")
+        changed = [f"{name} (was {before!r}, is {now!r})" for name, (before, now) in self.changed_options(config).items()
+                   if name not in self.BUDGET]
+        if changed:
+            raise InputError(f"--resume goes on with the same options, so that a run is of one kind; in {self.path} "
+                             f"these differ: {', '.join(changed)}. Repeat the options, or choose another --out.")
+
+    def changed_options(self, config) -> dict[str, tuple]:
+        """Options of ``config`` that the run was not made with: (before, now) by name. The run must have its config."""
+        before, now = json.loads(self.config.read_text()), json.loads(config.model_dump_json())
+        return {name: (before.get(name), value) for name, value in now.items()
+                if name not in self.NO_OPTIONS and before.get(name) != value}
 
     def write_summary(self, summary: dict) -> None:
         """Writes ``summary.json``: the mark of a finished run."""

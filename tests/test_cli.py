@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -90,12 +91,11 @@ def test_help_describes_every_flag(cryoforum, job):
 def test_help_is_quick_and_loads_no_torch():
     modules = imported_modules("train", "--help")
     assert not {"torch", "matplotlib", "pandas", "gemmi"} & modules
-    durations = []
-    for _ in range(3):
-        start = time.monotonic()
-        program("predict", "--help")
-        durations.append(time.monotonic() - start)
-    assert min(durations) < 1.0
+    # processor time: other work on the machine is no matter
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    program("predict", "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 1.0
 
 
 def test_importing_the_package_loads_no_torch():
@@ -171,7 +171,7 @@ def test_reconstruct_and_evaluate_from_the_truth(cryoforum, small_set, tmp_path)
     assert 10.0 <= summary["resolution_angstrom"] < 25.0
 
 
-def test_finished_run_is_not_done_again_unless_options_change(cryoforum, small_set, molecule):
+def test_finished_run_is_not_done_again_and_not_mixed_with_another(cryoforum, small_set, molecule):
     out, _ = small_set
     before = (out / "particles.mrcs").stat().st_mtime_ns
     same = ("simulate", "--out", out, "--model", molecule, "--n-particles", 60, "--snr", 2, "--resume")
@@ -179,9 +179,8 @@ def test_finished_run_is_not_done_again_unless_options_change(cryoforum, small_s
     assert result.returncode == 0 and "finished already" in result.stdout
     assert (out / "particles.mrcs").stat().st_mtime_ns == before
     result = cryoforum(*same, "--seed", 5)
-    assert result.returncode == 0 and "finished already" not in result.stdout
-    assert json.loads((out / "config.json").read_text())["seed"] == 5
-    assert (out / "particles.mrcs").stat().st_mtime_ns != before
+    assert result.returncode == 2 and "these differ: seed (was 0, is 5)" in result.stderr
+    assert (out / "particles.mrcs").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

@@ -37,8 +37,10 @@ def test_directory_with_files_needs_resume_and_the_same_job(run):
     run.prepare(config_of(run))
     with pytest.raises(InputError, match="Add --resume"):
         run.prepare(config_of(run))
-    run.prepare(config_of(run, seed=2), resume=True)
-    assert json.loads(run.config.read_text())["seed"] == 2
+    run.prepare(config_of(run, device="cpu"), resume=True)
+    with pytest.raises(InputError, match=r"these differ: snr \(was 0.1, is 0.5\), seed \(was 0, is 2\)|these differ: seed"):
+        run.prepare(config_of(run, seed=2, snr=0.5), resume=True)
+    assert json.loads(run.config.read_text())["seed"] == 0
     with pytest.raises(InputError, match="holds a 'simulate' run"):
         run.prepare(ReconstructConfig(out=run.path, particles="a.star"), resume=True)
     run.config.unlink()
