@@ -49,7 +49,7 @@ class TrainingPlan:
     validation_source: str
     image_model: ImageModel
     volume: Tensor
-    """(B, B, B) what is projected, on the particles' grid"""
+    """(D, D, D) what is projected, with the particles' field of view"""
     n_labelled: int
 
 
@@ -73,7 +73,7 @@ def plan_training(config: TrainConfig, particles: Particles, device: torch.devic
     views = ParticleViews(particles, inputs.settings, state or determine_image_state(particles, config), device)
     fraction = particle_fraction(config, particles)
     rows, held_out = _split(inputs.rows, config) if fraction else (inputs.rows, inputs.rows[:0])
-    volume = views.map_of_labels(rows, inputs.group) if inputs.volume is None else inputs.volume
+    volume = views.map_of_labels(rows, inputs.group, config.seed) if inputs.volume is None else inputs.volume
     image_model = views.image_model(rows, volume, config.seed)
     logger.info("Signal-to-noise ratio at the network's box: %.3g.", image_model.snr)
     labelled = views.labelled(rows, image_model) if fraction else None
@@ -126,7 +126,7 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
     """Trains, writes ``checkpoint/`` and ``metrics.csv``, and returns the summary."""
     config = plan.config
     run.checkpoint.mkdir(parents=True, exist_ok=True)
-    write_map(run.checkpoint / REFERENCE, plan.volume.numpy(), plan.views.particles.pixel_size_angstrom)
+    write_map(run.checkpoint / REFERENCE, plan.volume.numpy(), plan.views.extent_angstrom / len(plan.volume))
     state_path = run.checkpoint / STATE_NAME
     underway = plan.validation[:MAX_BATCHES_UNDERWAY]
     result = train_network(plan.network, plan.stream, plan.objective,

@@ -12,11 +12,13 @@ from ..imaging.masks import soft_circle
 from ..particles.dataset import ParticleBatch, Particles
 from ..particles.image_state import ImageState
 from ..particles.preprocess import PreprocessSettings, network_ctf, network_images
+from ..progress import Progress
 from .label_map import LabelMap, network_volume
 from .projections import ImageModel, TrainingBatch, estimate_image_model
 from .streams import ParticleStream
 
 N_FOR_ESTIMATES = 1000
+MAX_FOR_MAP, MAX_MAP_BOX_PX = 10_000, 128
 _BATCH = 256
 
 
@@ -28,6 +30,11 @@ class ParticleViews:
     settings: PreprocessSettings
     state: ImageState
     device: torch.device
+
+    @property
+    def extent_angstrom(self) -> float:
+        """Side of the images."""
+        return self.particles.box_size_px * self.particles.pixel_size_angstrom
 
     @property
     def mask(self) -> Tensor:
@@ -65,14 +72,23 @@ class ParticleViews:
         return TrainingBatch(self.unmasked(batch) * self.mask.to(self.device), self.ctf(batch.ctf),
                              batch.poses.quaternion, batch.poses.shift_angstrom)
 
-    def map_of_labels(self, rows: np.ndarray, group: Tensor) -> Tensor:
-        """The map (B, B, B) that the labelled images make, in the particles' own box, with prepared grey values."""
-        own = replace(self, settings=replace(self.settings, box_size_px=self.particles.box_size_px,
-                                             pixel_size_angstrom=self.particles.pixel_size_angstrom))
-        label_map = LabelMap(self.particles.box_size_px, self.particles.pixel_size_angstrom, group)
-        for part in np.array_split(rows, -(-len(rows) // _BATCH)):
-            batch = self.particles.batch(part)
-            label_map.add(own.unmasked(batch), own.ctf(batch.ctf), batch.poses.quaternion, batch.poses.shift_angstrom)
+    def map_of_labels(self, rows: np.ndarray, group: Tensor, seed: int) -> Tensor:
+        """The map (b, b, b) that the labelled images make, with prepared grey values; the images' field of view.
+
+        Of large sets a sample, and of large images the low frequencies: a training that sees 128 px at most does not
+        profit from more.
+        """
+        box_size_px = min(self.particles.box_size_px, MAX_MAP_BOX_PX)
+        pixel_size_angstrom = self.extent_angstrom / box_size_px
+        settings = replace(self.settings, box_size_px=box_size_px, pixel_size_angstrom=pixel_size_angstrom)
+        view, label_map = replace(self, settings=settings), LabelMap(box_size_px, pixel_size_angstrom, group)
+        some = np.sort(np.random.default_rng(seed).permutation(rows)[:MAX_FOR_MAP])
+        with Progress(len(some), "map of the labels") as progress:
+            for part in np.array_split(some, -(-len(some) // _BATCH)):
+                batch = self.particles.batch(part)
+                label_map.add(view.unmasked(batch), view.ctf(batch.ctf), batch.poses.quaternion,
+                              batch.poses.shift_angstrom)
+                progress.update(len(part))
         volume = label_map.finish()
         if not volume.abs().max() > 0:
             raise InputError("The labelled particles must make a map; the half maps of these agree in no shell. Check "
