@@ -202,15 +202,25 @@ class SelectConfig(JobConfig):
     measure: Literal["auto", "match-score", "expected-error", "error-bound", "figure-of-merit", "dispersion-max",
                      "dispersion-trace", "dispersion-wigner"] = "auto"
     """What to judge particles by; auto is the match score where predict made one, else the expected error."""
+    auto: bool = False
+    """Let the measure's distribution decide, as it also does without any criterion: two populations are parted, one
+    is kept whole."""
     keep_fraction: Fraction | None = None
-    """Keep this fraction, the best. Without any criterion the measure's distribution decides: two populations are
-    parted, one is kept whole."""
+    """Keep this fraction, the best."""
     keep_count: PositiveInt | None = None
     """Keep so many, the best."""
     max_error_deg: PositiveFloat | None = None
     """Keep particles whose expected error is at most this; may go with --threshold on another measure."""
     threshold: float | None = None
     """Keep particles whose --measure is at least (scores) or at most (errors and dispersions) this."""
+
+    @model_validator(mode="after")
+    def _auto_stands_alone(self):
+        given = [f"--{name.replace('_', '-')}" for name in ("keep_fraction", "keep_count", "max_error_deg", "threshold")
+                 if getattr(self, name) is not None]
+        if self.auto and given:
+            raise ValueError(f"--auto and a criterion exclude each other; {' and '.join(given)} given too")
+        return self
 
 
 class EvaluateConfig(JobConfig):

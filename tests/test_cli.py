@@ -130,6 +130,7 @@ def test_all_values_out_of_range_are_named_at_once():
     (["simulate", "--out", "x", "--wrong", "3"], "--wrong"),
     (["simulate", "--out", "x", "--snr", "much"], "--snr"),
     (["simulate", "--out", "x", "--noise", "green"], "green"),
+    (["select", "--out", "x", "--run", "y", "--auto", "--keep-count", "3"], "error: --auto and a criterion exclude"),
     (["simulate", "--out", "x", "--defocus-min-angstrom", "9e4"], "error: The smallest defocus must not be above"),
 ])
 def test_wrong_arguments_end_with_2_and_no_traceback(tmp_path, arguments, message):

@@ -140,6 +140,7 @@ def test_every_kind_of_junk_is_what_it_says(tmp_path, molecule, other):
     assert summary["junk"] == dict.fromkeys(JUNK_KINDS, 10) and summary["n_junk"] == 50
     images, kind = images_of(run), kinds_of(run)
     variance = images.var(axis=(1, 2))
+    assert kind[0] == "none"
     good = np.median(variance[kind == "none"])
     assert (np.ptp(images[kind == "blank"], axis=(1, 2)) == 0).all() and len(np.unique(images[kind == "blank"])) == 10
     assert (np.abs(variance[kind == "noise"] - 1) < 0.2).all()
