@@ -119,7 +119,8 @@ def _flag(model: type[config.JobConfig], name: str) -> tyro.constructors.StructF
     metavar = {Path: "PATH", str: "TEXT", int: "INT", float: "NUMBER"}.get(annotation)
     annotated = typing.Annotated[field.annotation, tyro.conf.arg(metavar=metavar, **hints)]
     default = tyro.MISSING if field.is_required() else field.default
-    return tyro.constructors.StructFieldSpec(name, annotated, default, helptext=field.description or "")
+    description = " ".join((field.description or "").split())
+    return tyro.constructors.StructFieldSpec(name, annotated, default, helptext=description)
 
 
 def _without_none(annotation) -> tuple[object, bool]:
