@@ -99,8 +99,8 @@ class CryoForumBase:
         useGpu = self.usesGpu()
         options = dict(options, out=runDirectory, device='cuda' if useGpu else 'cpu')
         arguments = buildArguments(job, options) + (' --resume' if resume else '')
-        if resume:
-            self.info('Going on with the run in %s' % runDirectory)
+        if resume and not os.path.exists(os.path.join(runDirectory, 'summary.json')):
+            self.info('Going on with the unfinished run in %s' % runDirectory)
         try:
             self.runJob(buildProgram(Plugin.getPython(), useGpu, self.numberOfThreads.get()),
                         escapePercent(arguments, useGpu), env=Plugin.getEnviron(), numberOfMpi=1)
@@ -108,6 +108,11 @@ class CryoForumBase:
             message = tail(self._getLogsPath('run.stderr'))
             raise RuntimeError('cryoforum %s stopped (exit code %d).\n%s' % (job, error.returncode, message)) from None
         return readSummary(runDirectory)
+
+    def _reportLines(self, runDirectory):
+        """ A link to the engine's report, for the summary. """
+        report = os.path.abspath(os.path.join(runDirectory, 'report.html'))
+        return ['Report with figures: [[file://%s][%s]]' % (report, report)] if os.path.exists(report) else []
 
     # ------------------------------ validation ------------------------------
     def _validateParticles(self):

@@ -141,7 +141,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                  'Median expected error: *%.2f°*' % summary['median_expected_error_deg']]
         if not summary['model_applies']:
             lines.append('*Warning*: the network may not fit these particles. %s' % summary['model_applies_reason'])
-        return lines
+        return lines + self._reportLines(self._runDirectory())
 
     def _methods(self):
         if not hasattr(self, outputs.outputParticles.name):

@@ -229,7 +229,7 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
         sizes = [0 if output is None else output.getSize() for output in (kept, rejected)]
         return ['Kept *%d* of %d particles (%.1f %%), rejected %d.' % (sizes[0], sum(sizes),
                                                                       100. * sizes[0] / sum(sizes), sizes[1]),
-                readSummary(self._runDirectory())['explanation'] if self.criterion == AUTOMATIC else self._rule()]
+                self._explanation()]
 
     def _methods(self):
         kept = getattr(self, 'outputParticles', None)
@@ -244,6 +244,11 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
     # --------------------------- UTILS functions -----------------------------
     def _runDirectory(self):
         return self._getExtraPath('select')
+
+    def _explanation(self):
+        """ How the border came about. """
+        found = os.path.exists(os.path.join(self._runDirectory(), 'summary.json'))
+        return readSummary(self._runDirectory())['explanation'] if found and self.criterion == AUTOMATIC else self._rule()
 
     def _measure(self):
         return EXPECTED_ERROR_MEASURE if self.criterion == MAX_ERROR else MEASURES[self.measure.get()]

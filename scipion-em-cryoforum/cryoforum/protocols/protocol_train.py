@@ -88,8 +88,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                        help='Training ends after this time at the latest; the learning rate is planned to be down by '
                             'then. On a GPU 20 to 60 minutes are usually enough; on CPU give it hours for a useful '
                             'network, and let the refinement of *predict orientations* do the rest.\n'
-                            'To train longer, raise it and launch the protocol again with *Continue*: it goes on from '
-                            'the last checkpoint.')
+                            'A training that was stopped goes on from its last checkpoint with *Continue*. To train a '
+                            'finished network further, give it as *Start from network*.')
         group.addParam('maxSteps', params.IntParam, default=20000, validators=[params.Positive],
                        label='Training steps',
                        help='Largest number of steps; one step sees one batch of images.')
@@ -231,7 +231,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         summary = readSummary(self._runDirectory())
         return ['Median error on held-out images: *%.2f°* (mean %.2f°)' % (summary['validation_median_error_deg'],
                                                                          summary['validation_mean_error_deg']),
-                'Trained for %.1f minutes.' % (summary['seconds'] / 60)]
+                'Trained for %.1f minutes.' % (summary['seconds'] / 60)] + self._reportLines(self._runDirectory())
 
     def _methods(self):
         if not hasattr(self, outputs.outputNetwork.name):

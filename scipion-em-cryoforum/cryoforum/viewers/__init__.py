@@ -26,12 +26,13 @@ from ..constants import PARTICLE_ATTRIBUTES, REJECTION_REASON
 
 
 def showParticleAttributes():
-    """ Makes our attributes visible in Scipion's table of any set of particles that has them. """
+    """ Makes our attributes visible in Scipion's table of any set of particles that has them, beside the image. """
     config = RegistryViewerConfig.getConfig(SetOfParticles)
     ours = PARTICLE_ATTRIBUTES + [REJECTION_REASON]
     for key in (ORDER, VISIBLE):
-        labels = config[key].split()
-        config[key] = ' '.join(labels + [name for name in ours if name not in labels])
+        labels = [name for name in config[key].split() if name not in ours]
+        after = labels.index('_filename') + 1
+        config[key] = ' '.join(labels[:after] + ours + labels[after:])
 
 
 showParticleAttributes()
