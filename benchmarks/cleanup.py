@@ -149,13 +149,15 @@ def kept_rows(work: Path, out: str) -> np.ndarray:
     return np.array([row_of[i] for i in ids.tolist()])
 
 
-def resolution(work: Path, out: str, particles: Path) -> str:
-    """Resolution of the particles' map against the true one (FSC 0.5 and 0.143), in Angstrom."""
+def map_quality(work: Path, out: str, particles: Path) -> list[str]:
+    """Of the particles' map against the true one: resolution (FSC 0.5), mean FSC over the outer half of the shells."""
     command(work, "reconstruct", f"map_{out}", "--particles", particles)
     found = command(work, "evaluate", f"map_{out}_evaluate", "--particles", particles, "--truth",
                     work / "simulate/truth.star", "--map", work / f"map_{out}/map.mrc", "--truth-map",
                     work / "simulate/map.mrc")
-    return f"{found['resolution_at_fsc_0.5_angstrom']:.1f} / {found['resolution_angstrom']:.1f} Å"
+    with open(work / f"map_{out}_evaluate/fsc.csv", newline="") as file:
+        fsc = np.array([float(row["fsc"]) for row in csv.DictReader(file)])
+    return [f"{found['resolution_at_fsc_0.5_angstrom']:.1f} Å", f"{fsc[len(fsc) // 2:].mean():.3f}"]
 
 
 def random_subset(work: Path, n_kept: int, rng: np.random.Generator) -> Path:
@@ -194,15 +196,18 @@ def main() -> None:
         cleaned.append(judge(name, kept_rows(work, f"select_{name}"), scored, rng))
     maps = {"all": work / "predict/particles.star", "kept by default": work / "select_default/selected.star",
             "as many at random": random_subset(work, default["n_selected"], rng)}
-    print(f"{options.n_particles:,} images (30S, SNR {options.snr:g}, CTF, shifts), {options.junk_fraction:.0%} junk, "
-          f"refinement {options.refinement}. ROC area, particles against junk:\n\n{roc_table(roc_areas(scored))}\n")
+    network = json.loads((options.train or work / "train").joinpath("summary.json").read_text())
+    print(f"{options.n_particles:,} images (30S, SNR {options.snr:g}, CTF, shifts), {options.junk_fraction:.0%} junk; "
+          f"network trained for {network['seconds'] / 60:.0f} minutes (held-out median "
+          f"{network['validation_median_error_deg']:.0f}°), refinement {options.refinement}. ROC area, particles against "
+          f"junk:\n\n{roc_table(roc_areas(scored))}\n")
     good = scored.error_deg[~scored.is_junk]
     print(f"Mean error over what is kept, junk with the pose that it was drawn with (particles alone: median "
           f"{np.median(good):.2f}°, mean {good.mean():.2f}°). Each measure removes as many as there is junk:\n\n"
           f"{cleaned_table(scored, cleaned)}\n\n{default['explanation']}\n")
-    print("Map against the true one, FSC 0.5 / 0.143:\n")
-    print(markdown_table(["particles", "resolution"], [[name, resolution(work, name.split()[0], path)]
-                                                       for name, path in maps.items()]))
+    print("Map against the true one:\n")
+    print(markdown_table(["particles", "resolution (FSC 0.5)", "mean FSC of the outer half of the shells"],
+                         [[name, *map_quality(work, name.split()[0], path)] for name, path in maps.items()]))
 
 
 def parse() -> argparse.Namespace:
