@@ -199,8 +199,8 @@ def main() -> None:
     network = json.loads((options.train or work / "train").joinpath("summary.json").read_text())
     print(f"{options.n_particles:,} images (30S, SNR {options.snr:g}, CTF, shifts), {options.junk_fraction:.0%} junk; "
           f"network trained for {network['seconds'] / 60:.0f} minutes (held-out median "
-          f"{network['validation_median_error_deg']:.0f}°), refinement {options.refinement}. ROC area, particles against "
-          f"junk:\n\n{roc_table(roc_areas(scored))}\n")
+          f"{network['validation_median_error_deg']:.0f}°), refinement {options.refinement}.\n\n"
+          f"ROC area, particles against junk:\n\n{roc_table(roc_areas(scored))}\n")
     good = scored.error_deg[~scored.is_junk]
     print(f"Mean error over what is kept, junk with the pose that it was drawn with (particles alone: median "
           f"{np.median(good):.2f}°, mean {good.mean():.2f}°). Each measure removes as many as there is junk:\n\n"
