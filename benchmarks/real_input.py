@@ -74,6 +74,7 @@ def launch(project, label, Protocol, inputs=(), **parameters):
     problems = protocol.validate()
     if problems:
         sys.exit(f"{label}: {problems}")
+    print(f"-- {label}", flush=True)
     project.launchProtocol(protocol, wait=True)
     if not protocol.isFinished():
         sys.exit(f"{label} failed: {protocol.getErrorMessage()}\n{os.path.abspath(protocol._getLogsPath())}")
@@ -126,8 +127,10 @@ def run_chain(project, name, star, map_path, map_pixel_size, pixel_size, amplitu
                       "referenceVolume": reference}, **CPU)
     subset = launch(project, f"{name}: subset", CryoForumProtSubset, {"inputParticles": (predict, "outputParticles")},
                     criterion=KEEP_FRACTION, keepFraction=0.7)
+    # padding 1: a map of 320 px at padding 2 takes RELION 10 minutes for a handful of images
     volume = launch(project, f"{name}: reconstruct", ProtRelionReconstruct,
-                    {"inputParticles": (subset, "outputParticles")}, doCTF=True, symmetryGroup=symmetry)
+                    {"inputParticles": (subset, "outputParticles")}, doCTF=True, symmetryGroup=symmetry, pad=1,
+                    extraParams=f"--j {os.cpu_count()}")
     return {"import": particles, "train": train, "predict": predict, "subset": subset, "reconstruct": volume}
 
 

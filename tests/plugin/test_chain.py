@@ -64,7 +64,7 @@ def trained(launch, imported, reference):
     from cryoforum.protocols import CryoForumProtTrain
 
     return launch(CryoForumProtTrain, "train", inputParticles=(imported, "outputParticles"),
-                  referenceVolume=(reference, "outputVolume"), maxMinutes=0.5, batchSize=32, **CPU)
+                  referenceVolume=(reference, "outputVolume"), maxMinutes=0.3, batchSize=32, **CPU)
 
 
 @pytest.fixture(scope="module")

@@ -124,3 +124,13 @@ def test_binaries_are_one_environment_with_the_engine_only(domain, monkeypatch, 
     assert ("conda create" in command) is conda and ("-m venv" in command) is not conda
     assert "scipion-em-cryoforum" not in command.replace(str(REPOSITORY), "")
     assert "touch " + flag in command and "import cryoforum_core" in command
+
+
+def test_scipions_own_test_command_runs_the_plugins_tests(tmp_path):
+    """``scipion3 tests cryoforum.tests...`` from a clean user's folder; it fails with exit code 1."""
+    environment = dict(os.environ, SCIPION_USER_DATA=str(tmp_path), VIRTUAL_ENV=sys.prefix,
+                       PATH=f"{sys.prefix}/bin:{os.environ['PATH']}")
+    result = subprocess.run([sys.executable, "-m", "scipion", "test", "cryoforum.tests.test_protocols_cryoforum"],
+                            env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "4 tests" in result.stdout + result.stderr and "OK" in result.stdout + result.stderr

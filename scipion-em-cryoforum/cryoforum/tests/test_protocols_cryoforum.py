@@ -18,7 +18,7 @@
 # **************************************************************************
 """Tests of the main chain, as Scipion runs them: ``scipion3 tests cryoforum.tests.test_protocols_cryoforum``.
 
-The particles are simulated by the engine itself; nothing is downloaded. Takes about two minutes on two CPU cores.
+The particles are simulated by the engine itself; nothing is downloaded. Takes about a minute on two CPU cores.
 """
 
 import json
@@ -33,9 +33,9 @@ from pyworkflow.tests import BaseTest, setupTestProject
 from .. import Plugin
 from ..constants import EXPECTED_ERROR, MATCH_SCORE
 from ..protocols import CryoForumProtPredict, CryoForumProtSubset, CryoForumProtTrain
-from ..protocols.protocol_subset import MAX_ERROR
+from ..protocols.protocol_subset import KEEP_FRACTION, MAX_ERROR
 
-N_PARTICLES = 100
+N_PARTICLES = 60
 CPU = {'useGpu': False, 'numberOfThreads': 2}
 
 
@@ -60,7 +60,7 @@ class TestCryoForum(BaseTest):
                                     samplingRate=pixelSize)
         cls.train = cls._launch('train', CryoForumProtTrain, {'inputParticles': (cls.particles, 'outputParticles'),
                                                               'referenceVolume': (cls.reference, 'outputVolume')},
-                                maxMinutes=0.4, batchSize=32, **CPU)
+                                maxSteps=20, batchSize=16, **CPU)
         cls.predict = cls._launch('predict', CryoForumProtPredict,
                                   {'inputParticles': (cls.particles, 'outputParticles'),
                                    'inputNetwork': (cls.train, 'outputNetwork')}, **CPU)
@@ -92,9 +92,9 @@ class TestCryoForum(BaseTest):
 
     def test_subset(self):
         subset = self._launch('subset', CryoForumProtSubset,
-                              {'inputParticles': (self.predict, 'outputParticles')}, keepFraction=0.9)
-        self.assertSetSize(subset.outputParticles, 90)
-        self.assertSetSize(subset.outputParticlesRejected, 10)
+                              {'inputParticles': (self.predict, 'outputParticles')}, criterion=KEEP_FRACTION, keepFraction=0.9)
+        self.assertSetSize(subset.outputParticles, 54)
+        self.assertSetSize(subset.outputParticlesRejected, 6)
         worstKept = min(p.getAttributeValue(MATCH_SCORE) for p in subset.outputParticles.iterItems())
         bestRejected = max(p.getAttributeValue(MATCH_SCORE) for p in subset.outputParticlesRejected.iterItems())
         self.assertGreaterEqual(worstKept, bestRejected)
