@@ -46,23 +46,29 @@ class Stack:
     box_px: int
     pixel_size_angstrom: float
     amplitude_contrast: float
+    model: str
+    """Atomic model of the reference."""
     note: str
     has_poses: bool = False
 
 
 STACKS = [
     Stack("empiar-10076", "cryodrgn_empiar_10076_7.star", "cryodrgn_empiar_10076_7.mrcs", 320, 1.31, 0.07,
-          "7 images of the 50S, dark protein, STAR 3.0, CTF only"),
+          "70S_sparx_grp0.pdb.gz", "7 images of assembling 50S, dark protein, STAR 3.0, CTF only; reference: 70S"),
     Stack("relion-3.0", "aspire_sample_relion_data.star", "aspire_sample.mrcs", 200, 1.338, 0.1,
-          "17 images of a ribosome with RELION's poses, STAR 3.0", has_poses=True),
+          "5a1a.pdb.gz", "17 images with RELION's poses, STAR 3.0; molecule unknown, reference: beta-galactosidase",
+          has_poses=True),
     Stack("relion-3.1", "cryodrgn_relion31.star", "cryodrgn_relion31.mrcs", 256, 2.806, 0.1,
-          "5 images with optics groups and RELION's poses, STAR 3.1; not a ribosome", has_poses=True),
+          "70S_sparx_grp0.pdb.gz", "5 images of decorated microtubules with optics groups and RELION's poses, STAR 3.1; "
+          "reference: 70S, which is wrong on purpose", has_poses=True),
 ]
 
 
 def engine(*words):
-    subprocess.run([Plugin.getPython(), "-m", "cryoforum_core", *map(str, words), "--device", "cpu"], check=True,
-                   env=Plugin.getEnviron(), capture_output=True, text=True)
+    done = subprocess.run([Plugin.getPython(), "-m", "cryoforum_core", *map(str, words), "--device", "cpu"],
+                          env=Plugin.getEnviron(), capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"cryoforum {words[0]}: {done.stderr}")
 
 
 def launch(project, label, Protocol, inputs=(), **parameters):
@@ -224,7 +230,7 @@ def main():
         if options.only and stack.name not in options.only:
             continue
         star = prepare(stack, data, work / stack.name)
-        map_path = reference_map(stack, data / "models/70S_sparx_grp0.pdb.gz", work / stack.name)
+        map_path = reference_map(stack, data / "models" / stack.model, work / stack.name)
         map_pixel_size = stack.box_px * stack.pixel_size_angstrom / REFERENCE_BOX_PX
         done = run_chain(project, stack.name, star, map_path, map_pixel_size, stack.pixel_size_angstrom,
                          stack.amplitude_contrast, options.minutes)

@@ -33,8 +33,8 @@ import pyworkflow.constants
 import pyworkflow.utils as pwutils
 from pyworkflow import VarTypes
 
-from .constants import (CRYOFORUM_ENGINE, CRYOFORUM_HOME, CRYOFORUM_PYTHON, CRYOFORUM_TORCH, ENGINE_DISTRIBUTION,
-                        ENGINE_VERSIONS, MINIMUM_ENGINE_PYTHON, V0_1_0)
+from .constants import (CRYOFORUM_ENGINE, CRYOFORUM_HOME, CRYOFORUM_PYTHON, CRYOFORUM_TORCH, DEFAULT_TORCH,
+                        ENGINE_DISTRIBUTION, ENGINE_VERSIONS, MINIMUM_ENGINE_PYTHON, V0_1_0)
 
 __version__ = '0.1.0'
 _logo = 'cryoforum_logo.png'
@@ -58,8 +58,8 @@ class Plugin(pwem.Plugin):
                                    'conda, venv or the site\'s own; it is run as it is, nothing is activated.')
         cls._defineVar(CRYOFORUM_ENGINE, cls._defaultEngineSource(), var_type=VarTypes.STRING,
                        description='What pip installs as the engine: a requirement or the path of its source.')
-        cls._defineVar(CRYOFORUM_TORCH, 'torch', var_type=VarTypes.STRING,
-                       description='What pip installs as PyTorch, e.g. torch==2.13.0; choose the CUDA build with '
+        cls._defineVar(CRYOFORUM_TORCH, DEFAULT_TORCH, var_type=VarTypes.STRING,
+                       description='What pip installs as PyTorch; choose the CPU or a CUDA build with '
                                    'pip\'s own PIP_INDEX_URL.')
 
     @classmethod

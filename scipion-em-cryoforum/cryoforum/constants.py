@@ -27,6 +27,7 @@ CRYOFORUM_TORCH = 'CRYOFORUM_TORCH'
 # Versions of the engine (distribution cryoforum-core) this plugin works with
 V0_1_0 = '0.1.0'
 ENGINE_VERSIONS = [V0_1_0]
+DEFAULT_TORCH = 'torch==2.13.0'  # tested
 ENGINE_DISTRIBUTION = 'cryoforum-core'
 MINIMUM_ENGINE_PYTHON = (3, 11)
 

@@ -301,35 +301,44 @@ def test_a_relion_refinement_is_our_training_label(launch, refined):
 
 
 # ------------------------- CTF from Scipion's own import of CTFs -------------------------
+SPACING_PX = BOX_PX + 8
+DEFOCUS_ANGSTROM = {"mic_1": 12000.0, "mic_2": 19000.0}
+
+
 @pytest.fixture(scope="module")
 def micrographs(project, pixel_size):
-    """Two micrographs of 25 particles each, one defocus for each micrograph, and CTFFIND's text files."""
+    """Two micrographs of 25 particles each in the same noise, one defocus for each, and CTFFIND's text files.
+
+    Returns their folder, and dict (micrograph, x, y) -> row of the known pose.
+    """
     folder = Path(project.getTmpPath("micrographs")).absolute()
     folder.mkdir()
-    spacing, truth = BOX_PX + 8, {}
-    for number, defocus in ((1, 12000.0), (2, 19000.0)):
-        run = simulate(folder / f"simulated_{number}", n_particles=25, box_size_px=BOX_PX, snr=0.5, seed=number,
+    truth = {}
+    for number, (name, defocus) in enumerate(DEFOCUS_ANGSTROM.items(), start=1):
+        run = simulate(folder / f"simulated_{name}", n_particles=25, box_size_px=BOX_PX, snr="inf", seed=number,
                        defocus_min_angstrom=defocus, defocus_max_angstrom=defocus, astigmatism_angstrom=0,
                        shift_rms_px=0)
-        images = mrcfile.read(run / "particles.mrcs")
-        noise = np.random.default_rng(number).normal(scale=images[:, :5].std(), size=(5 * spacing,) * 2)
-        rows = star_rows(run / "truth.star")
-        coordinates = []
-        for i in range(25):
-            x, y = spacing * (i % 5) + spacing // 2, spacing * (i // 5) + spacing // 2
-            noise[y - BOX_PX // 2:y + BOX_PX // 2, x - BOX_PX // 2:x + BOX_PX // 2] = images[i]
-            coordinates.append((x, y))
-            truth[f"mic_{number}", x, y] = rows[i]
-        with mrcfile.new(folder / f"mic_{number}.mrc") as mrc:
-            mrc.set_data(noise.astype(np.float32))
-            mrc.voxel_size = pixel_size
-        (folder / f"mic_{number}.star").write_text(
-            "\ndata_\n\nloop_\n_rlnCoordinateX #1\n_rlnCoordinateY #2\n"
-            + "".join(f"{x:.1f} {y:.1f}\n" for x, y in coordinates))
-        (folder / f"mic_{number}_ctffind4.txt").write_text(
+        places = [(SPACING_PX * (i % 5) + SPACING_PX // 2, SPACING_PX * (i // 5) + SPACING_PX // 2) for i in range(25)]
+        truth |= {(name, x, y): row for (x, y), row in zip(places, star_rows(run / "truth.star"), strict=True)}
+        write_micrograph(folder / f"{name}.mrc", mrcfile.read(run / "particles.mrcs"), places, pixel_size, number)
+        (folder / f"{name}.star").write_text("\ndata_\n\nloop_\n_rlnCoordinateX #1\n_rlnCoordinateY #2\n"
+                                             + "".join(f"{x:.1f} {y:.1f}\n" for x, y in places))
+        (folder / f"{name}_ctffind4.txt").write_text(
             "# Output from CTFFind version 4.1.14\n# Columns: number; defocus 1; defocus 2; azimuth; phase shift; "
             f"cross correlation; resolution\n1.0 {defocus} {defocus} 0.0 0.0 0.2 24.0\n")
     return folder, truth
+
+
+def write_micrograph(path, clean_images, places, pixel_size, seed):
+    """Clean images (n, B, B) with their centres at ``places`` (x, y), in noise of twice their variance."""
+    picture = np.zeros((5 * SPACING_PX,) * 2)
+    half = BOX_PX // 2
+    for image, (x, y) in zip(clean_images, places, strict=True):
+        picture[y - half:y + half, x - half:x + half] = image
+    noise = np.random.default_rng(seed).normal(scale=clean_images.std() * 2**0.5, size=picture.shape)
+    with mrcfile.new(path) as mrc:
+        mrc.set_data((picture + noise).astype(np.float32))
+        mrc.voxel_size = pixel_size
 
 
 def test_ctf_from_scipions_import_of_ctfs(launch, micrographs, pixel_size, trained):
@@ -355,7 +364,7 @@ def test_ctf_from_scipions_import_of_ctfs(launch, micrographs, pixel_size, train
                       inputNetwork=(trained, "outputNetwork"), **CPU)
     defocus = {row["rlnMicrographName"]: row["rlnDefocusU"]
                for row in star_rows(oriented._getExtraPath("input_particles.star"))}
-    assert {Path(name).stem: value for name, value in defocus.items()} == {"mic_1": 12000, "mic_2": 19000}
+    assert {Path(name).stem: value for name, value in defocus.items()} == DEFOCUS_ANGSTROM
     rows = {}
     for particle in oriented.outputParticles.iterItems():
         coordinate = particle.getCoordinate()
