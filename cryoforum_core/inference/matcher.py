@@ -6,6 +6,7 @@ where it is still poor, a finer one. Several hypotheses are kept until the fines
 """
 
 import logging
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,6 +31,8 @@ KEPT_HYPOTHESES = 3
 # in standard deviations of the fit of the sample's good particles
 SEARCH_BELOW_DEVIATIONS, FINE_SEARCH_BELOW_DEVIATIONS = -2.5, -3.5
 N_CHANCE_IMAGES = 48
+# a match that much less likely than another of the same image is not the right one
+WRONG_BY_LOG_LIKELIHOOD = 10.0
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,13 @@ class Matcher:
     def __init__(self, model: MatchingModel, adaptive: bool, seed: int = 0):
         self.model, self.adaptive, self.seed = model, adaptive, seed
         self.usual_fit, self.fit_deviation, self.chance_score = 0.0, 1.0, 0.0
+        self.wrong_below = -math.inf
         self.explained = 1.0
         self._grids: dict[float, SearchGrid] = {}
 
     def calibrate(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> None:
         """Adapts amplitude and noise to a sample (n, B, B // 2 + 1), and learns what a good and a chance match are."""
-        matches = self._first_match(images_ft, ctf, network)
+        matches, local = self._first_match(images_ft, ctf, network)
         for _ in range(2):
             images = self.model.images(images_ft, ctf)
             quality = match_quality(images, self.model, matches.hypotheses[:, 0])
@@ -91,14 +95,29 @@ class Matcher:
         self.fit_deviation = max(1.0, 1.4826 * float(spread.median()))
         if self.adaptive:
             self.chance_score = self._chance_score(images[:N_CHANCE_IMAGES])
+            self.wrong_below = self._best_wrong_fit(images, local, refined, fit)
 
-    def _first_match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> Matches:
+    def _first_match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> tuple[Matches, RefinedPoses]:
+        """The best poses, and those found from the network's answer alone."""
         images = self.model.images(images_ft, ctf)
-        poses = self._local(images, network)
+        poses = local = self._local(images, network)
         if self.adaptive:
-            poses = _merge(poses, self._grid().search(images))
+            poses = _merge(local, self._grid().search(images))
         return Matches(poses, match_quality(images, self.model, poses[:, 0]),
-                       torch.full((len(images),), self.adaptive))
+                       torch.full((len(images),), self.adaptive)), local
+
+    def _best_wrong_fit(self, images: MatchingImages, local: RefinedPoses, best: RefinedPoses, fit: Tensor) -> float:
+        """The best fit in the sample of a local match that a search has shown to be wrong; -inf where there is none.
+
+        The spread of the fits alone is no limit: images of different contrast, as several micrographs have, spread so
+        widely that a wrong pose hides among them. Junk, which has no right pose, says nothing here.
+        """
+        local = self.model.refine_from(images, local.quaternion, local.displacement_px)[:, 0]
+        is_particle = fit >= self.usual_fit + SEARCH_BELOW_DEVIATIONS * self.fit_deviation
+        wrong = is_particle & (best.score[:, 0] - local.score > WRONG_BY_LOG_LIKELIHOOD)
+        if not wrong.any():
+            return -math.inf
+        return float(match_quality(images, self.model, local).fit[wrong].max())
 
     def _chance_score(self, images: MatchingImages) -> float:
         """What the best of all poses reaches in images of noise alone: the highest of a few."""
@@ -124,7 +143,8 @@ class Matcher:
         quality = match_quality(images, self.model, poses[:, 0])
         searched = torch.zeros(len(images), dtype=torch.bool, device=images.transfer.device)
         if self.adaptive:
-            doubtful = self._is_poor(quality, SEARCH_BELOW_DEVIATIONS) | (poses.score[:, 0] < self.chance_score)
+            doubtful = self._is_poor(quality, SEARCH_BELOW_DEVIATIONS) | (quality.fit <= self.wrong_below) | (
+                poses.score[:, 0] < self.chance_score)
             poses, quality = self._search(images, poses, quality, doubtful, fine=False)
             searched |= doubtful
             poses, quality = self._search(images, poses, quality,

@@ -56,6 +56,21 @@ def test_local_matching_cannot_repair_what_adaptive_matching_finds(images):
     assert adaptive.searched.float().mean() > 0.5
 
 
+def test_two_micrographs_of_different_contrast_are_both_searched(images):
+    """Half of the images with a weaker signal in the same noise: one amplitude fits neither, so that the spread of the
+    fits is wide, and a wrong pose must not hide in it."""
+    noise = torch.randn(*images.images_ft[:N // 2].shape, 2, generator=torch.Generator().manual_seed(5))
+    extra = torch.view_as_complex(noise) * (images.noise_spectrum.mean() / 2).sqrt()
+    weaker = (images.images_ft[:N // 2] + 1.5 * extra) / (1 + 1.5 ** 2) ** 0.5
+    mixed = torch.cat([weaker, images.images_ft[N // 2:]])
+    order = torch.arange(N).reshape(2, -1).T.flatten()  # the sample holds both
+    poses = network(images, 100.0, 100.0)
+    matcher = Matcher(images.model(), adaptive=True)
+    matcher.calibrate(mixed[order][:40], images.ctf[order][:40], poses[order][:40])
+    found = matcher.match(mixed, images.ctf, poses)
+    assert (errors_deg(images, found) < 10).float().mean() > 0.85
+
+
 def test_adaptive_matching_spares_particles_whose_match_is_good_already(images):
     mixed = network(images, 5.0, 200.0)
     lost = network(images, 120.0, 200.0)
