@@ -59,8 +59,8 @@ STACKS = [
           "5a1a.pdb.gz", "17 images with RELION's poses, STAR 3.0; molecule unknown, reference: beta-galactosidase",
           has_poses=True),
     Stack("relion-3.1", "cryodrgn_relion31.star", "cryodrgn_relion31.mrcs", 256, 2.806, 0.1,
-          "70S_sparx_grp0.pdb.gz", "5 images of decorated microtubules with optics groups and RELION's poses, STAR 3.1; "
-          "reference: 70S, which is wrong on purpose", has_poses=True),
+          "70S_sparx_grp0.pdb.gz", "5 images of decorated microtubules with optics groups and RELION's poses, STAR "
+          "3.1; reference: 70S, which is wrong on purpose", has_poses=True),
 ]
 
 
@@ -196,16 +196,16 @@ def beta_galactosidase(project, data, folder, minutes):
     map_path = next((data / "maps").glob("betaGal_real_*.mrc"))
     simulated = folder / "simulated"
     if not (simulated / "summary.json").exists():
-        engine("simulate", "--out", simulated, "--model", map_path, "--n-particles", 200, "--snr", 0.1, "--symmetry", "d2")
+        engine("simulate", "--out", simulated, "--model", map_path, "--n-particles", 200, "--snr", 0.1,
+               "--symmetry", "d2")
     pixel_size = json.loads((simulated / "summary.json").read_text())["pixel_size_angstrom"]
     done = run_chain(project, "beta-galactosidase", simulated / "particles.star", map_path, pixel_size, pixel_size, 0.1,
                      minutes, symmetry="d2")
     ok = report("beta-galactosidase", "200 images simulated from the real map, SNR 0.1, D2", done)
     run = folder / "errors"
     subprocess.run(["rm", "-rf", run], check=True)
-    engine("evaluate", "--out", run, "--particles",
-           Path(done["predict"]._getExtraPath("predict/particles.star")).absolute(), "--truth", simulated / "truth.star",
-           "--symmetry", "d2")
+    particles = Path(done["predict"]._getExtraPath("predict/particles.star")).absolute()
+    engine("evaluate", "--out", run, "--particles", particles, "--truth", simulated / "truth.star", "--symmetry", "d2")
     summary = json.loads((run / "summary.json").read_text())
     print(f"   true error modulo D2: median {summary['median_error_deg']:.2f}, mean {summary['mean_error_deg']:.2f} "
           "degrees")

@@ -67,7 +67,8 @@ def draw_errors(out: Path, error_deg, is_junk, is_kept, score, expected_deg) -> 
     bins = np.geomspace(max(error_deg[good].min(), 0.05), error_deg[good].max() * 1.01, 45)
     left.hist(error_deg[good], bins, color=GREY, alpha=0.5, label="all particles")
     left.hist(error_deg[good & is_kept], bins, histtype="step", color=BLUE, linewidth=2, label="kept particles")
-    left.set(xscale="log", xlabel="error of the orientation (degrees)", ylabel="particles", title="Errors (junk left out)")
+    left.set(xscale="log", xlabel="error of the orientation (degrees)", ylabel="particles",
+             title="Errors (junk left out)")
     left.legend(frameon=False)
     scores = np.linspace(*np.percentile(score, [1, 99.5]), 45)
     middle.hist(np.clip(score[good], scores[0], scores[-1]), scores, color=BLUE, alpha=0.6, label="particles")
@@ -75,7 +76,8 @@ def draw_errors(out: Path, error_deg, is_junk, is_kept, score, expected_deg) -> 
     middle.set(xlabel="match score", title="What tells junk from particles")
     middle.legend(frameon=False)
     right.scatter(expected_deg[good & is_kept], error_deg[good & is_kept], s=5, color=BLUE, alpha=0.4, label="kept")
-    right.scatter(expected_deg[good & ~is_kept], error_deg[good & ~is_kept], s=5, color=GREY, alpha=0.5, label="rejected")
+    right.scatter(expected_deg[good & ~is_kept], error_deg[good & ~is_kept], s=5, color=GREY, alpha=0.5,
+                  label="rejected")
     ends = [expected_deg[good].min(), expected_deg[good].max()]
     right.plot(ends, ends, color="black", linewidth=0.8)
     right.set(xscale="log", yscale="log", xlabel="expected error (degrees)", ylabel="true error (degrees)",

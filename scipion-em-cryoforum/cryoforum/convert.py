@@ -78,7 +78,7 @@ def readAttributes(emSet, names):
 
 # -------------------------------- poses --------------------------------
 def transformsToRelion(matrices):
-    """ Scipion's projection matrices (n, 4, 4) -> RELION's rot, tilt, psi in degrees (n, 3), rlnOrigin in px (n, 2). """
+    """ Scipion's matrices (n, 4, 4) -> RELION's rot, tilt, psi in degrees (n, 3) and rlnOrigin in px (n, 2). """
     matrices = np.asarray(matrices, dtype=float)
     a = np.transpose(matrices[:, :3, :3], (0, 2, 1))
     shift = np.einsum('nij,nj->ni', a, matrices[:, :3, 3])[:, :2]
@@ -240,7 +240,7 @@ class Predictions:
     attributes: Dict[str, np.ndarray]
 
     def rowOf(self, wantedIds):
-        """ dict particle id -> row, for all ``wantedIds``; an id without a result, or one that has two, is an error. """
+        """ dict particle id -> row. An id of ``wantedIds`` without a result, or any id with two, is an error. """
         rows = {int(i): row for row, i in enumerate(self.ids)}
         if len(rows) != len(self.ids):
             raise ValueError('The results hold %d particles twice; ids must be unique.' % (len(self.ids) - len(rows)))

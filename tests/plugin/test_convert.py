@@ -43,6 +43,8 @@ def test_a_class_of_a_set_of_classes_is_read_through_its_prefix(folder):
     prefixed.copyItems(particles, rowFilter=lambda row: row["id"] > 4)
     prefixed.write()
     assert readColumns(prefixed, ["id"]) == {"id": [7, 10]}
+    output, _ = predicted(prefixed, folder, expected_error_deg=[5, 6])
+    assert [(p.getObjId(), p._cryoforumExpectedError.get()) for p in output] == [(7, 5), (10, 6)]
 
 
 def test_star_agrees_with_relions_conversion(folder):

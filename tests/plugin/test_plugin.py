@@ -61,6 +61,20 @@ def test_every_parameter_has_a_label_and_a_help_text(project, domain, name):
         assert len(parameter.help.get() or "") > 15, f"{parameter_name} has no help"
 
 
+def test_uncertainties_are_visible_in_the_table_of_any_particle_set(domain):
+    """Beside the image, in the table that Scipion opens for a set; other columns stay."""
+    from pwem.objects import SetOfParticles
+    from pwem.viewers.mdviewer.viewer import MDView
+
+    domain.getViewers()
+    visible, order, _ = (labels.split() for labels in MDView(SetOfParticles(filename=":memory:")).
+                         getVisibleAndOrderLabels())
+    for labels in (visible, order):
+        after = labels.index("_filename") + 1
+        assert labels[after] == "_cryoforumExpectedError" and "_cryoforumMatchScore" in labels
+        assert "_ctfModel._defocusU" in labels and len(labels) == len(set(labels))
+
+
 def test_the_plugin_imports_neither_torch_nor_the_engine():
     """Also true where both are installed beside Scipion: the words do not occur in an import."""
     for path in PLUGIN.rglob("*.py"):

@@ -182,7 +182,8 @@ def test_a_network_of_coarser_pixels_can_see_finer_images(predict):
 
 
 def test_reference_of_predict_must_have_the_field_of_view(predict, volume):
-    assert "field of view of the particles, 16 px of 4.000 Å; it has 20 px of 4.000 Å" in predict(map_=volume(20, 4.0))
+    text = predict(map_=volume(20, 4.0))
+    assert "field of view of the particles, 16 px of 4.000 Å; it has 20 px of 4.000 Å" in text
     assert predict(map_=volume(20, 3.2), network={"boxSize": 32, "networkBoxSize": 32}) == ""
 
 

@@ -136,8 +136,8 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
         writeParticlesStar(particles, os.path.join(folder, 'particles.star'), self._getExtraPath('stacks'))
         ids, values = readAttributes(particles, [measure.attribute for measure in MEASURES if measure.array])
         arrays = {measure.array: values[measure.attribute] for measure in MEASURES if measure.attribute in values}
-        np.savez(os.path.join(folder, 'orientation_posterior.npz'), particle_id=ids, eigenvalues=np.zeros((len(ids), 4)),
-                 **arrays)
+        np.savez(os.path.join(folder, 'orientation_posterior.npz'), particle_id=ids,
+                 eigenvalues=np.zeros((len(ids), 4)), **arrays)
         for name in ('config.json', 'summary.json'):
             with open(os.path.join(folder, name), 'w') as file:
                 json.dump({'job': 'predict'}, file)
@@ -248,7 +248,9 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
     def _explanation(self):
         """ How the border came about. """
         found = os.path.exists(os.path.join(self._runDirectory(), 'summary.json'))
-        return readSummary(self._runDirectory())['explanation'] if found and self.criterion == AUTOMATIC else self._rule()
+        if found and self.criterion == AUTOMATIC:
+            return readSummary(self._runDirectory())['explanation']
+        return self._rule()
 
     def _measure(self):
         return EXPECTED_ERROR_MEASURE if self.criterion == MAX_ERROR else MEASURES[self.measure.get()]

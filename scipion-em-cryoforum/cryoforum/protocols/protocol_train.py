@@ -119,7 +119,9 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         form.addParam('width', params.IntParam, default=0, validators=[params.GE(0)], **advanced,
                       label='Width', help="Channels of the encoder's first block; 0: the encoder's own number.")
         form.addParam('pooling', params.EnumParam, choices=POOLINGS, default=0, **advanced,
-                      label='Pooling', help="How the last feature maps become one vector (gem: generalised mean); auto: the encoder's own.")
+                      label='Pooling',
+                      help='How the last feature maps become one vector (gem: generalised mean); auto: the encoder\'s '
+                           'own.')
         form.addParam('activation', params.EnumParam, choices=ACTIVATIONS, default=0, **advanced,
                       label='Activation', help="Non-linearity between the layers; auto: the encoder's own.")
         form.addParam('dropout', params.FloatParam, default=0., validators=[params.Range(0, 1)], **advanced,
@@ -221,8 +223,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         volume, particles = self._reference(), self.inputParticles.get()
         if volume is None or particles is None or self._sameFieldOfView(volume.getXDim() * volume.getSamplingRate()):
             return []
-        return ['The reference map (%d px of %.2f Å) has not the field of view of the particles (%d px of %.2f Å); it '
-                'will be cropped or padded. Are both sampling rates right?'
+        return ['The reference map (%d px of %.2f Å) has not the field of view of the particles (%d px of %.2f Å); '
+                'it will be cropped or padded. Are both sampling rates right?'
                 % (volume.getXDim(), volume.getSamplingRate(), particles.getXDim(), particles.getSamplingRate())]
 
     def _summary(self):

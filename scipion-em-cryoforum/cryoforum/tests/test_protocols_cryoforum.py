@@ -92,7 +92,8 @@ class TestCryoForum(BaseTest):
 
     def test_subset(self):
         subset = self._launch('subset', CryoForumProtSubset,
-                              {'inputParticles': (self.predict, 'outputParticles')}, criterion=KEEP_FRACTION, keepFraction=0.9)
+                              {'inputParticles': (self.predict, 'outputParticles')}, criterion=KEEP_FRACTION,
+                              keepFraction=0.9)
         self.assertSetSize(subset.outputParticles, 54)
         self.assertSetSize(subset.outputParticlesRejected, 6)
         worstKept = min(p.getAttributeValue(MATCH_SCORE) for p in subset.outputParticles.iterItems())
