@@ -181,8 +181,8 @@ class CryoForumBase:
                           'for them.' % (network.getNetworkPixelSize(), particles.getSamplingRate()))
         if matchesOwnMap and not self._sameFieldOfView(network.getFieldOfView()):
             errors.append('The network was trained for particles of %d px of %.3f Å; these have another field of '
-                          'view, %s. Extract them with that box, correct their sampling rate, train a network for them, or '
-                          'give a reference map with their field of view.'
+                          'view, %s. Extract them with that box, correct their sampling rate, train a network for '
+                          'them, or give a reference map with their field of view.'
                           % (network.getBoxSize(), network.getPixelSize(), self._fieldOfView()))
         return errors
 
