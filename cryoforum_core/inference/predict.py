@@ -251,11 +251,14 @@ def _applies(matcher: Matcher | None) -> tuple[bool, str]:
 
 
 def _gallery_rows(score: np.ndarray) -> Iterator[tuple[str, int]]:
-    """Rows of the best, usual and poorest matches, with their kind."""
+    """Rows of the best and usual matches, and from all over the poorest tenth, with their kind."""
     order = np.argsort(-score, kind="stable")
     each = min(N_GALLERY, max(1, len(order) // 3))
     middle = len(order) // 2 - each // 2
-    for kind, rows in (("best", order[:each]), ("median", order[middle:middle + each]), ("worst", order[-each:])):
+    # the very last ones are all alike: blank images, where there are some
+    poorest = order[-max(each, len(order) // 10):]
+    worst = poorest[np.linspace(0, len(poorest) - 1, each).round().astype(int)]
+    for kind, rows in (("best", order[:each]), ("median", order[middle:middle + each]), ("worst", worst)):
         yield from ((kind, int(row)) for row in rows)
 
 

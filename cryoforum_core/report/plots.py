@@ -82,7 +82,7 @@ def _cut_spikes(axes: Axes, values: np.ndarray) -> None:
     """Limits the y axis where a few values would press all others into a line."""
     if len(values) < 20:
         return
-    low, high = np.percentile(values, [0, 95])
+    low, high = np.percentile(values, [0, 98])
     if values.max() > low + 3 * (high - low) > low:
         axes.set_ylim(low - 0.05 * (high - low), low + 1.3 * (high - low))
 

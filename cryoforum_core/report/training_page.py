@@ -7,7 +7,8 @@ from .error_pictures import error_picture
 from .page import NextStep, Page, Picture, Verdict, beside, command, degrees, duration, level_of
 from .run_files import RunFiles
 
-GOOD_BELOW_DEG, USEFUL_BELOW_DEG = 8.0, 20.0
+GOOD_BELOW_DEG, USEFUL_BELOW_DEG = 8.0, 60.0
+TRAIN_ON_ABOVE_DEG = 20.0
 _NO_TERMS = {"step", "progress", "seconds", "learning_rate", "loss"}
 _OVERFITS_ABOVE = 1.5
 
@@ -29,9 +30,10 @@ def _verdict(median: float, mean: float, metrics: dict[str, np.ndarray] | None) 
     level = level_of(median, GOOD_BELOW_DEG, USEFUL_BELOW_DEG)
     meaning = {
         "good": "This is as good as networks get alone; predict refines it further by matching against the map.",
-        "caution": "This is a fair start: from here predict's refinement by matching finds most orientations.",
-        "poor": "This is too far off to be refined; the search of predict's adaptive refinement will do the work, or "
-                "train longer."}[level]
+        "caution": "This is a start: the adaptive refinement of predict searches again where the network is unsure, "
+                   "which takes longer the more there is to search.",
+        "poor": "It has learnt little: the search of predict's adaptive refinement would have to find nearly every "
+                "orientation. Train longer, or check contrast, pixel size and symmetry."}[level]
     sentences = [f"On images it has not seen, the network is off by {degrees(median)} (median) and "
                  f"{degrees(mean)} (mean).", meaning]
     if metrics is not None and (ratio := _overfit_ratio(metrics)) > _OVERFITS_ABOVE:
@@ -51,7 +53,7 @@ def _next_steps(files: RunFiles, median: float) -> tuple[NextStep, ...]:
     particles = files.input_path("particles")
     steps = [NextStep("Find the orientations of all particles",
                       command("predict", particles=particles, model=files.path, out=beside(files.path, "predict")))]
-    if median > USEFUL_BELOW_DEG:
+    if median > TRAIN_ON_ABOVE_DEG:
         steps.append(NextStep("Train on from here", command(
             "train", particles=particles, reference=files.input_path("reference"), from_checkpoint=files.path,
             out=beside(files.path, "longer"))))
@@ -81,8 +83,8 @@ def _curves(metrics: dict[str, np.ndarray]) -> list[Picture]:
                                 "median is a share of images that are plainly wrong.",
                                 plots.curves(step, errors, "step", "error (degrees)", y_scale="log")))
     if losses:
-        pictures.append(Picture("Loss", "Both should fall together; a held-out loss that rises while the other falls "
-                                "means learning by heart. Single spikes are cut.",
+        pictures.append(Picture("Loss", "At the end both should be level and alike; before, the training images get "
+                                "noisier step by step. A held-out loss far above the other means learning by heart.",
                                 plots.curves(step, losses, "step", "loss")))
     if terms:
         pictures.append(Picture("Terms of the loss", "Each term on its own, over the images trained on.",

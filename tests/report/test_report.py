@@ -95,8 +95,10 @@ def test_commands_quote_paths_for_the_shell(tmp_path):
 
 def test_training_verdict_follows_the_error(tmp_path):
     good = training_page(RunFiles(train_run(tmp_path / "good", 5.0)))
+    fair = training_page(RunFiles(train_run(tmp_path / "fair", 36.0)))
+    assert fair.verdict.level == "caution" and len(fair.next_steps) == 2 and len(good.next_steps) == 1
     assert good.verdict.level == "good" and "5.00° (median) and 11.0° (mean)" in good.verdict.sentences[0]
-    poor = training_page(RunFiles(train_run(tmp_path / "poor", 45.0)))
+    poor = training_page(RunFiles(train_run(tmp_path / "poor", 75.0)))
     assert poor.verdict.level == "poor" and "--from-checkpoint" in poor.next_steps[-1].command
 
 
