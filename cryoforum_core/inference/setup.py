@@ -1,6 +1,7 @@
 """Everything that prediction and reconstruction need, read and checked before they start."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,11 +64,12 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
             volume = problems.attempt(_map_to_match, config, loaded[1].reference, particles)
     problems.raise_if_any()
     network, metadata = loaded
+    own_group = symmetry_group(metadata.symmetry, device=device)
     if group is None:
-        group = symmetry_group(metadata.symmetry, device=device)
+        group = own_group
     box_size_px = particles.box_size_px if volume is None else len(volume)
     images = ImagePreparation(particles, state, box_size_px, device, settings)
-    return PredictionSetup(network.predict, images, None if volume is None else volume.to(device), group)
+    return PredictionSetup(partial(network.predict, group=own_group), images, None if volume is None else volume.to(device), group)
 
 
 def _map_to_match(config: PredictConfig, own_reference: Path | None, particles: Particles) -> Tensor:

@@ -1,5 +1,7 @@
 """What a training minimises, and how well it does on images that it does not see."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +46,7 @@ class Objective:
         ``as_predicted``: of ``network.predict``, which looks at turned images too, and not of the network alone.
         """
         network.eval()
-        estimate_of = network.predict if as_predicted else network
+        estimate_of = partial(network.predict, group=self.group) if as_predicted else network
         angle, shift, likelihood = [], [], []
         for batch in batches:
             estimate = estimate_of(batch.images, batch.ctf)
@@ -65,7 +67,7 @@ class Objective:
         """Sets what four turned answers are worth, between a half and four: the likeliest on held-out images."""
         network.eval()
         network.worth_of_turns.fill_(1.0)
-        bingham = torch.cat([network.predict(batch.images, batch.ctf).bingham for batch in batches])
+        bingham = torch.cat([network.predict(batch.images, batch.ctf, self.group).bingham for batch in batches])
         truth = torch.cat([batch.quaternion for batch in batches])
         candidates = torch.logspace(-1, 2, 31, base=2.0)
         loss = torch.stack([bingham_loss(worth * bingham, truth, self.group).mean() for worth in candidates])

@@ -1,14 +1,16 @@
 """Encoders and heads behind one interface: shapes, gradients, what they are invariant to, and that they can learn."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
 import torch
 
-from cryoforum_core.geometry.orientation_posterior import bingham_negative_log_likelihood
+from cryoforum_core.geometry.orientation_posterior import bingham_negative_log_likelihood, isotropic_bingham
 from cryoforum_core.geometry.rotations import (angular_distance_deg, compose, in_plane_quaternion, random_quaternions,
                                                smallest_eigenvector)
+from cryoforum_core.geometry.symmetry import symmetric_distance_deg, symmetry_group
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px, shift_phase
 from cryoforum_core.imaging.masks import soft_circle, soft_sphere
@@ -215,3 +217,26 @@ def test_the_worth_of_turns_scales_the_belief_and_is_saved():
         after = network.predict(images, ctf)
     assert torch.allclose(after.bingham, 2 * before.bingham, atol=1e-5)
     assert "worth_of_turns" in network.state_dict()
+
+
+def test_turned_answers_about_equivalent_poses_are_one_answer_under_symmetry():
+    """A network that is right each time, but about any of the equivalent poses: their plain mean would be nonsense."""
+    group = symmetry_group("d2")
+    truth = random_quaternions(8, torch.Generator().manual_seed(2))
+    network = OrientationNetwork(NetworkConfig(16, 5.0, width=8)).eval()
+    calls = itertools.count()
+
+    def right_up_to_symmetry(images, ctf):
+        turn = next(calls)
+        pose = compose(in_plane_quaternion(torch.tensor(0.5 * math.pi * turn)).expand(8, 4), truth)
+        pose = compose(pose, group[(turn * torch.arange(8)) % 4])
+        return PoseEstimate(pose, isotropic_bingham(pose, torch.full((8,), 50.0)), torch.zeros(8, 2))
+
+    network.forward = right_up_to_symmetry
+    images, ctf = random_input(8, 16)
+    found = network.predict(images, ctf, group)
+    assert symmetric_distance_deg(found.quaternion, truth, group).max() < 0.1
+    gaps = torch.linalg.eigvalsh(found.bingham).diff(dim=-1)
+    assert torch.allclose(gaps[:, 0], torch.full((8,), 50.0), rtol=0.01)
+    calls = itertools.count()
+    assert symmetric_distance_deg(network.predict(images, ctf).quaternion, truth, group).max() > 10
