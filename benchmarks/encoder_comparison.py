@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=18.0, help="processor time of one training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--snr", type=float, default=0.5, help="at the map's own box")
-    parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--only", nargs="*", default=[""], help="variants whose name contains one of these")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,7 +114,7 @@ def main() -> None:
         with open(options.out, "w", newline="") as file:
             writer = None
             for name, changes in VARIANTS.items():
-                if options.only not in name:
+                if not any(part in name for part in options.only):
                     continue
                 results = []
                 for seed in range(options.seeds):

@@ -53,6 +53,8 @@ class PredictionSetup:
     volume: Tensor | None
     """(b, b, b) at the matching box"""
     group: Tensor
+    """(G, 4) rotations of the point group ``symmetry``"""
+    symmetry: str
 
     @property
     def pixel_size_angstrom(self) -> float:
@@ -82,6 +84,7 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     return {"n_particles": len(particles), "images_per_second": done / max(seconds, 1e-9),
             "median_expected_error_deg": float(np.median(arrays["expected_error_deg"])),
             "model_applies": applies, "model_applies_reason": reason, "refinement": config.refinement,
+            "symmetry": setup.symmetry,
             "searched_fraction": float(arrays["searched"].mean()), "seconds": seconds}
 
 

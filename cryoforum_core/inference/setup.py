@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..config import ImageInputConfig, PredictConfig
 from ..errors import InputError
-from ..geometry.symmetry import symmetry_group
+from ..geometry.symmetry import normalise_name, symmetry_group
 from ..model.checkpoint import load_checkpoint
 from ..particles.dataset import Particles
 from ..particles.fields import Problems
@@ -69,7 +69,9 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
         group = own_group
     box_size_px = particles.box_size_px if volume is None else len(volume)
     images = ImagePreparation(particles, state, box_size_px, device, settings)
-    return PredictionSetup(partial(network.predict, group=own_group), images, None if volume is None else volume.to(device), group)
+    return PredictionSetup(partial(network.predict, group=own_group), images,
+                           None if volume is None else volume.to(device), group,
+                           normalise_name(config.symmetry or metadata.symmetry))
 
 
 def _map_to_match(config: PredictConfig, own_reference: Path | None, particles: Particles) -> Tensor:
