@@ -16,9 +16,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     **dict.fromkeys(["SimulateConfig", "TrainConfig", "PredictConfig", "SelectConfig", "ReconstructConfig",
-                     "EvaluateConfig", "ReportConfig", "DoctorConfig"], "config"),
-    **dict.fromkeys(["simulate", "train", "predict", "select", "reconstruct", "evaluate", "doctor"], "jobs"),
-    **dict.fromkeys(["InputError", "Interrupted"], "errors"),
+                     "EvaluateConfig", "ReportConfig", "DoctorConfig", "AbInitioConfig"], "config"),
+    **dict.fromkeys(["simulate", "ab_initio", "train", "predict", "select", "reconstruct", "evaluate", "doctor"], "jobs"),
+    **dict.fromkeys(["InputError", "Interrupted", "NotConverged"], "errors"),
     "RunDirectory": "run_directory",
     **dict.fromkeys(["Particles", "load_particles"], "particles.dataset"),
     "Poses": "geometry.poses",

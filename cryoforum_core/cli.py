@@ -1,7 +1,7 @@
 """The command line ``cryoforum JOB --out DIRECTORY ...``: the configs of config.py, one field, one flag.
 
-Exit codes: 0 done, 1 an error of the program (with traceback), 2 bad input (the problems, no traceback), 130
-interrupted. Nothing here imports torch before the arguments are read, so that ``--help`` is quick.
+Exit codes: 0 done, 1 an error of the program (with traceback), 2 bad input (the problems, no traceback), 3 the data did
+not determine the result, 130 interrupted. Nothing here imports torch before the arguments are read, so that ``--help`` is quick.
 """
 
 import logging
@@ -17,12 +17,13 @@ import tyro
 from pydantic import ValidationError
 
 from . import __version__, config
-from .errors import InputError, Interrupted
+from .errors import InputError, Interrupted, NotConverged
 
 logger = logging.getLogger("cryoforum")
 
 JOBS: dict[str, type[config.JobConfig]] = {
     "simulate": config.SimulateConfig,
+    "ab-initio": config.AbInitioConfig,
     "train": config.TrainConfig,
     "predict": config.PredictConfig,
     "select": config.SelectConfig,
@@ -32,7 +33,7 @@ JOBS: dict[str, type[config.JobConfig]] = {
     "doctor": config.DoctorConfig,
 }
 
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_BAD_INPUT, EXIT_NOT_CONVERGED, EXIT_INTERRUPTED = 2, 3, 130
 
 _OVERVIEW = """\
 cryoforum {version}: orientations of cryo-EM particles with an uncertainty, and 3-D clean-up
@@ -149,9 +150,12 @@ def _run(parsed: config.JobConfig, arguments: Sequence[str]) -> int:
     try:
         from . import jobs
 
-        getattr(jobs, parsed.job)(parsed)
+        getattr(jobs, parsed.job.replace("-", "_"))(parsed)
     except InputError as error:
         _fail(error)
+    except NotConverged as reason:
+        print(f"did not converge: {reason}", file=sys.stderr, flush=True)
+        return EXIT_NOT_CONVERGED
     except (KeyboardInterrupt, Interrupted) as stop:
         command = ["cryoforum", *arguments] + ([] if "--resume" in arguments else ["--resume"])
         print(f"\ninterrupted. {stop or ''}\nGo on with: {shlex.join(command)}", file=sys.stderr, flush=True)

@@ -177,6 +177,60 @@ class PredictConfig(JobConfig, ImageInputConfig):
     """Images at a time."""
 
 
+class AbInitioConfig(JobConfig, ImageInputConfig):
+    """A first map, orientations and a trained network, from images and their CTF alone."""
+
+    job: Literal["ab-initio"] = "ab-initio"
+    particles: Path
+    """STAR or .cs file with CTF; poses that it may have are not used."""
+    method: Literal["hybrid", "end-to-end"] = "hybrid"
+    """hybrid: search from a random start, then half maps, network and refinement; end-to-end: network and map learn
+    together from random weights (CryoPoseNet)."""
+    symmetry: str = "c1"
+    """Point group of the molecule; the search runs in c1 first, finds the axes, then imposes them (hybrid)."""
+    seeds: PositiveInt = 1
+    """Independent searches from different random starts; the best is chosen by held-out likelihood (hybrid)."""
+    particle_diameter_angstrom: PositiveFloat | None = None
+    """Diameter of the sphere in which the map may have density; default: 90 % of the box."""
+    max_shift_angstrom: PositiveFloat | None = None
+    """Largest displacement searched; default: an eighth of the box."""
+    resolution_angstrom: PositiveFloat | None = None
+    """Finest resolution used; default: the Nyquist limit."""
+    hand_reference: Path | None = None
+    """Map of known hand, of the same or a similar molecule; without one the hand stays undetermined."""
+    search_steps: PositiveInt = 300
+    """Steps of the search from a random start (hybrid)."""
+    train_minutes: PositiveFloat | None = None
+    """Time for training the network; default: a quarter of the estimated rest (hybrid), or what --epochs need."""
+    skip: tuple[Literal["distillation", "end-to-end", "refinement"], ...] = ()
+    """Parts of hybrid to leave out, to see what each is worth."""
+    poses: Literal["encoder", "per-image", "known"] = "encoder"
+    """end-to-end: where poses come from; per-image and known are CryoPoseNet's baselines, by automatic
+    differentiation for each image, or from the particles' file."""
+    encoder: Literal["cryoforum", "cryoposenet", "compact"] | None = None
+    """Encoder; default: compact for hybrid, cryoposenet for end-to-end."""
+    head: Literal["qcqp", "qcqp-psd", "s2s2", "quaternion", "euler"] | None = None
+    """What the network says an orientation by; default: qcqp for hybrid, s2s2 for end-to-end."""
+    network_box_size_px: PositiveInt | None = None
+    """Images are Fourier-cropped to this box for the network; default as in train."""
+    epochs: PositiveInt = 30
+    """end-to-end: passes over the images."""
+    batch_size: PositiveInt = 128
+    """Images in a step."""
+    learning_rate: PositiveFloat | None = None
+    """Largest learning rate of the network; default: the method's own."""
+    symmetric_loss: bool = False
+    """end-to-end: encode each image and its copy turned by 180 degrees, and keep the better (against mirror minima)."""
+    n_heads: PositiveInt = 1
+    """end-to-end: hypotheses for each image; only the best learns (winner takes all)."""
+    frequency_marching: bool = False
+    """end-to-end: compare low frequencies first."""
+    random_pose_weight: Annotated[float, Field(ge=0)] = 0.0
+    """end-to-end: weight of the error of the poses found for projections at random poses of the current map."""
+    per_image_after_epoch: PositiveInt | None = None
+    """end-to-end: from this epoch on poses are improved for each image directly, without the encoder."""
+
+
 class ReconstructConfig(JobConfig, ImageInputConfig):
     """Map, half maps and FSC from particles with poses."""
 

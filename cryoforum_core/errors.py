@@ -1,4 +1,4 @@
-"""The two ways in which a job ends early on purpose."""
+"""The ways in which a job ends otherwise than with a result to rely on."""
 
 from collections.abc import Iterable
 
@@ -17,3 +17,10 @@ class InputError(Exception):
 
 class Interrupted(Exception):
     """The user stopped the job; what was done is saved and ``--resume`` goes on. Exit code 130."""
+
+
+class NotConverged(Exception):
+    """The job ran to its end and wrote its files, but the data did not determine the result. Exit code 3.
+
+    The message says what showed it; the run's report shows the figures.
+    """

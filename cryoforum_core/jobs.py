@@ -17,6 +17,7 @@ import torch
 
 from . import __version__
 from .config import (
+    AbInitioConfig,
     DoctorConfig,
     EvaluateConfig,
     JobConfig,
@@ -27,7 +28,7 @@ from .config import (
     SimulateConfig,
     TrainConfig,
 )
-from .errors import InputError
+from .errors import InputError, NotConverged
 from .progress import format_duration
 from .run_directory import RunDirectory
 
@@ -153,6 +154,25 @@ def simulate(config: SimulateConfig) -> RunDirectory:
                f"SNR {config.snr:g}, {config.junk_fraction:.0%} junk")
     return _perform(config, inputs.device, purpose,
                     lambda run: simulation.simulate(config, run, molecule, other, inputs.device))
+
+
+@_once
+def ab_initio(config: AbInitioConfig) -> RunDirectory:
+    """Map, half maps, poses and a trained network, from images and CTF alone. Raises NotConverged at its end."""
+    from .ab_initio.run import plan_ab_initio, run_ab_initio
+    from .particles.dataset import load_particles
+
+    with _Inputs(config) as inputs:
+        particles = inputs.read(load_particles, config.particles, config)
+        plan = None
+        if particles is not None and inputs.device is not None:
+            plan = inputs.read(plan_ab_initio, config, particles, inputs.device)
+    purpose = f"{len(particles)} particles of {particles.box_size_px} px, method {config.method}"
+    run = _perform(config, inputs.device, purpose, lambda run: run_ab_initio(plan, run))
+    summary = run.read_summary()
+    if not summary["converged"]:
+        raise NotConverged(f"{summary['converged_reason']} The report shows it: {run.report}")
+    return run
 
 
 @_once

@@ -48,6 +48,8 @@ class RunDirectory:
         "rejected": "rejected.star",
         "truth": "truth.star",
         "report": "report.html",
+        "live": "live.html",
+        "progress": "progress.json",
         "summary": "summary.json",
     }
 

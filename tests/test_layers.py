@@ -14,11 +14,12 @@ LAYERS = [
     {"geometry", "imaging"},
     {"particles", "model", "matching"},
     {"training", "inference", "report"},
+    {"ab_initio"},  # a job that needs training, inference and report together
     {"jobs"},
     {"cli", "__init__", "__main__"},
 ]
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
-PACKAGES = {"geometry", "imaging", "particles", "model", "matching", "training", "inference", "report"}
+PACKAGES = {"geometry", "imaging", "particles", "model", "matching", "training", "inference", "report", "ab_initio"}
 # imaging slices maps along rotations: the one pair of a layer with an order
 ALLOWED_WITHIN_LAYER = {("imaging", "geometry")}
 
