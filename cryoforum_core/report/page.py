@@ -40,6 +40,17 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A few rows of text under a title, with one line that says what to look for; ``marked_row`` stands out."""
+
+    title: str
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marked_row: int | None = None
+
+
+@dataclass(frozen=True)
 class Page:
     """``facts`` are the few numbers that stand out at the top, as label -> text."""
 
@@ -48,6 +59,7 @@ class Page:
     next_steps: tuple[NextStep, ...]
     facts: dict[str, str]
     pictures: tuple[Picture, ...]
+    tables: tuple[Table, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
 
 

@@ -185,6 +185,12 @@ def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 10) -> 
 
 
 @_styled
+def image_rows(rows: Mapping[str, np.ndarray]) -> Figure:
+    """Rows of images (k, B, B), the name of each above its first image."""
+    return _mosaic([(np.asarray(images), [name], "") for name, images in rows.items()], max(map(len, rows.values())))
+
+
+@_styled
 def image_pairs(images: np.ndarray, projections: np.ndarray, titles: Sequence[str], groups: Sequence[str]) -> Figure:
     """Images (k, B, B) above the projections (k, B, B) that match them; equal ``groups`` share two rows."""
     rows, columns = [], 0
@@ -233,11 +239,14 @@ def _grey(image: np.ndarray) -> np.ndarray:
 @_styled
 def map_views(volume: np.ndarray, pixel_size_angstrom: float) -> Figure:
     """Central slices (upper row) and projections (lower row) of a map (D, D, D) [z, y, x] along z, y and x."""
-    figure = Figure((FULL_WIDTH, FULL_WIDTH * 0.66))
+    # the panels' places are known: to lay them out would take longer than to draw them
+    figure = Figure((FULL_WIDTH, FULL_WIDTH * 0.69), layout="none")
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=0.965, wspace=0.02, hspace=0.085)
     panels = figure.subplots(2, 3)
     middle = len(volume) // 2
     slices = (volume[middle], volume[:, middle], volume[:, :, middle])
-    low, high = np.percentile(volume, [1, 99.9])
+    step = max(1, len(volume) // 64)
+    low, high = np.percentile(volume[::step, ::step, ::step], [1, 99.9])
     for column, (cut, axis_name) in enumerate(zip(slices, "zyx")):
         panels[0, column].imshow(cut, cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
         panels[0, column].set_title(f"slice across {axis_name}")

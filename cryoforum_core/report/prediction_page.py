@@ -42,7 +42,7 @@ def prediction_page(files: RunFiles, truth: dict[str, np.ndarray] | None = None)
              "expected below 10°": percent(np.mean(expected < 10))}
     if files.summary.get("images_per_second"):
         facts["speed"] = f"{significant(files.summary['images_per_second'])} images/s"
-    pictures = _pictures(files, posterior, table, density)
+    pictures = pose_pictures(files, posterior, table, density)
     if truth is not None:
         facts["median true error"] = degrees(np.median(truth["error_deg"][~truth["is_junk"]]))
         pictures = [error_picture(truth["error_deg"], truth["is_junk"]),
@@ -69,11 +69,18 @@ def _verdict(files: RunFiles, expected: np.ndarray, density: np.ndarray | None,
         good = truth["error_deg"][~truth["is_junk"]]
         sentences.append(f"Against the known poses the error is {degrees(np.median(good))} (median) and "
                          f"{degrees(good.mean())} (mean).")
-    if density is not None and len(expected) >= _MIN_FOR_COVERAGE and empty_fraction(density) > _UNEVEN_ABOVE:
+    if (unseen := unseen_views(density, len(expected))) is not None:
         level = "caution" if level == "good" else level
-        sentences.append(f"{percent(empty_fraction(density))} of all viewing directions are almost unseen, so the map "
-                         "will be blurred along some of them.")
+        sentences.append(unseen)
     return Verdict(level, tuple(sentences))
+
+
+def unseen_views(density: np.ndarray | None, n_particles: int) -> str | None:
+    """A sentence about views that are missing from a density of views; None where the particles cover all."""
+    if density is None or n_particles < _MIN_FOR_COVERAGE or empty_fraction(density) <= _UNEVEN_ABOVE:
+        return None
+    return (f"{percent(empty_fraction(density))} of all viewing directions are almost unseen, so the map will be "
+            "blurred along some of them.")
 
 
 def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
@@ -84,8 +91,9 @@ def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
                              out=beside(files.path, "map"))))
 
 
-def _pictures(files: RunFiles, posterior: dict[str, np.ndarray], table: ParticleTable | None,
-              density: np.ndarray | None) -> list[Picture]:
+def pose_pictures(files: RunFiles, posterior: dict[str, np.ndarray], table: ParticleTable | None,
+                  density: np.ndarray | None) -> list[Picture]:
+    """What any run that finds poses shows of them: how sure, how well matched, from where seen."""
     expected, score = posterior["expected_error_deg"], posterior.get("match_score")
     marks = {f"median {degrees(np.median(expected))}": float(np.median(expected))}
     pictures = [Picture("Expected error", "Look for one hill at small angles; what is at the right is unsure or junk.",

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..run_directory import RunDirectory, atomic_path
 from . import plots
+from .ab_initio_page import ab_initio_page
 from .evaluation_page import evaluation_page
 from .map_page import other_page, reconstruction_page
 from .page import Page
@@ -24,7 +25,7 @@ from .training_page import training_page
 
 PAGES: dict[str, Callable[..., Page]] = {
     "simulate": simulation_page, "train": training_page, "predict": prediction_page, "select": selection_page,
-    "reconstruct": reconstruction_page, "evaluate": evaluation_page,
+    "reconstruct": reconstruction_page, "evaluate": evaluation_page, "ab-initio": ab_initio_page,
 }
 LEVEL_NAMES = {"good": "Good", "caution": "Look closer", "poor": "Not good"}
 
@@ -44,13 +45,24 @@ def write_report(run: RunDirectory, path: Path, truth: Path | None = None, summa
     text = render(page, files)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    if path == run.report and run.live.is_file():
+        _close_live(run)
     return {"report": str(path), "n_figures": len(page.pictures), "verdict": " ".join(page.verdict.sentences)}
+
+
+def _close_live(run: RunDirectory) -> None:
+    """A browser that watches the run's live page is led to its report."""
+    name = run.report.name
+    with atomic_path(run.live) as temporary:
+        temporary.write_text(f'<!DOCTYPE html>\n<meta charset="utf-8">\n<meta http-equiv="refresh" content="0; '
+                             f'url={name}">\n<title>cryoforum</title>\n<a href="{name}">The report of this run</a>\n',
+                             encoding="utf-8")
 
 
 def render(page: Page, files: RunFiles) -> str:
     """The HTML of a page."""
     finished = files.run.summary.stat().st_mtime if files.run.finished else datetime.datetime.now().timestamp()
-    return _template().render(
+    return template("report.html.j2").render(
         page=page, level_name=LEVEL_NAMES[page.verdict.level], run_path=files.path.resolve(), job=files.job,
         version=files.summary.get("version", ""),
         date=datetime.datetime.fromtimestamp(finished).strftime("%Y-%m-%d %H:%M"),
@@ -71,10 +83,11 @@ def _errors(files: RunFiles, truth: Path) -> dict[str, np.ndarray]:
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A template of this directory; an unknown name in it is an error."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _inlined(picture) -> str:

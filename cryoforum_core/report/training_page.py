@@ -63,14 +63,15 @@ def _next_steps(files: RunFiles, median: float) -> tuple[NextStep, ...]:
 def _pictures(files: RunFiles, metrics: dict[str, np.ndarray] | None) -> list[Picture]:
     pictures = []
     if metrics is not None and len(metrics.get("step", ())):
-        pictures += _curves(metrics)
+        pictures += training_curves(metrics)
     errors = files.csv_columns("errors.csv")
     if errors is not None:
         pictures.append(error_picture(errors["error_deg"], what="held-out error"))
     return pictures
 
 
-def _curves(metrics: dict[str, np.ndarray]) -> list[Picture]:
+def training_curves(metrics: dict[str, np.ndarray]) -> list[Picture]:
+    """The course of a training from its metrics.csv, whose columns have a ``step``."""
     step = metrics["step"]
     errors = {name: metrics[f"validation_{name}_error_deg"] for name in ("median", "mean")
               if f"validation_{name}_error_deg" in metrics}

@@ -192,12 +192,38 @@ def evaluate_run(path, predicted: RunDirectory, truth: dict) -> RunDirectory:
     return run
 
 
+SEEDS = [{"seed": i, "score": 100.0 - 7 * i, "resolution_angstrom": 18.0 + 4 * i, "angle_to_best_deg": 5.0 * i,
+          "chosen": i == 0} for i in range(3)]
+
+
+def ab_initio_run(path, method: str = "hybrid", converged: bool = True, hand: str = "undetermined", symmetry: str = "c1",
+                  **summary) -> RunDirectory:
+    """A run of ab-initio with the files of predict and reconstruct; end-to-end has a training and no match scores."""
+    hybrid = method == "hybrid"
+    predicted, _ = predict_run(path, matched=hybrid)
+    of_method = {"seeds_agreement_deg": 5.0, "search_seconds": 70.0, "median_expected_error_deg": 1.8, "seeds": SEEDS,
+                 "stages": {"search": 70.0, "half maps": 20.0, "network": 60.0, "refinement": 40.0}} if hybrid else {}
+    predicted.config.write_text(json.dumps({"job": "ab-initio", "out": str(path), "particles": "data/particles.star",
+                                            "method": method, "symmetry": symmetry, "seeds": 3}))
+    predicted.write_summary({"job": "ab-initio", "version": "0.1.0", "seconds": 200.0, "converged": converged,
+                             "converged_reason": "" if converged else "The two best searches differ by 61 degrees.",
+                             "resolution_angstrom": 14.2 if converged else 55.0, "method": method,
+                             "symmetry": symmetry, "hand": hand, "n_particles": N} | of_method | summary)
+    write_map(predicted.map, molecule(), PIXEL)
+    write_fsc(predicted, predicted.read_summary()["resolution_angstrom"])
+    if not hybrid:
+        with open(predicted.metrics, "w", newline="") as file:
+            csv.writer(file).writerows([("step", "loss")] + [(i, 1 + np.exp(-i / 20)) for i in range(100)])
+    return predicted
+
+
 def all_runs(folder) -> dict[str, RunDirectory]:
     """One run of each job with a page, and one of a job without."""
     predicted, truth = predict_run(folder / "run_predict")
-    other = make_run(folder / "run_other", "ab-initio", {"particles": "p.star"}, {"resolution_angstrom": 21.0})
+    other = make_run(folder / "run_other", "other", {"particles": "p.star"}, {"resolution_angstrom": 21.0})
     write_map(other.map, molecule(), PIXEL)
     return {"simulate": simulate_run(folder / "run_simulate"), "train": train_run(folder / "run_train"),
             "predict": predicted, "select": select_run(folder / "run_select", predicted),
-            "reconstruct": reconstruct_run(folder / "run_map"), "ab-initio": other,
+            "reconstruct": reconstruct_run(folder / "run_map"), "ab-initio": ab_initio_run(folder / "run_ab_initio"),
+            "end-to-end": ab_initio_run(folder / "run_end_to_end", "end-to-end"), "other": other,
             "evaluate": evaluate_run(folder / "run_evaluate", predicted, truth)}

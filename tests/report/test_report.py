@@ -22,7 +22,7 @@ from cryoforum_core.report.selection_page import selection_page
 from cryoforum_core.report.training_page import training_page
 from cryoforum_core.run_directory import RunDirectory
 
-JOBS = ["simulate", "train", "predict", "select", "reconstruct", "evaluate", "ab-initio"]
+JOBS = ["simulate", "train", "predict", "select", "reconstruct", "evaluate", "ab-initio", "end-to-end", "other"]
 
 
 def page_of(run, path, **options) -> tuple[str, dict]:
@@ -220,7 +220,7 @@ def test_a_directory_without_a_configuration_is_refused(tmp_path):
 
 
 def test_values_of_a_run_cannot_become_html(tmp_path):
-    run = make_run(tmp_path / "run", "ab-initio", {"particles": "<script>alert(1)</script>"}, {"n_particles": 3})
+    run = make_run(tmp_path / "run", "other", {"particles": "<script>alert(1)</script>"}, {"n_particles": 3})
     write_report(run, run.report)
     assert "<script>" not in run.report.read_text(encoding="utf-8")
 

@@ -1,0 +1,179 @@
+"""The page of a run of ab-initio."""
+
+import shlex
+
+import numpy as np
+
+from ..mrc import read_map
+from .map_page import fsc_picture, map_picture
+from .page import NextStep, Page, Picture, Table, Verdict, beside, command, degrees, duration, percent, significant
+from .prediction_page import pose_pictures, unseen_views
+from .run_files import RunFiles, angles_deg
+from .training_page import training_curves
+from .view_coverage import view_density
+
+METHODS = {"hybrid": "search, then network and refinement", "end-to-end": "network and map learnt together"}
+UNDETERMINED = "undetermined"
+_SURE_BELOW_DEG, _FEW_SHELLS = 12.0, 8
+# two searches that agree to this found one and the same map
+_SEEDS_AGREE_BELOW_DEG = 15.0
+_MORE_SEEDS = 4
+
+
+def ab_initio_page(files: RunFiles) -> Page:
+    """Whether a map was found, what it is, how sure the orientations are, and how the run got there."""
+    summary = files.summary
+    volume, pixel_size_angstrom = read_map(files.run.map) if files.run.map.is_file() else (None, 0.0)
+    posterior = files.posterior() if files.run.orientation_posterior.is_file() else None
+    angles = angles_deg(files.table(files.run.particles))
+    density = None if angles is None else view_density(*angles, files.symmetry)
+    shells = None if volume is None else len(volume) * pixel_size_angstrom / summary["resolution_angstrom"]
+    return Page("Ab initio: a first map and orientations", _verdict(summary, posterior, density, shells),
+                _next_steps(files), _facts(summary, posterior),
+                tuple(_pictures(files, volume, pixel_size_angstrom, posterior, density)),
+                tuple(table for table in (_seeds(summary), _stages(summary)) if table is not None), _notes(files))
+
+
+def _facts(summary: dict, posterior: dict[str, np.ndarray] | None) -> dict[str, str]:
+    facts = {"resolution (FSC 0.143)": f"{significant(summary['resolution_angstrom'])} Å",
+             "particles": f"{summary['n_particles']:,}"}
+    if posterior is not None:
+        facts["median expected error"] = degrees(np.median(posterior["expected_error_deg"]))
+    return facts | {"symmetry": summary.get("symmetry", "c1"), "hand": summary.get("hand", UNDETERMINED),
+                    "time": duration(summary["seconds"])}
+
+
+def _verdict(summary: dict, posterior: dict[str, np.ndarray] | None, density: np.ndarray | None,
+             shells: float | None) -> Verdict:
+    resolution = significant(summary["resolution_angstrom"])
+    if not summary["converged"]:
+        reason = str(summary.get("converged_reason") or "the run gives no reason").rstrip(".")
+        return Verdict("poor", (f"The images did not determine a map: {reason[:1].lower() + reason[1:]}.",
+                                f"The files are complete, but neither the map ({resolution} Å between its halves) nor "
+                                "the orientations are to be relied on."))
+    sentences = [f"A map was found; its half maps agree to {resolution} Å (FSC 0.143)."]
+    doubts = list(_doubts(summary, posterior, density, shells))
+    if not doubts:
+        sentences.append("Look in it for what the molecule must have, then go on from its orientations.")
+    return Verdict("caution" if doubts else "good", (*sentences, *doubts))
+
+
+def _doubts(summary: dict, posterior: dict[str, np.ndarray] | None, density: np.ndarray | None, shells: float | None):
+    """Sentences about what makes a map that was found less than it seems."""
+    if shells is not None and shells < _FEW_SHELLS:
+        yield "That is a blob, with little detail to tell a right map from a wrong one."
+    agreement = summary.get("seeds_agreement_deg")
+    if agreement is not None and agreement > _SEEDS_AGREE_BELOW_DEG:
+        yield (f"The best two searches differ by {degrees(agreement)} (median): another random start may find another "
+               "map.")
+    if posterior is not None:
+        median = float(np.median(posterior["expected_error_deg"]))
+        if median > _SURE_BELOW_DEG:
+            yield f"Half of the particles are expected to be off by more than {degrees(median)}."
+        unseen = unseen_views(density, len(posterior["expected_error_deg"]))
+        if unseen is not None:
+            yield unseen
+
+
+def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
+    if not files.summary["converged"]:
+        return _again(files)
+    selected, symmetry = beside(files.path, "select"), files.symmetry
+    volume = shlex.quote(str(files.run.map.absolute()))
+    steps = [NextStep("Look at the map", f"chimerax {volume}"),
+             NextStep("Leave out junk and orientations that cannot be trusted",
+                      command("select", run=files.path, out=selected)),
+             NextStep("Make a map of what was kept", command("reconstruct", particles=selected / "selected.star",
+                                                             symmetry=symmetry, out=beside(files.path, "map"))),
+             NextStep("Refine it in RELION, from these orientations", _relion_refine(files))]
+    if files.summary.get("hand", UNDETERMINED) == UNDETERMINED:
+        mirrored = shlex.quote(str(files.run.map.absolute().with_name("map_mirrored.mrc")))
+        steps.append(NextStep("If features are mirrored (helices turn to the left)",
+                              f"relion_image_handler --i {volume} --o {mirrored} --invert_hand"))
+    return tuple(steps)
+
+
+def _again(files: RunFiles) -> tuple[NextStep, ...]:
+    config = files.config
+    seeds = max(_MORE_SEEDS, 2 * config.get("seeds", 1))
+    options = {name: config.get(name) for name in ("particle_diameter_angstrom", "max_shift_angstrom")}
+    common = dict(particles=files.input_path("particles"), symmetry=files.symmetry, **options)
+    steps = [NextStep("Search from more random starts", command("ab-initio", **common, seeds=seeds,
+                                                                out=beside(files.path, "again")))]
+    if config.get("symmetry", "c1").lower() != "c1":
+        steps.append(NextStep("Without symmetry, which may be another than was given", command(
+            "ab-initio", **(common | {"symmetry": "c1"}), seeds=seeds, out=beside(files.path, "c1"))))
+    return tuple(steps)
+
+
+def _relion_refine(files: RunFiles) -> str:
+    resolution = max(files.summary["resolution_angstrom"] * 1.5, 15.0)
+    selected = shlex.quote(str((beside(files.path, "select") / "selected.star").absolute()))
+    out = shlex.quote(str((beside(files.path, "refine") / "run").absolute()))
+    return (f"mkdir -p $(dirname {out}) && mpirun -n 3 relion_refine_mpi --auto_refine --split_random_halves \\\n"
+            f"    --i {selected} --ref {shlex.quote(str(files.run.map.absolute()))} \\\n"
+            f"    --firstiter_cc --ini_high {resolution:.0f} --ctf --sym {files.symmetry} --flatten_solvent "
+            "--zero_mask --norm --scale \\\n"
+            "    --healpix_order 4 --auto_local_healpix_order 4 --sigma_ang 5 --offset_range 5 --offset_step 2 \\\n"
+            f"    --low_resol_join_halves 40 --o {out}")
+
+
+def _pictures(files: RunFiles, volume: np.ndarray | None, pixel_size_angstrom: float,
+              posterior: dict[str, np.ndarray] | None, density: np.ndarray | None) -> list[Picture]:
+    pictures = [] if volume is None else [map_picture(volume, pixel_size_angstrom)]
+    if (fsc := fsc_picture(files)) is not None:
+        pictures.append(fsc)
+    if posterior is not None:
+        pictures += pose_pictures(files, posterior, files.table(files.run.particles), density)
+    metrics = files.csv_columns(files.run.metrics.name)
+    if metrics is not None and len(metrics.get("step", ())) > 1:
+        pictures += training_curves(metrics)
+    return pictures
+
+
+def _seeds(summary: dict) -> Table | None:
+    """The searches from their random starts, best first."""
+    found = summary.get("seeds")
+    if not isinstance(found, list) or not found:
+        return None
+    found = sorted(found, key=lambda row: -_number(row.get("score")))
+    rows = tuple((str(row.get("seed", "-")), significant(_number(row.get("score"))),
+                  f"{significant(_number(row.get('resolution_angstrom')))} Å",
+                  "chosen" if row.get("chosen") else _angle(row.get("angle_to_best_deg"))) for row in found)
+    chosen = next((i for i, row in enumerate(found) if row.get("chosen")), None)
+    caption = "Starts that agree within a few degrees found the same map; one that stands alone may be wrong."
+    return Table("Searches from random starts", caption, ("start", "score", "resolution", "angle to the best"), rows,
+                 chosen)
+
+
+def _angle(value) -> str:
+    return "-" if value is None or not np.isfinite(value) else degrees(value)
+
+
+def _number(value) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _stages(summary: dict) -> Table | None:
+    """``stages`` of the summary: a dict stage -> seconds, or a list of dicts with ``stage`` and ``seconds``."""
+    stages = summary.get("stages")
+    if isinstance(stages, list):
+        stages = {row.get("stage", row.get("name", "-")): row.get("seconds") for row in stages}
+    if not stages:
+        return None
+    total = sum(filter(None, stages.values()))
+    rows = tuple((name, "skipped" if seconds is None else duration(seconds),
+                  "" if not seconds else percent(seconds / total)) for name, seconds in stages.items())
+    return Table("Stages", "What the time was spent on.", ("stage", "time", "share"), rows)
+
+
+def _notes(files: RunFiles) -> tuple[str, ...]:
+    notes = [f"Method: {METHODS.get(files.summary.get('method'), files.summary.get('method', '-'))}."]
+    if files.summary.get("hand", UNDETERMINED) == UNDETERMINED:
+        notes.append("Hand: projections do not tell a molecule from its mirror image, so that the map is one of the "
+                     "two. Helices turn to the right in the true one. With a map of known hand (--hand-reference) "
+                     "the run decides by itself. The orientations that go with the mirrored map have rlnAngleRot of "
+                     "opposite sign, and 180 minus rlnAngleTilt.")
+    else:
+        notes.append(f"Hand: {files.summary['hand']}.")
+    return tuple(notes)

@@ -1,0 +1,143 @@
+"""The page of a run that goes on: ``progress.json`` for programs, ``live.html`` for a person, both whole at any time.
+
+A browser that has the page open loads it again by itself; when the report is written it goes on to that.
+"""
+
+import base64
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..run_directory import RunDirectory, atomic_path
+from . import plots
+from .page import Picture, Table, duration, percent, significant
+from .report import template
+
+RELOAD_SECONDS = 10
+_PNG_DPI = 80
+_MINUTES_ABOVE_SECONDS = 300
+
+
+def write_live(run: RunDirectory, progress: dict, volume: np.ndarray | None, pixel_size_angstrom: float,
+               fsc_curves: Mapping[str, np.ndarray], history: Sequence[dict],
+               image_examples: Mapping[str, np.ndarray] | None = None) -> None:
+    """Writes ``progress.json`` and ``live.html``.
+
+    progress: ``stage``, ``stage_number`` (from 1), ``n_stages``, ``fraction`` (of the whole run), ``seconds``,
+    ``seconds_left``, ``resolution_angstrom`` (None where not known), ``message``, and where known ``stages``, the names
+    of all. volume: map (D, D, D) [z, y, x] so far. fsc_curves: name -> (n,) over the shells of the map's box.
+    history: earlier progress, each with ``seconds``, ``stage`` and where known ``resolution_angstrom`` and ``score``.
+    image_examples: name -> (k, B, B), a row of images each.
+    """
+    progress = {name: _finite(value) for name, value in progress.items()}
+    with atomic_path(run.progress) as temporary:
+        temporary.write_text(json.dumps(progress, indent=1) + "\n")
+    past = [*history, progress]
+    pictures = [*_map_pictures(volume, pixel_size_angstrom, fsc_curves, progress.get("resolution_angstrom")),
+                *_course_pictures(past)]
+    if image_examples:
+        pictures.append((Picture("Examples", "A row of images each.", plots.image_rows(image_examples), wide=True),
+                         "png"))
+    finished = progress["fraction"] >= 1
+    text = template("live.html.j2").render(
+        run_path=run.path.resolve(), progress=progress, percent=percent(progress["fraction"]), facts=_facts(progress),
+        stages=_stages(past), finished=finished, reload_seconds=None if finished else RELOAD_SECONDS,
+        report=run.report.name, written=datetime.datetime.now().strftime("%H:%M:%S"),
+        pictures=[vars(picture) | {"source": _inlined(picture.figure, kind)} for picture, kind in pictures])
+    with atomic_path(run.live) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _finite(value):
+    """JSON knows no NaN."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _facts(progress: dict) -> dict[str, str]:
+    facts = {"of the run done": percent(progress["fraction"]), "time spent": duration(progress["seconds"])}
+    left = progress.get("seconds_left")
+    facts["time left, about"] = "-" if left is None else duration(left)
+    resolution = progress.get("resolution_angstrom")
+    facts["resolution so far"] = "-" if resolution is None else f"{significant(resolution)} Å"
+    return facts
+
+
+def _stages(past: Sequence[dict]) -> Table:
+    """The stages in their order with the time each took; those to come where their names are known."""
+    now = past[-1]
+    number = int(now["stage_number"])
+    seconds = _seconds_of_stages(past)
+    names = list(now.get("stages") or [name for name in seconds if name != now["stage"]])
+    if "stages" not in now:
+        # a run that goes on after a stop does not know what it did before
+        names = [f"stage {i + 1}" for i in range(number - 1 - len(names))] + names[-(number - 1):] * (number > 1)
+        names += [now["stage"]] + [f"stage {i + 1}" for i in range(number, int(now["n_stages"]))]
+    rows = []
+    for i, name in enumerate(names, start=1):
+        state = "done" if i < number or now["fraction"] >= 1 else "now" if i == number else "to come"
+        rows.append((str(i), name, state, duration(seconds[name]) if name in seconds else ""))
+    return Table("Stages", "", ("", "stage", "", "time"), tuple(rows), number - 1 if now["fraction"] < 1 else None)
+
+
+def _seconds_of_stages(past: Sequence[dict]) -> dict[str, float]:
+    """Time spent in each stage, in the order in which they were begun."""
+    spent: dict[str, float] = {}
+    before = 0.0
+    for entry in past:
+        spent[entry["stage"]] = spent.get(entry["stage"], 0.0) + max(entry["seconds"] - before, 0.0)
+        before = entry["seconds"]
+    return spent
+
+
+def _map_pictures(volume: np.ndarray | None, pixel_size_angstrom: float, fsc_curves: Mapping[str, np.ndarray],
+                  resolution_angstrom: float | None) -> list[tuple[Picture, str]]:
+    pictures = []
+    if volume is not None:
+        pictures.append((Picture("The map so far", "Slices and projections. A fuzzy ball at the start is what it should "
+                                 "be; features come with the resolution.",
+                                 plots.map_views(np.asarray(volume), pixel_size_angstrom), wide=True), "png"))
+    curves = {name: np.asarray(values, dtype=float) for name, values in fsc_curves.items() if len(values) > 2}
+    if curves:
+        n = max(map(len, curves.values()))
+        box = 2 * (n - 1) if volume is None else len(volume)
+        curves = {name: np.pad(values, (0, n - len(values)), constant_values=np.nan)[1:]
+                  for name, values in curves.items()}
+        pictures.append((Picture("Fourier shell correlation", "Near 1 at the left, falling once; it moves to the right "
+                                 "as the map gets better.",
+                                 plots.fsc_curves(np.arange(1, n) / (box * pixel_size_angstrom), curves,
+                                                  resolution_angstrom)), "svg"))
+    return pictures
+
+
+def _course_pictures(past: Sequence[dict]) -> list[tuple[Picture, str]]:
+    """Resolution and score against time, where there are at least two values of them."""
+    seconds = np.array([entry["seconds"] for entry in past], dtype=float)
+    unit, name = (60.0, "minutes") if seconds[-1] > _MINUTES_ABOVE_SECONDS else (1.0, "seconds")
+    resolution, score = (_column(past, key) for key in ("resolution_angstrom", "score"))
+    pictures = []
+    if np.isfinite(resolution).sum() > 1:
+        pictures.append((Picture("Resolution", "It should fall step by step and level off.", plots.curves(
+            seconds / unit, {"resolution": resolution}, name, "resolution (Å)", y_scale="log")), "svg"))
+    if np.isfinite(score).sum() > 1:
+        pictures.append((Picture("Score", "How well the map explains the images; each stage has a scale of its own.",
+                                 plots.curves(seconds / unit, _by_stage(past, score), name, "score")), "svg"))
+    return pictures
+
+
+def _by_stage(past: Sequence[dict], values: np.ndarray) -> dict[str, np.ndarray]:
+    stages = np.array([entry["stage"] for entry in past])
+    split = {name: np.where(stages == name, values, np.nan) for name in dict.fromkeys(stages.tolist())}
+    return {name: part for name, part in split.items() if np.isfinite(part).any()}
+
+
+def _column(past: Sequence[dict], key: str) -> np.ndarray:
+    values = (entry.get(key) for entry in past)
+    return np.array([np.nan if value is None else value for value in values], dtype=float)
+
+
+def _inlined(figure: plots.Figure, kind: str) -> str:
+    data = plots.to_png(figure, _PNG_DPI) if kind == "png" else plots.to_svg(figure)
+    mime = "image/png" if kind == "png" else "image/svg+xml"
+    return f"data:{mime};base64," + base64.b64encode(data).decode("ascii")

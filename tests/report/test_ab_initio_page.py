@@ -1,0 +1,108 @@
+"""The page of ab-initio: what it says of a map that was found, of one that was not, and what to do next."""
+
+import html
+import json
+import re
+import shlex
+
+import numpy as np
+import pytest
+from example_runs import N, ab_initio_run
+
+from cryoforum_core.cli import parse
+from cryoforum_core.report.ab_initio_page import ab_initio_page
+from cryoforum_core.report.report import write_report
+from cryoforum_core.report.run_files import RunFiles
+
+
+def page_of(run):
+    return ab_initio_page(RunFiles(run))
+
+
+def words(page):
+    return " ".join(page.verdict.sentences)
+
+
+def titles(page):
+    return [picture.title for picture in page.pictures]
+
+
+def test_a_map_that_was_found(runs):
+    page = page_of(runs["ab-initio"])
+    assert page.verdict.level == "good" and "14.2 Å" in words(page)
+    assert page.facts["particles"] == str(N) and page.facts["hand"] == "undetermined"
+    assert {"The map", "Fourier shell correlation", "Expected error", "Viewing directions"} <= set(titles(page))
+    assert [table.title for table in page.tables] == ["Searches from random starts", "Stages"]
+    assert page.tables[0].rows[0][-1] == "chosen" and page.tables[0].rows[2][-1] == "10.0°"
+
+
+def test_end_to_end_shows_its_training_and_no_searches(runs):
+    page = page_of(runs["end-to-end"])
+    assert "Loss" in titles(page) and "Match with the map" not in titles(page) and not page.tables
+
+
+def test_what_did_not_converge_is_poor_with_its_reason_and_another_attempt(tmp_path):
+    run = ab_initio_run(tmp_path / "run", converged=False, symmetry="d2", seeds=[])
+    page = page_of(run)
+    assert page.verdict.level == "poor" and "two best searches differ by 61 degrees." in words(page)
+    again, without_symmetry = (step.command for step in page.next_steps)
+    assert "--seeds 6" in again and "--symmetry d2" in again and "--symmetry c1" in without_symmetry
+    assert "Searches from random starts" not in [table.title for table in page.tables]
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"resolution_angstrom": 40.0}, "blob"), ({"seeds_agreement_deg": 50.0}, "differ by 50.0°"),
+    ({"seeds_agreement_deg": None}, None)])
+def test_doubts_are_told(tmp_path, change, said):
+    page = page_of(ab_initio_run(tmp_path / "run", **change))
+    assert page.verdict.level == ("good" if said is None else "caution")
+    assert said is None or said in words(page)
+
+
+def test_unsure_orientations_are_told(tmp_path):
+    run = ab_initio_run(tmp_path / "run")
+    with np.load(run.orientation_posterior) as arrays:
+        arrays = dict(arrays)
+    np.savez(run.orientation_posterior, **(arrays | {"expected_error_deg": 30 + arrays["expected_error_deg"]}))
+    assert "expected to be off by more than" in words(page_of(run))
+
+
+def test_a_hand_that_is_known_needs_no_mirror(tmp_path):
+    known = page_of(ab_initio_run(tmp_path / "a", hand="as in the reference"))
+    unknown = page_of(ab_initio_run(tmp_path / "b"))
+    assert "--invert_hand" in unknown.next_steps[-1].command and "mirror image" in " ".join(unknown.notes)
+    assert not any("--invert_hand" in step.command for step in known.next_steps)
+    assert "Hand: as in the reference." in known.notes
+
+
+def test_commands_are_ones_that_the_command_line_takes(runs, tmp_path):
+    for run in (runs["ab-initio"], ab_initio_run(tmp_path / "run", converged=False)):
+        own = [shlex.split(step.command.replace("\\\n", "")) for step in page_of(run).next_steps]
+        parsed = [parse(line[1:]) for line in own if line[0] == "cryoforum"]
+        assert parsed and {config.job for config in parsed} <= {"select", "reconstruct", "ab-initio"}
+
+
+def test_tables_and_notes_are_on_the_page(runs, tmp_path):
+    write_report(runs["ab-initio"], tmp_path / "report.html")
+    text = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
+    rows = re.findall(r'<tr class="marked"><td>(.*?)</td>', text)
+    assert rows == ["0"] and "<td>half maps</td>" in text and "Hand: projections do not tell" in text
+
+
+def test_a_run_with_few_files_and_figures_still_has_a_page(tmp_path):
+    run = ab_initio_run(tmp_path / "run")
+    for path in (run.map, run.fsc, run.orientation_posterior, run.particles):
+        path.unlink()
+    summary = {name: value for name, value in run.read_summary().items()
+               if name in ("job", "seconds", "converged", "resolution_angstrom", "n_particles", "method")}
+    run.summary.write_text(json.dumps(summary))
+    assert page_of(run).verdict.level == "good" and not page_of(run).pictures
+
+
+def test_a_browser_on_the_live_page_is_led_to_the_report(tmp_path):
+    run = ab_initio_run(tmp_path / "run")
+    write_report(run, run.report)
+    assert not run.live.exists()
+    run.live.write_text("running")
+    write_report(run, run.report)
+    assert "url=report.html" in run.live.read_text()
