@@ -36,8 +36,8 @@ LOSSES = ['pairwise-to-own', 'own', 'pairwise', 'chordal']
 POOLINGS = ['auto', 'gem', 'average', 'max', 'flatten']
 ACTIVATIONS = ['auto', 'prelu', 'relu', 'silu']
 HALF_SETS = ['all', '1', '2']
-# px; the engine's own limits
-SMALLEST_BOX, LARGEST_DEFAULT_BOX = 16, 128
+# px; the engine's own limit
+SMALLEST_BOX = 16
 
 
 class outputs(Enum):
@@ -107,7 +107,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         form.addParam('networkBox', params.IntParam, default=0, validators=[params.GE(0)],
                       label='Network box (px)',
                       help='The images are Fourier-cropped to this even size before the network sees them. '
-                           '0: the particles\' own box, at most 128. Smaller is faster.')
+                           '0: the particles\' own box, at most 128 on a GPU and 32 on a CPU. Smaller is faster.')
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)
         form.addParam('head', params.EnumParam, choices=HEADS, default=0, label='Orientation head', **advanced,
                       help='How the network expresses an orientation. *qcqp*: a symmetric 4x4 matrix whose smallest '
@@ -153,15 +153,16 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)
         form.addParam('batchSize', params.IntParam, default=128, validators=[params.GE(2)], **advanced,
                       label='Batch size', help='Images in one training step.')
-        form.addParam('learningRate', params.FloatParam, default=1e-3, validators=[params.Positive], **advanced,
+        form.addParam('learningRate', params.FloatParam, default=3e-3, validators=[params.Positive], **advanced,
                       label='Learning rate', help='Largest learning rate of the one-cycle schedule.')
         form.addParam('loss', params.EnumParam, choices=LOSSES, default=0, **advanced,
                       label='Orientation loss',
                       help='*pairwise-to-own*: first the angles between all pairs of images, later each image\'s own '
                            'error (Chung 2023).')
-        form.addParam('binghamWeight', params.FloatParam, default=0.1, validators=[params.GE(0)], **advanced,
+        form.addParam('binghamWeight', params.FloatParam, default=1., validators=[params.GE(0)], **advanced,
                       label='Weight of the Bingham likelihood',
-                      help='The term that gives the uncertainty its unit (degrees).')
+                      help='The term that gives the uncertainty its unit (degrees), and by which the network learns '
+                           'fastest.')
         form.addParam('shiftWeight', params.FloatParam, default=1., validators=[params.GE(0)], **advanced,
                       label='Weight of the shift loss', help='0: the network does not learn shifts.')
         form.addParam('patience', params.IntParam, default=10, validators=[params.Positive], **advanced,
@@ -193,7 +194,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         summary = readSummary(self._runDirectory())
         particles = self.inputParticles.get()
         network = CryoForumNetwork(runDirectory=self._runDirectory(), pixelSize=particles.getSamplingRate(),
-                                   boxSize=particles.getXDim(), networkBoxSize=self._networkBox(),
+                                   boxSize=particles.getXDim(), networkBoxSize=summary['network_box_size_px'],
                                    symmetry=self._symmetry(),
                                    encoder=ENCODERS[self.encoder.get()],
                                    validationMedianError=summary['validation_median_error_deg'],
@@ -250,13 +251,6 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
     # --------------------------- UTILS functions -----------------------------
     def _runDirectory(self):
         return self._getExtraPath('train')
-
-    def _networkBox(self):
-        """ Box of the network in px: that of the form, else what the engine chooses. """
-        start = self.startNetwork.get()
-        if start is not None:
-            return round(start.getFieldOfView() / start.getNetworkPixelSize())
-        return self.networkBox.get() or min(LARGEST_DEFAULT_BOX, self.inputParticles.get().getXDim())
 
     def _reference(self):
         return self.referenceVolume.get() if self.learnFrom == FROM_REFERENCE else None
