@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict] = {
     "activation: PReLU": {"activation": "prelu"},
     "activation: SiLU": {"activation": "silu"},
     "head: qcqp-psd": {"head": "qcqp-psd"},
+    "head: qcqp-psd, learning rate 1e-3": {"head": "qcqp-psd", "learning_rate": 1e-3},
     "head: s2s2": {"head": "s2s2"},
     "head: quaternion": {"head": "quaternion"},
     "head: euler": {"head": "euler"},
@@ -45,12 +46,16 @@ VARIANTS: dict[str, dict] = {
     "loss: chordal": {"loss": "chordal"},
     "Bingham weight 0 (the paper's loss)": {"bingham_weight": 0.0},
     "Bingham weight 0.1": {"bingham_weight": 0.1},
+    "Bingham weight 0.1, learning rate 1e-3": {"bingham_weight": 0.1, "learning_rate": 1e-3},
+    "Bingham weight 3": {"bingham_weight": 3.0},
+    "Bingham weight 10": {"bingham_weight": 10.0},
     "encoder: cryoforum": {"encoder": "cryoforum", "learning_rate": 1e-3},
     "encoder: cryoforum, width 8": {"encoder": "cryoforum", "width": 8},
     "encoder: cryoposenet": {"encoder": "cryoposenet", "learning_rate": 1e-3},
     "2,000 labels, no augmentation": LABELS | {"augment": False, "particle_fraction": 1.0},
     "2,000 labels, augmentation": LABELS | {"particle_fraction": 1.0},
     "2,000 labels and projections of their map": LABELS,
+    "projections of the map of 2,000 labels": LABELS | {"particle_fraction": 0.0},
 }
 
 
