@@ -39,8 +39,12 @@ def _facts(summary: dict, posterior: dict[str, np.ndarray] | None) -> dict[str, 
              "particles": f"{summary['n_particles']:,}"}
     if posterior is not None:
         facts["median expected error"] = degrees(np.median(posterior["expected_error_deg"]))
-    return facts | {"symmetry": summary.get("symmetry", "c1"), "hand": summary.get("hand", UNDETERMINED),
-                    "time": duration(summary["seconds"])}
+    hand = "known" if _hand_is_known(summary) else "unknown"
+    return facts | {"symmetry": summary.get("symmetry", "c1"), "hand": hand, "time": duration(summary["seconds"])}
+
+
+def _hand_is_known(summary: dict) -> bool:
+    return summary.get("hand", UNDETERMINED) != UNDETERMINED
 
 
 def _verdict(summary: dict, posterior: dict[str, np.ndarray] | None, density: np.ndarray | None,
@@ -86,7 +90,7 @@ def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
              NextStep("Make a map of what was kept", command("reconstruct", particles=selected / "selected.star",
                                                              symmetry=symmetry, out=beside(files.path, "map"))),
              NextStep("Refine it in RELION, from these orientations", _relion_refine(files))]
-    if files.summary.get("hand", UNDETERMINED) == UNDETERMINED:
+    if not _hand_is_known(files.summary):
         mirrored = shlex.quote(str(files.run.map.absolute().with_name("map_mirrored.mrc")))
         steps.append(NextStep("If features are mirrored (helices turn to the left)",
                               f"relion_image_handler --i {volume} --o {mirrored} --invert_hand"))
@@ -169,7 +173,7 @@ def _stages(summary: dict) -> Table | None:
 
 def _notes(files: RunFiles) -> tuple[str, ...]:
     notes = [f"Method: {METHODS.get(files.summary.get('method'), files.summary.get('method', '-'))}."]
-    if files.summary.get("hand", UNDETERMINED) == UNDETERMINED:
+    if not _hand_is_known(files.summary):
         notes.append("Hand: projections do not tell a molecule from its mirror image, so that the map is one of the "
                      "two. Helices turn to the right in the true one. With a map of known hand (--hand-reference) "
                      "the run decides by itself. The orientations that go with the mirrored map have rlnAngleRot of "

@@ -94,10 +94,6 @@ def _seconds_of_stages(past: Sequence[dict]) -> dict[str, float]:
 def _map_pictures(volume: np.ndarray | None, pixel_size_angstrom: float, fsc_curves: Mapping[str, np.ndarray],
                   resolution_angstrom: float | None) -> list[tuple[Picture, str]]:
     pictures = []
-    if volume is not None:
-        pictures.append((Picture("The map so far", "Slices and projections. A fuzzy ball at the start is what it should "
-                                 "be; features come with the resolution.",
-                                 plots.map_views(np.asarray(volume), pixel_size_angstrom), wide=True), "png"))
     curves = {name: np.asarray(values, dtype=float) for name, values in fsc_curves.items() if len(values) > 2}
     if curves:
         n = max(map(len, curves.values()))
@@ -108,6 +104,10 @@ def _map_pictures(volume: np.ndarray | None, pixel_size_angstrom: float, fsc_cur
                                  "as the map gets better.",
                                  plots.fsc_curves(np.arange(1, n) / (box * pixel_size_angstrom), curves,
                                                   resolution_angstrom)), "svg"))
+    if volume is not None:
+        pictures.append((Picture("The map so far", "Slices and projections. A fuzzy ball at the start is what it should "
+                                 "be; features come with the resolution.",
+                                 plots.map_views(np.asarray(volume), pixel_size_angstrom), wide=True), "png"))
     return pictures
 
 

@@ -30,7 +30,7 @@ def titles(page):
 def test_a_map_that_was_found(runs):
     page = page_of(runs["ab-initio"])
     assert page.verdict.level == "good" and "14.2 Å" in words(page)
-    assert page.facts["particles"] == str(N) and page.facts["hand"] == "undetermined"
+    assert page.facts["particles"] == str(N) and page.facts["hand"] == "unknown"
     assert {"The map", "Fourier shell correlation", "Expected error", "Viewing directions"} <= set(titles(page))
     assert [table.title for table in page.tables] == ["Searches from random starts", "Stages"]
     assert page.tables[0].rows[0][-1] == "chosen" and page.tables[0].rows[2][-1] == "10.0°"

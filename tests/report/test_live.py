@@ -52,8 +52,8 @@ def test_everything_that_is_known_is_shown(run):
     assert json.loads(run.progress.read_text()) == progress()
     for words in ("2 of 4: half maps", "step 30 of 90", "40 %", "3 min", "21.3 Å", 'http-equiv="refresh"'):
         assert words in text, words
-    assert re.findall(r"<h3>(.*?)</h3>", text) == ["Stages", "Fourier shell correlation", "Resolution", "Score",
-                                                   "The map so far", "Examples"]
+    assert re.findall(r"<h3>(.*?)</h3>", text) == ["Stages", "Fourier shell correlation", "The map so far",
+                                                   "Resolution", "Score", "Examples"]
     for source in re.findall(r'<img src="data:.*?;base64,(.*?)"', text):
         assert len(base64.b64decode(source)) > 1000
     assert not re.search(r"https?://|<script|<link|@import|url\(", re.sub(r'src="data:.*?"', "", text))
