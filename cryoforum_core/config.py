@@ -215,6 +215,8 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     """Images are Fourier-cropped to this box for the network; default as in train."""
     epochs: PositiveInt = 30
     """end-to-end: passes over the images."""
+    shifts: bool = True
+    """end-to-end: find displacements too; CryoPoseNet's images had none."""
     batch_size: PositiveInt = 128
     """Images in a step."""
     learning_rate: PositiveFloat | None = None

@@ -102,15 +102,18 @@ def make_optimizer(network: nn.Module, settings: LoopSettings) -> torch.optim.Op
 def train_network(network: nn.Module, batch_of: Callable[[int, float], object],
                   loss_of: Callable[[nn.Module, object, float], tuple[Tensor, dict[str, float]]],
                   evaluate: Callable[[nn.Module], dict[str, float]], settings: LoopSettings, state_path: Path,
-                  metrics_path: Path, clock: Callable[[], float] = time.monotonic) -> LoopResult:
+                  metrics_path: Path, clock: Callable[[], float] = time.monotonic,
+                  optimizer_of: Callable[[nn.Module, LoopSettings], torch.optim.Optimizer] = make_optimizer
+                  ) -> LoopResult:
     """Trains ``network`` in place; it ends with the weights that had the best held-out loss.
 
     ``batch_of(step, progress)`` makes a batch, ``loss_of(network, batch, progress)`` its loss and figures to show,
     ``evaluate(network)`` the held-out figures, among them ``validation_loss``. ``clock`` counts seconds; a
-    comparison on a shared machine takes those of its own process. Raises Interrupted on SIGINT, after saving;
+    comparison on a shared machine takes those of its own process. A parameter group of the optimizer may have a
+    ``relative_rate``, its learning rate over that of the schedule. Raises Interrupted on SIGINT, after saving;
     InputError where ``state_path`` cannot be read.
     """
-    optimizer, state = make_optimizer(network, settings), LoopState()
+    optimizer, state = optimizer_of(network, settings), LoopState()
     best = _copy_of_weights(network)
     if settings.resume and state_path.is_file():
         best = _load_state(state_path, network, optimizer, state)
@@ -154,7 +157,7 @@ def _step(network: nn.Module, optimizer: torch.optim.Optimizer, batch_of, loss_o
     # dropout draws from the global generator: seeded by the step, it needs no place in the saved state
     torch.manual_seed(seed * 1_000_003 + state.step)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("relative_rate", 1.0)
     loss, figures = loss_of(network, batch_of(state.step, progress), progress)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
