@@ -243,7 +243,7 @@ def select(config: SelectConfig) -> RunDirectory:
 
     predicted = RunDirectory(config.run)
     with _Inputs(config) as inputs:
-        inputs.read(_check_is_run_of, predicted, "predict")
+        inputs.read(_check_is_run_of, predicted, ("predict", "ab-initio"))
         chosen = None
         if predicted.orientation_posterior.is_file():
             posterior = RunFiles(predicted).posterior()
@@ -267,16 +267,16 @@ def report(config: ReportConfig) -> RunDirectory:
 
     reported = RunDirectory(config.run)
     with _Inputs(config) as inputs:
-        inputs.read(_check_is_run_of, reported, None)
+        inputs.read(_check_is_run_of, reported, ())
     return _perform(config, inputs.device, f"of {config.run}",
                     lambda run: write_report(reported, run.report, config.truth))
 
 
-def _check_is_run_of(run: RunDirectory, job: str | None) -> None:
-    """Raises InputError where ``run`` is not a finished run (of ``job``)."""
+def _check_is_run_of(run: RunDirectory, jobs: tuple[str, ...]) -> None:
+    """Raises InputError where ``run`` is not a finished run (of one of ``jobs``, or of any where there are none)."""
     found = run.read_summary().get("job")
-    if job is not None and found != job:
-        raise InputError(f"--run must be a run of {job}; {run.path} is one of {found}. Check the path.")
+    if jobs and found not in jobs:
+        raise InputError(f"--run must be a run of {' or '.join(jobs)}; {run.path} is one of {found}. Check the path.")
 
 
 @_once

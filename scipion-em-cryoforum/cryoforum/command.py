@@ -91,6 +91,19 @@ def readSummary(runDirectory):
         return json.load(file)
 
 
+def readProgress(runDirectory):
+    """ progress.json, which the engine rewrites while it runs; None where there is none yet. """
+    try:
+        with open(os.path.join(runDirectory, 'progress.json')) as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return None
+
+
+def isFinished(runDirectory):
+    return os.path.exists(os.path.join(runDirectory, 'summary.json'))
+
+
 def tail(path, lines=12):
     """ The last lines of a log file. """
     if not os.path.exists(path):

@@ -40,6 +40,8 @@ DISPERSION_MAX = '_cryoforumDispersionMax'
 DISPERSION_TRACE = '_cryoforumDispersionTrace'
 DISPERSION_WIGNER = '_cryoforumDispersionWigner'
 REJECTION_REASON = '_cryoforumRejectionReason'
+# the half set (1 or 2) of a particle, as RELION's plugin calls it
+HALF_SET = '_rlnRandomSubset'
 
 PARTICLE_ATTRIBUTES = [EXPECTED_ERROR, ERROR_BOUND, FIGURE_OF_MERIT, MATCH_SCORE,
                        DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER]

@@ -30,13 +30,14 @@ from typing import Dict
 
 import mrcfile
 import numpy as np
+from emtable import Table
 
 from pwem.emlib.image import ImageHandler
 from pwem.objects import Transform
-from pyworkflow.object import Float
+from pyworkflow.object import Float, Integer
 
 from .constants import (DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER, ERROR_BOUND, EXPECTED_ERROR,
-                        FIGURE_OF_MERIT, MATCH_SCORE)
+                        FIGURE_OF_MERIT, HALF_SET, MATCH_SCORE)
 
 MRC_EXTENSIONS = ('.mrc', '.mrcs')
 
@@ -117,7 +118,7 @@ PARTICLE_COLUMNS = {  # attribute of a Scipion particle -> column of the STAR fi
     '_coordinate._micName': ('rlnMicrographName', '%s'),
     '_coordinate._x': ('rlnCoordinateX', '%.3f'),
     '_coordinate._y': ('rlnCoordinateY', '%.3f'),
-    '_rlnRandomSubset': ('rlnRandomSubset', '%d'),
+    HALF_SET: ('rlnRandomSubset', '%d'),
 }
 COLUMN_DEFAULTS = {'_ctfModel._phaseShift': 0.0}  # no phase plate
 ACQUISITION_COLUMNS = ['_acquisition._voltage', '_acquisition._sphericalAberration',
@@ -262,7 +263,7 @@ def readPredictions(posteriorFile, pixelSize):
         attributes = {EXPECTED_ERROR: arrays['expected_error_deg'],
                       ERROR_BOUND: arrays['error_bound_deg'],
                       FIGURE_OF_MERIT: arrays['figure_of_merit'],
-                      MATCH_SCORE: arrays['match_score'],
+                      **({MATCH_SCORE: arrays['match_score']} if 'match_score' in arrays else {}),
                       **_dispersions(spacing)}
         ids = np.array([int(i) for i in arrays['particle_id']], dtype=np.int64)
         matrices = quaternionsToTransforms(arrays['quaternion'], arrays['shift_angstrom'], pixelSize)
@@ -277,6 +278,13 @@ def readPredictions(posteriorFile, pixelSize):
     return Predictions(ids, matrices, attributes)
 
 
+def readFsc(csvFile):
+    """ Spatial frequencies (1/Angstrom) and correlations of the engine's fsc.csv, as lists. """
+    columns = np.genfromtxt(csvFile, delimiter=',', names=True)
+    frequencies = np.where(columns['shell'] > 0, 1 / columns['resolution_angstrom'], 0)
+    return frequencies.tolist(), columns['fsc'].tolist()
+
+
 def _dispersions(spacing):
     """ Cryo-forum's three measures from the spacings (n, 3) of the ascending eigenvalues; lower is surer.
 
@@ -288,8 +296,22 @@ def _dispersions(spacing):
             DISPERSION_WIGNER: (np.log(positive) - 0.25 * np.pi * positive ** 2).sum(axis=1)}
 
 
-def copyWithPredictions(particles, output, predictions):
-    """ Fills ``output`` with the enabled particles: everything they had, the new pose and the new attributes. """
+def readHalfSets(starFile):
+    """ dict particle id -> 1 or 2, the engine's half sets (rlnRandomSubset); None where its particles have none. """
+    rows = Table.iterRows('particles@%s' % starFile)
+    halves = {}
+    for row in rows:
+        if not hasattr(row, 'rlnRandomSubset'):
+            return None
+        halves[int(row.rlnParticleId)] = int(row.rlnRandomSubset)
+    return halves
+
+
+def copyWithPredictions(particles, output, predictions, halfSets=None):
+    """ Fills ``output`` with the enabled particles: everything they had, the new pose and the new attributes.
+
+    halfSets: dict particle id -> half set of each particle, where the orientations come from one.
+    """
     ids, _ = readAttributes(particles, [])
     rows = predictions.rowOf(ids)
     values = {name: column.tolist() for name, column in predictions.attributes.items()}
@@ -299,6 +321,8 @@ def copyWithPredictions(particles, output, predictions):
         particle.setTransform(Transform(matrix=predictions.matrices[row]))
         for name, column in values.items():
             setAttribute(particle, name, column[row])
+        if halfSets is not None:
+            setAttribute(particle, HALF_SET, halfSets[particle.getObjId()], Integer)
 
     output.copyInfo(particles)
     output.setAlignmentProj()

@@ -9,13 +9,27 @@ from emtable import Table
 from scipy.spatial.transform import Rotation
 
 
-def simulate(out, **options):
-    """``cryoforum simulate`` in the engine's environment; returns the run directory."""
+def engine(job, out, **options):
+    """A job of the engine, on the CPU, in its environment; returns the run directory."""
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run([os.environ["CRYOFORUM_PYTHON"], "-m", "cryoforum_core", "simulate", "--out", str(out),
-                    "--device", "cpu", *flags], check=True, capture_output=True, text=True, env=environment)
+    subprocess.run([os.environ["CRYOFORUM_PYTHON"], "-m", "cryoforum_core", job, "--out", str(out), "--device", "cpu",
+                    *flags], check=True, capture_output=True, text=True, env=environment)
     return Path(out)
+
+
+def simulate(out, **options):
+    """``cryoforum simulate``; returns the run directory."""
+    return engine("simulate", out, **options)
+
+
+def import_star(launch, star, pixel_size, label="import"):
+    """Scipion's import of a RELION STAR file."""
+    from pwem.protocols import ProtImportParticles
+
+    return launch(ProtImportParticles, label, importFrom=ProtImportParticles.IMPORT_FROM_RELION, starFile=str(star),
+                  samplingRate=pixel_size, voltage=300, sphericalAberration=2.7, amplitudeContrast=0.1,
+                  magnification=50000)
 
 
 def star_rows(path, table="particles"):

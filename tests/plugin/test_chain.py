@@ -13,7 +13,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
-from engine_data import errors_deg, map_correlation, simulate, star_rows
+from engine_data import errors_deg, import_star, map_correlation, simulate, star_rows
 
 BOX_PX = 32
 CPU = {"useGpu": False, "numberOfThreads": 2}
@@ -37,14 +37,6 @@ def pixel_size(data):
 def truth(data):
     """dict particle id -> row of the known poses; a set imported without id column is numbered 1, 2, ..."""
     return {i: row for i, row in enumerate(star_rows(data / "truth.star"), start=1)}
-
-
-def import_star(launch, star, pixel_size, label="import"):
-    from pwem.protocols import ProtImportParticles
-
-    return launch(ProtImportParticles, label, importFrom=ProtImportParticles.IMPORT_FROM_RELION, starFile=str(star),
-                  samplingRate=pixel_size, voltage=300, sphericalAberration=2.7, amplitudeContrast=0.1,
-                  magnification=50000)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLUGIN = REPOSITORY / "scipion-em-cryoforum" / "cryoforum"
-PROTOCOLS = ["CryoForumProtTrain", "CryoForumProtPredict", "CryoForumProtSubset"]
+PROTOCOLS = ["CryoForumProtAbInitio", "CryoForumProtTrain", "CryoForumProtPredict", "CryoForumProtSubset"]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,7 @@ def test_each_protocol_has_its_place_in_the_spa_tree(project):
 
     views = ProtocolTreeConfig.load(pwem.Domain, str(Path(pwem.__file__).parent / "protocols.conf"))
     places = dict(values(views["Protocols SPA"]))
+    assert places["CryoForumProtAbInitio"][:2] == ("3D", "Initial volume")
     assert places["CryoForumProtTrain"][:2] == ("3D", "Refine")
     assert places["CryoForumProtPredict"][:2] == ("3D", "Refine")
     assert "CryoForumProtSubset" in places

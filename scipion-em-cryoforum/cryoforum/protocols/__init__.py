@@ -16,6 +16,7 @@
 # * along with this program; if not, see <https://www.gnu.org/licenses/>.
 # *
 # **************************************************************************
+from .protocol_ab_initio import CryoForumProtAbInitio
 from .protocol_predict import CryoForumProtPredict
 from .protocol_subset import CryoForumProtSubset
 from .protocol_train import CryoForumProtTrain

@@ -32,6 +32,7 @@ from ..convert import writeParticlesStar, writeReferenceMap
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
 TOLERANCE = 0.01  # of pixel sizes and fields of view
+EXIT_NOT_CONVERGED = 3  # the engine wrote all files, but the data did not determine the result
 
 CONTRASTS = ['auto', 'bright', 'dark']
 CTF_STATES = ['auto', 'raw', 'phase-flipped', 'multiplied']
@@ -105,6 +106,8 @@ class CryoForumBase:
             self.runJob(buildProgram(Plugin.getPython(), useGpu, self.numberOfThreads.get()),
                         escapePercent(arguments, useGpu), env=Plugin.getEnviron(), numberOfMpi=1)
         except subprocess.CalledProcessError as error:
+            if error.returncode == EXIT_NOT_CONVERGED:
+                return readSummary(runDirectory)
             message = tail(self._getLogsPath('run.stderr'))
             raise RuntimeError('cryoforum %s stopped (exit code %d).\n%s' % (job, error.returncode, message)) from None
         return readSummary(runDirectory)
@@ -115,14 +118,18 @@ class CryoForumBase:
         return ['Report with figures: [[file://%s][%s]]' % (report, report)] if os.path.exists(report) else []
 
     # ------------------------------ validation ------------------------------
-    def _validateParticles(self):
-        """ Problems of the input particles, all of them. """
+    def _validateParticles(self, minimum=1):
+        """ Problems of the input particles, all of them; minimum: how many there must be. """
         particles = self.inputParticles.get()
         if particles is None:
             return []  # Scipion itself reports an empty input
         errors = []
         if particles.getSize() == 0:
             errors.append('The input set is empty: give a set with particles.')
+        elif particles.getSize() < minimum:
+            errors.append('At least %d particles are needed; the set has %d.' % (minimum, particles.getSize()))
+        if not particles.getSamplingRate():
+            errors.append('The particles have no pixel size: give the sampling rate at their import.')
         if not particles.hasCTF():
             errors.append('The particles have no CTF: import them with CTF columns, or estimate the CTF and extract '
                           'them with it.')

@@ -23,6 +23,7 @@ from pwem.viewers.showj import ORDER, VISIBLE
 from pwem.viewers.viewers_data import RegistryViewerConfig
 
 from ..constants import PARTICLE_ATTRIBUTES, REJECTION_REASON
+from .viewer_orientations import CryoForumAbInitioViewer, CryoForumOrientationsViewer
 
 
 def showParticleAttributes():

@@ -1,0 +1,357 @@
+# **************************************************************************
+# *
+# * Authors:     The cryoforum authors
+# *
+# * This program is free software; you can redistribute it and/or modify
+# * it under the terms of the GNU General Public License as published by
+# * the Free Software Foundation; either version 3 of the License, or
+# * (at your option) any later version.
+# *
+# * This program is distributed in the hope that it will be useful,
+# * but WITHOUT ANY WARRANTY; without even the implied warranty of
+# * MERCHANTABILITY or FITNESS FOR A PARTICULAR PURPOSE.  See the
+# * GNU General Public License for more details.
+# *
+# * You should have received a copy of the GNU General Public License
+# * along with this program; if not, see <https://www.gnu.org/licenses/>.
+# *
+# **************************************************************************
+"""Protocol: a first map and orientations from particles alone."""
+
+import json
+import os
+from enum import Enum
+
+import pyworkflow.protocol.params as params
+from pwem.objects import FSC, SetOfParticles, Volume
+from pwem.protocols import ProtInitialVolume
+from pyworkflow.utils import redStr
+
+from ..command import isFinished, readProgress, readSummary
+from ..constants import SYMMETRY_HELP
+from ..convert import copyWithPredictions, readFsc, readHalfSets, readPredictions
+from ..objects import CryoForumNetwork
+from .protocol_base import CryoForumBase
+
+METHODS = ['hybrid', 'end-to-end']
+HYBRID, END_TO_END = range(2)
+# the published ones come first
+ENCODERS = ['cryoposenet', 'cryoforum', 'compact']
+HEADS = ['s2s2', 'qcqp', 'qcqp-psd', 'quaternion', 'euler']
+MIN_PARTICLES = 200  # the engine's own limit
+UNDETERMINED = 'undetermined'
+
+
+class outputs(Enum):
+    outputVolume = Volume
+    outputParticles = SetOfParticles
+    outputNetwork = CryoForumNetwork
+    outputFSC = FSC
+
+
+class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
+    """ Makes a first map from particles and their CTF alone, and finds the orientation and the shift of every
+    particle, with how far off it may be, in degrees. No reference, no orientations and no 2D classes are needed.
+
+    The outputs are ready for each other: the map with its half maps (RELION post-processing, a reference for
+    refinement), the particles with orientations and uncertainties (*uncertainty subset*, RELION reconstruct and 3D
+    auto-refine), and a network that finds the orientations of more particles (*predict orientations*).
+    """
+    _label = 'ab initio'
+    _possibleOutputs = outputs
+
+    # -------------------------- DEFINE param functions -----------------------
+    def _defineParams(self, form):
+        self._defineGpuParams(form)
+        form.addSection(label='Input')
+        form.addParam('inputParticles', params.PointerParam, pointerClass='SetOfParticles', important=True,
+                      label='Input particles',
+                      help='Particles with CTF, at least %d; some thousands are better. Orientations they have are not '
+                           'used. Junk is no obstacle as long as it is the smaller part. Binned particles (4 to 8 Å) '
+                           'are enough for a first map, and much faster.' % MIN_PARTICLES)
+        form.addParam('method', params.EnumParam, choices=METHODS, default=HYBRID,
+                      display=params.EnumParam.DISPLAY_HLIST,
+                      label='Method',
+                      help='*hybrid*: a search from a random start, then half maps, a network that learns from them, '
+                           'and refinement of every orientation. The one to use.\n'
+                           '*end-to-end*: a network and the map learn together from random weights, as CryoPoseNet '
+                           'does (Nashed 2021). It needs a GPU, and images with a good signal.')
+        form.addParam('symmetry', params.StringParam, default='c1', label='Symmetry',
+                      help=SYMMETRY_HELP + ' The hybrid method searches without symmetry first, finds the axes in the '
+                           'map, and then imposes them. In doubt use c1.')
+        form.addParam('seeds', params.IntParam, default=1, validators=[params.Positive],
+                      condition='method == %d' % HYBRID,
+                      label='Random starts',
+                      help='Number of independent searches; the best is chosen by images held out. Several that agree '
+                           'are a sign of a right map. Each costs as much as the first.')
+        form.addParam('particleDiameter', params.FloatParam, default=0, validators=[params.GE(0)],
+                      label='Particle diameter (Å)',
+                      help='Outside of a sphere of this diameter the map has no density. 0: 90 % of the box.')
+        form.addParam('maxShift', params.FloatParam, default=0, validators=[params.GE(0)],
+                      label='Largest shift (Å)',
+                      help='How far from the middle of its image a particle may lie. 0: an eighth of the box.')
+        form.addParam('resolution', params.FloatParam, default=0, validators=[params.GE(0)],
+                      label='Finest resolution (Å)',
+                      help='Details finer than this are not used; a coarser limit is faster. 0: the Nyquist limit of '
+                           'the particles.')
+        form.addParam('handReference', params.PointerParam, pointerClass='Volume', allowsNull=True,
+                      label='Hand reference (optional)',
+                      help='Projections do not tell a molecule from its mirror image. With a map of known hand, of '
+                           'the same or a similar molecule, the output gets its hand; it is used for nothing else. '
+                           'Without one the hand stays undetermined.')
+        self._defineExpertParams(form)
+        self._defineEndToEndParams(form)
+        self._defineThreads(form)
+
+    def _defineExpertParams(self, form):
+        form.addSection(label='Course')
+        form.addParam('trainMinutes', params.FloatParam, default=0, validators=[params.GE(0)],
+                      label='Training time (minutes)',
+                      help='For the network. 0: a quarter of the time that the rest is estimated to take (hybrid), or '
+                           'what the epochs need (end-to-end).')
+        advanced = dict(expertLevel=params.LEVEL_ADVANCED)
+        form.addParam('searchSteps', params.IntParam, default=300, validators=[params.Positive], **advanced,
+                      condition='method == %d' % HYBRID,
+                      label='Search steps',
+                      help='Steps of each search from a random start. More may help where searches do not agree.')
+        form.addParam('networkBox', params.IntParam, default=0, validators=[params.GE(0)], **advanced,
+                      label='Network box (px)',
+                      help='The images are Fourier-cropped to this even size before the network sees them. 0: the '
+                           'particles\' own box, at most 128 on a GPU and 32 on a CPU.')
+        form.addParam('batchSize', params.IntParam, default=128, validators=[params.GE(2)], **advanced,
+                      label='Batch size', help='Images computed together; fewer take less memory.')
+        form.addParam('learningRate', params.FloatParam, default=0, validators=[params.GE(0)], **advanced,
+                      label='Learning rate', help="Largest learning rate of the network. 0: the method's own.")
+        self._defineImageParams(form)
+
+    def _defineEndToEndParams(self, form):
+        endToEnd = dict(condition='method == %d' % END_TO_END)
+        form.addSection(label='End-to-end')
+        form.addParam('epochs', params.IntParam, default=30, validators=[params.Positive], **endToEnd,
+                      label='Epochs', help='Passes over all images.')
+        form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, **endToEnd, label='Encoder',
+                      help='Part of the network that reads the image.\n*cryoposenet*: three blocks of 3x3 convolutions '
+                           '(Nashed 2021).\n*cryoforum*: low-pass filter channels and a VGG-like network (Chung 2023).'
+                           '\n*compact*: our own, fast and accurate when it learns from a map.')
+        form.addParam('head', params.EnumParam, choices=HEADS, default=0, **endToEnd, label='Orientation head',
+                      help='How the network expresses an orientation. *s2s2*: two 3-vectors, made orthonormal (Nashed '
+                           '2021). *qcqp* and *qcqp-psd*: a symmetric 4x4 matrix whose smallest eigenvector is the '
+                           'orientation and whose eigenvalues tell the uncertainty (Chung 2023).')
+        group = form.addGroup('Against mirror minima', **endToEnd)
+        group.addParam('symmetricLoss', params.BooleanParam, default=False, **endToEnd, label='Symmetric loss?',
+                       help='Each image is also shown turned by 180 degrees, and the better of both counts.')
+        group.addParam('nHeads', params.IntParam, default=1, validators=[params.Positive], **endToEnd,
+                       label='Hypotheses for each image',
+                       help='The network gives so many orientations, of which only the best learns.')
+        group.addParam('frequencyMarching', params.BooleanParam, default=False, **endToEnd,
+                       label='Low frequencies first?', help='Images and map are compared at low resolution first.')
+        group.addParam('randomPoseWeight', params.FloatParam, default=0, validators=[params.GE(0)], **endToEnd,
+                       label='Weight of random projections',
+                       help='The network is also trained on projections of the current map at random orientations, '
+                            'which it has to find. 0: it is not.')
+        group.addParam('perImageAfterEpoch', params.IntParam, default=0, validators=[params.GE(0)], **endToEnd,
+                       label='Orientations without the network after epoch',
+                       help='From this epoch on the orientation of each image is improved directly. 0: never.')
+
+    # -------------------------- INSERT steps functions -----------------------
+    def _insertAllSteps(self):
+        self._insertFunctionStep(self.convertInputStep, self._inputKey(), needsGPU=False)
+        self._insertFunctionStep(self.abInitioStep, str(sorted(self._abInitioOptions().items())))
+        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+
+    def _inputKey(self):
+        """ What the converted input depends on: another value makes Continue convert again. """
+        volume = self.handReference.get()
+        return '%s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName())
+
+    # -------------------------- STEPS functions ------------------------------
+    def convertInputStep(self, inputKey):
+        self._convertInput(self.handReference.get(), withPoses=False)
+
+    def abInitioStep(self, options):
+        summary = self._runEngine('ab-initio', self._runDirectory(), self._abInitioOptions(), self._inputFiles())
+        if not summary['converged']:
+            self.warning('Did not converge: %s' % summary['converged_reason'])
+
+    def createOutputStep(self):
+        made = {outputs.outputVolume.name: self._makeVolume(), outputs.outputParticles.name: self._makeParticles()}
+        network, fsc = self._makeNetwork(), self._makeFsc()
+        if network is not None:
+            made[outputs.outputNetwork.name] = network
+        if fsc is not None:
+            made[outputs.outputFSC.name] = fsc
+        self._defineOutputs(**made)
+        for name, output in made.items():
+            if name == outputs.outputParticles.name:
+                self._defineTransformRelation(self.inputParticles, output)
+            else:
+                self._defineSourceRelation(self.inputParticles, output)
+        if self.handReference.get() is not None:
+            self._defineSourceRelation(self.handReference, made[outputs.outputVolume.name])
+
+    def _makeVolume(self):
+        """ No origin, as RELION's volumes: Scipion then takes the middle of the box for all of them. """
+        particles = self.inputParticles.get()
+        volume = Volume()
+        volume.setFileName(self._runFile('map.mrc'))
+        volume.setSamplingRate(particles.getSamplingRate() * particles.getXDim() / volume.getXDim())
+        halves = [self._runFile('map_half%d.mrc' % half) for half in (1, 2)]
+        if all(map(os.path.exists, halves)):
+            volume.setHalfMaps(halves)
+        volume.setObjComment('' if self._converged() else 'Did not converge')
+        return volume
+
+    def _makeParticles(self):
+        particles = self.inputParticles.get()
+        predictions = readPredictions(self._runFile('orientation_posterior.npz'), particles.getSamplingRate())
+        output = self._createSetOfParticles()
+        copyWithPredictions(particles, output, predictions, readHalfSets(self._runFile('particles.star')))
+        return output
+
+    def _makeNetwork(self):
+        """ The trained network; None where the method left none. """
+        path = self._runFile('checkpoint', 'checkpoint.json')
+        if not os.path.exists(path):
+            return None
+        with open(path) as file:
+            checkpoint = json.load(file)
+        summary = readSummary(self._runDirectory())
+        particles = self.inputParticles.get()
+        return CryoForumNetwork(runDirectory=self._runDirectory(), pixelSize=particles.getSamplingRate(),
+                                boxSize=particles.getXDim(), networkBoxSize=checkpoint['network']['box_size_px'],
+                                symmetry=self._symmetry(), encoder=checkpoint['network']['encoder'],
+                                validationMedianError=summary.get('validation_median_error_deg'),
+                                validationMeanError=summary.get('validation_mean_error_deg'))
+
+    def _makeFsc(self):
+        path = self._runFile('fsc.csv')
+        if not os.path.exists(path):
+            return None
+        fsc = FSC(objLabel=self.getRunName())
+        fsc.setData(*readFsc(path))
+        return fsc
+
+    # --------------------------- INFO functions ------------------------------
+    def _validate(self):
+        errors = self._validateParticles(MIN_PARTICLES) + self._validateGpu() + self._validateSymmetry(self._symmetry())
+        errors += self._validateVolume(self.handReference.get())
+        box, particles = self.networkBox.get(), self.inputParticles.get()
+        if box and (box % 2 or (particles is not None and box > particles.getXDim())):
+            errors.append('The network box must be even and at most the box of the particles; it is %d px.' % box)
+        return errors
+
+    def _warnings(self):
+        warnings = []
+        if self.method == END_TO_END and not self.usesGpu():
+            warnings.append('The end-to-end method takes many hours without a GPU; hybrid takes minutes.')
+        particles = self.inputParticles.get()
+        if particles is not None and particles.getXDim():
+            side = particles.getXDim() * particles.getSamplingRate()
+            if self.particleDiameter.get() > side:
+                warnings.append('The particle diameter, %.0f Å, is larger than the box, %.0f Å: is the sampling rate '
+                                'right?' % (self.particleDiameter.get(), side))
+        if self.isContinued() and not self._converged():
+            warnings.append('The run did not converge: %s To search again, change the parameters (random starts, '
+                            'diameter, largest shift) or the random seed.' % self._reason())
+        return warnings
+
+    def checkSummaryWarnings(self):
+        """ Puts a warning sign on the protocol's box. """
+        super().checkSummaryWarnings()
+        warning = None if self._converged() else '*Did not converge*: %s' % self._reason()
+        if warning and warning not in self.summaryWarnings:
+            self.addSummaryWarning(warning)
+
+    def _summary(self):
+        if not hasattr(self, outputs.outputVolume.name):
+            return self._progressLines()
+        summary = readSummary(self._runDirectory())
+        lines = []
+        if not summary['converged']:
+            lines += [redStr('Did not converge: %s' % self._reason()),
+                      'Neither the map nor the orientations are to be relied on.']
+        lines.append('Map of %d particles, symmetry %s; its half maps agree to *%.1f Å*.'
+                     % (summary['n_particles'], summary['symmetry'], summary['resolution_angstrom']))
+        if summary.get('median_expected_error_deg') is not None:
+            lines.append('Median expected error of the orientations: *%.2f°*' % summary['median_expected_error_deg'])
+        if summary.get('seeds_agreement_deg') is not None:
+            lines.append('The best two searches agree to %.1f°.' % summary['seeds_agreement_deg'])
+        lines.append('Hand: %s%s' % (summary['hand'], ' (the map may be the mirror image)'
+                                     if summary['hand'] == UNDETERMINED else ''))
+        lines.append('Method %s, %s.' % (summary['method'], duration(summary['seconds'])))
+        return lines + self._reportLines(self._runDirectory())
+
+    def _progressLines(self):
+        """ How far the running engine is. """
+        progress = readProgress(self._runDirectory())
+        if progress is None:
+            return ['The map is not ready yet.']
+        lines = ['Stage %d of %d: *%s*' % (progress['stage_number'], progress['n_stages'], progress['stage']),
+                 '*%.0f %%* done in %s%s' % (100 * progress['fraction'], duration(progress['seconds']),
+                                             ', about %s left' % duration(progress['seconds_left'])
+                                             if progress.get('seconds_left') is not None else '')]
+        if progress.get('resolution_angstrom') is not None:
+            lines.append('Resolution so far: *%.1f Å*' % progress['resolution_angstrom'])
+        if progress.get('message'):
+            lines.append(progress['message'])
+        page = os.path.abspath(self._runFile('live.html'))
+        return lines + (['Follow it in a browser: [[file://%s][%s]]' % (page, page)] if os.path.exists(page) else [])
+
+    def _methods(self):
+        if not hasattr(self, outputs.outputVolume.name):
+            return []
+        how = ('a search from a random start, a neural network trained on its half maps, and matching'
+               if self.method == HYBRID else 'a neural network and a map that were learnt together')
+        return ['An ab initio map and orientations of %d particles (symmetry %s) were found with cryoforum by %s; the '
+                'half maps agreed to %.1f Å (FSC 0.143).'
+                % (self.outputParticles.getSize(), self._symmetry(), how,
+                   readSummary(self._runDirectory())['resolution_angstrom'])]
+
+    def _citations(self):
+        return ['Chung2023', 'Nashed2021']
+
+    # --------------------------- UTILS functions -----------------------------
+    def _runDirectory(self):
+        return self._getExtraPath('ab_initio')
+
+    def _runFile(self, *names):
+        return os.path.join(self._runDirectory(), *names)
+
+    def _converged(self):
+        """ False only where a finished run says so. """
+        return not isFinished(self._runDirectory()) or readSummary(self._runDirectory())['converged']
+
+    def _reason(self):
+        return readSummary(self._runDirectory()).get('converged_reason') or 'no reason is given.'
+
+    def _symmetry(self):
+        return (self.symmetry.get() or '').strip().lower()
+
+    def _inputFiles(self):
+        return [self._starFile()] + ([] if self.handReference.get() is None else [self._referenceFile()])
+
+    def _abInitioOptions(self):
+        """ The engine's options (command line without the dashes). """
+        options = {'particles': self._starFile(), 'method': METHODS[self.method.get()], 'symmetry': self._symmetry(),
+                   'particle_diameter_angstrom': self.particleDiameter.get() or None,
+                   'max_shift_angstrom': self.maxShift.get() or None,
+                   'resolution_angstrom': self.resolution.get() or None,
+                   'hand_reference': None if self.handReference.get() is None else self._referenceFile(),
+                   'train_minutes': self.trainMinutes.get() or None,
+                   'network_box_size_px': self.networkBox.get() or None,
+                   'batch_size': self.batchSize.get(), 'learning_rate': self.learningRate.get() or None,
+                   **self._imageOptions()}
+        if self.method == HYBRID:
+            return {**options, 'seeds': self.seeds.get(), 'search_steps': self.searchSteps.get()}
+        return {**options, 'epochs': self.epochs.get(), 'encoder': ENCODERS[self.encoder.get()],
+                'head': HEADS[self.head.get()], 'symmetric_loss': self.symmetricLoss.get(),
+                'n_heads': self.nHeads.get(), 'frequency_marching': self.frequencyMarching.get(),
+                'random_pose_weight': self.randomPoseWeight.get(),
+                'per_image_after_epoch': self.perImageAfterEpoch.get() or None}
+
+
+def duration(seconds):
+    """ '45 s', '12 min', '3.5 h' """
+    if seconds < 90:
+        return '%.0f s' % seconds
+    return '%.0f min' % (seconds / 60) if seconds < 5400 else '%.1f h' % (seconds / 3600)

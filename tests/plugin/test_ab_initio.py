@@ -1,0 +1,375 @@
+"""The ab initio protocol: its command line, what it refuses, its outputs, and what it says of a run that goes on, that
+was stopped, or that did not converge.
+
+A stand-in takes the place of the engine where a test needs such an end; the real engine is in test_ab_initio_chain.py.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_data import engine, import_star, map_correlation, simulate, star_rows
+from particle_sets import make_particles
+
+CPU = {"useGpu": False, "numberOfThreads": 2}
+N, BOX_PX = 200, 24
+LIVE = {"stage": "half maps", "stage_number": 2, "n_stages": 4, "fraction": 0.42, "seconds": 400.0,
+        "seconds_left": 1000.0, "resolution_angstrom": 21.3, "message": "round 2 of 5"}
+SUMMARY = {"converged": True, "converged_reason": "the half maps agree", "method": "hybrid", "symmetry": "c1",
+           "hand": "undetermined", "n_particles": N, "seeds_agreement_deg": 4.2, "search_seconds": 10.0}
+
+
+@pytest.fixture(scope="module")
+def data(project):
+    return simulate(Path(project.getTmpPath("ab_initio")).absolute(), n_particles=N, box_size_px=BOX_PX, snr=1,
+                    shift_rms_px=1, seed=3)
+
+
+@pytest.fixture(scope="module")
+def pixel_size(data):
+    return json.loads((data / "summary.json").read_text())["pixel_size_angstrom"]
+
+
+@pytest.fixture(scope="module")
+def imported(launch, data, pixel_size):
+    return import_star(launch, data / "particles.star", pixel_size, "import for ab initio")
+
+
+@pytest.fixture(scope="module")
+def finished_run(project, data, imported):
+    """A run as ab-initio leaves one, made by other jobs of the engine from the known map."""
+    from cryoforum.convert import writeParticlesStar
+
+    folder = Path(project.getTmpPath("assembled")).absolute()
+    folder.mkdir()
+    star = folder / "input.star"
+    writeParticlesStar(imported.outputParticles, str(star))
+    engine("train", particles=star, reference=data / "map.mrc", max_steps=20, batch_size=16, out=folder / "run")
+    engine("predict", particles=star, model=folder / "run", out=folder / "poses")
+    run = folder / "run"
+    (folder / "poses/orientation_posterior.npz").rename(run / "orientation_posterior.npz")
+    halves = np.random.default_rng(0).permutation(np.arange(N) % 2 + 1)
+    with_half_sets(folder / "poses/particles.star", run / "particles.star", halves)
+    engine("reconstruct", particles=run / "particles.star", out=folder / "map")
+    for name in ("map.mrc", "map_half1.mrc", "map_half2.mrc", "fsc.csv"):
+        (folder / "map" / name).rename(run / name)
+    reconstructed, predicted = (json.loads((folder / name / "summary.json").read_text()) for name in ("map", "poses"))
+    (run / "summary.json").write_text(json.dumps(SUMMARY | {
+        "job": "ab-initio", "version": "0.1.0", "seconds": 61.0,
+        "resolution_angstrom": reconstructed["resolution_angstrom"],
+        "median_expected_error_deg": predicted["median_expected_error_deg"]}))
+    return run
+
+
+def with_half_sets(source, target, halves):
+    """A STAR file of particles with other half sets (rlnRandomSubset) than the input has."""
+    lines = source.read_text().splitlines()
+    start = lines.index("data_particles")
+    labels = [i for i, line in enumerate(lines) if i > start and line.startswith("_")]
+    column = next(i for i in labels if lines[i].startswith("_rlnRandomSubset")) - labels[0]
+    rows = [i for i, line in enumerate(lines) if i > labels[-1] and line.strip()]
+    for i, half in zip(rows, halves, strict=True):
+        words = lines[i].split()
+        words[column] = str(half)
+        lines[i] = " ".join(words)
+    target.write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def stand_in(project):
+    """stand_in(...) makes the engine of protocols launched next end as its options say."""
+    program = Path(project.getTmpPath("engine_python")).absolute()
+    real = os.environ["CRYOFORUM_PYTHON"]
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(real)} {Path(__file__).with_name("stand_in_engine.py")} "$@"\n')
+    program.chmod(0o755)
+    patch = pytest.MonkeyPatch()
+
+    def use(**options):
+        patch.setenv("CRYOFORUM_PYTHON", str(program))
+        patch.setenv("STAND_IN", json.dumps(options))
+
+    yield use
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def make(project, imported):
+    """make(**parameters) -> a protocol that has its input."""
+    from cryoforum.protocols import CryoForumProtAbInitio
+
+    def new(particles=None, **parameters):
+        protocol = project.newProtocol(CryoForumProtAbInitio, **{**CPU, **parameters})
+        protocol.inputParticles.set(particles or imported)
+        protocol.inputParticles.setExtended("outputParticles")
+        return protocol
+
+    return new
+
+
+@pytest.fixture(scope="module")
+def done(launch, imported, stand_in, finished_run):
+    from cryoforum.protocols import CryoForumProtAbInitio
+
+    stand_in(run=str(finished_run))
+    return launch(CryoForumProtAbInitio, "ab initio", inputParticles=(imported, "outputParticles"), **CPU)
+
+
+@pytest.fixture(scope="module")
+def not_converged(launch, imported, stand_in, finished_run):
+    from cryoforum.protocols import CryoForumProtAbInitio
+
+    stand_in(run=str(finished_run), exit_code=3, summary={
+        "converged": False, "converged_reason": "The two best searches differ by 61 degrees."})
+    return launch(CryoForumProtAbInitio, "lost", inputParticles=(imported, "outputParticles"), **CPU)
+
+
+# ------------------------- command line -------------------------
+def options_of(protocol):
+    return {name: value for name, value in protocol._abInitioOptions().items() if value is not None}
+
+
+def test_the_form_has_the_engines_defaults(project, make):
+    """What the form gives to the engine for both methods, the engine itself would choose."""
+    code = ("from cryoforum_core.config import AbInitioConfig; "
+            "print(AbInitioConfig(particles='p', out='o').model_dump_json())")
+    defaults = json.loads(subprocess.run([os.environ["CRYOFORUM_PYTHON"], "-c", code], check=True, capture_output=True,
+                                         text=True, cwd="/").stdout)
+    for method in (0, 1):
+        given = options_of(make(method=method))
+        own = {"particles", "method", "encoder", "head"}
+        assert {name: value for name, value in given.items() if name not in own} == {
+            name: defaults[name] for name in given if name not in own}
+    assert given["encoder"] == "cryoposenet" and given["head"] == "s2s2"
+
+
+def test_every_parameter_reaches_the_engine(make):
+    hybrid = options_of(make(seeds=3, particleDiameter=120, maxShift=10, resolution=12, searchSteps=50,
+                             trainMinutes=2.5, networkBox=16, batchSize=32, learningRate=1e-4, symmetry=" D2 "))
+    expected = {"seeds": 3, "particle_diameter_angstrom": 120, "max_shift_angstrom": 10, "resolution_angstrom": 12,
+                "search_steps": 50, "train_minutes": 2.5, "network_box_size_px": 16, "batch_size": 32,
+                "learning_rate": 1e-4, "symmetry": "d2", "method": "hybrid"}
+    assert expected.items() <= hybrid.items()
+    assert not {"epochs", "encoder", "head", "n_heads"} & set(hybrid)
+    learnt = options_of(make(method=1, epochs=7, encoder=1, head=1, symmetricLoss=True, nHeads=4, seeds=3,
+                             frequencyMarching=True, randomPoseWeight=0.5, perImageAfterEpoch=5))
+    assert {"method": "end-to-end", "epochs": 7, "encoder": "cryoforum", "head": "qcqp", "symmetric_loss": True,
+            "n_heads": 4, "frequency_marching": True, "random_pose_weight": 0.5,
+            "per_image_after_epoch": 5}.items() <= learnt.items()
+    assert not {"seeds", "search_steps"} & set(learnt)
+
+
+def test_end_to_end_parameters_show_only_for_end_to_end(make):
+    protocol = make()
+    for method, shown in ((0, False), (1, True)):
+        protocol.method.set(method)
+        for name in ("epochs", "encoder", "head", "symmetricLoss", "nHeads", "perImageAfterEpoch"):
+            assert bool(protocol.evalParamCondition(name)) is shown, name
+        assert bool(protocol.evalParamCondition("seeds")) is not shown
+
+
+# ------------------------- validation -------------------------
+def test_good_input_has_no_problems(make):
+    assert make().validate() == []
+
+
+def test_all_problems_come_together(make, launch, project):
+    from pwem.protocols import ProtImportParticles
+
+    few = make_particles(project.getTmpPath("few"), n=4)
+    few.setHasCTF(False)
+    few.write()
+    few = launch(ProtImportParticles, "few", importFrom=ProtImportParticles.IMPORT_FROM_SCIPION,
+                 sqliteFile=few.getFileName(), samplingRate=4.0, voltage=300, sphericalAberration=2.7,
+                 amplitudeContrast=0.1)
+    text = "\n".join(make(few, symmetry="x", networkBox=17).validate())
+    for problem in ("At least 200 particles are needed; the set has 4", "have no CTF", "Unknown symmetry",
+                    "network box must be even"):
+        assert problem in text
+
+
+def test_doubtful_choices_are_warned_about(make):
+    assert make().warnings() == []
+    assert "larger than the box" in make(particleDiameter=100000).warnings()[0]
+    assert "without a GPU" in make(method=1).warnings()[0]
+
+
+# ------------------------- outputs -------------------------
+def test_the_map_has_its_half_maps_and_lies_where_relions_do(done, data, pixel_size):
+    volume = done.outputVolume
+    assert volume.getSamplingRate() == pytest.approx(pixel_size) and volume.getXDim() == BOX_PX
+    assert len(volume.getHalfMaps(asList=True)) == 2 and all(map(os.path.exists, volume.getHalfMaps(asList=True)))
+    assert volume.getOrigin() is None  # as of RELION's own volumes: the middle of the box is the origin
+    assert volume.getShiftsFromOrigin() == pytest.approx([-0.5 * BOX_PX * pixel_size] * 3)
+    assert map_correlation(volume.getFileName(), data / "map.mrc") > 0.7
+
+
+def test_particles_have_orientations_uncertainties_and_the_engines_half_sets(done, imported, finished_run):
+    particles = done.outputParticles
+    assert particles.getSize() == N and particles.hasAlignmentProj() and particles.hasCTF()
+    assert sorted(particles.getIdSet()) == sorted(imported.outputParticles.getIdSet())
+    halves = {int(row["rlnParticleId"]): int(row["rlnRandomSubset"])
+              for row in star_rows(finished_run / "particles.star")}
+    with np.load(finished_run / "orientation_posterior.npz") as arrays:
+        expected = dict(zip(arrays["particle_id"].astype(int), arrays["expected_error_deg"], strict=True))
+    for particle in particles.iterItems():
+        identifier = particle.getObjId()
+        assert particle.getAttributeValue("_rlnRandomSubset") == halves[identifier]
+        assert particle.getAttributeValue("_cryoforumExpectedError") == pytest.approx(expected[identifier], rel=1e-5)
+        assert np.isfinite(particle.getAttributeValue("_cryoforumMatchScore"))
+
+
+def test_fsc_and_network_describe_themselves(done, pixel_size):
+    frequencies, values = done.outputFSC.getData()
+    assert len(frequencies) == BOX_PX // 2 + 1 and float(values[0]) == pytest.approx(1, abs=0.01)
+    assert float(frequencies[1]) == pytest.approx(1 / (BOX_PX * pixel_size), rel=1e-3)
+    network = done.outputNetwork
+    assert network.exists() and network.getBoxSize() == BOX_PX and network.getPixelSize() == pytest.approx(pixel_size)
+    assert network.getEncoder() == "compact" and network.getNetworkPixelSize() >= pixel_size * 0.99
+
+
+def test_summary_methods_and_links(done):
+    text = "\n".join(done.summary())
+    assert "half maps agree to" in text and "Median expected error" in text and "mirror image" in text
+    assert "converge" not in text
+    assert "200 particles" in done.methods()[0]
+
+
+def test_the_network_predicts_at_once(launch, imported, done):
+    from cryoforum.protocols import CryoForumProtPredict
+
+    oriented = launch(CryoForumProtPredict, "predict by ab initio", inputParticles=(imported, "outputParticles"),
+                      inputNetwork=(done, "outputNetwork"), refinement=0, **CPU)
+    assert oriented.outputParticles.getSize() == N
+
+
+def test_the_subset_takes_the_particles(launch, done):
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import AUTOMATIC, KEEP_FRACTION
+
+    for criterion in (AUTOMATIC, KEEP_FRACTION):
+        subset = launch(CryoForumProtSubset, f"subset {criterion}", inputParticles=(done, "outputParticles"),
+                        criterion=criterion)
+        kept = subset.outputParticles.getFirstItem()
+        assert kept.hasAttribute("_rlnRandomSubset") and kept.hasAttribute("_cryoforumMatchScore")
+
+
+def test_the_engine_selects_from_such_a_run(finished_run, tmp_path):
+    """``cryoforum select --run`` on a run of ab-initio."""
+    (finished_run / "config.json").write_text(json.dumps({"job": "ab-initio"}))
+    engine("select", run=finished_run, out=tmp_path / "select", keep_fraction=0.5)
+    assert len(star_rows(tmp_path / "select/selected.star")) == N // 2
+
+
+# ------------------------- not converged -------------------------
+def test_a_run_that_did_not_converge_finishes_with_outputs_and_says_so(not_converged):
+    assert not_converged.isFinished() and not_converged.outputParticles.getSize() == N
+    text = "\n".join(not_converged.summary())
+    assert "Did not converge: The two best searches differ by 61 degrees." in text
+    assert "not" in text and "relied on" in text
+    log = Path(not_converged._getLogsPath("run.stdout")).read_text()
+    assert "Did not converge" in log
+
+
+def test_its_box_in_the_project_has_a_warning_sign(not_converged, done):
+    for protocol, warned in ((not_converged, True), (done, False)):
+        protocol.checkSummaryWarnings()
+        protocol.checkSummaryWarnings()
+        assert len(protocol.summaryWarnings) == warned
+        protocol.summaryWarnings.clear()
+
+
+def test_continuing_it_is_warned_about(not_converged):
+    from pyworkflow.protocol.constants import MODE_RESTART, MODE_RESUME
+
+    not_converged.runMode.set(MODE_RESUME)
+    assert "did not converge" in not_converged.warnings()[0]
+    not_converged.runMode.set(MODE_RESTART)
+    assert not_converged.warnings() == []
+
+
+# ------------------------- running, stopped -------------------------
+@pytest.fixture(scope="module")
+def running(project, make, stand_in):
+    stand_in(live=LIVE)
+    protocol = make()
+    protocol.setObjLabel("running")
+    project.launchProtocol(protocol, wait=False)
+    deadline = time.monotonic() + 60
+    while not os.path.exists(protocol._runFile("progress.json")):
+        assert time.monotonic() < deadline, "the engine did not start"
+        time.sleep(0.3)
+    project._updateProtocol(protocol)
+    yield protocol
+    if protocol.isActive():
+        project.stopProtocol(protocol)
+
+
+def test_a_running_protocol_tells_how_far_it_is(running):
+    text = "\n".join(running.summary())
+    for words in ("Stage 2 of 4: *half maps*", "*42 %* done in 7 min, about 17 min left", "*21.3 Å*", "round 2 of 5",
+                  "live.html"):
+        assert words in text, words
+
+
+def test_its_viewer_opens_the_live_page_and_waits_with_the_rest(project, running):
+    viewer = make_viewer(project, running)
+    assert viewer._showReport()[0].path.endswith("live.html")
+    for show in (viewer._showMap, viewer._showFsc, viewer._showTable, viewer._showErrors, viewer._showDirections):
+        assert type(show()[0]).__name__ == "MessageView"
+
+
+def test_a_stopped_run_goes_on_with_resume(project, running, stand_in, finished_run):
+    from pyworkflow.protocol.constants import MODE_RESUME
+
+    project.stopProtocol(running)
+    stand_in(run=str(finished_run))
+    running.runMode.set(MODE_RESUME)
+    project.launchProtocol(running, wait=True)
+    assert running.isFinished()
+    assert json.loads(Path(running._runFile("config.json")).read_text())["resume"] is True
+    assert "Going on with the unfinished run" in Path(running._getLogsPath("run.stdout")).read_text()
+
+
+# ------------------------- viewer -------------------------
+def make_viewer(project, protocol):
+    import pyworkflow as pw
+    from pyworkflow.viewer import DESKTOP_TKINTER
+
+    Viewer = pw.Config.getDomain().findViewers(protocol, DESKTOP_TKINTER)[0]
+    viewer = Viewer(project=project, protocol=protocol)
+    viewer.setProtocol(protocol)
+    return viewer
+
+
+def test_the_viewer_has_every_entry(project, done):
+    viewer = make_viewer(project, done)
+    entries = viewer._getVisualizeDict()
+    assert {name for name, _ in viewer._definition.iterParams()} >= set(entries)
+    assert viewer._showReport()[0].path.endswith(("report.html",))
+    for name in ("showMap", "showFsc", "showErrors", "showScores", "showDirections"):
+        plotter, = entries[name](name)
+        assert plotter.getFigure().axes, name
+    assert len(entries["showMap"]("showMap")[0].getFigure().axes) == 6
+    assert type(entries["showTable"]("showTable")[0]).__name__ == "MDView"
+
+
+def test_predict_has_such_a_viewer_too(project, domain_viewers):
+    assert domain_viewers("CryoForumProtPredict") == "CryoForumOrientationsViewer"
+    assert domain_viewers("CryoForumProtAbInitio") == "CryoForumAbInitioViewer"
+
+
+@pytest.fixture
+def domain_viewers(project):
+    import pyworkflow as pw
+    from pyworkflow.viewer import DESKTOP_TKINTER
+
+    def name_of(protocol):
+        domain = pw.Config.getDomain()
+        return domain.findViewers(project.newProtocol(domain.getProtocols()[protocol]), DESKTOP_TKINTER)[0].__name__
+
+    return name_of
