@@ -296,6 +296,21 @@ def _dispersions(spacing):
             DISPERSION_WIGNER: (np.log(positive) - 0.25 * np.pi * positive ** 2).sum(axis=1)}
 
 
+def readPoses(starFile, pixelSize):
+    """ Poses without uncertainties, from a STAR file of the engine. pixelSize: of the particles, Angstrom. """
+    rows = list(Table.iterRows('particles@%s' % starFile))
+    angles = np.array([[row.rlnAngleRot, row.rlnAngleTilt, row.rlnAnglePsi] for row in rows], dtype=float)
+    shift = np.array([[row.rlnOriginXAngst, row.rlnOriginYAngst] for row in rows], dtype=float)
+    half = 0.5 * np.deg2rad(angles)
+    difference, total = half[:, 2] - half[:, 0], half[:, 2] + half[:, 0]
+    sine, cosine = np.sin(half[:, 1]), np.cos(half[:, 1])
+    # of A, which turns the other way round than the angles say
+    quaternions = np.stack([-sine * np.sin(difference), -sine * np.cos(difference), -cosine * np.sin(total),
+                            cosine * np.cos(total)], axis=1)
+    ids = np.array([int(row.rlnParticleId) for row in rows], dtype=np.int64)
+    return Predictions(ids, quaternionsToTransforms(quaternions, shift, pixelSize), {})
+
+
 def readHalfSets(starFile):
     """ dict particle id -> 1 or 2, the engine's half sets (rlnRandomSubset); None where its particles have none. """
     rows = Table.iterRows('particles@%s' % starFile)

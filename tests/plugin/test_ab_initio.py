@@ -269,8 +269,7 @@ def test_the_engine_selects_from_such_a_run(finished_run, tmp_path):
 def test_a_run_that_did_not_converge_finishes_with_outputs_and_says_so(not_converged):
     assert not_converged.isFinished() and not_converged.outputParticles.getSize() == N
     text = "\n".join(not_converged.summary())
-    assert "Did not converge: The two best searches differ by 61 degrees." in text
-    assert "not" in text and "relied on" in text
+    assert "*Did not converge*: The two best searches differ by 61 degrees." in text
     log = Path(not_converged._getLogsPath("run.stdout")).read_text()
     assert "Did not converge" in log
 

@@ -253,6 +253,21 @@ def test_predicting_again_replaces_the_first_result(folder):
     assert [p._cryoforumExpectedError.get() for p in twice] == [7, 8, 9]
 
 
+def test_poses_of_a_star_file_are_those_of_the_posterior(folder):
+    """Where the engine's orientations have no uncertainties there is particles.star alone."""
+    from cryoforum.convert import copyWithPredictions, readPoses, writeParticlesStar
+
+    particles = make_particles(str(folder), n=9)
+    writeParticlesStar(particles, str(folder / "poses.star"))
+    output = SetOfParticles(filename=str(folder / "out.sqlite"))
+    copyWithPredictions(particles, output, readPoses(str(folder / "poses.star"), PIXEL_SIZE_ANGSTROM),
+                        {particle.getObjId(): 2 for particle in particles.iterItems()})
+    before = {p.getObjId(): p.getTransform().getMatrix().copy() for p in particles.iterItems()}
+    for particle in output.iterItems():
+        assert np.allclose(particle.getTransform().getMatrix(), before[particle.getObjId()], atol=1e-5)
+        assert particle.getAttributeValue("_rlnRandomSubset") == 2 and not hasattr(particle, "_cryoforumMatchScore")
+
+
 def test_a_posterior_with_pickled_objects_is_not_loaded(folder):
     from cryoforum.convert import readPredictions
 

@@ -25,11 +25,10 @@ from enum import Enum
 import pyworkflow.protocol.params as params
 from pwem.objects import FSC, SetOfParticles, Volume
 from pwem.protocols import ProtInitialVolume
-from pyworkflow.utils import redStr
 
 from ..command import isFinished, readProgress, readSummary
 from ..constants import SYMMETRY_HELP
-from ..convert import copyWithPredictions, readFsc, readHalfSets, readPredictions
+from ..convert import copyWithPredictions, readFsc, readHalfSets, readPoses, readPredictions
 from ..objects import CryoForumNetwork
 from .protocol_base import CryoForumBase
 
@@ -99,16 +98,16 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
                       help='Projections do not tell a molecule from its mirror image. With a map of known hand, of '
                            'the same or a similar molecule, the output gets its hand; it is used for nothing else. '
                            'Without one the hand stays undetermined.')
-        self._defineExpertParams(form)
-        self._defineEndToEndParams(form)
+        self._defineMethodParams(form)
         self._defineThreads(form)
 
-    def _defineExpertParams(self, form):
-        form.addSection(label='Course')
+    def _defineMethodParams(self, form):
+        form.addSection(label='Method')
         form.addParam('trainMinutes', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Training time (minutes)',
                       help='For the network. 0: a quarter of the time that the rest is estimated to take (hybrid), or '
                            'what the epochs need (end-to-end).')
+        self._defineEndToEndParams(form)
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)
         form.addParam('searchSteps', params.IntParam, default=300, validators=[params.Positive], **advanced,
                       condition='method == %d' % HYBRID,
@@ -126,7 +125,6 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
 
     def _defineEndToEndParams(self, form):
         endToEnd = dict(condition='method == %d' % END_TO_END)
-        form.addSection(label='End-to-end')
         form.addParam('epochs', params.IntParam, default=30, validators=[params.Positive], **endToEnd,
                       label='Epochs', help='Passes over all images.')
         form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, **endToEnd, label='Encoder',
@@ -151,7 +149,8 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
                             'which it has to find. 0: it is not.')
         group.addParam('perImageAfterEpoch', params.IntParam, default=0, validators=[params.GE(0)], **endToEnd,
                        label='Orientations without the network after epoch',
-                       help='From this epoch on the orientation of each image is improved directly. 0: never.')
+                       help='From this epoch on the orientation of each image is improved directly; it then has no '
+                            'uncertainty. 0: never.')
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
@@ -203,9 +202,12 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
 
     def _makeParticles(self):
         particles = self.inputParticles.get()
-        predictions = readPredictions(self._runFile('orientation_posterior.npz'), particles.getSamplingRate())
+        posterior, star = self._runFile('orientation_posterior.npz'), self._runFile('particles.star')
+        # orientations that no network gave have no uncertainties
+        found = (readPredictions(posterior, particles.getSamplingRate()) if os.path.exists(posterior)
+                 else readPoses(star, particles.getSamplingRate()))
         output = self._createSetOfParticles()
-        copyWithPredictions(particles, output, predictions, readHalfSets(self._runFile('particles.star')))
+        copyWithPredictions(particles, output, found, readHalfSets(star))
         return output
 
     def _makeNetwork(self):
@@ -227,7 +229,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
         path = self._runFile('fsc.csv')
         if not os.path.exists(path):
             return None
-        fsc = FSC(objLabel=self.getRunName())
+        fsc = FSC()
         fsc.setData(*readFsc(path))
         return fsc
 
@@ -268,7 +270,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
         summary = readSummary(self._runDirectory())
         lines = []
         if not summary['converged']:
-            lines += [redStr('Did not converge: %s' % self._reason()),
+            lines += ['*Did not converge*: %s' % self._reason(),
                       'Neither the map nor the orientations are to be relied on.']
         lines.append('Map of %d particles, symmetry %s; its half maps agree to *%.1f Å*.'
                      % (summary['n_particles'], summary['symmetry'], summary['resolution_angstrom']))
