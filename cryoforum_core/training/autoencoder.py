@@ -31,7 +31,7 @@ from .prepared_images import EpochStream, ImageBatch, PreparedImages
 # frequency marching: from this part of the box to all of it (a half), full at this part of the training
 FIRST_RADIUS_OF_BOX, RADIUS_IS_FULL_AT = 1 / 8, 0.6
 # learning rates of the map, in units of its density, and of the poses of single images, in radians and pixels
-VOLUME_RATE, POSE_RATE = 0.02, 0.05
+VOLUME_RATE, POSE_RATE = 0.1, 0.05
 FINE_TUNE_VOLUME_RATE, FINE_TUNE_PATIENCE = 0.003, 6
 # standard deviation of displacements of random projections, as a part of the box
 RANDOM_SHIFT_OF_BOX = 0.04
