@@ -105,8 +105,8 @@ def _map_pictures(volume: np.ndarray | None, pixel_size_angstrom: float, fsc_cur
                                  plots.fsc_curves(np.arange(1, n) / (box * pixel_size_angstrom), curves,
                                                   resolution_angstrom)), "svg"))
     if volume is not None:
-        pictures.append((Picture("The map so far", "Slices and projections. A fuzzy ball at the start is what it should "
-                                 "be; features come with the resolution.",
+        pictures.append((Picture("The map so far", "Slices and projections. A fuzzy ball at the start is what it "
+                                 "should be; features come with the resolution.",
                                  plots.map_views(np.asarray(volume), pixel_size_angstrom), wide=True), "png"))
     return pictures
 

@@ -142,7 +142,7 @@ def test_particles_without_uncertainty_are_refused(project, launch):
     protocol = project.newProtocol(CryoForumProtSubset)
     protocol.inputParticles.set(plain)
     protocol.inputParticles.setExtended("outputParticles")
-    assert any('give the output of "predict orientations"' in problem for problem in protocol.validate())
+    assert any('give the output of "predict orientations" or "ab initio"' in problem for problem in protocol.validate())
 
 
 def test_the_border_between_two_populations_is_found(launch, project, scored):

@@ -196,8 +196,8 @@ SEEDS = [{"seed": i, "score": 100.0 - 7 * i, "resolution_angstrom": 18.0 + 4 * i
           "chosen": i == 0} for i in range(3)]
 
 
-def ab_initio_run(path, method: str = "hybrid", converged: bool = True, hand: str = "undetermined", symmetry: str = "c1",
-                  **summary) -> RunDirectory:
+def ab_initio_run(path, method: str = "hybrid", converged: bool = True, hand: str = "undetermined",
+                  symmetry: str = "c1", **summary) -> RunDirectory:
     """A run of ab-initio with the files of predict and reconstruct; end-to-end has a training and no match scores."""
     hybrid = method == "hybrid"
     predicted, _ = predict_run(path, matched=hybrid)

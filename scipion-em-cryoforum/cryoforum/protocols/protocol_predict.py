@@ -58,8 +58,9 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                       help='Particles with CTF. Orientations they have are ignored and replaced.')
         form.addParam('inputNetwork', params.PointerParam, pointerClass='CryoForumNetwork', important=True,
                       label='Network',
-                      help='Output of *train orientation network*. It must have been trained for particles of the '
-                           'same field of view (box times pixel size), or you give a reference map below.')
+                      help='Output of *train orientation network* or *ab initio*. It must have been trained for '
+                           'particles of the same field of view (box times pixel size), or you give a reference map '
+                           'below.')
         form.addParam('refinement', params.EnumParam, choices=['none', 'local', 'adaptive'], default=REFINE_ADAPTIVE,
                       display=params.EnumParam.DISPLAY_HLIST,
                       label='Refinement',

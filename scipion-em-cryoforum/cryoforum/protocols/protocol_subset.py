@@ -62,7 +62,8 @@ EXPECTED_ERROR_MEASURE = MEASURES[1]
 
 
 class CryoForumProtSubset(EMProtocol, CryoForumBase):
-    """ Keeps the particles whose orientations can be trusted, by an uncertainty that *predict orientations* found.
+    """ Keeps the particles whose orientations can be trusted, by an uncertainty that *predict orientations* or
+    *ab initio* found.
 
     This is the clean-up at the 3-D level: junk, wrong molecules and images too noisy to be oriented have wide
     uncertainties or match the map poorly. Both sets are outputs, the particles kept and those rejected.
@@ -75,8 +76,8 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
         form.addSection(label='Input')
         form.addParam('inputParticles', params.PointerParam, pointerClass='SetOfParticles', important=True,
                       label='Input particles',
-                      help='Output of *predict orientations*, also after filtering, joining or exporting by other '
-                           'protocols: the uncertainties are attributes of the particles.')
+                      help='Output of *predict orientations* or *ab initio*, also after filtering, joining or '
+                           'exporting by other protocols: the uncertainties are attributes of the particles.')
         form.addParam('measure', params.EnumParam, choices=[measure.label for measure in MEASURES], default=0,
                       label='Measure',
                       help='*match score*: how well the image agrees with the map at its orientation, and how little '
@@ -205,7 +206,8 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
             return ['The input set is empty: give a set with particles.']
         errors = []
         if not first.hasAttribute(EXPECTED_ERROR):
-            errors.append('The particles have no uncertainties: give the output of "predict orientations".')
+            errors.append('The particles have no uncertainties: give the output of "predict orientations" or '
+                          '"ab initio".')
         elif not first.hasAttribute(self._measure().attribute):
             errors.append('The particles have no %s: predict their orientations with refinement, or choose another '
                           'measure.' % self._measure().label)

@@ -38,7 +38,6 @@ from ..convert import readAttributes
 from ..protocols import CryoForumProtAbInitio, CryoForumProtPredict
 
 COLOR_MAP = 'cividis'
-N_BINS = 60
 
 
 class PageView(View):
@@ -109,13 +108,15 @@ class CryoForumOrientationsViewer(EmProtocolViewer):
             return [self.infoMessage('The particles have no %s.' % label.split(' (')[0], title)]
         plotter = EmPlotter(x=1, y=1, windowTitle=title)
         axes = plotter.createSubPlot(title, label, 'particles')
+        nBins = int(np.clip(3 * len(values) ** (1 / 3), 10, 80))
         if logarithmic:
             values = np.maximum(values, 0.01)
-            bins = np.geomspace(values.min(), max(values.max(), 1.01 * values.min()), N_BINS)
+            bins = np.geomspace(values.min(), max(values.max(), 1.01 * values.min()), nBins)
             axes.set_xscale('log')
-            axes.xaxis.set_major_formatter(lambda value, _: '%g' % value)
+            for setFormatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+                setFormatter(lambda value, _: '%g' % value)
         else:
-            bins = np.linspace(np.percentile(values, 0.5), values.max() + 1e-6, N_BINS)
+            bins = np.linspace(np.percentile(values, 0.5), values.max() + 1e-6, nBins)
             values = np.maximum(values, bins[0])  # the first bar holds whatever is worse
         axes.hist(values, bins=bins, color='#0072B2')
         axes.axvline(np.median(values), color='k', label='median %.3g' % np.median(values))
@@ -174,11 +175,11 @@ class CryoForumAbInitioViewer(CryoForumOrientationsViewer):
         low, high = np.percentile(volume, [1, 99.9])
         for axis, name in enumerate('zyx'):
             axes = plotter.createSubPlot('slice across %s' % name, None, None, xpos=axis + 1, ypos=1)
-            axes.imshow(volume.take(middle, axis=axis), cmap='gray', vmin=low, vmax=high)
+            axes.imshow(volume.take(middle, axis=axis), cmap='gray', vmin=low, vmax=high, interpolation='bilinear')
             axes.set_axis_off()
         for axis, name in enumerate('zyx'):
             axes = plotter.createSubPlot('projection along %s' % name, None, None, xpos=axis + 4, ypos=1)
-            axes.imshow(volume.sum(axis=axis), cmap='gray')
+            axes.imshow(volume.sum(axis=axis), cmap='gray', interpolation='bilinear')
             axes.set_axis_off()
         return [plotter]
 
