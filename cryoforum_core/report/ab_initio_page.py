@@ -18,6 +18,7 @@ _SURE_BELOW_DEG, _FEW_SHELLS = 12.0, 8
 # two searches that agree to this found one and the same map
 _SEEDS_AGREE_BELOW_DEG = 15.0
 _MORE_SEEDS = 4
+_LONGER = 3
 
 
 def ab_initio_page(files: RunFiles) -> Page:
@@ -52,7 +53,7 @@ def _verdict(summary: dict, posterior: dict[str, np.ndarray] | None, density: np
     resolution = significant(summary["resolution_angstrom"])
     if not summary["converged"]:
         reason = str(summary.get("converged_reason") or "the run gives no reason").rstrip(".")
-        return Verdict("poor", (f"The images did not determine a map: {reason[:1].lower() + reason[1:]}.",
+        return Verdict("poor", (f"No map was found: {reason[:1].lower() + reason[1:]}.",
                                 f"The files are complete, but neither the map ({resolution} Å between its halves) nor "
                                 "the orientations are to be relied on."))
     sentences = [f"A map was found; its half maps agree to {resolution} Å (FSC 0.143)."]
@@ -102,8 +103,14 @@ def _again(files: RunFiles) -> tuple[NextStep, ...]:
     seeds = max(_MORE_SEEDS, 2 * config.get("seeds", 1))
     options = {name: config.get(name) for name in ("particle_diameter_angstrom", "max_shift_angstrom")}
     common = dict(particles=files.input_path("particles"), symmetry=files.symmetry, **options)
-    steps = [NextStep("Search from more random starts", command("ab-initio", **common, seeds=seeds,
-                                                                out=beside(files.path, "again")))]
+    learnt = config.get("method") == "end-to-end"
+    steps = [NextStep("Search from several random starts, by the hybrid method" if learnt else
+                      "Search from more random starts",
+                      command("ab-initio", **common, seeds=seeds, out=beside(files.path, "again")))]
+    if learnt:
+        steps.append(NextStep("Train longer", command(
+            "ab-initio", **common, method="end-to-end", encoder=config.get("encoder"), head=config.get("head"),
+            epochs=_LONGER * config.get("epochs", 10), out=beside(files.path, "longer"))))
     if config.get("symmetry", "c1").lower() != "c1":
         steps.append(NextStep("Without symmetry, which may be another than was given", command(
             "ab-initio", **(common | {"symmetry": "c1"}), seeds=seeds, out=beside(files.path, "c1"))))

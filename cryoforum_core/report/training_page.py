@@ -87,7 +87,7 @@ def training_curves(metrics: dict[str, np.ndarray]) -> list[Picture]:
         pictures.append(Picture("Loss", "At the end both should be level and alike; before, the training images get "
                                 "noisier step by step. A held-out loss far above the other means learning by heart.",
                                 plots.curves(step, losses, "step", "loss")))
-    if terms:
+    if len(terms) > 1:
         pictures.append(Picture("Terms of the loss", "Each term on its own, over the images trained on.",
                                 plots.curves(step, terms, "step", "value")))
     return pictures

@@ -50,6 +50,12 @@ def test_what_did_not_converge_is_poor_with_its_reason_and_another_attempt(tmp_p
     assert "Searches from random starts" not in [table.title for table in page.tables]
 
 
+def test_a_network_that_found_no_map_may_train_longer_or_the_search_may_try(tmp_path):
+    page = page_of(ab_initio_run(tmp_path / "run", "end-to-end", converged=False))
+    search, longer = (step.command for step in page.next_steps)
+    assert "--method" not in search and "--method end-to-end" in longer and "--epochs 30" in longer
+
+
 @pytest.mark.parametrize("change, said", [
     ({"resolution_angstrom": 40.0}, "blob"), ({"seeds_agreement_deg": 50.0}, "differ by 50.0°"),
     ({"seeds_agreement_deg": None}, None)])
@@ -76,7 +82,8 @@ def test_a_hand_that_is_known_needs_no_mirror(tmp_path):
 
 
 def test_commands_are_ones_that_the_command_line_takes(runs, tmp_path):
-    for run in (runs["ab-initio"], ab_initio_run(tmp_path / "run", converged=False)):
+    for run in (runs["ab-initio"], ab_initio_run(tmp_path / "run", converged=False),
+                ab_initio_run(tmp_path / "learnt", "end-to-end", converged=False)):
         own = [shlex.split(step.command.replace("\\\n", "")) for step in page_of(run).next_steps]
         parsed = [parse(line[1:]) for line in own if line[0] == "cryoforum"]
         assert parsed and {config.job for config in parsed} <= {"select", "reconstruct", "ab-initio"}
