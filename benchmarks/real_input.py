@@ -1,6 +1,7 @@
 """Real particle stacks through the whole chain in Scipion: import, train, predict, subset, RELION reconstruct.
 
-    script/scipion python benchmarks/real_input.py --data DATA [--minutes M] [--only NAME ...]
+    script/scipion python benchmarks/real_input.py --data DATA [--minutes M] [--threads N] [--no-map]
+        [--only NAME ...]
 
 DATA holds ``particles/``, ``models/`` and ``maps/`` (public test stacks of 5, 7 and 17 images; a ribosome's atomic
 model; the RELION tutorial's beta-galactosidase map). What is shown: that real files are read (STAR 3.0 and 3.1, dark
@@ -33,7 +34,6 @@ from pwem.protocols import ProtImportParticles, ProtImportVolumes  # noqa: E402
 from relion.protocols import ProtRelionReconstruct  # noqa: E402
 
 REFERENCE_BOX_PX = 64
-CPU = {"useGpu": False, "numberOfThreads": os.cpu_count()}
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,9 @@ def reference_map(stack, model, folder):
     return run / "map.mrc"
 
 
-def run_chain(project, name, star, map_path, map_pixel_size, pixel_size, amplitude_contrast, minutes, symmetry="c1"):
+def run_chain(project, name, star, map_path, map_pixel_size, pixel_size, amplitude_contrast, options, symmetry="c1"):
     """import -> train -> predict -> subset -> RELION reconstruct; returns the protocols by name."""
+    cpu = {"useGpu": False, "numberOfThreads": options.threads}
     acquisition = dict(voltage=300, sphericalAberration=2.7, amplitudeContrast=amplitude_contrast, magnification=50000)
     particles = launch(project, f"{name}: import", ProtImportParticles, starFile=str(star), samplingRate=pixel_size,
                        importFrom=ProtImportParticles.IMPORT_FROM_RELION, **acquisition)
@@ -127,17 +128,19 @@ def run_chain(project, name, star, map_path, map_pixel_size, pixel_size, amplitu
     images, reference = (particles, "outputParticles"), (volume, "outputVolume")
     train = launch(project, f"{name}: train", CryoForumProtTrain, {"inputParticles": images,
                                                                    "referenceVolume": reference},
-                   maxMinutes=minutes, symmetry=symmetry, **CPU)
+                   maxMinutes=options.minutes, symmetry=symmetry, **cpu)
     predict = launch(project, f"{name}: predict", CryoForumProtPredict,
                      {"inputParticles": images, "inputNetwork": (train, "outputNetwork"),
-                      "referenceVolume": reference}, **CPU)
+                      "referenceVolume": reference}, **cpu)
     subset = launch(project, f"{name}: subset", CryoForumProtSubset, {"inputParticles": (predict, "outputParticles")},
                     criterion=KEEP_FRACTION, keepFraction=0.7)
     # padding 1: a map of 320 px at padding 2 takes RELION 10 minutes for a handful of images
-    volume = launch(project, f"{name}: reconstruct", ProtRelionReconstruct,
-                    {"inputParticles": (subset, "outputParticles")}, doCTF=True, symmetryGroup=symmetry, pad=1,
-                    extraParams=f"--j {os.cpu_count()}")
-    return {"import": particles, "train": train, "predict": predict, "subset": subset, "reconstruct": volume}
+    done = {"import": particles, "train": train, "predict": predict, "subset": subset}
+    if options.map:
+        done["reconstruct"] = launch(project, f"{name}: reconstruct", ProtRelionReconstruct,
+                                     {"inputParticles": (subset, "outputParticles")}, doCTF=True,
+                                     symmetryGroup=symmetry, pad=1, extraParams=f"--j {options.threads}")
+    return done
 
 
 def lost_metadata(before, *after):
@@ -176,7 +179,8 @@ def report(name, note, done):
           f"degrees; match score {score.min():.2f} to {score.max():.2f}")
     print(f"   model applies: {summary['model_applies']} ({summary['model_applies_reason']})")
     print(f"   kept {outputs[1].getSize()} of {outputs[0].getSize()}; metadata lost: {', '.join(lost) or 'none'}")
-    print(f"   RELION's map: {os.path.abspath(done['reconstruct'].outputVolume.getFileName())}", flush=True)
+    if "reconstruct" in done:
+        print(f"   RELION's map: {os.path.abspath(done['reconstruct'].outputVolume.getFileName())}", flush=True)
     return not lost
 
 
@@ -191,7 +195,7 @@ def compare_with_relion(star, predict, folder):
           "(unrelated poses of so few images align to 60-90 degrees)")
 
 
-def beta_galactosidase(project, data, folder, minutes):
+def beta_galactosidase(project, data, folder, options):
     """The real D2 map as the reference of images simulated from it: errors are known, modulo D2."""
     map_path = next((data / "maps").glob("betaGal_real_*.mrc"))
     simulated = folder / "simulated"
@@ -200,7 +204,7 @@ def beta_galactosidase(project, data, folder, minutes):
                "--symmetry", "d2")
     pixel_size = json.loads((simulated / "summary.json").read_text())["pixel_size_angstrom"]
     done = run_chain(project, "beta-galactosidase", simulated / "particles.star", map_path, pixel_size, pixel_size, 0.1,
-                     minutes, symmetry="d2")
+                     options, symmetry="d2")
     ok = report("beta-galactosidase", "200 images simulated from the real map, SNR 0.1, D2", done)
     run = folder / "errors"
     subprocess.run(["rm", "-rf", run], check=True)
@@ -216,6 +220,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=2.0, help="training time of each network")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--no-map", dest="map", action="store_false", help="without RELION's reconstruction, which for "
+                        "320 px takes 9 GB and many minutes")
     parser.add_argument("--only", nargs="*", help="names of stacks, or beta-galactosidase")
     options = parser.parse_args()
     data = options.data.resolve()
@@ -233,13 +240,13 @@ def main():
         map_path = reference_map(stack, data / "models" / stack.model, work / stack.name)
         map_pixel_size = stack.box_px * stack.pixel_size_angstrom / REFERENCE_BOX_PX
         done = run_chain(project, stack.name, star, map_path, map_pixel_size, stack.pixel_size_angstrom,
-                         stack.amplitude_contrast, options.minutes)
+                         stack.amplitude_contrast, options)
         ok &= report(stack.name, stack.note, done)
         if stack.has_poses:
             compare_with_relion(star, done["predict"], work / stack.name)
     if not options.only or "beta-galactosidase" in options.only:
         (work / "betagal").mkdir(parents=True, exist_ok=True)
-        ok &= beta_galactosidase(project, data, work / "betagal", options.minutes)
+        ok &= beta_galactosidase(project, data, work / "betagal", options)
     print(f"\nproject: {project.path}")
     return 0 if ok else 1
 
