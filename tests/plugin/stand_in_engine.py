@@ -1,7 +1,7 @@
-"""Stands in for the engine's Python: ``ab-initio`` ends as a test wants it to, all else goes to the real engine.
+"""Stands in for the engine's Python: ``ab-initio`` does what a test wants, all else goes to the real engine.
 
-STAND_IN (JSON) in the environment: ``run``, a finished run whose files are copied; ``summary``, what is changed in its
-summary; ``exit_code``; ``live``, progress to write instead of an end, after which it waits to be stopped.
+STAND_IN (JSON) in the environment: ``live``, progress to write, after which it waits to be stopped; else ``run``, a
+finished run whose files are copied.
 """
 
 import json
@@ -27,9 +27,6 @@ def main():
         (out / "progress.json").write_text(json.dumps(wanted["live"]))
         time.sleep(600)
     shutil.copytree(wanted["run"], out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json"))
-    summary = json.loads((out / "summary.json").read_text()) | wanted.get("summary", {})
-    (out / "summary.json").write_text(json.dumps(summary))
-    sys.exit(wanted.get("exit_code", 0))
 
 
 if __name__ == "__main__":

@@ -287,7 +287,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
         """ How far the running engine is. """
         progress = readProgress(self._runDirectory())
         if progress is None:
-            return ['The map is not ready yet.']
+            return ['The map is not ready yet. The Output tab shows the progress with the time left.']
         lines = ['Stage %d of %d: *%s*' % (progress['stage_number'], progress['n_stages'], progress['stage']),
                  '*%.0f %%* done in %s%s' % (100 * progress['fraction'], duration(progress['seconds']),
                                              ', about %s left' % duration(progress['seconds_left'])
@@ -320,8 +320,8 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
         return os.path.join(self._runDirectory(), *names)
 
     def _converged(self):
-        """ False only where a finished run says so. """
-        return not isFinished(self._runDirectory()) or readSummary(self._runDirectory())['converged']
+        """ False only where a finished run says so. The project asks this of every protocol that it shows. """
+        return not isFinished(self._runDirectory()) or readSummary(self._runDirectory()).get('converged', True)
 
     def _reason(self):
         return readSummary(self._runDirectory()).get('converged_reason') or 'no reason is given.'
