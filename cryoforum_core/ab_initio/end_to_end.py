@@ -234,22 +234,21 @@ class FoundPoses:
     """(N, 2)"""
     bingham: Tensor
     """(N, 4, 4); zeros where no encoder was asked"""
-    wins: Tensor
-    """how often each head was the best"""
 
 
 def find_poses(setup: EndToEndSetup) -> FoundPoses:
     """The best hypothesis for every particle."""
     model = setup.model
-    transform, parts, wins = model.volume.transform(), [], torch.zeros(len(model.heads))
+    transform, parts = model.volume.transform(), []
     for rows in np.array_split(np.arange(len(setup.images)), -(-len(setup.images) // _BATCH)):
         estimate, _, winner = model.poses(setup.images.at(rows), transform)
         parts.append(estimate.to("cpu"))
-        wins += torch.bincount(winner.cpu() % len(model.heads), minlength=len(model.heads))
+        if not model.uses_table:
+            model.count_wins(winner)
     shift_angstrom = torch.cat([part.shift_angstrom for part in parts])
     return FoundPoses(torch.cat([part.quaternion for part in parts]).float(),
                       shift_angstrom.float() if setup.config.shifts else torch.zeros_like(shift_angstrom),
-                      torch.cat([part.bingham for part in parts]).float(), wins)
+                      torch.cat([part.bingham for part in parts]).float())
 
 
 def _reconstruct(plan: AbInitioPlan, found: FoundPoses) -> HalfMaps:
@@ -283,7 +282,7 @@ def _finished_network(setup: EndToEndSetup, found: FoundPoses, maps: HalfMaps, i
     The squared error trains no concentration. It is found afterwards: the common factor under which the poses of
     projections of the final map, noisy like the images, are likeliest. The belief holds as far as that map does.
     """
-    network = setup.model.finished_network(found.wins)
+    network = setup.model.finished_network()
     if image_model is None:
         return network, 1.0
     batches = _projections(setup, found, maps, image_model)

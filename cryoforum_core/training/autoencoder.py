@@ -124,6 +124,7 @@ class AutoEncoder(nn.Module):
         self.more_heads = nn.ModuleList(more)
         self.table = PoseTable(random_quaternions(n_images), torch.zeros(n_images, 2))
         self.register_buffer("uses_table", torch.tensor(False))
+        self.register_buffer("wins", torch.zeros(options.n_heads, dtype=torch.int64))
         # encoders expect grey values of order one
         self.register_buffer("input_scale", torch.ones(()))
         self.register_buffer("mask", mask, persistent=False)
@@ -196,14 +197,20 @@ class AutoEncoder(nn.Module):
         with torch.no_grad():
             transform = self.volume.transform()
             for batch in images.batches(np.arange(len(images))):
-                found, _, _ = self.poses(batch, transform)
+                found, _, winner = self.poses(batch, transform)
                 self.table.set(batch.rows, found.quaternion, found.shift_angstrom)
+                self.count_wins(winner)
         self.uses_table.fill_(True)
 
-    def finished_network(self, wins: Tensor) -> OrientationNetwork:
-        """The network alone, with the head that has won most often (``wins``: one count for each head)."""
+    def count_wins(self, winner: Tensor) -> None:
+        """Notes which heads were the best, from numbers of hypotheses (n,)."""
+        # those of the turned images follow those of the images
+        self.wins += torch.bincount(winner % len(self.heads), minlength=len(self.heads))
+
+    def finished_network(self) -> OrientationNetwork:
+        """The network alone, with the head that has won most often."""
         network = copy.deepcopy(self.network)
-        network.head.load_state_dict(self.heads[int(wins.argmax())].state_dict())
+        network.head.load_state_dict(self.heads[int(self.wins.argmax())].state_dict())
         first = next(layer for layer in network.encoder.modules() if isinstance(layer, nn.Conv2d))
         with torch.no_grad():
             # what comes before the first convolution is linear: the scale of the images can go into its weights

@@ -1,0 +1,198 @@
+"""The method end-to-end as a job: what it finds, what it writes, when it says that it did not converge, resuming."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import cryoforum_core as cf
+from cryoforum_core import jobs
+from cryoforum_core.ab_initio.end_to_end import Judgement, end_to_end, prepare
+from cryoforum_core.ab_initio.run import plan_ab_initio
+from cryoforum_core.config import AbInitioConfig
+from cryoforum_core.errors import InputError, Interrupted, NotConverged
+from cryoforum_core.imaging.resolution import fourier_shell_correlation
+from cryoforum_core.model.checkpoint import load_checkpoint
+from cryoforum_core.mrc import read_map, write_map
+from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.run_directory import RunDirectory
+
+BOX, PIXEL = 16, 6.0
+# one value of the contrast transfer function everywhere: 1
+NO_CTF = {"amplitude_contrast": 1.0, "spherical_aberration_mm": 0.0, "defocus_min_angstrom": 0.0,
+          "defocus_max_angstrom": 0.0, "astigmatism_angstrom": 0.0}
+CPU = torch.device("cpu")
+
+
+def molecule() -> torch.Tensor:
+    """A map (16, 16, 16) of six blobs that looks different from all sides."""
+    axis = (torch.arange(BOX) - BOX // 2).float() / BOX
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    blobs = (((0.25, 0, 0), 1.5), ((-0.12, 0.05, 0), 1.0), ((-0.22, -0.1, 0.05), 0.8), ((0.02, 0.22, 0.08), 1.2),
+             ((-0.05, -0.02, 0.25), 0.7), ((0.1, -0.1, -0.15), 0.9))
+    return sum(w * torch.exp(-((x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2) / (2 * 0.06 ** 2)) for (a, b, c), w in blobs)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Makes sets of 1,000 images without CTF and shifts: ``sets(snr)`` returns the run, whose truth.star has poses."""
+    folder, made = tmp_path_factory.mktemp("sets"), {}
+    write_map(folder / "molecule.mrc", molecule().numpy(), PIXEL)
+
+    def make(snr: float, n: int = 1000) -> RunDirectory:
+        if (snr, n) not in made:
+            made[snr, n] = cf.simulate(cf.SimulateConfig(out=folder / f"{snr}_{n}", model=folder / "molecule.mrc",
+                                                         n_particles=n, snr=snr, shift_rms_px=0.0, **NO_CTF))
+        return made[snr, n]
+
+    return make
+
+
+def config(tmp_path, particles, **options) -> AbInitioConfig:
+    defaults = {"method": "end-to-end", "encoder": "compact", "batch_size": 32, "shifts": False, "ctf_state": "raw",
+                "contrast": "bright", "epochs": 10}
+    return AbInitioConfig(out=tmp_path / "run", particles=particles, device="cpu", **{**defaults, **options})
+
+
+def run_end_to_end(settings: AbInitioConfig, particles=None) -> tuple[dict, RunDirectory]:
+    run = RunDirectory(settings.out)
+    run.prepare(settings, settings.resume)
+    particles = particles or load_particles(settings.particles, settings)
+    return end_to_end(plan_ab_initio(settings, particles, CPU), run), run
+
+
+def weights(run: RunDirectory) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in load_checkpoint(run.path)[0].state_dict().values()])
+
+
+def test_known_poses_recover_the_map(sets, tmp_path):
+    made = sets(float("inf"))
+    summary, run = run_end_to_end(config(tmp_path, made.truth, poses="known"))
+    assert summary["converged"] and summary["explained_fraction"] > 0.95 and summary["hand"] == "that of the poses given"
+    volume, pixel_size = read_map(run.map)
+    fsc = fourier_shell_correlation(torch.from_numpy(volume), torch.from_numpy(read_map(made.map)[0]))
+    assert volume.shape == (BOX,) * 3 and pixel_size == pytest.approx(PIXEL) and fsc[1:7].min() > 0.97
+    assert not run.orientation_posterior.exists() and not (run.checkpoint / "checkpoint.json").exists()
+
+
+def test_known_poses_are_asked_for(sets, tmp_path):
+    with pytest.raises(InputError, match="--poses known"):
+        run_end_to_end(config(tmp_path, sets(float("inf")).particles, poses="known"))
+    with pytest.raises(InputError, match="--network-box-size-px"):
+        run_end_to_end(config(tmp_path / "box", sets(float("inf")).particles, network_box_size_px=15))
+
+
+@pytest.fixture(scope="module")
+def short(sets, tmp_path_factory):
+    """A short run of everything that can be switched on."""
+    settings = config(tmp_path_factory.mktemp("short"), sets(2.0).particles, epochs=2, symmetric_loss=True, n_heads=2,
+                      random_pose_weight=0.3, frequency_marching=True, shifts=True, batch_size=64, encoder="cryoposenet")
+    return *run_end_to_end(settings), sets(2.0)
+
+
+def test_the_summary_says_what_was_done(short):
+    summary, _, _ = short
+    promised = {"converged", "converged_reason", "resolution_angstrom", "method", "symmetry", "hand", "n_particles",
+                "n_steps", "train_seconds", "validation_loss"}
+    assert promised <= set(summary)
+    assert summary["method"] == "end-to-end" and summary["hand"] == "undetermined" and summary["n_particles"] == 1000
+    assert summary["converged"] is False and summary["converged_reason"].endswith(".")
+    assert summary["n_steps"] == 2 * 15
+
+
+def test_the_files_are_those_of_a_run(short):
+    _, run, made = short
+    for path in (run.map, run.map_half1, run.map_half2, run.fsc, run.metrics, run.particles):
+        assert path.is_file()
+    table, before = ParticleTable.read(run.particles), ParticleTable.read(made.particles)
+    assert table.integers("rlnParticleId").tolist() == before.integers("rlnParticleId").tolist()
+    assert np.isfinite(table.floats("rlnAngleTilt")).all() and table.floats("rlnOriginXAngst").any()
+    expected = table.floats("rlnCryoforumExpectedError")
+    assert (expected > 0).all() and (expected <= 127).all()
+    with np.load(run.orientation_posterior, allow_pickle=False) as posterior:
+        assert {"particle_id", "quaternion", "bingham", "eigenvalues", "expected_error_deg", "error_bound_deg",
+                "shift_angstrom", "figure_of_merit"} <= set(posterior)
+        assert np.allclose(posterior["expected_error_deg"], expected, rtol=1e-3)
+    assert not list(run.checkpoint.glob("*.pt"))
+
+
+def test_predict_takes_the_network(short, tmp_path):
+    _, run, made = short
+    poses = cf.predict(cf.PredictConfig(out=tmp_path / "poses", particles=made.particles, model=run.path, device="cpu",
+                                        refinement="none", ctf_state="raw", contrast="bright"))
+    assert poses.read_summary()["n_particles"] == 1000
+    metadata = load_checkpoint(run.path)[1]
+    assert metadata.reference == run.checkpoint / "reference.mrc" and metadata.signal_scale > 0
+
+
+def test_noise_does_not_converge(sets, tmp_path):
+    """With an encoder and with free poses; both explain something of the noise that they learn from."""
+    for poses in ("encoder", "per-image"):
+        summary, run = run_end_to_end(config(tmp_path / poses, sets(1e-6).particles, poses=poses, epochs=6))
+        assert not summary["converged"], summary["converged_reason"]
+        assert run.map.is_file() and run.particles.is_file()
+
+
+def test_the_job_says_that_it_did_not_converge(sets, tmp_path):
+    settings = config(tmp_path, sets(1e-6).particles, epochs=1)
+    with pytest.raises(NotConverged, match="The images hold|Network and map"):
+        jobs.ab_initio(settings)
+    assert RunDirectory(settings.out).read_summary()["converged"] is False
+
+
+@pytest.mark.parametrize("loss, of_noise, deviations, shells, converged, says", [
+    (0.12, 0.10, 50.0, 7.0, True, "95 %"),
+    (0.30, 0.10, 50.0, 7.0, False, "50 %"),
+    (0.12, 0.10, 1.0, 7.0, False, "no better than they explain noise"),
+    (0.12, 0.10, 50.0, 2.0, False, "Fourier shells only"),
+    (0.12, 0.10, None, 7.0, True, "95 %"),
+    (0.495, 0.49, 50.0, 7.0, False, "no signal beyond noise"),
+])
+def test_convergence_is_judged_by_held_out_images(loss, of_noise, deviations, shells, converged, says):
+    found, reason = Judgement(loss, 0.5, of_noise, deviations, shells).verdict()
+    assert found is converged and says in reason
+
+
+def test_images_without_noise_keep_their_own_grey_values(sets, tmp_path):
+    """Normalised by a background that holds nothing but the particle, each image would have a scale of its own."""
+    scale = {}
+    for snr in (float("inf"), 2.0):
+        particles = load_particles(sets(snr).truth)
+        setup = prepare(plan_ab_initio(config(tmp_path, sets(snr).truth), particles, CPU))
+        rows = np.arange(200)
+        own = particles.images(rows)
+        # the mask takes little away: the standard deviations of both must be in one proportion
+        ratio = setup.images.at(rows).images.std((1, 2)) / own.std((1, 2))
+        scale[snr] = (ratio.std() / ratio.mean()).item()
+    assert scale[float("inf")] < 0.02 and scale[2.0] < 0.1
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(sets, tmp_path):
+    particles = sets(2.0).particles
+    options = {"epochs": 3, "batch_size": 100, "symmetric_loss": True, "per_image_after_epoch": 2}
+    whole, run = run_end_to_end(config(tmp_path / "whole", particles, **options))
+    stopped = config(tmp_path / "parts", particles, **options)
+    plan = plan_ab_initio(stopped, load_particles(particles, stopped), CPU)
+    RunDirectory(stopped.out).prepare(stopped)
+    with pytest.raises(Interrupted, match="--resume"):
+        end_to_end(plan, _interrupted(RunDirectory(stopped.out)))
+    parts, resumed = run_end_to_end(stopped.model_copy(update={"resume": True}))
+    assert parts["n_steps"] == whole["n_steps"] == 27 and torch.equal(weights(run), weights(resumed))
+    assert parts["validation_loss"] == whole["validation_loss"]
+    assert ParticleTable.read(run.particles).floats("rlnAngleRot").tolist() == ParticleTable.read(
+        resumed.particles).floats("rlnAngleRot").tolist()
+
+
+def _interrupted(run: RunDirectory) -> RunDirectory:
+    """The run; a signal comes when its training has begun."""
+    def interrupt():
+        while not run.metrics.is_file():
+            threading.Event().wait(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    return run
