@@ -19,6 +19,8 @@ _SURE_BELOW_DEG, _FEW_SHELLS = 12.0, 8
 _SEEDS_AGREE_BELOW_DEG = 15.0
 _MORE_SEEDS = 4
 _LONGER = 3
+_SEED_FIGURES = (("score", "score", ""), ("structure", "of it structure", ""),
+                 ("resolution_angstrom", "resolution", " Å"))
 
 
 def ab_initio_page(files: RunFiles) -> Page:
@@ -32,7 +34,7 @@ def ab_initio_page(files: RunFiles) -> Page:
     return Page("Ab initio: a first map and orientations", _verdict(summary, posterior, density, shells),
                 _next_steps(files), _facts(summary, posterior),
                 tuple(_pictures(files, volume, pixel_size_angstrom, posterior, density)),
-                tuple(table for table in (_seeds(summary), _stages(summary)) if table is not None), _notes(files))
+                tuple(table for table in (_seeds(summary), _rounds(summary), _stages(summary)) if table is not None), _notes(files))
 
 
 def _facts(summary: dict, posterior: dict[str, np.ndarray] | None) -> dict[str, str]:
@@ -143,18 +145,32 @@ def _pictures(files: RunFiles, volume: np.ndarray | None, pixel_size_angstrom: f
 
 
 def _seeds(summary: dict) -> Table | None:
-    """The searches from their random starts, best first."""
+    """The searches from their random starts, best first; figures that none of them has are left out."""
     found = summary.get("seeds")
     if not isinstance(found, list) or not found:
         return None
     found = sorted(found, key=lambda row: -_number(row.get("score")))
-    rows = tuple((str(row.get("seed", "-")), significant(_number(row.get("score"))),
-                  f"{significant(_number(row.get('resolution_angstrom')))} Å",
-                  "chosen" if row.get("chosen") else _angle(row.get("angle_to_best_deg"))) for row in found)
+    columns = {"start": [str(row.get("seed", "-")) for row in found]}
+    for name, title, unit in _SEED_FIGURES:
+        if any(row.get(name) is not None for row in found):
+            columns[title] = [significant(_number(row.get(name))) + unit for row in found]
+    columns["angle to the best"] = ["chosen" if row.get("chosen") else _angle(row.get("angle_to_best_deg"))
+                                    for row in found]
     chosen = next((i for i, row in enumerate(found) if row.get("chosen")), None)
     caption = "Starts that agree within a few degrees found the same map; one that stands alone may be wrong."
-    return Table("Searches from random starts", caption, ("start", "score", "resolution", "angle to the best"), rows,
+    return Table("Searches from random starts", caption, tuple(columns), tuple(zip(*columns.values(), strict=True)),
                  chosen)
+
+
+def _rounds(summary: dict) -> Table | None:
+    """How the half maps came to their resolution."""
+    rounds = summary.get("rounds")
+    if not isinstance(rounds, list) or not rounds:
+        return None
+    rows = tuple((str(i), f"{significant(_number(row.get('resolution_angstrom')))} Å",
+                  _angle(row.get("pose_change_deg"))) for i, row in enumerate(rounds, start=1))
+    return Table("Half maps, round by round", "Poses should move less and less; the resolution ends where no round "
+                 "improves it.", ("round", "resolution", "poses moved by"), rows)
 
 
 def _angle(value) -> str:

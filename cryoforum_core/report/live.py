@@ -43,7 +43,7 @@ def write_live(run: RunDirectory, progress: dict, volume: np.ndarray | None, pix
     finished = progress["fraction"] >= 1
     text = template("live.html.j2").render(
         run_path=run.path.resolve(), progress=progress, percent=percent(progress["fraction"]), facts=_facts(progress),
-        stages=_stages(past), finished=finished, reload_seconds=None if finished else RELOAD_SECONDS,
+        stages=_stages(past), finished=finished, reload_seconds=RELOAD_SECONDS,
         report=run.report.name, written=datetime.datetime.now().strftime("%H:%M:%S"),
         pictures=[vars(picture) | {"source": _inlined(picture.figure, kind)} for picture, kind in pictures])
     with atomic_path(run.live) as temporary:

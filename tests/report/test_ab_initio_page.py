@@ -32,8 +32,16 @@ def test_a_map_that_was_found(runs):
     assert page.verdict.level == "good" and "14.2 Å" in words(page)
     assert page.facts["particles"] == str(N) and page.facts["hand"] == "unknown"
     assert {"The map", "Fourier shell correlation", "Expected error", "Viewing directions"} <= set(titles(page))
-    assert [table.title for table in page.tables] == ["Searches from random starts", "Stages"]
+    assert [table.title for table in page.tables] == ["Searches from random starts", "Half maps, round by round", "Stages"]
+    assert page.tables[1].rows == (("1", "24.0 Å", "-"), ("2", "14.2 Å", "3.10°"))
     assert page.tables[0].rows[0][-1] == "chosen" and page.tables[0].rows[2][-1] == "10.0°"
+
+
+def test_figures_that_no_search_has_are_left_out(tmp_path):
+    table = page_of(ab_initio_run(tmp_path / "run", seeds=[{"seed": 7, "score": 2.5, "structure": 1.25,
+                                                            "angle_to_best_deg": 0.0, "chosen": True}])).tables[0]
+    assert table.header == ("start", "score", "of it structure", "angle to the best")
+    assert table.rows == (("7", "2.50", "1.25", "chosen"),)
 
 
 def test_end_to_end_shows_its_training_and_no_searches(runs):

@@ -91,9 +91,9 @@ def test_values_that_are_no_numbers_do_no_harm(run):
     assert found["resolution_angstrom"] is None and found["seconds_left"] is None
 
 
-def test_a_finished_run_is_not_loaded_again_and_links_to_its_report(run):
+def test_a_finished_run_links_to_its_report(run):
     write_live(run, progress(4, 1.0), None, 6.0, {}, history())
-    assert "refresh" not in text_of(run) and 'href="report.html"' in text_of(run)
+    assert "finished" in text_of(run) and 'href="report.html"' in text_of(run)
     assert {row[2] for row in rows_of(run)} == {"done"} and 'class="marked"' not in text_of(run)
 
 
