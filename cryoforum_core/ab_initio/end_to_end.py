@@ -38,6 +38,7 @@ from ..training.autoencoder import (
     fit_grey_values,
     joint_optimizer,
     mean_square,
+    turn_errors_deg,
     unexplained_power,
 )
 from ..training.inputs import CPU_BOX_SIZE_PX
@@ -58,8 +59,8 @@ MAX_HELD_OUT, HELD_OUT_FRACTION, N_FOR_ESTIMATES = 500, 0.1, 1000
 # images whose variance is so many times that of their background have no noise to be normalised by
 NOISELESS_ABOVE = 50.0
 N_CALIBRATION = 500
-# what convergence means (``docs/decisions.md``, End to end): parts of the images' power, standard deviations, shells
-SMALLEST_SIGNAL, LEAST_DEVIATIONS, EXPLAINED_ABOVE, LEAST_SHELLS = 0.02, 5.0, 0.8, 3
+# what convergence means (``docs/decisions.md``, End to end)
+SMALLEST_SIGNAL, LEAST_DEVIATIONS, EXPLAINED_ABOVE, MOST_TURN_ERROR_DEG, LEAST_SHELLS = 0.02, 5.0, 0.6, 25.0, 3
 _BATCH = 256
 
 
@@ -172,7 +173,7 @@ def _prepared_images(views: ParticleViews, some: np.ndarray) -> tuple[PreparedIm
     first = [views.particles.batch(part).to(views.device) for part in np.array_split(some, -(-len(some) // _BATCH))]
     unmasked = torch.cat([views.unmasked(batch) for batch in first])
     is_noiseless = unmasked.var().item() > NOISELESS_ABOVE
-    scale = math.sqrt(torch.cat([_own_contrast(views, batch) for batch in first]).square().mean()) if is_noiseless else 1
+    scale = torch.cat([_own_contrast(views, batch) for batch in first]).square().mean().sqrt()
     mask, box = views.mask.to(views.device), views.settings.box_size_px
     spectrum = noise_power_spectrum(unmasked, views.settings.mask_radius_fraction * box)
 
@@ -342,6 +343,8 @@ class Judgement:
     noise_gain_deviations: float | None
     """how much more of the images is explained than of images of noise alone, in standard deviations; None without an
     encoder"""
+    turn_error_deg: float | None
+    """median disagreement between the poses of images and of their copies turned by 90 degrees; None as before"""
     shells: float
     """Fourier shells up to the half maps' resolution"""
 
@@ -356,10 +359,14 @@ class Judgement:
             return False, "The images hold no signal beyond noise that would depend on the orientation."
         if self.noise_gain_deviations is not None and self.noise_gain_deviations < LEAST_DEVIATIONS:
             return False, "Network and map explain held-out images no better than they explain noise."
-        figure = f"{100 * max(self.explained_fraction, 0):.0f} % of the signal in held-out images that depends on the pose"
+        percent = 100 * max(self.explained_fraction, 0)
+        figure = f"{percent:.0f} % of the signal in held-out images that depends on the pose"
         if self.explained_fraction < EXPLAINED_ABOVE:
             return False, (f"Network and map explain {figure}, less than {100 * EXPLAINED_ABOVE:.0f} %: a wrong map, "
                            "poses that are not found, or too short a training.")
+        if self.turn_error_deg is not None and self.turn_error_deg > MOST_TURN_ERROR_DEG:
+            return False, (f"The poses found of images and of the same images turned in their plane disagree by "
+                           f"{self.turn_error_deg:.0f} degrees (median), more than {MOST_TURN_ERROR_DEG:.0f}.")
         if self.shells < LEAST_SHELLS:
             return False, f"The half maps agree to {self.shells:.1f} Fourier shells only, fewer than {LEAST_SHELLS}."
         return True, f"Network and map explain {figure}, and the half maps agree to {self.shells:.1f} Fourier shells."
@@ -371,15 +378,16 @@ def judge(setup: EndToEndSetup, maps: HalfMaps) -> Judgement:
     power = mean_square(held_out)
     noise = _noise_images(setup, held_out)
     loss_of_noise = mean_square(noise) / power
-    deviations = None
+    deviations = turn_error_deg = None
     if setup.has_encoder and not model.uses_table:
         gain, gain_of_noise = _gain(model, held_out), _gain(model, noise)
         spread = math.sqrt((gain.var() / len(gain) + gain_of_noise.var() / len(gain_of_noise)).item())
         deviations = (gain.mean() - gain_of_noise.mean()).item() / max(spread, 1e-12)
+        turn_error_deg = turn_errors_deg(model, held_out).median().item()
     box, pixel_size_angstrom = plan.particles.box_size_px, plan.particles.pixel_size_angstrom
     resolution = resolution_angstrom(maps.fsc, box, pixel_size_angstrom)
     return Judgement(unexplained_power(model, held_out) / power, _loss_without_poses(setup) / power, loss_of_noise,
-                     deviations, box * pixel_size_angstrom / resolution)
+                     deviations, turn_error_deg, box * pixel_size_angstrom / resolution)
 
 
 def _gain(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:
@@ -424,6 +432,7 @@ def _summary(setup: EndToEndSetup, result: LoopResult, judged: Judgement, maps: 
             "pixel_size_angstrom": pixel_size_angstrom, "validation_loss": judged.loss,
             "loss_without_poses": judged.loss_without_poses, "loss_of_noise": judged.loss_of_noise,
             "explained_fraction": judged.explained_fraction, "noise_gain_deviations": judged.noise_gain_deviations,
+            "turn_error_deg": judged.turn_error_deg,
             **plan.state.to_dict()}
 
 

@@ -1,7 +1,7 @@
 """The map that an auto-encoder learns: voxels in real space, sliced in Fourier space (CryoPoseNet's decoder).
 
-Nashed et al. 2021 (arXiv 2107.02958), algorithm 1: the map starts from uniform random numbers, is transformed once for a
-batch, and each image is a central slice of that transform. Slices are those of ``imaging.projection``; gradients reach
+Nashed et al. 2021 (arXiv 2107.02958), algorithm 1: the map starts from uniform random numbers, is transformed once for
+a batch, and each image is a central slice of that transform. Slices are those of ``imaging.projection``; gradients reach
 the voxels and the poses through its trilinear interpolation.
 """
 

@@ -2,8 +2,8 @@
 
 Encoder and map learn together from the images alone: an image's pose goes to a central slice of the map's transform,
 times the CTF, back to an image, and the squared difference is the loss. What later methods found against its bad minima
-can be switched on: the symmetric loss of cryoAI (Levy et al. 2022), several heads of which the winner learns of cryoSPIN
-(Shekarforoush et al. 2024), projections at random poses of ACE-EM (Gao et al. 2023), and low frequencies first.
+can be switched on: the symmetric loss of cryoAI (Levy et al. 2022), several heads of which only the winner learns of
+cryoSPIN (Shekarforoush et al. 2024), projections at random poses of ACE-EM (Gao et al. 2023), low frequencies first.
 """
 
 import copy
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry.rotations import compose, in_plane_quaternion, inverse, random_quaternions
+from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import fft_image, ifft_image, radius_px
 from ..imaging.projection import FourierVolume
 from ..model.fourier_volume import LearnableVolume, decode
@@ -53,7 +54,8 @@ class AutoEncoderOptions:
 
 
 def reconstruction_error(images: Tensor, decoded: Tensor, max_radius_px: float | None = None) -> Tensor:
-    """Mean squared difference (...,) of images (..., b, b); with ``max_radius_px`` only of their frequencies up to it."""
+    """Mean squared difference (...,) of images (..., b, b); with ``max_radius_px`` of their frequencies up to it only.
+    """
     difference = decoded - images
     if max_radius_px is None:
         return difference.square().mean((-2, -1))
@@ -267,6 +269,25 @@ class EndToEndObjective:
         """Of held-out images: what part of their power the map does not explain."""
         model.eval()
         return {"validation_loss": unexplained_power(model, self.evaluated) / self.power}
+
+
+@torch.no_grad()
+def turn_errors_deg(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:
+    """How far the poses found of images and of their copies turned by 90 degrees are from differing by just that turn.
+
+    Angles in degrees (n,). No label is needed, and wrong solutions show: a network that has found its poses knows turns
+    in the plane, which change the pose by a known rotation, whatever the map.
+    """
+    transform, errors = model.volume.transform(), []
+    for batch in batches:
+        # the turned CTF by way of the point-spread function, which turns like an image
+        spread = quarter_turn(ifft_image(torch.complex(batch.ctf, torch.zeros_like(batch.ctf))))
+        turned = ImageBatch(batch.rows, quarter_turn(batch.images), fft_image(spread).real)
+        found, again = (model.poses(part, transform)[0].quaternion for part in (batch, turned))
+        angle_rad = torch.tensor(0.5 * math.pi, device=found.device)
+        expected = compose(in_plane_quaternion(angle_rad).to(found), found)
+        errors.append(symmetric_distance_deg(again, expected, model.group))
+    return torch.cat(errors)
 
 
 def _detached(transform: FourierVolume) -> FourierVolume:

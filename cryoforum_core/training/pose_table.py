@@ -1,7 +1,7 @@
 """A pose for each image, improved directly instead of by an encoder, and the optimizer that does it.
 
-CryoPoseNet's baseline by automatic differentiation, and cryoSPIN's second stage (Shekarforoush et al. 2024): a pose moves
-along the tangent of SO(3) at where it is.
+CryoPoseNet's baseline by automatic differentiation, and cryoSPIN's second stage (Shekarforoush et al. 2024): a pose
+moves along the tangent of SO(3) at where it is.
 """
 
 import torch
@@ -29,8 +29,8 @@ class PoseTable(nn.Module):
 def tangent_gradient(quaternion: Tensor, gradient: Tensor) -> Tensor:
     """The gradient (n, 3) with respect to a small rotation vector w, of a function of ``exp(w) q`` at w = 0.
 
-    quaternion, gradient: (n, 4), the rotation and the derivatives with respect to its components. By the chain rule with
-    ``d(exp(w) q) / dw_i = (e_i / 2) q``, a product of quaternions.
+    quaternion, gradient: (n, 4), the rotation and the derivatives with respect to its components. By the chain rule
+    with ``d(exp(w) q) / dw_i = (e_i / 2) q``, a product of quaternions.
     """
     half_axes = 0.5 * torch.eye(4, dtype=quaternion.dtype, device=quaternion.device)[:3]
     return torch.einsum("nik,nk->ni", compose(half_axes, quaternion[:, None, :]), gradient)

@@ -31,8 +31,8 @@ class ImageBatch:
 class PreparedImages:
     """The images of ``rows``; kept in memory, once prepared, where the set is small enough.
 
-    ``prepare``: rows (n,) -> images (n, b, b) and CTFs (n, b, b // 2 + 1), masked, on the device of the training; such as
-    ``ImagePreparation.network_input``.
+    ``prepare``: rows (n,) -> images (n, b, b), masked, and CTFs (n, b, b // 2 + 1) on the device of the training, such
+    as ``ImagePreparation.network_input``.
     """
 
     def __init__(self, prepare: Callable[[np.ndarray], tuple[Tensor, Tensor]], n_images: int, box_size_px: int):

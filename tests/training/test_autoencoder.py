@@ -22,7 +22,8 @@ from cryoforum_core.imaging.masks import soft_circle
 from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.model.fourier_volume import LearnableVolume
-from cryoforum_core.model.network import NetworkConfig, OrientationNetwork
+from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, quarter_turn
+from cryoforum_core.model.orientation_head import PoseEstimate
 from cryoforum_core.training.autoencoder import (
     AutoEncoder,
     AutoEncoderOptions,
@@ -34,6 +35,7 @@ from cryoforum_core.training.autoencoder import (
     mean_square,
     random_pose_loss,
     reconstruction_error,
+    turn_errors_deg,
     unexplained_power,
 )
 from cryoforum_core.training.loop import LoopSettings, train_network
@@ -177,8 +179,9 @@ def test_only_the_winner_learns(clean):
     batch = clean.images.at(np.arange(1))
     candidates, transform = model.candidates(batch), model.volume.transform()
     winner = int(model.winner(transform, candidates, batch))
-    errors = [reconstruction_error(batch.images, model.decoded(transform, one.quaternion, one.shift_angstrom, batch.ctf))
-              for one in (candidates[i] for i in range(3))]
+    decoded = [model.decoded(transform, one.quaternion, one.shift_angstrom, batch.ctf)
+               for one in (candidates[i] for i in range(3))]
+    errors = [reconstruction_error(batch.images, image) for image in decoded]
     assert winner == int(torch.cat(errors).argmin())
     EndToEndObjective._error(model, transform, batch, None, learns=True).mean().backward()
     gradients = [head.orientation.weight.grad for head in model.heads]
@@ -210,8 +213,8 @@ def test_the_twin_is_the_image_turned_by_180_degrees(clean):
             quaternion = clean.quaternion[found]
         else:
             quaternion = compose(half_turn, truth["quaternion"])
-        estimate = model.network.head(torch.zeros(len(images), model.network.encoder.out_features))
-        return [type(estimate)(quaternion, -quaternion[:, :, None] * quaternion[:, None, :], torch.ones(len(images), 2))]
+        bingham = -quaternion[:, :, None] * quaternion[:, None, :]
+        return [PoseEstimate(quaternion, bingham, torch.ones(len(images), 2))]
 
     model._answers = answers
     batch = clean.images.at(np.arange(6))
@@ -220,6 +223,25 @@ def test_the_twin_is_the_image_turned_by_180_degrees(clean):
     assert angular_distance_deg(candidates[0].quaternion, candidates[1].quaternion).max() < 0.1
     assert torch.allclose(candidates[0].bingham, candidates[1].bingham, atol=1e-5)
     assert torch.allclose(candidates[1].shift_angstrom, -candidates[0].shift_angstrom)
+
+
+def test_turns_tell_poses_that_are_found_from_others(clean):
+    model = make_model()
+    by_image = {tuple(image[6:9, 5].tolist()): pose for image, pose in zip(clean.pixels, clean.quaternion, strict=True)}
+    turn = in_plane_quaternion(torch.tensor(0.5 * math.pi))
+
+    def knowing(images, ctf):
+        # an oracle: the poses of the images of the set, and of those turned by 90 degrees
+        poses = [by_image.get(tuple(image[6:9, 5].tolist())) for image in images]
+        back = quarter_turn(quarter_turn(quarter_turn(images)))
+        turned = [by_image.get(tuple(image[6:9, 5].tolist())) for image in back]
+        quaternion = torch.stack([compose(turn, b) if a is None else a for a, b in zip(poses, turned, strict=True)])
+        return [PoseEstimate(quaternion, torch.zeros(len(images), 4, 4), torch.zeros(len(images), 2))]
+
+    batches = clean.images.batches(clean.held_out)
+    ignorant = turn_errors_deg(model.eval(), batches)
+    model._answers = knowing
+    assert turn_errors_deg(model, batches).max() < 0.1 and ignorant.median() > 20
 
 
 def test_random_poses_teach_the_encoder_but_not_the_map(clean):
@@ -317,7 +339,8 @@ def test_the_encoder_hands_its_poses_over(clean, tmp_path):
     assert model.uses_table and angular_distance_deg(model.table.quaternion.detach(), before).max() < 0.1
     again = make_model(AutoEncoderOptions(shifts=False, per_image_from_step=20), n_images=clean.n)
     fit(again, objective, tmp_path, 60)
-    assert again.uses_table and unexplained_power(again, objective.evaluated) < unexplained_power(model, objective.evaluated)
+    after, before = (unexplained_power(one, objective.evaluated) for one in (again, model))
+    assert again.uses_table and after < before
 
 
 # the training as a whole
@@ -388,9 +411,9 @@ def test_fine_tuning_lowers_the_held_out_loss_and_leaves_the_given_alone(clean, 
     assert tuned.volume.std() == pytest.approx(blurred.std().item(), rel=0.3)
     assert all(torch.equal(value, given[name]) for name, value in taught.state_dict().items())
     with torch.no_grad():
-        held_out = clean.held_out
-        before, after = (angular_distance_deg(network.eval()(clean.pixels[held_out], clean.ctf[held_out]).quaternion,
-                                              clean.quaternion[held_out]).median() for network in (taught, tuned.network))
+        rows = clean.held_out
+        found = [network.eval()(clean.pixels[rows], clean.ctf[rows]).quaternion for network in (taught, tuned.network)]
+        before, after = (angular_distance_deg(one, clean.quaternion[rows]).median() for one in found)
     assert after < before + 2
 
 
