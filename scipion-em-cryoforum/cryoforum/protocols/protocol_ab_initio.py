@@ -294,7 +294,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
                                              if progress.get('seconds_left') is not None else '')]
         if progress.get('resolution_angstrom') is not None:
             lines.append('Resolution so far: *%.1f Å*' % progress['resolution_angstrom'])
-        if progress.get('message'):
+        if progress.get('message') not in (None, '', progress['stage']):
             lines.append(progress['message'])
         page = os.path.abspath(self._runFile('live.html'))
         return lines + (['Follow it in a browser: [[file://%s][%s]]' % (page, page)] if os.path.exists(page) else [])

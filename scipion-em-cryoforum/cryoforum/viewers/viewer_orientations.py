@@ -33,6 +33,7 @@ from pwem.viewers.viewer_chimera import Chimera, ChimeraView
 from pwem.viewers.viewer_fsc import FscViewer
 from pyworkflow.viewer import DESKTOP_TKINTER, View
 
+from ..command import isFinished
 from ..constants import EXPECTED_ERROR, MATCH_SCORE
 from ..convert import readAttributes
 from ..protocols import CryoForumProtAbInitio, CryoForumProtPredict
@@ -87,7 +88,8 @@ class CryoForumOrientationsViewer(EmProtocolViewer):
 
     def _showReport(self, _=None):
         """ The report; before there is one, the page that the running engine keeps. """
-        for name in ('report.html', 'live.html'):
+        pages = ['report.html', 'live.html']
+        for name in pages if isFinished(self.protocol._runDirectory()) else reversed(pages):
             if os.path.exists(self._runFile(name)):
                 return [PageView(self._runFile(name))]
         return [self.infoMessage('There is no report yet.', 'Report')]
