@@ -73,6 +73,32 @@ def crop_volume(volume: Tensor, new_box_size_px: int) -> Tensor:
     return ifft_volume(cropped * (new_box_size_px / size) ** 2)
 
 
+def resize_volume(volume: Tensor, new_box_size_px: int) -> Tensor:
+    """A map (D, D, D) with fewer or more voxels in the same field of view: (d, d, d), scaled as by ``crop_volume``.
+
+    More voxels add no detail: frequencies from the old Nyquist limit on are zero.
+    """
+    size = volume.shape[-1]
+    if new_box_size_px <= size:
+        return crop_volume(volume, new_box_size_px)
+    volume_ft = fft_volume(volume)
+    padded = volume_ft.new_zeros(new_box_size_px, new_box_size_px, new_box_size_px // 2 + 1)
+    half = size // 2
+    old = torch.cat([torch.arange(half), torch.arange(half + 1, size)]).to(volume.device)
+    new = torch.where(old < half, old, old + new_box_size_px - size)
+    padded[new[:, None], new[None, :], :half] = volume_ft[old][:, old][..., :half]
+    return ifft_volume(padded * (new_box_size_px / size) ** 2)
+
+
+def low_pass_volume(volume: Tensor, radius_px: float, width_px: float = 0.7) -> Tensor:
+    """A map (b, b, b) without the frequencies beyond a radius in cycles per box, with a soft edge."""
+    box = len(volume)
+    k = torch.fft.fftfreq(box, 1.0 / box, device=volume.device)
+    kx = torch.arange(box // 2 + 1, device=volume.device, dtype=k.dtype)
+    radius = torch.sqrt(k[:, None, None].square() + k[None, :, None].square() + kx.square())
+    return ifft_volume(fft_volume(volume) * torch.sigmoid((radius_px - radius) / width_px))
+
+
 def frequency_grid(box_size_px: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """(ky, kx) of the half-complex grid in cycles per box (integers as float32), shapes (B, 1) and (B // 2 + 1,)."""
     ky = torch.fft.fftfreq(box_size_px, 1.0 / box_size_px, device=device)[:, None]

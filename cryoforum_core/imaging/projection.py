@@ -188,7 +188,7 @@ class Reconstructor:
         The corners outside of the inscribed sphere are flat, as RELION leaves them.
         """
         numerator, weight = self._symmetrised()
-        radius = self._radius()
+        radius = self.radius_px()
         shells = radius.round().long()
         counts = torch.bincount(shells.flatten()).clamp_min(1)
         mean = (torch.bincount(shells.flatten(), weight.flatten()) / counts).to(weight.dtype)
@@ -196,7 +196,29 @@ class Reconstructor:
         floor = (wiener * mean).clamp_min(1e-30)
         return self._to_real(torch.where(inside, numerator / torch.maximum(weight, floor[shells]), 0))
 
-    def _radius(self) -> Tensor:
+    def posterior_mean(self, signal_power: Tensor, max_radius_px: float | None = None) -> Tensor:
+        """The map (D, D, D) expected under a Gaussian prior of ``signal_power`` (D // 2 + 1,) per Fourier voxel.
+
+        Weights must be inverse noise variances (whitened images): ``numerator / (weight + 1 / power)``. Nothing beyond
+        ``max_radius_px`` is kept.
+        """
+        numerator, weight = self._symmetrised()
+        radius = self.radius_px()
+        shells = radius.round().long().clamp_max(len(signal_power) - 1)
+        inside = radius <= min(self.max_radius_px, max_radius_px or self.max_radius_px)
+        precision = signal_power.clamp_min(1e-30).reciprocal()[shells]
+        return self._to_real(torch.where(inside, numerator / (weight + precision), 0))
+
+    def shell_weight(self) -> Tensor:
+        """Mean weight of the voxels in each shell (D // 2 + 1,), with the padded grid's finer steps."""
+        radius, weight = self.radius_px(), self._symmetrised()[1]
+        shells = radius.round().long().flatten()
+        n_shells = self.box_size_px // 2 + 1
+        sums = torch.bincount(shells, weight.flatten(), minlength=n_shells)
+        return (sums / torch.bincount(shells, minlength=n_shells).clamp_min(1))[:n_shells].to(weight.dtype)
+
+    def radius_px(self) -> Tensor:
+        """Radius of every voxel of ``sums`` in cycles per box."""
         reach = (self.sums.shape[-3] - 1) // 2
         kz = torch.arange(-reach, reach + 1, device=self.sums.device, dtype=self.sums.dtype) / self.padding
         kx = torch.arange(reach + 2, device=self.sums.device, dtype=self.sums.dtype) / self.padding

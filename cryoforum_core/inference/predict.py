@@ -74,7 +74,7 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     done = _predict_parts(config, particles, setup, matcher, parts_directory)
     seconds = time.monotonic() - start
     arrays = finalise(_read_parts(parts_directory, len(particles)), setup.group)
-    _write_outputs(run, particles, arrays)
+    write_predictions(run, particles, arrays)
     if matcher is not None:
         _write_gallery(run.path / "gallery.npz", particles, setup, matcher, arrays)
     for path in parts_directory.iterdir():
@@ -143,7 +143,7 @@ def _predict_batch(setup: PredictionSetup, matcher: Matcher | None, rows: np.nda
         result = _network_result(network, setup)
     else:
         matches = matcher.match(*setup.images.transforms(rows), network)
-        result = _matched_result(matches, setup)
+        result = matched_arrays(matches, setup)
     result["network_quaternion"] = network.quaternion
     result["network_eigenvalues"] = torch.linalg.eigvalsh(network.bingham)
     result["row"] = torch.from_numpy(rows)
@@ -158,7 +158,8 @@ def _network_result(network: NetworkPoses, setup: PredictionSetup) -> dict[str, 
             "searched": torch.zeros(n, dtype=torch.bool)}
 
 
-def _matched_result(matches: Matches, setup: PredictionSetup) -> dict[str, Tensor]:
+def matched_arrays(matches: Matches, setup: PredictionSetup) -> dict[str, Tensor]:
+    """What ``finalise`` needs of n matched images, network's answers excepted; lengths in Angstrom."""
     best, beliefs = matches.hypotheses[:, 0], belief(matches.hypotheses, setup.group)
     return {"quaternion": best.quaternion,
             "bingham": bingham_from_information(best.quaternion, rotation_information(best.information)),
@@ -221,13 +222,16 @@ def _standardised(values: np.ndarray, better_is_higher: bool) -> np.ndarray:
     return ((values - median) / max(deviation, 1.0)).astype(np.float32)
 
 
-def _write_outputs(run: RunDirectory, particles: Particles, arrays: dict[str, np.ndarray]) -> None:
+def write_predictions(run: RunDirectory, particles: Particles, arrays: dict[str, np.ndarray],
+                      more_columns: dict[str, np.ndarray] | None = None) -> None:
+    """particles.star, with ``more_columns`` (N,), and orientation_posterior.npz, from the arrays of ``finalise``."""
     poses = Poses(torch.from_numpy(arrays["quaternion"]).double(), torch.from_numpy(arrays["shift_angstrom"]).double())
     columns = {"rlnCryoforumExpectedError": arrays["expected_error_deg"],
                "rlnCryoforumErrorBound": arrays["error_bound_deg"],
                "rlnCryoforumFigureOfMerit": arrays["figure_of_merit"]}
     if np.isfinite(arrays["match_score"]).all():
         columns["rlnCryoforumMatchScore"] = arrays["match_score"]
+    columns |= more_columns or {}
     save_table(particles.table.with_columns({**pose_columns(particles, poses), **columns}), run.particles)
     with atomic_path(run.orientation_posterior) as temporary:
         np.savez(temporary, particle_id=particles.particle_id, **arrays)

@@ -1,0 +1,86 @@
+"""The last stage: every particle matched against its half's map from all that is known of it, and searched for again
+where the match is poor; then what is believed about each pose."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..imaging.fourier import resize_volume
+from ..inference.matcher import Matcher
+from ..inference.predict import PredictionSetup, matched_arrays
+from ..model.orientation_head import PoseEstimate
+from ..progress import Progress
+from .half_maps import BATCH_IMAGES, HalfMapPair, HalfSetRefinement, matching_model, next_radius_px
+from .run import AbInitioPlan
+
+N_CALIBRATION = 128
+
+
+@dataclass(frozen=True)
+class KnownPoses:
+    """Hypotheses for n images, as ``Matcher`` takes them: the refined pose first, then the network's."""
+
+    quaternion: Tensor
+    """(n, K, 4)"""
+    displacement: Tensor
+    """(n, K, 2) in px of the matching box"""
+
+    def __getitem__(self, index) -> "KnownPoses":
+        return KnownPoses(self.quaternion[index], self.displacement[index])
+
+    def hypotheses(self, n_samples: int, limit_px: float, seed: int) -> tuple[Tensor, Tensor]:
+        """All of them; displacements within the limit."""
+        length = self.displacement.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        return self.quaternion, self.displacement * (limit_px / length).clamp_max(1.0)
+
+
+def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair, network: PoseEstimate | None,
+                  show) -> dict[str, np.ndarray]:
+    """Arrays of ``inference.predict.finalise`` for all N particles, in their order; the refinement's poses follow."""
+    max_radius_px = next_radius_px(pair, plan.max_radius_px)
+    box = refinement.round_box_px(max_radius_px)
+    images = replace(plan.images, box_size_px=box)
+    scale = box / plan.particles.box_size_px
+    setup = PredictionSetup(None, images, None, plan.group, plan.symmetry)
+    parts, order = [], []
+    with Progress(len(plan.particles), "match finally") as progress:
+        for half in (1, 2):
+            of_half = np.flatnonzero(refinement.halves == half)
+            model = matching_model(resize_volume(pair.reference[half - 1], box), _cropped(pair.noise_spectrum, box),
+                                   plan.group, max_radius_px, refinement.max_displacement_px * scale)
+            matcher = Matcher(model, adaptive=True, seed=plan.config.seed)
+            draw = np.random.default_rng([plan.config.seed, half])
+            some = np.sort(draw.permutation(of_half)[:N_CALIBRATION])
+            matcher.calibrate(*images.transforms(some), _known(refinement, network, some, scale, images))
+            for rows in np.array_split(of_half, max(1, -(-len(of_half) // BATCH_IMAGES))):
+                known = _known(refinement, network, rows, scale, images)
+                matches = matcher.match(*images.transforms(rows), known)
+                index = torch.from_numpy(rows).to(plan.device)
+                refinement.poses.quaternion[index] = matches.hypotheses.quaternion[:, 0]
+                refinement.poses.displacement_px[index] = matches.hypotheses.displacement_px[:, 0] / scale
+                parts.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, setup).items()})
+                order.append(rows)
+                progress.update(len(rows))
+                show(progress.done / progress.total)
+    back = np.argsort(np.concatenate(order))
+    return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
+
+
+def _cropped(spectrum: Tensor, box: int) -> Tensor:
+    """Noise power per shell of the images' own box, at a smaller one."""
+    own = 2 * (len(spectrum) - 1)
+    return spectrum[:box // 2 + 1] * (box / own) ** 4
+
+
+def _known(refinement: HalfSetRefinement, network: PoseEstimate | None, rows: np.ndarray, scale: float,
+           images) -> KnownPoses:
+    index = torch.from_numpy(rows).to(images.device)
+    quaternion = refinement.poses.quaternion[index][:, None]
+    displacement = refinement.poses.displacement_px[index][:, None] * scale
+    if network is not None:
+        answer, moved = network.quaternion[rows].to(quaternion), network.shift_angstrom[rows].to(quaternion)
+        quaternion = torch.cat([quaternion, answer[:, None]], dim=1)
+        displacement = torch.cat([displacement, (-moved / images.pixel_size_angstrom)[:, None]], dim=1)
+    return KnownPoses(quaternion, displacement)

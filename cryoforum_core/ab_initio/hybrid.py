@@ -1,0 +1,368 @@
+"""The hybrid method: search from a random start, half maps, network, and a last matching of every particle.
+
+Each stage leaves its result in ``stages/`` of the run, so that ``--resume`` goes on with the next one; the directory is
+removed at the end.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry.poses import Poses
+from ..imaging.fourier import low_pass_volume, resize_volume
+from ..imaging.map_alignment import align_to_reference
+from ..imaging.resolution import resolution_angstrom
+from ..imaging.symmetry_frame import symmetry_frame
+from ..imaging.volume_frame import centre_of_mass_px, mirror_volume, move_volume
+from ..inference.predict import finalise, write_predictions
+from ..inference.preparation import matching_map
+from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_fsc
+from ..model.orientation_head import PoseEstimate
+from ..mrc import write_map
+from ..run_directory import RunDirectory, atomic_path
+from .final_stage import match_finally
+from .half_maps import HalfMapPair, HalfSetRefinement, PoseTable, next_radius_px, pose_change_deg
+from .live import LiveRun
+from .network_stage import train_on_poses
+from .run import AbInitioPlan
+from .search_stage import (
+    LAST_RADIUS_PX,
+    MAX_STARTS,
+    SearchImages,
+    SearchResult,
+    agreement_deg,
+    low_noise_spectrum,
+    run_search,
+    search_settings,
+)
+
+logger = logging.getLogger("cryoforum")
+
+# the common start of both half sets knows nothing beyond this radius, so that what they agree in there is their own
+COMMON_RADIUS_PX = 8.0
+GLOBAL_STEP_DEG, GLOBAL_RADIUS_PX = 10.0, 10.0
+MIN_ROUNDS, MAX_ROUNDS = 2, 6
+# half maps must agree so many shells beyond the common start
+MIN_SHELLS_GAINED = 1.5
+# part of the Fourier voxels that the views must reach
+MIN_SAMPLED_FRACTION = 0.6
+MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT = 1.0, 0.5
+AGREE_WITHIN_DEG = 20.0
+# relative lengths of the stages on a CPU, for the estimate of the time left
+SHARES = {"search": 1.0, "half maps": 4.0, "network": 3.0, "final matching": 2.5, "maps": 0.5}
+
+
+def hybrid(plan: AbInitioPlan, run: RunDirectory) -> dict:
+    """Runs all stages, writes all files of the run, and returns the summary, with ``converged`` and why."""
+    return _HybridRun(plan, run).go()
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What the first stage leaves: the chosen map (b, b, b), in its final frame, and the figures of all starts."""
+
+    volume: Tensor
+    found_structure: bool
+    structure: float
+    structure_error: float
+    starts: list[dict]
+    agreement_deg: float | None
+    symmetry_score: float | None
+    hand: str
+
+
+class _HybridRun:
+    """The stages of one run, in their order."""
+
+    def __init__(self, plan: AbInitioPlan, run: RunDirectory):
+        self.plan, self.run, self.config = plan, run, plan.config
+        self.live = LiveRun(run, SHARES)
+        self.stages = run.path / "stages"
+        self.stages.mkdir(exist_ok=True)
+        self.halves, self.halves_source = half_sets(plan.particles, self.config.seed)
+
+    def go(self) -> dict:
+        logger.info("%d images; expect about %s per thousand images and core without a GPU, much less with one; the "
+                    "time left is shown as it goes.", len(self.plan.particles), "6 minutes")
+        with self.live.stage("search"):
+            outcome = self._kept("search", SearchOutcome, self._search)
+        with self.live.stage("half maps"):
+            refinement, pair, rounds = self._half_maps(outcome)
+        with self.live.stage("network"):
+            answers, figures = self._network(refinement)
+        with self.live.stage("final matching"):
+            arrays, pair = self._final(refinement, pair, answers)
+        with self.live.stage("maps"):
+            maps = self._write(arrays)
+        self.live.log_times()
+        summary = self._summary(outcome, pair, maps, rounds, figures, arrays)
+        self.live.show(1.0, message="finished" if summary["converged"] else "did not converge")
+        shutil.rmtree(self.stages)
+        return summary
+
+    def _kept(self, name: str, kind: type, compute: Callable):
+        """The result of a stage: from a stopped run, else computed and kept. Plain tensors and numbers only."""
+        path = self.stages / f"{name}.pt"
+        if self.config.resume and path.is_file():
+            logger.info("%s: done before, going on after it", name)
+            return kind(**torch.load(path, map_location=self.plan.device, weights_only=True))
+        result = compute()
+        with atomic_path(path) as temporary:
+            torch.save(dict(vars(result)), temporary)
+        return result
+
+    # ---------------------------------------------------------------- search
+    def _search(self) -> SearchOutcome:
+        plan, box = self.plan, self.plan.particles.box_size_px
+        last_radius_px = min(LAST_RADIUS_PX, plan.max_radius_px)
+        images = SearchImages.prepare(plan.images, self.config.seed, last_radius_px)
+        settings = search_settings(images, self.config.search_steps, plan.mask_radius_px / box,
+                                   plan.max_displacement_px / box)
+        results: list[SearchResult] = []
+        while len(results) < self.config.seeds or (
+                len(results) < max(MAX_STARTS, self.config.seeds) and not any(r.found_structure for r in results)):
+            seed = self.config.seed + len(results)
+            results.append(self._one_search(images, settings, seed, len(results)))
+            logger.info("start %d: held-out log-evidence %.2f, of it structure %.2f +- %.2f", seed, results[-1].score,
+                        results[-1].structure, results[-1].structure_error)
+        best = max(results, key=lambda result: result.score)
+        angles = agreement_deg(results, plan.group)
+        starts = [{"seed": result.seed, "score": result.score, "structure": result.structure,
+                   "angle_to_best_deg": angles.get(result.seed, 0.0), "chosen": result is best} for result in results]
+        volume, symmetry_score, hand = self._framed(best.volume, images.pixel_size_angstrom)
+        return SearchOutcome(volume, best.found_structure, best.structure, best.structure_error, starts,
+                             min(angles.values()) if angles else None, symmetry_score, hand)
+
+    def _one_search(self, images: SearchImages, settings, seed: int, number: int) -> SearchResult:
+        state_path = self.stages / f"search_{seed}_state.pt"
+
+        def show(search, log_evidence: float) -> None:
+            self.live.map(search.volume(), images.pixel_size_angstrom)
+            done = (number + search.step_number / settings.steps) / max(self.config.seeds, number + 1)
+            self.live.show(done, f"random start {seed}, step {search.step_number} of {settings.steps}", log_evidence)
+
+        return run_search(images, settings, seed, state_path, self.config.resume, show)
+
+    def _framed(self, volume: Tensor, pixel_size_angstrom: float) -> tuple[Tensor, float | None, str]:
+        """The map centred, turned to the symmetry's axes or to the reference, with the reference's hand."""
+        identity = torch.tensor([0.0, 0.0, 0.0, 1.0], device=volume.device)
+        score, hand, radius = None, "undetermined", GLOBAL_RADIUS_PX
+        if self.config.hand_reference is not None:
+            reference = matching_map(self.config.hand_reference, self.plan.particles).to(volume.device)
+            found = align_to_reference(volume, resize_volume(reference, len(volume)), COMMON_RADIUS_PX)
+            volume = mirror_volume(volume) if found.is_mirrored else volume
+            volume, hand = move_volume(volume, found.rotation, found.translation_px), "as in the reference"
+        if len(self.plan.group) > 1:
+            frame = symmetry_frame(volume, self.plan.group, radius, self.config.seed)
+            volume, score = move_volume(volume, frame.rotation, frame.translation_px), float(frame.score)
+            logger.info("symmetry %s: the map agrees with its symmetrised copy to %.2f", self.plan.symmetry, score)
+        elif self.config.hand_reference is None:
+            centre = centre_of_mass_px(volume, self.plan.mask_radius_px * len(volume) / self.plan.particles.box_size_px)
+            volume = move_volume(volume, identity, -centre)
+        return volume, score, hand
+
+    # ---------------------------------------------------------------- half maps
+    def _half_maps(self, outcome: SearchOutcome) -> tuple[HalfSetRefinement, HalfMapPair, list[dict]]:
+        plan, box = self.plan, self.plan.particles.box_size_px
+        refinement = HalfSetRefinement(plan.images, self.halves, plan.group, plan.mask_radius_px / box,
+                                       plan.max_displacement_px)
+        refinement.progress = self._show_round
+        kept = self._kept("half_maps", _KeptRounds, lambda: self._rounds(refinement, outcome))
+        refinement.poses = PoseTable(kept.quaternion, kept.displacement_px, kept.score)
+        refinement.set_noise(kept.noise_spectrum)
+        pair = kept.pair()
+        self._show_pair(pair)
+        return refinement, pair, kept.rounds
+
+    def _rounds(self, refinement: HalfSetRefinement, outcome: SearchOutcome) -> "_KeptRounds":
+        plan = self.plan
+        spectrum = low_noise_spectrum(plan.images, np.random.default_rng(self.config.seed).permutation(
+            len(plan.particles)))
+        refinement.set_noise(spectrum)
+        start = low_pass_volume(outcome.volume, COMMON_RADIUS_PX)
+        radius = min(plan.max_radius_px, LAST_RADIUS_PX - 2)
+        self._round_number = 0
+        pair = refinement.global_round((start, start), spectrum, radius, GLOBAL_STEP_DEG,
+                                       min(GLOBAL_RADIUS_PX, radius))
+        rounds = [self._round_figures(pair, radius, None)]
+        while "refinement" not in self.config.skip and self._goes_on(rounds):
+            self._round_number += 1
+            before, radius = refinement.poses.quaternion.clone(), next_radius_px(pair, plan.max_radius_px)
+            pair = refinement.local_round(_outlined(pair), radius)
+            rounds.append(self._round_figures(pair, radius, pose_change_deg(before, refinement.poses.quaternion)))
+            self._show_pair(pair)
+        poses = refinement.poses
+        return _KeptRounds(poses.quaternion, poses.displacement_px, poses.score, *pair.raw, *pair.reference, pair.fsc,
+                           pair.noise_spectrum, pair.sampled_fraction, rounds)
+
+    @staticmethod
+    def _goes_on(rounds: list[dict]) -> bool:
+        """Until two rounds in a row bring no shell more."""
+        if len(rounds) <= MIN_ROUNDS:
+            return True
+        radii = [figures["resolution_radius_px"] for figures in rounds]
+        return len(rounds) <= MAX_ROUNDS and max(radii[-2:]) > max(radii[:-2])
+
+    def _round_figures(self, pair: HalfMapPair, radius: float, change_deg: float | None) -> dict:
+        figures = {"max_radius_px": radius, "resolution_radius_px": pair.resolution_radius_px,
+                   "resolution_angstrom": self._extent_angstrom / pair.resolution_radius_px,
+                   "pose_change_deg": change_deg}
+        change = "" if change_deg is None else f", poses moved by {change_deg:.2f} degrees (median)"
+        logger.info("half maps agree to %.3g A (shell %.0f)%s", figures["resolution_angstrom"],
+                    pair.resolution_radius_px, change)
+        return figures
+
+    @property
+    def _extent_angstrom(self) -> float:
+        return self.plan.particles.box_size_px * self.plan.particles.pixel_size_angstrom
+
+    def _show_round(self, done: float, label: str) -> None:
+        rounds = MAX_ROUNDS + 2
+        # the first, global round takes as long as three others
+        before = 0 if self._round_number == 0 else 2 + self._round_number
+        length = 3 if self._round_number == 0 else 1
+        self.live.show((before + length * done) / (rounds + 2), f"round {self._round_number + 1}: {label}")
+
+    def _show_pair(self, pair: HalfMapPair) -> None:
+        box = len(pair.reference[0])
+        self.live.map(0.5 * (pair.reference[0] + pair.reference[1]), self._extent_angstrom / box,
+                      {"half maps": pair.fsc}, self._extent_angstrom / pair.resolution_radius_px)
+
+    # ---------------------------------------------------------------- network
+    def _network(self, refinement: HalfSetRefinement) -> tuple[PoseEstimate | None, dict]:
+        if "distillation" in self.config.skip:
+            return None, {}
+        spent = sum(self.live.seconds.values()) / 60
+        minutes = self.config.train_minutes or max(MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT * spent)
+        logger.info("training the network for %.1f minutes", minutes)
+        self.live.show(0.01, f"training for {minutes:.1f} minutes; the curve is in the report at the end")
+        answers = train_on_poses(self.plan, self.run, self._poses(refinement), minutes)
+        return answers.estimate, answers.figures
+
+    def _poses(self, refinement: HalfSetRefinement) -> Poses:
+        shift = -refinement.poses.displacement_px * self.plan.particles.pixel_size_angstrom
+        return Poses(refinement.poses.quaternion, shift)
+
+    # ---------------------------------------------------------------- end
+    def _final(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None
+               ) -> tuple[dict[str, np.ndarray], HalfMapPair]:
+        if "refinement" in self.config.skip and answers is not None:
+            # what the network alone says
+            refinement.poses.quaternion = answers.quaternion.to(self.plan.device)
+            refinement.poses.displacement_px = (-answers.shift_angstrom.to(self.plan.device)
+                                                / self.plan.particles.pixel_size_angstrom)
+        if "refinement" not in self.config.skip:
+            matched = match_finally(self.plan, refinement, _outlined(pair), answers, self.live.show)
+        else:
+            matched = _unmatched(refinement, self.plan)
+        self._round_number = MAX_ROUNDS + 1
+        if "refinement" not in self.config.skip:
+            pair = refinement.reconstruct(pair.noise_spectrum, next_radius_px(pair, self.plan.max_radius_px))
+            matched = self._once_more(refinement, pair, matched)
+        said = answers or PoseEstimate(torch.from_numpy(matched["quaternion"]), torch.from_numpy(matched["bingham"]),
+                                       torch.from_numpy(matched["shift_angstrom"]))
+        matched["network_quaternion"] = said.quaternion.cpu().numpy()
+        matched["network_eigenvalues"] = torch.linalg.eigvalsh(said.bingham).cpu().numpy()
+        return finalise(matched, self.plan.group.cpu()), pair
+
+    def _once_more(self, refinement: HalfSetRefinement, pair: HalfMapPair, matched: dict) -> dict:
+        """The particles found at last have improved the maps: one more local round against them."""
+        refinement.local_round(_outlined(pair), next_radius_px(pair, self.plan.max_radius_px))
+        poses = self._poses(refinement)
+        return matched | {"quaternion": poses.quaternion.cpu().numpy(),
+                          "shift_angstrom": poses.shift_angstrom.cpu().numpy()}
+
+    def _write(self, arrays: dict[str, np.ndarray]) -> HalfMaps:
+        plan, particles = self.plan, self.plan.particles
+        poses = Poses(torch.from_numpy(arrays["quaternion"]).float(), torch.from_numpy(arrays["shift_angstrom"]).float())
+        maps = reconstruct_halves(replace(particles, poses=poses), plan.images.transforms, self.halves,
+                                  plan.group, plan.max_radius_px, plan.mask_radius_px, device=plan.device)
+        for path, volume in ((self.run.map, maps.both), (self.run.map_half1, maps.first),
+                             (self.run.map_half2, maps.second)):
+            write_map(path, volume.cpu().numpy(), particles.pixel_size_angstrom)
+        write_fsc(self.run, maps.fsc, particles.box_size_px, particles.pixel_size_angstrom)
+        write_predictions(self.run, particles, arrays, {"rlnRandomSubset": self.halves.astype(int)})
+        self.live.map(maps.both, particles.pixel_size_angstrom, {"half maps": maps.fsc}, self._resolution(maps))
+        return maps
+
+    def _resolution(self, maps: HalfMaps) -> float:
+        return resolution_angstrom(maps.fsc, self.plan.particles.box_size_px, self.plan.particles.pixel_size_angstrom)
+
+    def _summary(self, outcome: SearchOutcome, pair: HalfMapPair, maps: HalfMaps, rounds: list[dict], figures: dict,
+                 arrays: dict) -> dict:
+        resolution = self._resolution(maps)
+        problems = self._problems(outcome, pair, self._extent_angstrom / resolution)
+        reason = " ".join(problems) or (
+            f"Two half sets, refined apart, agree to {resolution:.3g} A, beyond the {self._common_angstrom:.3g} A of "
+            "their common start, and held-out images confirm the structure.")
+        return {"converged": not problems, "converged_reason": reason, "resolution_angstrom": resolution,
+                "method": "hybrid", "symmetry": self.plan.symmetry, "hand": outcome.hand,
+                "n_particles": len(self.plan.particles), "half_sets": self.halves_source,
+                "median_expected_error_deg": float(np.median(arrays["expected_error_deg"])),
+                "seeds": outcome.starts, "seeds_agreement_deg": outcome.agreement_deg,
+                "held_out_structure": outcome.structure, "held_out_structure_error": outcome.structure_error,
+                "symmetry_score": outcome.symmetry_score, "sampled_fraction": pair.sampled_fraction,
+                "rounds": rounds, "stages": {name: round(s, 1) for name, s in self.live.seconds.items()},
+                "search_seconds": round(self.live.seconds["search"], 1), **figures, **self.plan.state.to_dict()}
+
+    @property
+    def _common_angstrom(self) -> float:
+        return self._extent_angstrom / COMMON_RADIUS_PX
+
+    def _problems(self, outcome: SearchOutcome, pair: HalfMapPair, resolution_radius_px: float) -> list[str]:
+        problems = []
+        if not outcome.found_structure:
+            problems.append(f"Images that the search had not seen fit its map no better than a featureless ball "
+                            f"(log-evidence {outcome.structure:.2f} +- {outcome.structure_error:.2f} per image).")
+        gained_radius_px = min(COMMON_RADIUS_PX + MIN_SHELLS_GAINED, self.plan.max_radius_px - 1)
+        if resolution_radius_px < gained_radius_px:
+            problems.append(f"The half maps agree to {self._extent_angstrom / resolution_radius_px:.3g} A only, hardly "
+                            f"beyond their common start ({self._common_angstrom:.3g} A).")
+        if pair.sampled_fraction < MIN_SAMPLED_FRACTION:
+            problems.append(f"The views reach {pair.sampled_fraction:.0%} of the map's frequencies: the images show the "
+                            "particle from too few sides.")
+        if outcome.agreement_deg is not None and outcome.agreement_deg > AGREE_WITHIN_DEG:
+            problems.append(f"No two starts found the same map (best agreement {outcome.agreement_deg:.0f} degrees).")
+        return problems
+
+
+@dataclass(frozen=True)
+class _KeptRounds:
+    """What the rounds leave; plain tensors and numbers."""
+
+    quaternion: Tensor
+    displacement_px: Tensor
+    score: Tensor
+    raw_first: Tensor
+    raw_second: Tensor
+    reference_first: Tensor
+    reference_second: Tensor
+    fsc: Tensor
+    noise_spectrum: Tensor
+    sampled_fraction: float
+    rounds: list[dict]
+
+    def pair(self) -> HalfMapPair:
+        return HalfMapPair((self.raw_first, self.raw_second), (self.reference_first, self.reference_second), self.fsc,
+                           self.noise_spectrum, self.sampled_fraction)
+
+
+def _outlined(pair: HalfMapPair) -> HalfMapPair:
+    """Without solvent, once the half maps agree in an outline that is not that of their common start."""
+    return pair.without_solvent() if pair.resolution_radius_px > COMMON_RADIUS_PX + 3 else pair
+
+
+def _unmatched(refinement: HalfSetRefinement, plan: AbInitioPlan) -> dict[str, np.ndarray]:
+    """The refinement's poses as they are, with nothing known about their errors."""
+    poses, n = refinement.poses, len(refinement.halves)
+    nothing = np.full(n, np.nan, dtype=np.float32)
+    flat = np.broadcast_to(np.eye(4, dtype=np.float32), (n, 4, 4)).copy()
+    shift = -poses.displacement_px.cpu().numpy() * plan.particles.pixel_size_angstrom
+    return {"quaternion": poses.quaternion.cpu().numpy(), "bingham": flat, "fit": nothing, "residual": nothing,
+            "searched": np.zeros(n, dtype=bool), "shift_angstrom": shift}

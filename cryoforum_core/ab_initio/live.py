@@ -1,0 +1,74 @@
+"""What a run shows while it goes on, and where its time went."""
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from ..progress import format_duration
+from ..report.live import write_live
+from ..run_directory import RunDirectory
+
+logger = logging.getLogger("cryoforum")
+
+# the shares of the stages of a usual run; what is left is estimated from them and the time spent
+_MIN_SECONDS_BETWEEN = 3.0
+
+
+class LiveRun:
+    """Stages of known relative length; writes ``progress.json`` and ``live.html``."""
+
+    def __init__(self, run: RunDirectory, shares: Mapping[str, float]):
+        self.run, self.shares = run, dict(shares)
+        self.seconds: dict[str, float] = {}
+        self._start = self._last = time.monotonic()
+        self._stage, self._history = next(iter(self.shares)), []
+        self._volume, self._pixel_size_angstrom, self._fsc = None, 1.0, {}
+        self._resolution_angstrom: float | None = None
+
+    @contextmanager
+    def stage(self, name: str):
+        """Everything in the block belongs to the stage ``name``."""
+        self._stage, start = name, time.monotonic()
+        number = list(self.shares).index(name) + 1
+        logger.info("stage %d of %d: %s", number, len(self.shares), name)
+        self.show(0.0, message=name)
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+    def fraction(self, of_stage: float) -> float:
+        """Of the whole run."""
+        names = list(self.shares)
+        before = sum(self.shares[name] for name in names[:names.index(self._stage)])
+        return (before + of_stage * self.shares[self._stage]) / sum(self.shares.values())
+
+    def map(self, volume: Tensor, pixel_size_angstrom: float, fsc: Mapping[str, Tensor] | None = None,
+            resolution_angstrom: float | None = None) -> None:
+        """The map (D, D, D) so far and FSC curves over the shells of its box."""
+        self._volume, self._pixel_size_angstrom = volume.detach().cpu().numpy(), pixel_size_angstrom
+        self._fsc = {name: curve.cpu().numpy() for name, curve in (fsc or {}).items()}
+        self._resolution_angstrom = resolution_angstrom
+
+    def show(self, of_stage: float, message: str = "", score: float | None = None) -> None:
+        """Writes the files, not more often than every few seconds. What goes wrong here must not stop a run."""
+        now = time.monotonic()
+        if of_stage and now - self._last < _MIN_SECONDS_BETWEEN:
+            return
+        self._last, names = now, list(self.shares)
+        done, seconds = self.fraction(of_stage), now - self._start
+        progress = {"stage": self._stage, "stage_number": names.index(self._stage) + 1, "n_stages": len(names),
+                    "stages": names, "fraction": done, "seconds": seconds,
+                    "seconds_left": seconds * (1 - done) / done if done > 0.05 else None,
+                    "resolution_angstrom": self._resolution_angstrom, "message": message, "score": score}
+        try:
+            write_live(self.run, progress, self._volume, self._pixel_size_angstrom, self._fsc, self._history)
+        except Exception:
+            logger.exception("The live page could not be written; the run goes on.")
+        self._history.append(progress)
+
+    def log_times(self) -> None:
+        """A line of the log."""
+        logger.info("time: %s", ", ".join(f"{name} {format_duration(seconds)}"
+                                          for name, seconds in self.seconds.items()))

@@ -1,0 +1,174 @@
+"""The first stage: searches from random starts, each judged on images that it has not seen."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry.pose_errors import align_frame, rotation_errors_deg
+from ..geometry.so3_grid import super_fibonacci
+from ..imaging.fourier import fft_volume, ifft_image, ifft_volume
+from ..imaging.noise import noise_power_spectrum
+from ..imaging.projection import FourierVolume
+from ..inference.preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
+from ..matching.likelihood import MatchingImages
+from ..matching.search import displacement_grid
+from ..matching.stochastic import (
+    DISPLACEMENT_STEP_OF_WAVE,
+    GridPosterior,
+    StochasticSearch,
+    StochasticSettings,
+)
+from ..progress import Progress
+from ..run_directory import atomic_path
+
+logger = logging.getLogger("cryoforum")
+
+LAST_RADIUS_PX = 14.0
+SEARCH_BOX_PX = 32
+MAX_IMAGES, MAX_HELD_OUT, HELD_OUT_FRACTION = 20_000, 400, 0.1
+N_JUDGING_ROTATIONS = 4000
+# more starts where the first one found nothing
+MAX_STARTS = 3
+# log-evidence of a structure over that of its spherical average, per held-out image
+MIN_STRUCTURE_EVIDENCE = 1.0
+SAVE_EVERY_STEPS, SHOW_EVERY_STEPS = 50, 20
+# images of two searches agree in their frames where their poses differ by less
+AGREE_WITHIN_DEG = 20.0
+
+
+@dataclass(frozen=True)
+class SearchImages:
+    """Low-resolution images in memory: those that the search sees, and those that judge it; whitened."""
+
+    seen: MatchingImages
+    held_out: MatchingImages
+    pixel_size_angstrom: float
+
+    @classmethod
+    def prepare(cls, images: ImagePreparation, seed: int, last_radius_px: float) -> "SearchImages":
+        """A sample of the particles, Fourier-cropped; noise from their background."""
+        box = min(images.box_size_px, SEARCH_BOX_PX)
+        last_radius_px = min(last_radius_px, box / 2 - 1)
+        small = replace(images, box_size_px=box)
+        n = len(images.particles)
+        rows = np.random.default_rng([seed, 0xAB]).permutation(n)[:MAX_IMAGES]
+        n_held_out = min(MAX_HELD_OUT, int(HELD_OUT_FRACTION * len(rows)))
+        spectrum = low_noise_spectrum(small, rows)
+        held_out, seen = ([small.transforms(np.sort(part)) for part in np.array_split(some, max(1, len(some) // 500))]
+                          for some in (rows[:n_held_out], rows[n_held_out:]))
+        return cls(*(MatchingImages.from_transforms(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]),
+                                                    spectrum, last_radius_px) for parts in (seen, held_out)),
+                   small.pixel_size_angstrom)
+
+
+def low_noise_spectrum(images: ImagePreparation, rows: np.ndarray) -> Tensor:
+    """Noise power per shell, from the background of a thousand images."""
+    box = images.box_size_px
+    some = np.sort(rows[:1000])
+    spectra = [noise_power_spectrum(ifft_image(images.transforms(part)[0]), BACKGROUND_RADIUS_FRACTION * box)
+               for part in np.array_split(some, max(1, len(some) // 250))]
+    return torch.stack(spectra).mean(0)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A finished search: its map (b, b, b) and the held-out images' log-evidence, with that of the spherical average
+    taken off (``structure``, mean and standard error) and as it is (``score``)."""
+
+    seed: int
+    volume: Tensor
+    score: float
+    structure: float
+    structure_error: float
+    held_out_quaternion: Tensor
+
+    @property
+    def found_structure(self) -> bool:
+        return self.structure > max(MIN_STRUCTURE_EVIDENCE, 4 * self.structure_error)
+
+
+def search_settings(images: SearchImages, steps: int, mask_radius_fraction: float,
+                    max_displacement_fraction: float) -> StochasticSettings:
+    """Lengths as fractions of the box."""
+    box = images.seen.box_size_px
+    last = float(images.seen.radius.max())
+    return StochasticSettings(steps=steps, first_radius_px=min(5.0, last), last_radius_px=last,
+                              max_displacement_px=max_displacement_fraction * box,
+                              local_displacement_px=min(1.5, max_displacement_fraction * box),
+                              mask_radius_px=mask_radius_fraction * box)
+
+
+def run_search(images: SearchImages, settings: StochasticSettings, seed: int, state_path, resume: bool,
+               show: Callable[[StochasticSearch, float], None]) -> SearchResult:
+    """One search to its end. ``show(search, log_evidence)`` is called every 20 steps."""
+    search = StochasticSearch(images.seen, settings, seed)
+    if resume and state_path.is_file():
+        search.load_state_dict(torch.load(state_path, weights_only=True))
+    recent: list[float] = []
+    with Progress(settings.steps, f"search from random start {seed}", "steps", search.step_number) as progress:
+        while search.step_number < settings.steps:
+            figures = search.step()
+            recent = [*recent[-SHOW_EVERY_STEPS + 1:], figures.log_evidence]
+            progress.update(1, log_evidence=float(np.mean(recent)), radius_px=figures.radius_px)
+            if search.step_number % SHOW_EVERY_STEPS == 0:
+                show(search, float(np.mean(recent)))
+            if search.step_number % SAVE_EVERY_STEPS == 0:
+                with atomic_path(state_path) as temporary:
+                    torch.save(search.state_dict(), temporary)
+    return judge(images, search.volume(), settings, seed)
+
+
+def judge(images: SearchImages, volume: Tensor, settings: StochasticSettings, seed: int) -> SearchResult:
+    """What held-out images say of a map."""
+    evidence, quaternion = _held_out_evidence(images.held_out, volume, settings)
+    of_sphere, _ = _held_out_evidence(images.held_out, spherical_average(volume), settings, n_rotations=1)
+    gain = evidence - of_sphere
+    error = float(gain.std() / len(gain) ** 0.5)
+    return SearchResult(seed, volume, float(evidence.mean()), float(gain.mean()), error, quaternion)
+
+
+def _held_out_evidence(images: MatchingImages, volume: Tensor, settings: StochasticSettings,
+                       n_rotations: int = N_JUDGING_ROTATIONS) -> tuple[Tensor, Tensor]:
+    """Log-evidence (n,) over all poses, and the best rotations (n, 4)."""
+    radius = settings.last_radius_px
+    fourier_volume = FourierVolume.from_real(volume, max_radius_px=radius + 1)
+    grid = super_fibonacci(n_rotations, device=volume.device)
+    step_px = DISPLACEMENT_STEP_OF_WAVE * images.box_size_px / radius
+    offsets = displacement_grid(settings.max_displacement_px, step_px).to(volume.device)
+    evidence, best = [], []
+    chunk = max(1, int(3e7 / (n_rotations * len(offsets))))
+    for start in range(0, len(images), chunk):
+        part = images[start:start + chunk]
+        posterior = GridPosterior.of(part, fourier_volume, grid, offsets.new_zeros(len(part), 2), offsets)
+        evidence.append(posterior.log_evidence)
+        best.append(posterior.best_rotation())
+    return torch.cat(evidence), torch.cat(best)
+
+
+def spherical_average(volume: Tensor) -> Tensor:
+    """The map (b, b, b) with each shell of its transform averaged: what it is without any direction."""
+    box = len(volume)
+    volume_ft = fft_volume(volume)
+    k = torch.fft.fftfreq(box, 1.0 / box, device=volume.device)
+    kx = torch.arange(box // 2 + 1, device=volume.device, dtype=k.dtype)
+    shells = torch.sqrt(k[:, None, None].square() + k[None, :, None].square() + kx.square()).round().long()
+    counts = torch.bincount(shells.flatten())
+    mean = torch.bincount(shells.flatten(), volume_ft.real.flatten().double()) / counts
+    return ifft_volume(torch.complex(mean[shells].to(volume.dtype), torch.zeros_like(volume_ft.real)))
+
+
+def agreement_deg(results: list[SearchResult], group: Tensor) -> dict[int, float]:
+    """Median angle of each search's held-out poses to the best search's, after the frames and hands are aligned."""
+    best = max(results, key=lambda result: result.score)
+    angles = {}
+    for result in results:
+        if result is best:
+            continue
+        alignment = align_frame(result.held_out_quaternion, best.held_out_quaternion, group, allow_mirror=True)
+        turned = alignment.apply(result.held_out_quaternion.double())
+        angles[result.seed] = float(rotation_errors_deg(turned, best.held_out_quaternion.double(), group).median())
+    return angles

@@ -1,0 +1,235 @@
+"""A first map from a random start: posterior-weighted back-projection of mini-batches, resolution growing.
+
+Each step scores a batch of images against slices of the current map at fresh random rotations and displacements,
+weights the images by the posterior, and inserts them into running sums of which earlier steps are forgotten slowly
+(stochastic expectation maximisation; Punjani et al. 2017 and RELION's gradient refinement start in the same way).
+The map is the posterior mean under a Gaussian prior whose power per shell is known before any pose is: it is what the
+images hold beyond their noise.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..geometry.rotations import compose, random_quaternions
+from ..geometry.so3_grid import super_fibonacci
+from ..imaging.masks import soft_sphere
+from ..imaging.projection import FourierVolume, Reconstructor, slice_points
+from .likelihood import MatchingImages
+from .search import displacement_grid
+
+# a displacement that moves the finest wave by a third of its length is the next one worth trying
+DISPLACEMENT_STEP_OF_WAVE = 0.31
+# posterior weights below this part of an image's largest are left out
+SMALLEST_WEIGHT = 1e-3
+_MIN_PRIOR_OF_LARGEST = 1e-3
+# entries of the posterior for each rotation above which matrix products beat picking single entries
+_DENSE_ABOVE = 30
+
+
+@dataclass(frozen=True)
+class StochasticSettings:
+    """How the search goes. Radii in cycles per box, lengths in pixels of the search's images."""
+
+    steps: int = 200
+    batch_images: int = 200
+    first_radius_px: float = 5.0
+    last_radius_px: float = 14.0
+    hold_until: float = 0.3
+    """Part of the search that stays at the first radius"""
+    full_from: float = 0.8
+    """Part of the search after which the last radius is used"""
+    first_rotations: int = 1000
+    last_rotations: int = 3000
+    momentum: float = 0.9
+    max_displacement_px: float = 4.0
+    local_displacement_px: float = 1.5
+    """Images are centred by what was found for them before; displacements so far from there are tried"""
+    mask_radius_px: float = 14.0
+
+    def march(self, step: int) -> float:
+        """How far the resolution has grown at a step, in [0, 1]."""
+        return min(1.0, max(0.0, (step / self.steps - self.hold_until) / (self.full_from - self.hold_until)))
+
+    def radius_px(self, step: int) -> float:
+        return self.first_radius_px + (self.last_radius_px - self.first_radius_px) * self.march(step)
+
+    def n_rotations(self, step: int) -> int:
+        return round(self.first_rotations + (self.last_rotations - self.first_rotations) * self.march(step))
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What a step found: mean log-evidence of its images against an empty map, and the posterior's mean largest
+    weight."""
+
+    log_evidence: float
+    largest_weight: float
+    radius_px: float
+
+
+class StochasticSearch:
+    """The state of a search: running sums, displacements found so far, and the step.
+
+    Everything random in a step is drawn from a generator seeded with (seed, step), so a resumed search goes on alike.
+    ``images``: at a box that the last radius just fills.
+    """
+
+    def __init__(self, images: MatchingImages, settings: StochasticSettings, seed: int):
+        self.images, self.settings, self.seed, self.step_number = images, settings, seed, 0
+        self.device = images.data.device
+        box = images.box_size_px
+        self.prior_power = signal_power(images)
+        self.mask = soft_sphere(box, settings.mask_radius_px, 0.05 * box, self.device)
+        self.displacement_px = torch.zeros(len(images), 2, device=self.device)
+        self.effective_images = 0.0
+        self.sums = self._random_start()
+
+    def _generator(self, purpose: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + self.step_number) * 4 + purpose)
+
+    def _reconstructor(self) -> Reconstructor:
+        return Reconstructor(self.images.box_size_px, 1, self.settings.last_radius_px, device=self.device)
+
+    def _random_start(self) -> Tensor:
+        """Sums of some images at random poses: a blob with the images' radial profile, and random lumps."""
+        generator, n = self._generator(3), min(len(self.images), 2000)
+        rows = torch.randperm(len(self.images), generator=generator)[:n].to(self.device)
+        low = self.images.up_to(self.settings.first_radius_px)[rows]
+        quaternion = random_quaternions(n, generator).to(self.device)
+        reconstructor = self._reconstructor()
+        reconstructor.insert_points(low.transfer * low.data, low.transfer.square(), slice_points(quaternion, low.k))
+        return reconstructor.sums
+
+    def volume(self, max_radius_px: float | None = None) -> Tensor:
+        """The current map (b, b, b), as if all images had been seen."""
+        scale = len(self.images) / self.effective_images if self.effective_images else 1.0
+        reconstructor = self._reconstructor()
+        reconstructor.sums = self.sums * scale
+        limit = self.settings.last_radius_px if max_radius_px is None else max_radius_px
+        return reconstructor.posterior_mean(self.prior_power, limit) * self.mask
+
+    def _batch_rows(self) -> Tensor:
+        """Each pass over the images is a permutation of its own."""
+        n, size = len(self.images), min(self.settings.batch_images, len(self.images))
+        per_pass = n // size
+        turn, place = divmod(self.step_number, per_pass)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + turn) * 4 + 1)
+        return torch.randperm(n, generator=generator)[place * size:(place + 1) * size].to(self.device)
+
+    def step(self) -> StepFigures:
+        """One batch: scores, weights, insertion."""
+        settings, generator = self.settings, self._generator()
+        radius_px = settings.radius_px(self.step_number)
+        rows = self._batch_rows()
+        images = self.images.up_to(radius_px)[rows]
+        volume = FourierVolume.from_real(self.volume(radius_px), max_radius_px=radius_px + 1)
+        grid = super_fibonacci(settings.n_rotations(self.step_number), device=self.device)
+        grid = compose(grid, random_quaternions(1, generator).to(self.device).expand_as(grid))
+        step_px = DISPLACEMENT_STEP_OF_WAVE * images.box_size_px / radius_px
+        jitter = (torch.rand(2, generator=generator) - 0.5) * step_px
+        reach = min(settings.max_displacement_px, max(1.01 * step_px, settings.local_displacement_px))
+        offsets = (displacement_grid(reach, step_px) + jitter).to(self.device)
+        posterior = GridPosterior.of(images, volume, grid, self.displacement_px[rows], offsets)
+        self._insert(posterior)
+        self._centre(rows, posterior.mean_displacement_px())
+        self.step_number += 1
+        return StepFigures(posterior.log_evidence.mean().item(), posterior.weight.amax((1, 2)).mean().item(), radius_px)
+
+    def _insert(self, posterior: "GridPosterior") -> None:
+        # the random start is forgotten quickly
+        momentum = self.settings.momentum if self.step_number >= 3 else 0.5
+        fresh = self._reconstructor()
+        fresh.insert_points(*posterior.weighted_slices())
+        self.sums = momentum * self.sums + fresh.sums
+        self.effective_images = momentum * self.effective_images + len(posterior.weight)
+
+    def _centre(self, rows: Tensor, displacement_px: Tensor) -> None:
+        limit = self.settings.max_displacement_px
+        length = displacement_px.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        self.displacement_px[rows] = displacement_px * (limit / length).clamp_max(1.0)
+
+    def state_dict(self) -> dict:
+        """What ``load_state_dict`` needs to go on; tensors and numbers only."""
+        return {"sums": self.sums, "displacement_px": self.displacement_px, "step": self.step_number,
+                "effective_images": self.effective_images}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.sums, self.displacement_px = state["sums"].to(self.device), state["displacement_px"].to(self.device)
+        self.step_number, self.effective_images = state["step"], state["effective_images"]
+
+
+def signal_power(images: MatchingImages) -> Tensor:
+    """Power of the map's transform in each shell (b // 2 + 1,), from what whitened images hold beyond their noise."""
+    n_shells = images.box_size_px // 2 + 1
+    shells = images.radius.round().long().clamp_max(n_shells - 1)
+
+    def shell_sum(values: Tensor) -> Tensor:
+        return torch.zeros(n_shells, device=values.device).index_add_(0, shells, values)
+
+    excess = shell_sum(images.data.abs().square().mean(0) - 1)
+    power = excess / shell_sum(images.transfer.square().mean(0)).clamp_min(1e-12)
+    return power.clamp_min(_MIN_PRIOR_OF_LARGEST * power.max().clamp_min(1e-12))
+
+
+@dataclass(frozen=True)
+class GridPosterior:
+    """The posterior of n images over a grid of R rotations and T displacements around a centre of each image's own.
+
+    ``weight`` (n, T, R) sums to 1; ``log_evidence`` (n,) is the log of the mean likelihood ratio over the grid, to an
+    empty map: for images of noise alone it is 0 or less on average, whatever the map.
+    """
+
+    images: MatchingImages
+    grid: Tensor
+    centre_px: Tensor
+    offsets_px: Tensor
+    weight: Tensor
+    log_evidence: Tensor
+    centred: Tensor
+    """(n, T, m) complex: transfer x data, moved back by centre and offset"""
+
+    @classmethod
+    def of(cls, images: MatchingImages, volume: FourierVolume, grid: Tensor, centre_px: Tensor,
+           offsets_px: Tensor) -> "GridPosterior":
+        """grid: (R, 4); centre_px: (n, 2); offsets_px: (T, 2)."""
+        n, t, r = len(images), len(offsets_px), len(grid)
+        slices = volume.sample(slice_points(grid, images.k))
+        parts = torch.cat([slices.real, slices.imag], dim=1).T.contiguous()
+        norm = images.transfer.square() @ slices.abs().square().T
+        moved = images.transfer * images.data * images.displacement_phase(centre_px).conj()
+        centred = moved[:, None] * images.displacement_phase(offsets_px).conj()
+        rows = torch.cat([centred.real, centred.imag], dim=-1).flatten(0, 1)
+        score = torch.addmm(norm.repeat_interleave(t, 0), rows, parts, beta=-1.0, alpha=2.0).reshape(n, t * r)
+        largest = score.amax(1, keepdim=True)
+        weight = score.sub_(largest).exp_()
+        total = weight.sum(1, keepdim=True)
+        evidence = (largest + total.log())[:, 0] - math.log(t * r)
+        return cls(images, grid, centre_px, offsets_px, (weight / total).reshape(n, t, r), evidence, centred)
+
+    def mean_displacement_px(self) -> Tensor:
+        """(n, 2)"""
+        return self.centre_px + self.weight.sum(2) @ self.offsets_px
+
+    def best_rotation(self) -> Tensor:
+        """The rotation (n, 4) with the largest weight over all displacements."""
+        return self.grid[self.weight.sum(1).argmax(1)]
+
+    def weighted_slices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Numerators (r, m), weights (r, m) and points (r, m, 3) to insert: each rotation's share of every image."""
+        kept = torch.where(self.weight > SMALLEST_WEIGHT * self.weight.amax((1, 2), keepdim=True), self.weight, 0)
+        kept = kept / kept.sum((1, 2), keepdim=True)
+        power = self.images.transfer.square()
+        if int((kept > 0).sum()) > _DENSE_ABOVE * len(self.grid):
+            rows = torch.cat([self.centred.real, self.centred.imag], dim=-1).flatten(0, 1)
+            real, imaginary = (kept.flatten(0, 1).T @ rows).chunk(2, dim=1)
+            return torch.complex(real, imaginary), kept.sum(1).T @ power, slice_points(self.grid, self.images.k)
+        image, offset, rotation = kept.nonzero(as_tuple=True)
+        used, place = rotation.unique(return_inverse=True)
+        weight = kept[image, offset, rotation][:, None]
+        numerator = self.centred.new_zeros(len(used), len(self.images.radius))
+        numerator.index_add_(0, place, weight * self.centred[image, offset])
+        denominator = power.new_zeros(numerator.shape).index_add_(0, place, weight * power[image])
+        return numerator, denominator, slice_points(self.grid[used], self.images.k)
