@@ -198,10 +198,10 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     """Finest resolution used; default: the Nyquist limit."""
     hand_reference: Path | None = None
     """Map of known hand, of the same or a similar molecule; without one the hand stays undetermined."""
-    search_steps: PositiveInt = 300
+    search_steps: PositiveInt = 200
     """Steps of the search from a random start (hybrid)."""
     train_minutes: PositiveFloat | None = None
-    """Time for training the network; default: a quarter of the estimated rest (hybrid), or what --epochs need."""
+    """Time for training the network; default: half of the time spent before (hybrid), or what --epochs need."""
     skip: tuple[Literal["distillation", "end-to-end", "refinement"], ...] = ()
     """Parts of hybrid to leave out, to see what each is worth."""
     poses: Literal["encoder", "per-image", "known"] = "encoder"

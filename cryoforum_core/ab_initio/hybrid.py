@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..geometry.poses import Poses
+from ..geometry.rotations import compose, inverse
 from ..imaging.fourier import low_pass_volume, resize_volume
 from ..imaging.map_alignment import align_to_reference
 from ..imaging.resolution import resolution_angstrom
@@ -25,6 +26,7 @@ from ..inference.preparation import matching_map
 from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_fsc
 from ..model.orientation_head import PoseEstimate
 from ..mrc import write_map
+from ..progress import format_duration
 from ..run_directory import RunDirectory, atomic_path
 from .final_stage import match_finally
 from .half_maps import HalfMapPair, HalfSetRefinement, PoseTable, next_radius_px, pose_change_deg
@@ -54,6 +56,8 @@ MIN_SHELLS_GAINED = 1.5
 MIN_SAMPLED_FRACTION = 0.6
 MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT = 1.0, 0.5
 AGREE_WITHIN_DEG = 20.0
+# processor seconds, for the estimate at the start; a GPU counts as so many cores
+SECONDS_OF_A_SEARCH_STEP, SECONDS_OF_AN_IMAGE, CORES_OF_A_GPU = 0.25, 0.05, 40
 # relative lengths of the stages on a CPU, for the estimate of the time left
 SHARES = {"search": 1.0, "half maps": 4.0, "network": 3.0, "final matching": 2.5, "maps": 0.5}
 
@@ -88,8 +92,8 @@ class _HybridRun:
         self.halves, self.halves_source = half_sets(plan.particles, self.config.seed)
 
     def go(self) -> dict:
-        logger.info("%d images; expect about %s per thousand images and core without a GPU, much less with one; the "
-                    "time left is shown as it goes.", len(self.plan.particles), "6 minutes")
+        logger.info("Expect about %s on this device; the time left is shown as it goes.",
+                    format_duration(estimated_seconds(self.plan)))
         with self.live.stage("search"):
             outcome = self._kept("search", SearchOutcome, self._search)
         with self.live.stage("half maps"):
@@ -132,10 +136,12 @@ class _HybridRun:
             logger.info("start %d: held-out log-evidence %.2f, of it structure %.2f +- %.2f", seed, results[-1].score,
                         results[-1].structure, results[-1].structure_error)
         best = max(results, key=lambda result: result.score)
-        angles = agreement_deg(results, plan.group)
+        volume, symmetry_score, hand, turn = self._framed(best.volume)
+        # the group as it lies in the frame of the searches
+        group = compose(compose(turn, plan.group), inverse(turn))
+        angles = agreement_deg(results, group)
         starts = [{"seed": result.seed, "score": result.score, "structure": result.structure,
                    "angle_to_best_deg": angles.get(result.seed, 0.0), "chosen": result is best} for result in results]
-        volume, symmetry_score, hand = self._framed(best.volume, images.pixel_size_angstrom)
         return SearchOutcome(volume, best.found_structure, best.structure, best.structure_error, starts,
                              min(angles.values()) if angles else None, symmetry_score, hand)
 
@@ -149,23 +155,25 @@ class _HybridRun:
 
         return run_search(images, settings, seed, state_path, self.config.resume, show)
 
-    def _framed(self, volume: Tensor, pixel_size_angstrom: float) -> tuple[Tensor, float | None, str]:
-        """The map centred, turned to the symmetry's axes or to the reference, with the reference's hand."""
-        identity = torch.tensor([0.0, 0.0, 0.0, 1.0], device=volume.device)
-        score, hand, radius = None, "undetermined", GLOBAL_RADIUS_PX
+    def _framed(self, volume: Tensor) -> tuple[Tensor, float | None, str, Tensor]:
+        """The map centred, turned to the symmetry's axes or to the reference, with the reference's hand; and the turn
+        (4,) that brought it to the axes."""
+        turn = torch.tensor([0.0, 0.0, 0.0, 1.0], device=volume.device)
+        score, hand = None, "undetermined"
         if self.config.hand_reference is not None:
             reference = matching_map(self.config.hand_reference, self.plan.particles).to(volume.device)
             found = align_to_reference(volume, resize_volume(reference, len(volume)), COMMON_RADIUS_PX)
             volume = mirror_volume(volume) if found.is_mirrored else volume
             volume, hand = move_volume(volume, found.rotation, found.translation_px), "as in the reference"
         if len(self.plan.group) > 1:
-            frame = symmetry_frame(volume, self.plan.group, radius, self.config.seed)
+            frame = symmetry_frame(volume, self.plan.group, GLOBAL_RADIUS_PX, self.config.seed)
             volume, score = move_volume(volume, frame.rotation, frame.translation_px), float(frame.score)
+            turn = frame.rotation.to(turn)
             logger.info("symmetry %s: the map agrees with its symmetrised copy to %.2f", self.plan.symmetry, score)
         elif self.config.hand_reference is None:
             centre = centre_of_mass_px(volume, self.plan.mask_radius_px * len(volume) / self.plan.particles.box_size_px)
-            volume = move_volume(volume, identity, -centre)
-        return volume, score, hand
+            volume = move_volume(volume, turn, -centre)
+        return volume, score, hand, turn
 
     # ---------------------------------------------------------------- half maps
     def _half_maps(self, outcome: SearchOutcome) -> tuple[HalfSetRefinement, HalfMapPair, list[dict]]:
@@ -351,6 +359,20 @@ class _KeptRounds:
     def pair(self) -> HalfMapPair:
         return HalfMapPair((self.raw_first, self.raw_second), (self.reference_first, self.reference_second), self.fsc,
                            self.noise_spectrum, self.sampled_fraction)
+
+
+def estimated_seconds(plan: AbInitioPlan) -> float:
+    """How long a run takes, from what runs took (``benchmarks/RESULTS.md``, Ab initio): the search's steps cost the
+    same for any set, the rest grows with the images and with the square of the box."""
+    config, n = plan.config, len(plan.particles)
+    cores = torch.get_num_threads() if plan.device.type == "cpu" else CORES_OF_A_GPU
+    search = SECONDS_OF_A_SEARCH_STEP * config.search_steps * config.seeds
+    images = SECONDS_OF_AN_IMAGE * n * max(1.0, (plan.particles.box_size_px / 64) ** 2)
+    without_network = (search + images) / cores
+    if "distillation" in config.skip:
+        return without_network
+    minutes = config.train_minutes or max(MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT * without_network / 60)
+    return without_network + 60 * minutes
 
 
 def _outlined(pair: HalfMapPair) -> HalfMapPair:
