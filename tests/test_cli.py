@@ -125,7 +125,7 @@ def test_all_values_out_of_range_are_named_at_once():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["simulat", "--out", "x"], "error: The first argument must be a job; 'simulat' is none. Jobs: simulate, train"),
+    (["simulat", "--out", "x"], "error: The first argument must be a job; 'simulat' is none. Jobs: simulate, ab-initio, train"),
     (["simulate"], "--out"),
     (["simulate", "--out", "x", "--wrong", "3"], "--wrong"),
     (["simulate", "--out", "x", "--snr", "much"], "--snr"),

@@ -8,7 +8,7 @@ images hold beyond their noise.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..geometry.rotations import compose, random_quaternions
 from ..geometry.so3_grid import super_fibonacci
 from ..imaging.masks import soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
-from .likelihood import MatchingImages
+from .likelihood import MatchingImages, predicted
 from .search import displacement_grid
 
 # a displacement that moves the finest wave by a third of its length is the next one worth trying
@@ -25,6 +25,7 @@ DISPLACEMENT_STEP_OF_WAVE = 0.31
 # posterior weights below this part of an image's largest are left out
 SMALLEST_WEIGHT = 1e-3
 _MIN_PRIOR_OF_LARGEST = 1e-3
+NOISE_MOMENTUM = 0.9
 # entries of the posterior for each rotation above which matrix products beat picking single entries
 _DENSE_ABOVE = 30
 
@@ -85,6 +86,7 @@ class StochasticSearch:
         self.mask = soft_sphere(box, settings.mask_radius_px, 0.05 * box, self.device)
         self.displacement_px = torch.zeros(len(images), 2, device=self.device)
         self.effective_images = 0.0
+        self.noise_factor = self._shell_mean(images.data.abs().square().mean(0), images.radius).clamp_min(1.0)
         self.sums = self._random_start()
 
     def _generator(self, purpose: int = 0) -> torch.Generator:
@@ -102,6 +104,29 @@ class StochasticSearch:
         reconstructor = self._reconstructor()
         reconstructor.insert_points(low.transfer * low.data, low.transfer.square(), slice_points(quaternion, low.k))
         return reconstructor.sums
+
+    def _shell_mean(self, values: Tensor, radius: Tensor) -> Tensor:
+        """Means of values (m,) over shells (b // 2 + 1,), 1 where there are none."""
+        n_shells = self.images.box_size_px // 2 + 1
+        shells = radius.round().long().clamp_max(n_shells - 1)
+        sums = torch.zeros(n_shells, device=values.device).index_add_(0, shells, values)
+        counts = torch.bincount(shells, minlength=n_shells)
+        return torch.where(counts > 0, sums / counts.clamp_min(1), 1.0)
+
+    def _with_doubt(self, images: MatchingImages) -> MatchingImages:
+        """The images with what the map cannot explain yet counted as noise, so that no image is surer of its pose than
+        the map deserves: for images with little noise this is what lets a search change its mind."""
+        shells = images.radius.round().long().clamp_max(len(self.noise_factor) - 1)
+        scale = self.noise_factor[shells].rsqrt()
+        return replace(images, data=images.data * scale, transfer=images.transfer * scale)
+
+    def _learn_noise(self, images: MatchingImages, posterior: "GridPosterior", volume: FourierVolume) -> None:
+        """Follows the power that the best poses leave, relative to the noise of the background, which it never is below."""
+        rotation, displacement_px = posterior.best_pose()
+        left = (images.data - predicted(images, volume, rotation, displacement_px)).abs().square().mean(0)
+        seen = images.radius.max().round().long() + 1
+        fresh = self._shell_mean(left, images.radius).clamp_min(1.0)[:seen]
+        self.noise_factor[:seen] = NOISE_MOMENTUM * self.noise_factor[:seen] + (1 - NOISE_MOMENTUM) * fresh
 
     def volume(self, max_radius_px: float | None = None) -> Tensor:
         """The current map (b, b, b), as if all images had been seen."""
@@ -132,8 +157,9 @@ class StochasticSearch:
         jitter = (torch.rand(2, generator=generator) - 0.5) * step_px
         reach = min(settings.max_displacement_px, max(1.01 * step_px, settings.local_displacement_px))
         offsets = (displacement_grid(reach, step_px) + jitter).to(self.device)
-        posterior = GridPosterior.of(images, volume, grid, self.displacement_px[rows], offsets)
+        posterior = GridPosterior.of(self._with_doubt(images), volume, grid, self.displacement_px[rows], offsets)
         self._insert(posterior)
+        self._learn_noise(images, posterior, volume)
         self._centre(rows, posterior.mean_displacement_px())
         self.step_number += 1
         return StepFigures(posterior.log_evidence.mean().item(), posterior.weight.amax((1, 2)).mean().item(), radius_px)
@@ -154,11 +180,12 @@ class StochasticSearch:
     def state_dict(self) -> dict:
         """What ``load_state_dict`` needs to go on; tensors and numbers only."""
         return {"sums": self.sums, "displacement_px": self.displacement_px, "step": self.step_number,
-                "effective_images": self.effective_images}
+                "effective_images": self.effective_images, "noise_factor": self.noise_factor}
 
     def load_state_dict(self, state: dict) -> None:
         self.sums, self.displacement_px = state["sums"].to(self.device), state["displacement_px"].to(self.device)
         self.step_number, self.effective_images = state["step"], state["effective_images"]
+        self.noise_factor = state["noise_factor"].to(self.device)
 
 
 def signal_power(images: MatchingImages) -> Tensor:
@@ -216,6 +243,12 @@ class GridPosterior:
     def best_rotation(self) -> Tensor:
         """The rotation (n, 4) with the largest weight over all displacements."""
         return self.grid[self.weight.sum(1).argmax(1)]
+
+    def best_pose(self) -> tuple[Tensor, Tensor]:
+        """The rotation (n, 4) and displacement (n, 2) of the largest weight."""
+        best = self.weight.flatten(1).argmax(1)
+        offset, rotation = best // len(self.grid), best % len(self.grid)
+        return self.grid[rotation], self.centre_px + self.offsets_px[offset]
 
     def weighted_slices(self) -> tuple[Tensor, Tensor, Tensor]:
         """Numerators (r, m), weights (r, m) and points (r, m, 3) to insert: each rotation's share of every image."""

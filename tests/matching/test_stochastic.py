@@ -1,0 +1,130 @@
+import pytest
+import torch
+from cryoforum_core.geometry.pose_errors import align_frame, rotation_errors_deg
+from cryoforum_core.geometry.rotations import random_quaternions
+from cryoforum_core.geometry.so3_grid import super_fibonacci
+from cryoforum_core.geometry.symmetry import symmetry_group
+from cryoforum_core.imaging.projection import FourierVolume
+from cryoforum_core.matching.likelihood import MatchingImages, log_likelihood_ratio
+from cryoforum_core.matching.search import displacement_grid
+from cryoforum_core.matching.stochastic import (
+    GridPosterior,
+    StochasticSearch,
+    StochasticSettings,
+    signal_power,
+)
+
+from .conftest import simulate
+
+SETTINGS = StochasticSettings(steps=120, batch_images=120, last_radius_px=10.0, first_rotations=600,
+                              last_rotations=1500, max_displacement_px=3.0, mask_radius_px=14.0)
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return simulate(600, snr=1.0, seed=3)
+
+
+@pytest.fixture(scope="module")
+def images(simulated):
+    return MatchingImages.from_transforms(simulated.images_ft, simulated.ctf, simulated.noise_spectrum, 10.0)
+
+
+def best_poses(images, volume):
+    volume = FourierVolume.from_real(volume, max_radius_px=11)
+    offsets = displacement_grid(3.0, 1.0)
+    return torch.cat([GridPosterior.of(images[rows], volume, super_fibonacci(3000), torch.zeros(len(rows), 2),
+                                       offsets).best_rotation() for rows in torch.arange(len(images)).split(60)])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_random_start_finds_the_molecule(simulated, images, seed):
+    search = StochasticSearch(images, SETTINGS, seed)
+    first = search.step().log_evidence
+    while search.step_number < SETTINGS.steps:
+        last = search.step()
+    assert last.log_evidence > first + 3 and last.radius_px == pytest.approx(10.0, abs=0.3)
+    group = symmetry_group("c1")
+    found = best_poses(images[:240], search.volume())
+    alignment = align_frame(found, simulated.quaternion[:240], group, allow_mirror=True)
+    error = rotation_errors_deg(alignment.apply(found.double()), simulated.quaternion[:240].double(), group)
+    assert error.median() < 12
+
+
+def test_a_stopped_search_goes_on_alike(images):
+    settings = StochasticSettings(steps=8, batch_images=100, last_radius_px=10.0, first_rotations=200,
+                                  last_rotations=300, max_displacement_px=3.0)
+    whole, first = StochasticSearch(images, settings, 5), StochasticSearch(images, settings, 5)
+    for _ in range(8):
+        whole.step()
+    for _ in range(4):
+        first.step()
+    state = {name: value.clone() if torch.is_tensor(value) else value for name, value in first.state_dict().items()}
+    second = StochasticSearch(images, settings, 5)
+    second.load_state_dict(state)
+    for _ in range(4):
+        second.step()
+    assert torch.equal(whole.volume(), second.volume())
+
+
+def test_every_pass_sees_every_image_once(images):
+    search = StochasticSearch(images, SETTINGS, 0)
+    rows = []
+    for search.step_number in range(10):  # 600 images in batches of 120: two passes
+        rows.append(search._batch_rows())
+    for one_pass in (rows[:5], rows[5:]):
+        assert torch.equal(torch.cat(one_pass).sort().values, torch.arange(600))
+
+
+def test_the_posterior_is_that_of_the_likelihood(simulated, images):
+    """Against the likelihood of each pose on its own, rotations and displacements one by one."""
+    volume = FourierVolume.from_real(simulated.volume, max_radius_px=11)
+    grid = random_quaternions(7, torch.Generator().manual_seed(0))
+    offsets, centre = displacement_grid(1.0, 1.0), torch.tensor([[0.5, -1.0], [0.0, 2.0]])
+    some = images[:2]
+    posterior = GridPosterior.of(some, volume, grid, centre, offsets)
+    score = torch.stack([torch.stack([log_likelihood_ratio(some, volume, rotation.expand(2, 4), centre + offset)
+                                      for rotation in grid]) for offset in offsets]).permute(2, 0, 1)
+    expected = torch.softmax(score.flatten(1), 1).reshape(score.shape)
+    assert torch.allclose(posterior.weight, expected, atol=1e-3)
+    evidence = score.flatten(1).logsumexp(1) - torch.log(torch.tensor(7.0 * len(offsets)))
+    assert torch.allclose(posterior.log_evidence, evidence, rtol=1e-3, atol=0.05)
+
+
+def test_picking_entries_and_matrix_products_insert_the_same(simulated, images):
+    from cryoforum_core.matching import stochastic
+
+    volume = FourierVolume.from_real(simulated.volume, max_radius_px=11)
+    grid, offsets = super_fibonacci(50), displacement_grid(1.0, 1.0)
+    posterior = GridPosterior.of(images[:20], volume, grid, torch.zeros(20, 2), offsets)
+    sums = []
+    for limit in (0, 10**9):
+        stochastic_limit, stochastic._DENSE_ABOVE = stochastic._DENSE_ABOVE, limit
+        numerator, weight, _ = posterior.weighted_slices()
+        stochastic._DENSE_ABOVE = stochastic_limit
+        sums.append((numerator.sum(0), weight.sum(0)))
+    assert torch.allclose(sums[0][0], sums[1][0], rtol=1e-3, atol=1e-2)
+    assert torch.allclose(sums[0][1], sums[1][1], rtol=1e-4)
+
+
+def test_noise_alone_has_no_evidence(simulated, images):
+    """The mean likelihood ratio of noise is 1 for any map, so its logarithm is not above 0 on average."""
+    volume = FourierVolume.from_real(simulated.volume, max_radius_px=11)
+    generator = torch.Generator().manual_seed(2)
+    noise = torch.view_as_complex(torch.randn(*images.data[:100].shape, 2, generator=generator) * 0.5 ** 0.5)
+    only_noise = MatchingImages(noise, images.transfer[:100], images.k, images.radius, images.box_size_px)
+    evidence = GridPosterior.of(only_noise, volume, super_fibonacci(500), torch.zeros(100, 2),
+                                displacement_grid(1.0, 1.0)).log_evidence
+    assert evidence.mean() < 0.5
+
+
+def test_signal_power_is_that_of_the_map(simulated, images):
+    power = signal_power(images)
+    volume = FourierVolume.from_real(simulated.volume, max_radius_px=11)
+    views = random_quaternions(100, torch.Generator().manual_seed(1))
+    expected = volume.project(views).abs().square().mean(0)
+    for shell in (3, 5):
+        on_shell = (images.radius.round() == shell)
+        k = images.k[on_shell].long()
+        truth = expected[k[:, 1] % images.box_size_px, k[:, 0]].mean()
+        assert power[shell] == pytest.approx(truth.item(), rel=0.35)
