@@ -11,7 +11,8 @@ from scipy.spatial.transform import Rotation
 
 def engine(job, out, **options):
     """A job of the engine, on the CPU, in its environment; returns the run directory."""
-    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    flags = [word for name, value in options.items()
+             for word in (f"--{name.replace('_', '-')}", *([] if value is True else [str(value)]))]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run([os.environ["CRYOFORUM_PYTHON"], "-m", "cryoforum_core", job, "--out", str(out), "--device", "cpu",
                     *flags], check=True, capture_output=True, text=True, env=environment)

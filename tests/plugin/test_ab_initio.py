@@ -19,17 +19,15 @@ from engine_data import engine, import_star, map_correlation, simulate, star_row
 from particle_sets import make_particles
 
 CPU = {"useGpu": False, "numberOfThreads": 2}
-N, BOX_PX = 200, 24
+N, BOX_PX = 400, 32
 LIVE = {"stage": "half maps", "stage_number": 2, "n_stages": 4, "fraction": 0.42, "seconds": 400.0,
         "seconds_left": 1000.0, "resolution_angstrom": 21.3, "message": "round 2 of 5"}
-SUMMARY = {"converged": True, "converged_reason": "the half maps agree", "method": "hybrid", "symmetry": "c1",
-           "hand": "undetermined", "n_particles": N, "seeds_agreement_deg": 4.2, "search_seconds": 10.0}
 
 
 @pytest.fixture(scope="module")
 def data(project):
     return simulate(Path(project.getTmpPath("ab_initio")).absolute(), n_particles=N, box_size_px=BOX_PX, snr=1,
-                    shift_rms_px=1, seed=3)
+                    shift_rms_px=1, junk_fraction=0.1, junk_kinds="noise", seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -43,43 +41,17 @@ def imported(launch, data, pixel_size):
 
 
 @pytest.fixture(scope="module")
-def finished_run(project, data, imported):
-    """A run as ab-initio leaves one, made by other jobs of the engine from the known map."""
-    from cryoforum.convert import writeParticlesStar
+def done(launch, imported):
+    """The real engine on a set that it can do."""
+    from cryoforum.protocols import CryoForumProtAbInitio
 
-    folder = Path(project.getTmpPath("assembled")).absolute()
-    folder.mkdir()
-    star = folder / "input.star"
-    writeParticlesStar(imported.outputParticles, str(star))
-    engine("train", particles=star, reference=data / "map.mrc", max_steps=20, batch_size=16, out=folder / "run")
-    engine("predict", particles=star, model=folder / "run", out=folder / "poses")
-    run = folder / "run"
-    (folder / "poses/orientation_posterior.npz").rename(run / "orientation_posterior.npz")
-    halves = np.random.default_rng(0).permutation(np.arange(N) % 2 + 1)
-    with_half_sets(folder / "poses/particles.star", run / "particles.star", halves)
-    engine("reconstruct", particles=run / "particles.star", out=folder / "map")
-    for name in ("map.mrc", "map_half1.mrc", "map_half2.mrc", "fsc.csv"):
-        (folder / "map" / name).rename(run / name)
-    reconstructed, predicted = (json.loads((folder / name / "summary.json").read_text()) for name in ("map", "poses"))
-    (run / "summary.json").write_text(json.dumps(SUMMARY | {
-        "job": "ab-initio", "version": "0.1.0", "seconds": 61.0,
-        "resolution_angstrom": reconstructed["resolution_angstrom"],
-        "median_expected_error_deg": predicted["median_expected_error_deg"]}))
-    return run
+    return launch(CryoForumProtAbInitio, "ab initio", inputParticles=(imported, "outputParticles"), searchSteps=200,
+                  trainMinutes=0.2, **CPU)
 
 
-def with_half_sets(source, target, halves):
-    """A STAR file of particles with other half sets (rlnRandomSubset) than the input has."""
-    lines = source.read_text().splitlines()
-    start = lines.index("data_particles")
-    labels = [i for i, line in enumerate(lines) if i > start and line.startswith("_")]
-    column = next(i for i in labels if lines[i].startswith("_rlnRandomSubset")) - labels[0]
-    rows = [i for i, line in enumerate(lines) if i > labels[-1] and line.strip()]
-    for i, half in zip(rows, halves, strict=True):
-        words = lines[i].split()
-        words[column] = str(half)
-        lines[i] = " ".join(words)
-    target.write_text("\n".join(lines) + "\n")
+@pytest.fixture(scope="module")
+def finished_run(done):
+    return Path(done._runDirectory()).absolute()
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +84,6 @@ def make(project, imported):
         return protocol
 
     return new
-
-
-@pytest.fixture(scope="module")
-def done(launch, imported, stand_in, finished_run):
-    from cryoforum.protocols import CryoForumProtAbInitio
-
-    with stand_in(run=str(finished_run)):
-        return launch(CryoForumProtAbInitio, "ab initio", inputParticles=(imported, "outputParticles"), **CPU)
 
 
 @pytest.fixture(scope="module")
@@ -202,13 +166,21 @@ def test_doubtful_choices_are_warned_about(make):
 
 
 # ------------------------- outputs -------------------------
-def test_the_map_has_its_half_maps_and_lies_where_relions_do(done, data, pixel_size):
+def test_the_map_has_its_half_maps_and_lies_where_relions_do(done, pixel_size):
     volume = done.outputVolume
     assert volume.getSamplingRate() == pytest.approx(pixel_size) and volume.getXDim() == BOX_PX
     assert len(volume.getHalfMaps(asList=True)) == 2 and all(map(os.path.exists, volume.getHalfMaps(asList=True)))
     assert volume.getOrigin() is None  # as of RELION's own volumes: the middle of the box is the origin
     assert volume.getShiftsFromOrigin() == pytest.approx([-0.5 * BOX_PX * pixel_size] * 3)
-    assert map_correlation(volume.getFileName(), data / "map.mrc") > 0.7
+
+
+def test_it_found_the_molecule(done, finished_run, data, tmp_path):
+    """Orientations against the known ones, after alignment of the two frames, which are arbitrary, and of the hand."""
+    summary = json.loads((finished_run / "summary.json").read_text())
+    assert summary["converged"], summary["converged_reason"]
+    errors = engine("evaluate", particles=finished_run / "particles.star", truth=data / "truth.star",
+                    align_frame=True, allow_mirror=True, out=tmp_path / "errors")
+    assert json.loads((errors / "summary.json").read_text())["median_error_deg"] < 6
 
 
 def test_particles_have_orientations_uncertainties_and_the_engines_half_sets(done, imported, finished_run):
@@ -239,7 +211,7 @@ def test_summary_methods_and_links(done):
     text = "\n".join(done.summary())
     assert "half maps agree to" in text and "Median expected error" in text and "mirror image" in text
     assert "converge" not in text
-    assert "200 particles" in done.methods()[0]
+    assert "400 particles" in done.methods()[0]
 
 
 def test_the_network_predicts_at_once(launch, imported, done):
@@ -250,31 +222,32 @@ def test_the_network_predicts_at_once(launch, imported, done):
     assert oriented.outputParticles.getSize() == N
 
 
-def test_the_subset_takes_the_particles(launch, done):
+@pytest.fixture(scope="module")
+def subset(launch, done):
     from cryoforum.protocols import CryoForumProtSubset
-    from cryoforum.protocols.protocol_subset import AUTOMATIC, KEEP_FRACTION
 
-    for criterion in (AUTOMATIC, KEEP_FRACTION):
-        subset = launch(CryoForumProtSubset, f"subset {criterion}", inputParticles=(done, "outputParticles"),
-                        criterion=criterion)
-        kept = subset.outputParticles.getFirstItem()
-        assert kept.hasAttribute("_rlnRandomSubset") and kept.hasAttribute("_cryoforumMatchScore")
+    return launch(CryoForumProtSubset, "subset of ab initio", inputParticles=(done, "outputParticles"))
+
+
+def test_the_subset_takes_the_particles_and_rejects_junk(subset, data):
+    kinds = {int(row["rlnParticleId"]): row["rlnCryoforumJunkKind"] for row in star_rows(data / "truth.star")}
+    kept = [kinds[i] for i in subset.outputParticles.getIdSet()]
+    rejected = [kinds[i] for i in subset.outputParticlesRejected.getIdSet()]
+    assert np.mean([kind != "none" for kind in rejected]) > 0.6 and np.mean([kind == "none" for kind in kept]) > 0.95
+    first = subset.outputParticles.getFirstItem()
+    assert first.hasAttribute("_rlnRandomSubset") and first.hasAttribute("_cryoforumMatchScore")
 
 
 def test_the_engine_selects_from_such_a_run(finished_run, tmp_path):
     """``cryoforum select --run`` on a run of ab-initio."""
-    (finished_run / "config.json").write_text(json.dumps({"job": "ab-initio"}))
     engine("select", run=finished_run, out=tmp_path / "select", keep_fraction=0.5)
     assert len(star_rows(tmp_path / "select/selected.star")) == N // 2
 
 
 # ------------------------- RELION -------------------------
-def test_relion_reconstructs_what_the_subset_keeps_and_postprocesses_the_half_maps(launch, done, data):
-    from cryoforum.protocols import CryoForumProtSubset
+def test_relion_reconstructs_what_the_subset_keeps_and_postprocesses_the_half_maps(launch, done, subset):
     from relion.protocols import ProtRelionCreateMask3D, ProtRelionPostprocess, ProtRelionReconstruct
 
-    subset = launch(CryoForumProtSubset, "keep the best", inputParticles=(done, "outputParticles"), criterion=1,
-                    keepFraction=0.9)
     halves = [launch(ProtRelionReconstruct, f"reconstruct half {half}", inputParticles=(subset, "outputParticles"),
                      subset=half, doCTF=True).outputVolume for half in (1, 2)]
     assert 0.6 < map_correlation(*(half.getFileName() for half in halves)) < 0.9999
