@@ -221,8 +221,8 @@ def main():
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=2.0, help="training time of each network")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--no-map", dest="map", action="store_false", help="without RELION's reconstruction, which for "
-                        "320 px takes 9 GB and many minutes")
+    parser.add_argument("--no-map", dest="map", action="store_false", help="without RELION's reconstruction, which at "
+                        "320 px takes much memory and many minutes")
     parser.add_argument("--only", nargs="*", help="names of stacks, or beta-galactosidase")
     options = parser.parse_args()
     data = options.data.resolve()
