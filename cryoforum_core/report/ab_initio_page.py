@@ -14,7 +14,9 @@ from .view_coverage import view_density
 
 METHODS = {"hybrid": "search, then network and refinement", "end-to-end": "network and map learnt together"}
 UNDETERMINED = "undetermined"
-_SURE_BELOW_DEG, _FEW_SHELLS = 12.0, 8
+_SURE_BELOW_DEG, _FEW_SHELLS, _NEAR_NYQUIST = 12.0, 8, 0.9
+# a network that is worse than this is no start for predict
+_NETWORK_USEFUL_BELOW_DEG = 60.0
 # two searches that agree to this found one and the same map
 _SEEDS_AGREE_BELOW_DEG = 15.0
 _MORE_SEEDS = 4
@@ -31,10 +33,12 @@ def ab_initio_page(files: RunFiles) -> Page:
     angles = angles_deg(files.table(files.run.particles))
     density = None if angles is None else view_density(*angles, files.symmetry)
     shells = None if volume is None else len(volume) * pixel_size_angstrom / summary["resolution_angstrom"]
-    return Page("Ab initio: a first map and orientations", _verdict(summary, posterior, density, shells),
-                _next_steps(files), _facts(summary, posterior),
-                tuple(_pictures(files, volume, pixel_size_angstrom, posterior, density)),
-                tuple(table for table in (_seeds(summary), _rounds(summary), _stages(summary)) if table is not None), _notes(files))
+    near_nyquist = shells is not None and shells > _NEAR_NYQUIST * len(volume) / 2
+    tables = (_seeds(summary), _rounds(summary), _stages(summary))
+    return Page("Ab initio: a first map and orientations",
+                _verdict(summary, posterior, density, shells, near_nyquist), _next_steps(files),
+                _facts(summary, posterior), tuple(_pictures(files, volume, pixel_size_angstrom, posterior, density)),
+                tuple(table for table in tables if table is not None), _notes(files))
 
 
 def _facts(summary: dict, posterior: dict[str, np.ndarray] | None) -> dict[str, str]:
@@ -51,7 +55,7 @@ def _hand_is_known(summary: dict) -> bool:
 
 
 def _verdict(summary: dict, posterior: dict[str, np.ndarray] | None, density: np.ndarray | None,
-             shells: float | None) -> Verdict:
+             shells: float | None, near_nyquist: bool) -> Verdict:
     resolution = significant(summary["resolution_angstrom"])
     if not summary["converged"]:
         reason = str(summary.get("converged_reason") or "the run gives no reason").rstrip(".")
@@ -59,6 +63,8 @@ def _verdict(summary: dict, posterior: dict[str, np.ndarray] | None, density: np
                                 f"The files are complete, but neither the map ({resolution} Å between its halves) nor "
                                 "the orientations are to be relied on."))
     sentences = [f"A map was found; its half maps agree to {resolution} Å (FSC 0.143)."]
+    if near_nyquist:
+        sentences.append("This is the limit of the pixel size; particles with smaller pixels would show more.")
     doubts = list(_doubts(summary, posterior, density, shells))
     if not doubts:
         sentences.append("Look in it for what the molecule must have, then go on from its orientations.")
@@ -121,14 +127,14 @@ def _again(files: RunFiles) -> tuple[NextStep, ...]:
 
 def _relion_refine(files: RunFiles) -> str:
     resolution = max(files.summary["resolution_angstrom"] * 1.5, 15.0)
-    selected = shlex.quote(str((beside(files.path, "select") / "selected.star").absolute()))
-    out = shlex.quote(str((beside(files.path, "refine") / "run").absolute()))
-    return (f"mkdir -p $(dirname {out}) && mpirun -n 3 relion_refine_mpi --auto_refine --split_random_halves \\\n"
-            f"    --i {selected} --ref {shlex.quote(str(files.run.map.absolute()))} \\\n"
-            f"    --firstiter_cc --ini_high {resolution:.0f} --ctf --sym {files.symmetry} --flatten_solvent "
-            "--zero_mask --norm --scale \\\n"
-            "    --healpix_order 4 --auto_local_healpix_order 4 --sigma_ang 5 --offset_range 5 --offset_step 2 \\\n"
-            f"    --low_resol_join_halves 40 --o {out}")
+    selected, volume, folder = (shlex.quote(str(path.absolute())) for path in (
+        beside(files.path, "select") / "selected.star", files.run.map, beside(files.path, "refine")))
+    return " \\\n    ".join((
+        f"mkdir -p {folder} && mpirun -n 3 relion_refine_mpi --auto_refine --split_random_halves",
+        f"--i {selected}", f"--ref {volume}", f"--o {folder}/run",
+        f"--firstiter_cc --ini_high {resolution:.0f} --ctf --sym {files.symmetry} --flatten_solvent --zero_mask",
+        "--norm --scale --healpix_order 4 --auto_local_healpix_order 4 --sigma_ang 5 --offset_range 5",
+        "--offset_step 2 --low_resol_join_halves 40"))
 
 
 def _pictures(files: RunFiles, volume: np.ndarray | None, pixel_size_angstrom: float,
@@ -203,4 +209,10 @@ def _notes(files: RunFiles) -> tuple[str, ...]:
                      "opposite sign, and 180 minus rlnAngleTilt.")
     else:
         notes.append(f"Hand: {files.summary['hand']}.")
+    error = files.summary.get("validation_median_error_deg")
+    if error is not None:
+        notes.append(f"Network: on images it has not seen it is off by {degrees(error)} (median). " + (
+            "It can find the orientations of more particles (cryoforum predict)." if error < _NETWORK_USEFUL_BELOW_DEG
+            else "It has learnt little; the orientations here come from the matching. Give it more --train-minutes "
+                 "before it is to find those of more particles."))
     return tuple(notes)

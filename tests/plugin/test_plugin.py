@@ -148,4 +148,4 @@ def test_scipions_own_test_command_runs_the_plugins_tests(tmp_path):
     result = subprocess.run([sys.executable, "-m", "scipion", "test", "cryoforum.tests.test_protocols_cryoforum"],
                             env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert "4 tests" in result.stdout + result.stderr and "OK" in result.stdout + result.stderr
+    assert "5 tests" in result.stdout + result.stderr and "OK" in result.stdout + result.stderr

@@ -81,6 +81,17 @@ def test_unsure_orientations_are_told(tmp_path):
     assert "expected to be off by more than" in words(page_of(run))
 
 
+def test_the_limit_of_the_pixels_is_told(tmp_path):
+    assert "limit of the pixel size" in words(page_of(ab_initio_run(tmp_path / "a", resolution_angstrom=12.1)))
+    assert "limit of the pixel size" not in words(page_of(ab_initio_run(tmp_path / "b", resolution_angstrom=16.0)))
+
+
+def test_what_the_network_is_worth_is_told(tmp_path):
+    for error, said in ((12.0, "can find the orientations of more"), (120.0, "has learnt little")):
+        notes = page_of(ab_initio_run(tmp_path / f"{error}", validation_median_error_deg=error)).notes
+        assert said in notes[-1]
+
+
 def test_a_hand_that_is_known_needs_no_mirror(tmp_path):
     known = page_of(ab_initio_run(tmp_path / "a", hand="as in the reference"))
     unknown = page_of(ab_initio_run(tmp_path / "b"))

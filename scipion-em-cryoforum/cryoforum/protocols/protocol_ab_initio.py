@@ -278,6 +278,9 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
             lines.append('Median expected error of the orientations: *%.2f°*' % summary['median_expected_error_deg'])
         if summary.get('seeds_agreement_deg') is not None:
             lines.append('The best two searches agree to %.1f°.' % summary['seeds_agreement_deg'])
+        if summary.get('validation_median_error_deg') is not None:
+            lines.append('The network alone is off by %.1f° (median) on images it has not seen.'
+                         % summary['validation_median_error_deg'])
         lines.append('Hand: %s%s' % (summary['hand'], ' (the map may be the mirror image)'
                                      if summary['hand'] == UNDETERMINED else ''))
         lines.append('Method %s, %s.' % (summary['method'], duration(summary['seconds'])))

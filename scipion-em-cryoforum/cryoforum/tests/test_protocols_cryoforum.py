@@ -18,7 +18,7 @@
 # **************************************************************************
 """Tests of the main chain, as Scipion runs them: ``scipion3 tests cryoforum.tests.test_protocols_cryoforum``.
 
-The particles are simulated by the engine itself; nothing is downloaded. Takes about a minute on two CPU cores.
+The particles are simulated by the engine itself; nothing is downloaded. Takes about two minutes on two CPU cores.
 """
 
 import json
@@ -32,38 +32,29 @@ from pyworkflow.tests import BaseTest, setupTestProject
 
 from .. import Plugin
 from ..constants import EXPECTED_ERROR, MATCH_SCORE
-from ..protocols import CryoForumProtPredict, CryoForumProtSubset, CryoForumProtTrain
+from ..protocols import CryoForumProtAbInitio, CryoForumProtPredict, CryoForumProtSubset, CryoForumProtTrain
 from ..protocols.protocol_subset import KEEP_FRACTION, MAX_ERROR
 
 N_PARTICLES = 60
 CPU = {'useGpu': False, 'numberOfThreads': 2}
 
 
-class TestCryoForum(BaseTest):
-    """ import -> train -> predict -> subset """
+class SimulatedData(BaseTest):
+    """ A project with simulated particles. """
 
     @classmethod
-    def setUpClass(cls):
+    def _simulate(cls, *options):
+        """ Particles made and imported. """
         setupTestProject(cls)
         cls.data = os.path.abspath(cls.proj.getTmpPath('simulated'))
-        subprocess.check_call([Plugin.getPython(), '-m', 'cryoforum_core', 'simulate', '--out', cls.data,
-                               '--n-particles', str(N_PARTICLES), '--box-size-px', '32', '--snr', '1',
-                               '--junk-fraction', '0.1', '--junk-kinds', 'noise', '--device', 'cpu'],
-                              env=Plugin.getEnviron())
+        subprocess.check_call([Plugin.getPython(), '-m', 'cryoforum_core', 'simulate', '--out', cls.data, '--snr', '1',
+                               '--device', 'cpu', *options], env=Plugin.getEnviron())
         with open(os.path.join(cls.data, 'summary.json')) as file:
-            pixelSize = json.load(file)['pixel_size_angstrom']
+            cls.pixelSize = json.load(file)['pixel_size_angstrom']
         cls.particles = cls._launch('import particles', ProtImportParticles,
                                     importFrom=ProtImportParticles.IMPORT_FROM_RELION,
-                                    starFile=os.path.join(cls.data, 'particles.star'), samplingRate=pixelSize,
+                                    starFile=os.path.join(cls.data, 'particles.star'), samplingRate=cls.pixelSize,
                                     voltage=300., sphericalAberration=2.7, amplitudeContrast=0.1, magnification=50000)
-        cls.reference = cls._launch('import map', ProtImportVolumes, filesPath=os.path.join(cls.data, 'map.mrc'),
-                                    samplingRate=pixelSize)
-        cls.train = cls._launch('train', CryoForumProtTrain, {'inputParticles': (cls.particles, 'outputParticles'),
-                                                              'referenceVolume': (cls.reference, 'outputVolume')},
-                                maxSteps=20, batchSize=16, **CPU)
-        cls.predict = cls._launch('predict', CryoForumProtPredict,
-                                  {'inputParticles': (cls.particles, 'outputParticles'),
-                                   'inputNetwork': (cls.train, 'outputNetwork')}, **CPU)
 
     @classmethod
     def _launch(cls, label, Protocol, inputs=None, **parameters):
@@ -74,6 +65,43 @@ class TestCryoForum(BaseTest):
             getattr(protocol, name).setExtended(output)
         cls.launchProtocol(protocol)
         return protocol
+
+
+class TestCryoForumAbInitio(SimulatedData):
+    """ import -> ab initio -> subset. A search as short as this one need not find the molecule. """
+
+    def test_outputs(self):
+        self._simulate('--n-particles', '200', '--box-size-px', '24')
+        abInitio = self._launch('ab initio', CryoForumProtAbInitio,
+                                {'inputParticles': (self.particles, 'outputParticles')}, searchSteps=60,
+                                trainMinutes=0.1, **CPU)
+        self.assertTrue(abInitio.outputVolume.hasHalfMaps())
+        self.assertEqual(abInitio.outputVolume.getXDim(), 24)
+        self.assertAlmostEqual(abInitio.outputVolume.getSamplingRate(), self.pixelSize, 3)
+        self.assertSetSize(abInitio.outputParticles, 200)
+        self.assertTrue(abInitio.outputParticles.hasAlignmentProj())
+        self.assertTrue(abInitio.outputNetwork.exists())
+        self.assertEqual(len(abInitio.outputFSC.getData()[0]), 13)
+        subset = self._launch('subset', CryoForumProtSubset, {'inputParticles': (abInitio, 'outputParticles')},
+                              criterion=KEEP_FRACTION, keepFraction=0.8)
+        self.assertSetSize(subset.outputParticles, 160)
+
+
+class TestCryoForum(SimulatedData):
+    """ import -> train -> predict -> subset """
+
+    @classmethod
+    def setUpClass(cls):
+        cls._simulate('--n-particles', str(N_PARTICLES), '--box-size-px', '32', '--junk-fraction', '0.1',
+                      '--junk-kinds', 'noise')
+        cls.reference = cls._launch('import map', ProtImportVolumes, filesPath=os.path.join(cls.data, 'map.mrc'),
+                                    samplingRate=cls.pixelSize)
+        cls.train = cls._launch('train', CryoForumProtTrain, {'inputParticles': (cls.particles, 'outputParticles'),
+                                                              'referenceVolume': (cls.reference, 'outputVolume')},
+                                maxSteps=20, batchSize=16, **CPU)
+        cls.predict = cls._launch('predict', CryoForumProtPredict,
+                                  {'inputParticles': (cls.particles, 'outputParticles'),
+                                   'inputNetwork': (cls.train, 'outputNetwork')}, **CPU)
 
     def test_train(self):
         network = self.train.outputNetwork
