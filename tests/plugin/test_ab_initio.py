@@ -268,6 +268,7 @@ def test_a_run_that_did_not_converge_finishes_with_outputs_and_says_so(not_conve
     assert not_converged.outputVolume.hasHalfMaps() and not_converged.outputNetwork.getEncoder() == "cryoposenet"
     text, reason = "\n".join(not_converged.summary()), not_converged._reason()
     assert f"*Did not converge*: {reason}" in text and "relied on" in text and "report.html" in text
+    assert not_converged._methods() == []
     assert "Did not converge" in Path(not_converged._getLogsPath("run.stdout")).read_text()
 
 

@@ -303,7 +303,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
         return lines + (['Follow it in a browser: [[file://%s][%s]]' % (page, page)] if os.path.exists(page) else [])
 
     def _methods(self):
-        if not hasattr(self, outputs.outputVolume.name):
+        if not hasattr(self, outputs.outputVolume.name) or not self._converged():
             return []
         how = ('a search from a random start, a neural network trained on its half maps, and matching'
                if self.method == HYBRID else 'a neural network and a map that were learnt together')
