@@ -188,7 +188,7 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     together from random weights (CryoPoseNet)."""
     symmetry: str = "c1"
     """Point group of the molecule; the search runs in c1 first, finds the axes, then imposes them (hybrid)."""
-    seeds: PositiveInt = 1
+    seeds: PositiveInt = 2
     """Independent searches from different random starts; the best is chosen by held-out likelihood (hybrid)."""
     particle_diameter_angstrom: PositiveFloat | None = None
     """Diameter of the sphere in which the map may have density; default: 90 % of the box."""
@@ -198,7 +198,7 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     """Finest resolution used; default: the Nyquist limit."""
     hand_reference: Path | None = None
     """Map of known hand, of the same or a similar molecule; without one the hand stays undetermined."""
-    search_steps: PositiveInt = 200
+    search_steps: PositiveInt = 400
     """Steps of the search from a random start (hybrid)."""
     train_minutes: PositiveFloat | None = None
     """Time for training the network; default: half of the time spent before (hybrid), or what --epochs need."""

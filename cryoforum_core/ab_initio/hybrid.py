@@ -48,7 +48,7 @@ logger = logging.getLogger("cryoforum")
 
 # the common start of both half sets knows nothing beyond this radius, so that what they agree in there is their own
 COMMON_RADIUS_PX = 8.0
-GLOBAL_STEP_DEG, GLOBAL_RADIUS_PX = 10.0, 10.0
+GLOBAL_STEP_DEG, GLOBAL_RADIUS_PX, GLOBAL_MAX_RADIUS_PX = 10.0, 10.0, 12.0
 MIN_ROUNDS, MAX_ROUNDS = 2, 6
 # half maps must agree so many shells beyond the common start
 MIN_SHELLS_GAINED = 1.5
@@ -57,7 +57,7 @@ MIN_SAMPLED_FRACTION = 0.6
 MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT = 1.0, 0.5
 AGREE_WITHIN_DEG = 20.0
 # processor seconds, for the estimate at the start; a GPU counts as so many cores
-SECONDS_OF_A_SEARCH_STEP, SECONDS_OF_AN_IMAGE, CORES_OF_A_GPU = 0.25, 0.05, 40
+SECONDS_OF_A_SEARCH_STEP, SECONDS_OF_AN_IMAGE, CORES_OF_A_GPU = 0.15, 0.05, 40
 # relative lengths of the stages on a CPU, for the estimate of the time left
 SHARES = {"search": 1.0, "half maps": 4.0, "network": 3.0, "final matching": 2.5, "maps": 0.5}
 
@@ -194,7 +194,7 @@ class _HybridRun:
             len(plan.particles)))
         refinement.set_noise(spectrum)
         start = low_pass_volume(outcome.volume, COMMON_RADIUS_PX)
-        radius = min(plan.max_radius_px, LAST_RADIUS_PX - 2)
+        radius = min(plan.max_radius_px, GLOBAL_MAX_RADIUS_PX)
         self._round_number = 0
         pair = refinement.global_round((start, start), spectrum, radius, GLOBAL_STEP_DEG,
                                        min(GLOBAL_RADIUS_PX, radius))
@@ -335,7 +335,8 @@ class _HybridRun:
         if pair.sampled_fraction < MIN_SAMPLED_FRACTION:
             problems.append(f"The views reach {pair.sampled_fraction:.0%} of the map's frequencies: the images show the "
                             "particle from too few sides.")
-        if outcome.agreement_deg is not None and outcome.agreement_deg > AGREE_WITHIN_DEG:
+        # of two starts one may fail; where three find three maps the data do not choose
+        if len(outcome.starts) > 2 and outcome.agreement_deg > AGREE_WITHIN_DEG:
             problems.append(f"No two starts found the same map (best agreement {outcome.agreement_deg:.0f} degrees).")
         return problems
 

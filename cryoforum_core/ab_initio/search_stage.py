@@ -27,12 +27,12 @@ from ..run_directory import atomic_path
 
 logger = logging.getLogger("cryoforum")
 
-LAST_RADIUS_PX = 14.0
+LAST_RADIUS_PX = 11.0
 SEARCH_BOX_PX = 32
 MAX_IMAGES, MAX_HELD_OUT, HELD_OUT_FRACTION = 20_000, 400, 0.1
 N_JUDGING_ROTATIONS = 4000
 # more starts where the first one found nothing
-MAX_STARTS = 3
+MAX_STARTS = 4
 # log-evidence of a structure over that of its spherical average, per held-out image
 MIN_STRUCTURE_EVIDENCE = 1.0
 SAVE_EVERY_STEPS, SHOW_EVERY_STEPS = 50, 20
@@ -96,7 +96,7 @@ def search_settings(images: SearchImages, steps: int, mask_radius_fraction: floa
     """Lengths as fractions of the box."""
     box = images.seen.box_size_px
     last = float(images.seen.radius.max())
-    return StochasticSettings(steps=steps, first_radius_px=min(5.0, last), last_radius_px=last,
+    return StochasticSettings(steps=steps, first_radius_px=min(6.0, last), last_radius_px=last,
                               max_displacement_px=max_displacement_fraction * box,
                               local_displacement_px=min(1.5, max_displacement_fraction * box),
                               mask_radius_px=mask_radius_fraction * box)

@@ -34,16 +34,16 @@ _DENSE_ABOVE = 30
 class StochasticSettings:
     """How the search goes. Radii in cycles per box, lengths in pixels of the search's images."""
 
-    steps: int = 200
+    steps: int = 400
     batch_images: int = 200
-    first_radius_px: float = 5.0
-    last_radius_px: float = 14.0
-    hold_until: float = 0.3
+    first_radius_px: float = 6.0
+    last_radius_px: float = 11.0
+    hold_until: float = 0.15
     """Part of the search that stays at the first radius"""
-    full_from: float = 0.8
+    full_from: float = 0.85
     """Part of the search after which the last radius is used"""
     first_rotations: int = 1000
-    last_rotations: int = 3000
+    last_rotations: int = 2000
     momentum: float = 0.9
     max_displacement_px: float = 4.0
     local_displacement_px: float = 1.5

@@ -78,7 +78,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
         form.addParam('symmetry', params.StringParam, default='c1', label='Symmetry',
                       help=SYMMETRY_HELP + ' The hybrid method searches without symmetry first, finds the axes in the '
                            'map, and then imposes them. In doubt use c1.')
-        form.addParam('seeds', params.IntParam, default=1, validators=[params.Positive],
+        form.addParam('seeds', params.IntParam, default=2, validators=[params.Positive],
                       condition='method == %d' % HYBRID,
                       label='Random starts',
                       help='Number of independent searches; the best is chosen by images held out. Several that agree '
@@ -109,7 +109,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
                            'what the epochs need (end-to-end).')
         self._defineEndToEndParams(form)
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)
-        form.addParam('searchSteps', params.IntParam, default=300, validators=[params.Positive], **advanced,
+        form.addParam('searchSteps', params.IntParam, default=400, validators=[params.Positive], **advanced,
                       condition='method == %d' % HYBRID,
                       label='Search steps',
                       help='Steps of each search from a random start. More may help where searches do not agree.')
