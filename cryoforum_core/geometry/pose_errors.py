@@ -1,18 +1,21 @@
 """How far estimated poses are from known ones: rotation, shift, and the frame and hand that images cannot fix.
 
 Two sets of poses of the same images may belong to maps that are turned against each other (A_est = A_true g, one g for
-all) or mirrored. ``align_frame`` finds g and the hand by a vote, so that many wrong poses do not disturb it.
+all), mirrored, or moved. ``align_frame`` finds g and the hand by a vote, so that many wrong poses do not disturb it;
+``align_poses`` also finds the translation, which shows in the shifts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from .poses import Poses
 from .rotations import (
     compose,
     inverse,
     mirror_hand,
+    quaternion_to_matrix,
     quaternion_to_rotation_vector,
     rotation_vector_to_quaternion,
 )
@@ -22,23 +25,41 @@ _N_HYPOTHESES, _N_VOTERS = 512, 2048
 # the vote counts a pose as right within this angle; the refinement narrows it down to the last value
 _VOTE_WIDTH_DEG = 15.0
 _REFINEMENT_WIDTHS_DEG = (15.0, 15.0, 10.0, 6.0, 4.0, 4.0)
+# shifts of poses that are right within this angle tell the translation; fewer of them could be fitted by accident
+_TRANSLATION_WIDTH_DEG, _FEWEST_FOR_TRANSLATION = 10.0, 10
+_REWEIGHTED_STEPS = 30
 
 
 @dataclass(frozen=True)
 class FrameAlignment:
-    """The turn between two frames: estimated poses times ``rotation``, mirrored first if ``is_mirrored``."""
+    """From the frame of estimated poses to that of known ones: mirrored if ``is_mirrored``, then turned, then moved.
+
+    A map V of the estimated frame becomes ``W(r) = V(R (r - t))`` (``imaging.volume_frame.move_volume``) and a pose
+    (A, origin) becomes ``(A R, origin + (A R t)_xy)``: origins are minus displacements. The mirror is that in z; it
+    leaves origins as they are.
+    """
 
     rotation: Tensor
     """Quaternion (4,) that is composed on the right of the estimated poses."""
     is_mirrored: bool
     agreement: float
     """Weighted fraction (0 to 1) of the poses that agree with the alignment within some 15 degrees."""
+    translation_angstrom: Tensor | None = None
+    """(3,) along (x, y, z) of the known frame; None where shifts were not compared."""
 
     def apply(self, quaternion: Tensor) -> Tensor:
         """Estimated poses (..., 4) in the frame of the known ones."""
         if self.is_mirrored:
             quaternion = mirror_hand(quaternion)
         return compose(quaternion, self.rotation.to(quaternion))
+
+    def apply_to_poses(self, poses: Poses) -> Poses:
+        """Estimated poses, with their shifts, in the frame of the known ones."""
+        quaternion = self.apply(poses.quaternion)
+        if self.translation_angstrom is None:
+            return Poses(quaternion, poses.shift_angstrom)
+        seen = _projector(quaternion) @ self.translation_angstrom.to(quaternion)
+        return Poses(quaternion, poses.shift_angstrom + seen.to(poses.shift_angstrom))
 
 
 def rotation_errors_deg(estimated: Tensor, true: Tensor, group: Tensor) -> Tensor:
@@ -62,6 +83,40 @@ def align_frame(estimated: Tensor, true: Tensor, group: Tensor, allow_mirror: bo
     if allow_mirror:
         candidates.append(_align_one_hand(mirror_hand(estimated), true, group, is_mirrored=True))
     return max(candidates, key=lambda candidate: candidate.agreement)
+
+
+def align_poses(estimated: Poses, true: Poses, group: Tensor, allow_mirror: bool = False) -> FrameAlignment:
+    """As ``align_frame``, and the translation between the two maps, from the shifts of the poses that agree.
+
+    Robust: least absolute distances, so that up to nearly half of those shifts may be wrong. The translation is zero
+    where fewer than 10 poses agree within 10 degrees, and zero along a direction that no image shows.
+    """
+    alignment = align_frame(estimated.quaternion, true.quaternion, group, allow_mirror)
+    quaternion = alignment.apply(estimated.quaternion.double())
+    agree = symmetric_distance_deg(quaternion, true.quaternion.double(), group) <= _TRANSLATION_WIDTH_DEG
+    translation = quaternion.new_zeros(3)
+    if agree.sum() >= _FEWEST_FOR_TRANSLATION:
+        missing = (true.shift_angstrom.double() - estimated.shift_angstrom.double())[agree]
+        translation = _translation(_projector(quaternion[agree]), missing)
+    return replace(alignment, translation_angstrom=translation)
+
+
+def _projector(quaternion: Tensor) -> Tensor:
+    """What takes points of the molecule to places in the images of poses (N, 4): (N, 2, 3)."""
+    return quaternion_to_matrix(quaternion)[..., :2, :]
+
+
+def _translation(projector: Tensor, seen: Tensor) -> Tensor:
+    """t (3,) that makes the sum of ``|projector t - seen|`` least, for (N, 2, 3) and (N, 2); by reweighting."""
+    weight = torch.ones_like(seen[:, 0])
+    for _ in range(_REWEIGHTED_STEPS):
+        normal = torch.einsum("n,nij,nik->jk", weight, projector, projector)
+        right = torch.einsum("n,nij,ni->j", weight, projector, seen)
+        translation = torch.linalg.pinv(normal, rtol=1e-4, hermitian=True) @ right
+        distance = (projector @ translation - seen).norm(dim=-1)
+        # near its middle the distance counts squared: a floor keeps the weights finite
+        weight = 1 / distance.clamp_min(0.1 * float(distance.median()) + 1e-6)
+    return translation
 
 
 def _align_one_hand(estimated: Tensor, true: Tensor, group: Tensor, is_mirrored: bool) -> FrameAlignment:

@@ -12,14 +12,14 @@ from torch import Tensor
 from ..errors import InputError
 from ..geometry.pose_errors import (
     FrameAlignment,
-    align_frame,
+    align_poses,
     error_summary,
     rotation_errors_deg,
     shift_errors_angstrom,
 )
 from ..imaging.masks import soft_sphere
 from ..imaging.resolution import fourier_shell_correlation, resolution_angstrom
-from ..imaging.volume_frame import mirror_volume, turn_volume
+from ..imaging.volume_frame import mirror_volume, move_volume
 from ..mrc import read_map
 from ..particles.dataset import PARTICLE_ID_COLUMNS, read_poses
 from ..particles.image_stack import parse_image_names
@@ -51,6 +51,7 @@ class PoseErrors:
             figures["with_junk"] = self._figures(everything) | {"n_compared": len(good)}
         if self.alignment is not None:
             figures["frame_quaternion"] = self.alignment.rotation.tolist()
+            figures["frame_translation_angstrom"] = self.alignment.translation_angstrom.tolist()
             figures["is_mirrored"] = self.alignment.is_mirrored
         return figures
 
@@ -113,7 +114,8 @@ def _fsc(maps: TwoMaps, alignment: FrameAlignment | None) -> Tensor:
     estimated = maps.estimated
     if alignment is not None:
         estimated = mirror_volume(estimated) if alignment.is_mirrored else estimated
-        estimated = turn_volume(estimated, alignment.rotation)
+        translation_px = alignment.translation_angstrom / maps.pixel_size_angstrom
+        estimated = move_volume(estimated, alignment.rotation, translation_px)
     mask = soft_sphere(len(estimated), _MASK_RADIUS_BOXES * len(estimated))
     return fourier_shell_correlation(estimated * mask, maps.known * mask)
 
@@ -129,9 +131,9 @@ def compare_poses(estimated: ParticleTable, known: ParticleTable, group: Tensor,
                   allow_mirror: bool = False, pixel_size_angstrom: float | None = None) -> PoseErrors:
     """Errors of the poses of ``estimated``, each against the same particle of ``known``, which may have more rows.
 
-    ``group`` (G, 4): the molecule's symmetry. ``align``: find the rotation between the frames first, and with
-    ``allow_mirror`` the hand; junk takes no part in that. Raises InputError where a particle is not in ``known``,
-    poses are missing, or all compared particles are junk.
+    ``group`` (G, 4): the molecule's symmetry. ``align``: find the turn and the translation between the frames first,
+    and with ``allow_mirror`` the hand; junk takes no part in that. Raises InputError where a particle is not in
+    ``known``, poses are missing, or all compared particles are junk.
     """
     particle, rows = join_rows(estimated, known)
     truth = read_poses(known, pixel_size_angstrom)[torch.from_numpy(rows)]
@@ -142,12 +144,12 @@ def compare_poses(estimated: ParticleTable, known: ParticleTable, group: Tensor,
     if is_junk.all():
         raise InputError(f"Some of the particles must not be junk; all {len(rows)} of {estimated.path} have a "
                          f"{JUNK_KIND_COLUMN} in {known.path}. Check the selection.")
-    quaternion, alignment = poses.quaternion, None
+    alignment = None
     if align:
         good = torch.from_numpy(~is_junk)
-        alignment = align_frame(quaternion[good], truth.quaternion[good], group, allow_mirror)
-        quaternion = alignment.apply(quaternion)
-    return PoseErrors(particle, rotation_errors_deg(quaternion, truth.quaternion, group),
+        alignment = align_poses(poses[good], truth[good], group, allow_mirror)
+        poses = alignment.apply_to_poses(poses)
+    return PoseErrors(particle, rotation_errors_deg(poses.quaternion, truth.quaternion, group),
                       shift_errors_angstrom(poses.shift_angstrom, truth.shift_angstrom), is_junk, alignment)
 
 

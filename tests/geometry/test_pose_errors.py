@@ -3,13 +3,17 @@ import torch
 
 from cryoforum_core.geometry.pose_errors import (
     align_frame,
+    align_poses,
     error_summary,
     rotation_errors_deg,
     shift_errors_angstrom,
 )
+from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import (
     compose,
+    inverse,
     mirror_hand,
+    quaternion_to_matrix,
     quaternion_to_relion_euler,
     random_quaternions,
     relion_euler_to_quaternion,
@@ -90,3 +94,62 @@ def test_shift_errors_and_summary():
                                  ).tolist() == [5.0, 0.0]
     assert error_summary(torch.tensor([1.0, 4.0, 7.0, 40.0, 2.0])) == pytest.approx(
         {"median_error_deg": 4.0, "mean_error_deg": 10.8, "fraction_below_5deg": 0.6, "fraction_below_10deg": 0.8})
+
+
+def in_another_frame(true, turn, translation_angstrom, is_mirrored=False):
+    """The same images seen as those of ``W(r) = V(R (r - t))``, mirrored last; written out anew, in displacements."""
+    quaternion = compose(true.quaternion, turn)
+    displacement = -true.shift_angstrom - (quaternion_to_matrix(quaternion) @ translation_angstrom)[:, :2]
+    return Poses(mirror_hand(quaternion) if is_mirrored else quaternion, -displacement)
+
+
+@pytest.fixture
+def true_poses(true):
+    return Poses(true[:300], 4 * torch.randn(300, 2, generator=torch.Generator().manual_seed(5)))
+
+
+@pytest.mark.parametrize("is_mirrored", [False, True])
+@pytest.mark.parametrize("symmetry", ["c1", "d2"])
+def test_translation_between_frames_is_no_shift_error(true_poses, symmetry, is_mirrored):
+    group = symmetry_group(symmetry)
+    turn, moved = random_quaternions(1, torch.Generator().manual_seed(2))[0], torch.tensor([7.0, -11.0, 5.0])
+    mates = Poses(compose(true_poses.quaternion, group[torch.arange(300) % len(group)]), true_poses.shift_angstrom)
+    estimated = in_another_frame(mates, turn, moved, is_mirrored)
+    alignment = align_poses(estimated, true_poses, group, allow_mirror=True)
+    aligned = alignment.apply_to_poses(estimated)
+    assert alignment.is_mirrored is is_mirrored
+    assert rotation_errors_deg(aligned.quaternion, true_poses.quaternion, group).max() < 0.1
+    assert shift_errors_angstrom(aligned.shift_angstrom, true_poses.shift_angstrom).max() < 0.01
+    if not is_mirrored and symmetry == "c1":
+        expected = -quaternion_to_matrix(turn.double()) @ moved.double()
+        assert torch.allclose(alignment.translation_angstrom, expected, atol=0.01)
+        assert abs(float((alignment.rotation * inverse(turn)).sum())) > 0.99999
+
+
+def test_translation_stands_wrong_poses_and_wrong_shifts(true_poses):
+    generator = torch.Generator().manual_seed(3)
+    estimated = in_another_frame(true_poses, random_quaternions(1, generator)[0], torch.tensor([20.0, 0.0, -9.0]))
+    quaternion, shift = estimated.quaternion.clone(), estimated.shift_angstrom.clone()
+    quaternion[:100] = random_quaternions(100, generator)
+    shift[80:150] += 30 + 5 * torch.randn(70, 2, generator=generator)
+    shift += torch.randn(300, 2, generator=generator)
+    alignment = align_poses(Poses(quaternion, shift), true_poses, symmetry_group("c1"))
+    errors = shift_errors_angstrom(alignment.apply_to_poses(Poses(quaternion, shift)).shift_angstrom,
+                                   true_poses.shift_angstrom)
+    assert errors[150:].median() < 1.4  # noise of 1 A along x and y is 1.2 A off at the median
+
+
+def test_few_poses_that_agree_move_nothing(true_poses):
+    few = true_poses[:9]
+    alignment = align_poses(in_another_frame(few, torch.tensor([0.0, 0.0, 0.0, 1.0]), torch.ones(3)), few,
+                            symmetry_group("c1"))
+    assert alignment.translation_angstrom.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_direction_that_no_image_shows_is_left(true_poses):
+    top_views = Poses(relion_euler_to_quaternion(torch.tensor([[0.0, 0.0, float(psi)] for psi in range(300)])),
+                      true_poses.shift_angstrom)
+    identity = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    alignment = align_poses(in_another_frame(top_views, identity, torch.tensor([3.0, 4.0, 50.0])), top_views,
+                            symmetry_group("c1"))
+    assert torch.allclose(alignment.translation_angstrom, torch.tensor([-3.0, -4.0, 0.0]).double(), atol=0.01)

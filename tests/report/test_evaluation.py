@@ -10,11 +10,12 @@ from cryoforum_core.geometry.rotations import (
     compose,
     inverse,
     mirror_hand,
+    quaternion_to_matrix,
     random_quaternions,
     rotation_vector_to_quaternion,
 )
 from cryoforum_core.geometry.symmetry import symmetry_group
-from cryoforum_core.imaging.volume_frame import mirror_volume, turn_volume
+from cryoforum_core.imaging.volume_frame import mirror_volume, move_volume, turn_volume
 from cryoforum_core.mrc import write_map
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.report.evaluation import compare_poses, join_rows, read_two_maps, write_evaluation
@@ -125,6 +126,31 @@ def test_map_in_another_frame_is_turned_before_the_fsc(tmp_path, true, is_mirror
         assert [float(row["fsc"]) for row in csv.DictReader(file)][1] > 0.99
     with open(tmp_path / "errors.csv") as file:
         assert len(list(csv.DictReader(file))) == N
+
+
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_map_that_is_turned_and_moved_is_that_of_its_poses(tmp_path, true, is_mirrored):
+    axis, pixel_size = torch.arange(32) - 16, 3.0
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    centres = torch.randn(10, 3, generator=torch.Generator().manual_seed(1)) * 3
+    volume = sum(torch.exp(-((x - c[0])**2 + (y - c[1])**2 + (z - c[2])**2) / 5) for c in centres)
+    turn, moved_px = random_quaternions(1, torch.Generator().manual_seed(9))[0], torch.tensor([2.3, -1.6, 3.1])
+    other_map, quaternion = move_volume(volume, turn, moved_px), compose(true.quaternion, turn)
+    # origins are minus displacements; the mirror in z leaves what is seen along x and y
+    origin = true.shift_angstrom + (quaternion_to_matrix(quaternion) @ (pixel_size * moved_px))[:, :2]
+    if is_mirrored:
+        other_map, quaternion = mirror_volume(other_map), mirror_hand(quaternion)
+    write_map(tmp_path / "estimated.mrc", other_map.numpy(), pixel_size)
+    write_map(tmp_path / "known.mrc", volume.numpy(), pixel_size)
+    maps = read_two_maps(tmp_path / "estimated.mrc", tmp_path / "known.mrc")
+    errors = compare_poses(table(Poses(quaternion, origin), range(1, N + 1)), table(true, range(1, N + 1)), C1,
+                           align=True, allow_mirror=True)
+    run = RunDirectory(tmp_path)
+    summary = write_evaluation(run, errors, maps)
+    assert errors.shift_error_angstrom.max() < 0.02 and summary["is_mirrored"] is is_mirrored
+    assert torch.tensor(summary["frame_translation_angstrom"]).norm() == pytest.approx(3 * float(moved_px.norm()), 0.01)
+    with open(run.fsc) as file:
+        assert min(float(row["fsc"]) for row in list(csv.DictReader(file))[:9]) > 0.98
 
 
 def test_maps_that_differ_are_refused(tmp_path):
