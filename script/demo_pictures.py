@@ -20,12 +20,12 @@ BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#8a8f98"
 
 
 def evaluate(out: Path, name: str, demo: dict) -> dict:
-    """``cryoforum evaluate`` of all predicted poses and of one RELION map; returns its summary."""
+    """``cryoforum evaluate`` of all poses found and of one RELION map, moved onto the truth; returns its summary."""
     run = out / f"evaluation_{name}"
     truth = out / "simulated"
     subprocess.run([sys.executable, "-m", "cryoforum_core", "evaluate", "--out", run,
-                    "--particles", Path(demo["predict"]) / "particles.star", "--truth", truth / "truth.star",
-                    "--map", demo["maps"][name], "--truth-map", truth / "map.mrc", "--device", "cpu"],
+                    "--particles", Path(demo["ab_initio"]) / "particles.star", "--truth", truth / "truth.star",
+                    "--map", demo["maps"][name], "--truth-map", truth / "map.mrc", "--align-frame", "--allow-mirror", "--device", "cpu"],
                    check=True, capture_output=True, text=True)
     return json.loads((run / "summary.json").read_text())
 
@@ -44,8 +44,8 @@ def central_slice(path) -> np.ndarray:
 
 
 def draw_maps(out: Path, demo: dict, resolutions: dict) -> Path:
-    """Central slices of the truth and of RELION's maps, each in its own grey scale."""
-    panels = {"truth": out / "simulated/map.mrc", **demo["maps"]}
+    """Central slices of the truth and of RELION's maps, moved onto it, each in its own grey scale."""
+    panels = {"truth": out / "simulated/map.mrc", **{name: out / f"evaluation_{name}/map.mrc" for name in demo["maps"]}}
     figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.7))
     for axis, (name, path) in zip(axes, panels.items(), strict=True):
         image = central_slice(path)
@@ -106,7 +106,7 @@ def main() -> None:
     demo = json.loads((out / "demo.json").read_text())
     resolutions = {name: evaluate(out, name, demo)["resolution_angstrom"] for name in demo["maps"]}
     ids, error_deg, is_junk = read_errors(out)
-    with np.load(Path(demo["predict"]) / "orientation_posterior.npz", allow_pickle=False) as arrays:
+    with np.load(Path(demo["ab_initio"]) / "orientation_posterior.npz", allow_pickle=False) as arrays:
         row_of = {int(i): row for row, i in enumerate(arrays["particle_id"])}
         rows = [row_of[i] for i in ids.tolist()]
         score, expected_deg = arrays["match_score"][rows], arrays["expected_error_deg"][rows]
@@ -114,13 +114,14 @@ def main() -> None:
     pictures = draw_maps(out, demo, resolutions), draw_errors(out, error_deg, is_junk, is_kept, score, expected_deg)
     print_figures(error_deg, is_junk, is_kept, resolutions)
     print("\nWhere things are")
-    print(f"  Scipion project   {demo['project_path']}")
+    print(f"  Scipion project      {demo['project_path']}")
     for name, path in demo["maps"].items():
-        print(f"  map ({name}){'':<{11 - len(name)}} {path}")
+        print(f"  map ({name}){'':<{max(1, 14 - len(name))}} {path}")
     for picture in pictures:
-        print(f"  picture           {picture}")
+        print(f"  picture              {picture}")
     print("\nWhat to open next")
     print(f"  script/scipion project {demo['project']}      the project: forms, logs, Analyze results")
+    print(f"  {Path(demo['ab_initio']) / 'report.html'}      what ab initio found, and what to do next")
     print(f"  {pictures[0]}")
 
 

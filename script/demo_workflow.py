@@ -1,4 +1,4 @@
-"""The demo's Scipion workflow: import, train, predict, subset, and RELION's maps of all, kept and rejected particles.
+"""The demo's Scipion workflow: import, ab initio, subset, RELION's maps of all, kept and rejected particles, postprocess.
 
 Run by script/demo with ``script/scipion python``. Writes where each result is to OUT/demo.json.
 """
@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import mrcfile
+import numpy as np
 import pyworkflow as pw
 from pyworkflow.project import Manager
 
@@ -20,9 +22,9 @@ DOMAIN = pw.Config.getDomain()
 DOMAIN.getProtocols()
 
 from cryoforum import Plugin  # noqa: E402  plugins can be imported once the domain is loaded
-from cryoforum.protocols import CryoForumProtPredict, CryoForumProtSubset, CryoForumProtTrain  # noqa: E402
-from pwem.protocols import ProtImportParticles, ProtImportVolumes  # noqa: E402
-from relion.protocols import ProtRelionReconstruct  # noqa: E402
+from cryoforum.protocols import CryoForumProtAbInitio, CryoForumProtSubset  # noqa: E402
+from pwem.protocols import ProtImportParticles  # noqa: E402
+from relion.protocols import ProtRelionCreateMask3D, ProtRelionPostprocess, ProtRelionReconstruct  # noqa: E402
 
 PROJECT = "cryoforum_demo"
 # lines of the engine's progress: "train  40%  1200/3000 steps  loss=0.31  time left 2:10"
@@ -57,7 +59,8 @@ class Workflow:
             sys.exit(f"{title} failed: {protocol.getErrorMessage()}\nLogs: {os.path.abspath(protocol._getLogsPath())}")
         if Protocol.__name__.startswith("CryoForum"):
             for line in protocol.summary():
-                print("   " + line.replace("*", ""))
+                if "[[" not in line:  # a link for Scipion's windows
+                    print("   " + line.replace("*", ""))
         print(f"   {time.monotonic() - start:.0f} s", flush=True)
         return protocol
 
@@ -84,25 +87,20 @@ def import_data(flow, data):
     particles = flow.run("import particles", ProtImportParticles, importFrom=ProtImportParticles.IMPORT_FROM_RELION,
                          starFile=str(data / "particles.star"), samplingRate=summary["pixel_size_angstrom"],
                          magnification=50000, **acquisition)
-    reference = flow.run("import reference map", ProtImportVolumes, filesPath=str(data / "map.mrc"),
-                         samplingRate=summary["pixel_size_angstrom"])
-    return (particles, "outputParticles"), (reference, "outputVolume")
+    return particles, "outputParticles"
 
 
-def orient(flow, particles, reference, minutes):
-    """Train, predict and select: the protocols."""
+def orient(flow, particles, minutes):
+    """From images alone to a map and orientations, then the clean-up: the protocols."""
     compute = dict(useGpu=Plugin.hasGpu(), numberOfThreads=os.cpu_count())
-    train = flow.run("train orientation network", CryoForumProtTrain,
-                     {"inputParticles": particles, "referenceVolume": reference}, maxMinutes=minutes, **compute)
-    predict = flow.run("predict orientations", CryoForumProtPredict,
-                       {"inputParticles": particles, "inputNetwork": (train, "outputNetwork")}, **compute)
-    subset = flow.run("uncertainty subset", CryoForumProtSubset, {"inputParticles": (predict, "outputParticles")})
-    return train, predict, subset
+    ab_initio = flow.run("ab initio", CryoForumProtAbInitio, {"inputParticles": particles}, trainMinutes=minutes, **compute)
+    subset = flow.run("uncertainty subset", CryoForumProtSubset, {"inputParticles": (ab_initio, "outputParticles")})
+    return ab_initio, subset
 
 
-def reconstruct(flow, predict, subset):
+def reconstruct(flow, ab_initio, subset):
     """RELION's maps, by name; a subset without particles has none."""
-    sets = {"all": (predict, "outputParticles"), "kept": (subset, "outputParticles"),
+    sets = {"all": (ab_initio, "outputParticles"), "kept": (subset, "outputParticles"),
             "rejected": (subset, "outputParticlesRejected")}
     maps = {}
     for name, (protocol, output) in sets.items():
@@ -111,6 +109,19 @@ def reconstruct(flow, predict, subset):
                             {"inputParticles": (protocol, output)}, doCTF=True)
             maps[name] = os.path.abspath(done.outputVolume.getFileName())
     return maps
+
+
+def postprocess(flow, ab_initio):
+    """RELION's mask, and its sharpened map from the two half maps of ab initio."""
+    volume = ab_initio.outputVolume
+    with mrcfile.open(volume.getFileName(), permissive=True) as mrc:
+        threshold = 0.25 * float(np.percentile(mrc.data, 99.5))
+    mask = flow.run("RELION mask", ProtRelionCreateMask3D, {"inputVolume": (ab_initio, "outputVolume")},
+                    threshold=threshold, initialLowPassFilterA=6 * volume.getSamplingRate())
+    done = flow.run("RELION postprocess", ProtRelionPostprocess,
+                    {"inputVolume": (ab_initio, "outputVolume"), "solventMask": (mask, "outputMask")},
+                    relionInput=False, inputType=0, doAutoBfactor=False, bfactor=0)
+    return os.path.abspath(done.outputVolume.getFileName())
 
 
 def ids_of(protocol, output):
@@ -126,13 +137,12 @@ def main():
     options = parser.parse_args()
     data, out = options.data.resolve(), options.out.resolve()
     flow = Workflow()
-    particles, reference = import_data(flow, data)
-    train, predict, subset = orient(flow, particles, reference, options.minutes)
-    maps = reconstruct(flow, predict, subset)
+    ab_initio, subset = orient(flow, import_data(flow, data), options.minutes)
+    maps = reconstruct(flow, ab_initio, subset)
+    maps["postprocessed"] = postprocess(flow, ab_initio)
     (out / "demo.json").write_text(json.dumps({
         "project": PROJECT, "project_path": os.path.abspath(flow.project.path),
-        "train": os.path.abspath(train._getExtraPath("train")),
-        "predict": os.path.abspath(predict._getExtraPath("predict")),
+        "ab_initio": os.path.abspath(ab_initio._getExtraPath("ab_initio")),
         "maps": maps, "kept": ids_of(subset, "outputParticles"),
         "rejected": ids_of(subset, "outputParticlesRejected")}, indent=2))
 

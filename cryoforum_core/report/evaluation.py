@@ -20,7 +20,7 @@ from ..geometry.pose_errors import (
 from ..imaging.masks import soft_sphere
 from ..imaging.resolution import fourier_shell_correlation, resolution_angstrom
 from ..imaging.volume_frame import mirror_volume, move_volume
-from ..mrc import read_map
+from ..mrc import read_map, write_map
 from ..particles.dataset import PARTICLE_ID_COLUMNS, read_poses
 from ..particles.image_stack import parse_image_names
 from ..particles.simulate import JUNK_KIND_COLUMN
@@ -89,7 +89,8 @@ def read_two_maps(estimated: Path, known: Path) -> TwoMaps:
 
 
 def write_evaluation(run: RunDirectory, errors: PoseErrors, maps: TwoMaps | None) -> dict:
-    """Writes errors.csv and, with maps, fsc.csv; returns the summary.
+    """Writes errors.csv and, with maps, fsc.csv, and map.mrc where the map was moved onto the known one; returns the
+    summary.
 
     Resolutions are where the FSC against the known map, inside a soft sphere of 45 % of the box, falls to 0.143 and
     0.5; without maps they are None.
@@ -100,7 +101,10 @@ def write_evaluation(run: RunDirectory, errors: PoseErrors, maps: TwoMaps | None
     _write_csv(run.path / "errors.csv", header, ((p, f"{e:.4f}", f"{s:.4f}", int(j)) for p, e, s, j in rows))
     summary = errors.summary() | {"resolution_angstrom": None, "resolution_at_fsc_0.5_angstrom": None}
     if maps is not None:
-        fsc = _fsc(maps, errors.alignment)
+        moved = _on_the_known_map(maps, errors.alignment)
+        if errors.alignment is not None:
+            write_map(run.map, moved.cpu().numpy(), maps.pixel_size_angstrom)
+        fsc = _fsc(moved, maps.known)
         box = len(maps.known)
         _write_csv(run.fsc, ("shell", "resolution_angstrom", "fsc"),
                    ((i, f"{box * maps.pixel_size_angstrom / max(i, 1):.4f}", f"{c:.5f}")
@@ -110,14 +114,17 @@ def write_evaluation(run: RunDirectory, errors: PoseErrors, maps: TwoMaps | None
     return summary
 
 
-def _fsc(maps: TwoMaps, alignment: FrameAlignment | None) -> Tensor:
-    estimated = maps.estimated
-    if alignment is not None:
-        estimated = mirror_volume(estimated) if alignment.is_mirrored else estimated
-        translation_px = alignment.translation_angstrom / maps.pixel_size_angstrom
-        estimated = move_volume(estimated, alignment.rotation, translation_px)
+def _on_the_known_map(maps: TwoMaps, alignment: FrameAlignment | None) -> Tensor:
+    """The estimated map (D, D, D), mirrored, turned and moved where the frames were aligned."""
+    if alignment is None:
+        return maps.estimated
+    estimated = mirror_volume(maps.estimated) if alignment.is_mirrored else maps.estimated
+    return move_volume(estimated, alignment.rotation, alignment.translation_angstrom / maps.pixel_size_angstrom)
+
+
+def _fsc(estimated: Tensor, known: Tensor) -> Tensor:
     mask = soft_sphere(len(estimated), _MASK_RADIUS_BOXES * len(estimated))
-    return fourier_shell_correlation(estimated * mask, maps.known * mask)
+    return fourier_shell_correlation(estimated * mask, known * mask)
 
 
 def _write_csv(path: Path, header: tuple, rows) -> None:
