@@ -15,7 +15,8 @@ from ..progress import Progress
 from .half_maps import BATCH_IMAGES, HalfMapPair, HalfSetRefinement, matching_model, next_radius_px
 from .run import AbInitioPlan
 
-N_CALIBRATION = 128
+# an eighth of a half set, within these limits: they are searched exhaustively
+MIN_CALIBRATION, MAX_CALIBRATION = 48, 128
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
                                    plan.group, max_radius_px, refinement.max_displacement_px * scale)
             matcher = Matcher(model, adaptive=True, seed=plan.config.seed)
             draw = np.random.default_rng([plan.config.seed, half])
-            some = np.sort(draw.permutation(of_half)[:N_CALIBRATION])
+            n_calibration = min(max(len(of_half) // 8, MIN_CALIBRATION), MAX_CALIBRATION)
+            some = np.sort(draw.permutation(of_half)[:n_calibration])
             matcher.calibrate(*images.transforms(some), _known(refinement, network, some, scale, images))
             for rows in np.array_split(of_half, max(1, -(-len(of_half) // BATCH_IMAGES))):
                 known = _known(refinement, network, rows, scale, images)

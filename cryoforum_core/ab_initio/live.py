@@ -54,7 +54,7 @@ class LiveRun:
     def show(self, of_stage: float, message: str = "", score: float | None = None) -> None:
         """Writes the files, not more often than every few seconds. What goes wrong here must not stop a run."""
         now = time.monotonic()
-        if of_stage and now - self._last < _MIN_SECONDS_BETWEEN:
+        if 0 < of_stage < 1 and now - self._last < _MIN_SECONDS_BETWEEN:
             return
         self._last, names = now, list(self.shares)
         done, seconds = self.fraction(of_stage), now - self._start

@@ -15,6 +15,7 @@ from ..imaging.noise import noise_power_spectrum
 from ..imaging.projection import FourierVolume
 from ..inference.preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
 from ..matching.likelihood import MatchingImages
+from ..matching.refine import refine
 from ..matching.search import displacement_grid
 from ..matching.stochastic import (
     DISPLACEMENT_STEP_OF_WAVE,
@@ -36,8 +37,6 @@ MAX_STARTS = 4
 # log-evidence of a structure over that of its spherical average, per held-out image
 MIN_STRUCTURE_EVIDENCE = 1.0
 SAVE_EVERY_STEPS, SHOW_EVERY_STEPS = 50, 20
-# images of two searches agree in their frames where their poses differ by less
-AGREE_WITHIN_DEG = 20.0
 
 
 @dataclass(frozen=True)
@@ -133,19 +132,19 @@ def judge(images: SearchImages, volume: Tensor, settings: StochasticSettings, se
 
 def _held_out_evidence(images: MatchingImages, volume: Tensor, settings: StochasticSettings,
                        n_rotations: int = N_JUDGING_ROTATIONS) -> tuple[Tensor, Tensor]:
-    """Log-evidence (n,) over all poses, and the best rotations (n, 4)."""
+    """Log-evidence (n,) over all poses, and the best rotations (n, 4), refined beyond the grid."""
     radius = settings.last_radius_px
-    fourier_volume = FourierVolume.from_real(volume, max_radius_px=radius + 1)
+    fourier_volume = FourierVolume.from_real(volume, max_radius_px=radius + 1, with_gradient=True)
     grid = super_fibonacci(n_rotations, device=volume.device)
     step_px = DISPLACEMENT_STEP_OF_WAVE * images.box_size_px / radius
     offsets = displacement_grid(settings.max_displacement_px, step_px).to(volume.device)
-    evidence, best = [], []
+    evidence, best, reach_px = [], [], max(settings.max_displacement_px, 1.0)
     chunk = max(1, int(3e7 / (n_rotations * len(offsets))))
     for start in range(0, len(images), chunk):
         part = images[start:start + chunk]
         posterior = GridPosterior.of(part, fourier_volume, grid, offsets.new_zeros(len(part), 2), offsets)
         evidence.append(posterior.log_evidence)
-        best.append(posterior.best_rotation())
+        best.append(refine(part, fourier_volume, *posterior.best_pose(), max_displacement_px=2 * reach_px).quaternion)
     return torch.cat(evidence), torch.cat(best)
 
 

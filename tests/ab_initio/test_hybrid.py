@@ -1,0 +1,163 @@
+"""The hybrid method as a job: from a random start to poses, maps and a network; what does not converge says so."""
+
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import cryoforum_core as cf
+from cryoforum_core import jobs
+from cryoforum_core.ab_initio.hybrid import estimated_seconds
+from cryoforum_core.ab_initio.run import plan_ab_initio
+from cryoforum_core.config import AbInitioConfig, EvaluateConfig, PredictConfig, SelectConfig
+from cryoforum_core.errors import InputError, NotConverged
+from cryoforum_core.mrc import StackWriter, read_map
+from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.particles.table import ParticleTable
+
+N, BOX = 600, 32
+FAST = {"search_steps": 150, "seeds": 1, "train_minutes": 0.1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hybrid")
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    """600 images of the embedded ribosome subunit with CTF and displacements, SNR 1; 5 % junk."""
+    return cf.simulate(cf.SimulateConfig(out=folder / "set", n_particles=N, box_size_px=BOX, snr=1.0, shift_rms_px=1.0,
+                                         junk_fraction=0.05, junk_kinds=("noise", "other-molecule"), seed=2))
+
+
+@pytest.fixture(scope="module")
+def run(folder, data):
+    return jobs.ab_initio(AbInitioConfig(out=folder / "run", particles=data.particles, **FAST))
+
+
+@pytest.fixture(scope="module")
+def evaluation(folder, data, run):
+    return jobs.evaluate(EvaluateConfig(out=folder / "evaluation", particles=run.particles, truth=data.truth,
+                                        map=run.map, truth_map=data.map, align_frame=True, allow_mirror=True))
+
+
+def test_orientations_and_map_are_those_of_the_molecule(evaluation):
+    found = evaluation.read_summary()
+    assert found["median_error_deg"] < 2.5 and found["fraction_below_10deg"] > 0.9
+    assert found["resolution_angstrom"] < 30  # the box ends at 24 A
+    assert found["median_shift_error_angstrom"] < 6  # half a pixel
+
+
+def test_the_summary_says_what_was_found_and_how_it_is_known(run):
+    summary = run.read_summary()
+    assert summary["converged"] and "half sets" in summary["converged_reason"]
+    assert summary["method"] == "hybrid" and summary["hand"] == "undetermined" and summary["n_particles"] == N
+    assert summary["held_out_structure"] > 5 * summary["held_out_structure_error"]
+    assert set(summary["stages"]) == {"search", "half maps", "network", "final matching", "maps"}
+    assert summary["rounds"][-1]["resolution_angstrom"] < summary["rounds"][0]["resolution_angstrom"]
+    assert [start["chosen"] for start in summary["seeds"]] == [True]
+
+
+def test_particles_keep_what_they_had_and_get_poses_uncertainties_and_half_sets(run, data):
+    before, after = ParticleTable.read(data.particles), ParticleTable.read(run.particles)
+    for name in before.names:
+        if name != "rlnImageName":
+            assert after.strings(name).tolist() == before.strings(name).tolist()
+    assert after.has("rlnAngleRot", "rlnOriginXAngst", "rlnCryoforumExpectedError", "rlnCryoforumMatchScore")
+    assert set(after.integers("rlnRandomSubset")) == {1, 2}
+    with np.load(run.orientation_posterior, allow_pickle=False) as arrays:
+        assert np.array_equal(arrays["particle_id"], load_particles(data.particles).particle_id)
+        assert np.isfinite(arrays["expected_error_deg"]).all()
+
+
+def test_uncertainties_know_junk(run, data, folder):
+    clean = jobs.select(SelectConfig(out=folder / "clean", run=run.path))
+    kind = dict(zip(ParticleTable.read(data.truth).integers("rlnParticleId").tolist(),
+                    ParticleTable.read(data.truth).strings("rlnCryoforumJunkKind").tolist(), strict=True))
+    kept = [kind[i] for i in ParticleTable.read(clean.selected).integers("rlnParticleId").tolist()]
+    assert sum(k != "none" for k in kept) <= 8  # of 30
+    assert len(kept) > 0.85 * N
+
+
+def test_half_maps_are_two_maps_of_one_molecule(run):
+    (first, pixel), (second, _), (both, _) = (read_map(path) for path in (run.map_half1, run.map_half2, run.map))
+    assert first.shape == both.shape == (BOX,) * 3 and pixel == pytest.approx(read_map(run.map)[1])
+    assert 0.7 < np.corrcoef(first.ravel(), second.ravel())[0, 1] < 0.9999
+
+
+def test_the_network_predicts(run, data, folder):
+    predicted = jobs.predict(PredictConfig(out=folder / "predicted", particles=data.particles, model=run.path,
+                                           refinement="none", device="cpu"))
+    assert predicted.read_summary()["n_particles"] == N
+
+
+def test_the_run_could_be_followed(run):
+    progress = json.loads(run.progress.read_text())
+    assert progress["fraction"] == 1 and progress["n_stages"] == 5 and progress["seconds"] > 1
+    assert "report.html" in run.live.read_text()  # whoever has it open is led on
+    assert not (run.path / "stages").exists()
+
+
+def test_a_set_of_noise_does_not_converge(folder):
+    noise = folder / "noise"
+    noise.mkdir()
+    source = cf.simulate(cf.SimulateConfig(out=folder / "source", n_particles=300, box_size_px=BOX, snr=1.0))
+    images = np.random.default_rng(0).standard_normal((300, BOX, BOX)).astype(np.float32)
+    pixel = source.read_summary()["pixel_size_angstrom"]
+    with StackWriter(noise / "particles.mrcs", 300, BOX, pixel) as stack:
+        stack.append(images)
+    ParticleTable.read(source.particles).write(noise / "particles.star")
+    out = folder / "of_noise"
+    with pytest.raises(NotConverged, match="had not seen"):
+        jobs.ab_initio(AbInitioConfig(out=out, particles=noise / "particles.star", contrast="bright", ctf_state="raw",
+                                      skip=("distillation", "refinement"), **FAST | {"search_steps": 40}))
+    summary = json.loads((out / "summary.json").read_text())
+    assert not summary["converged"] and len(summary["seeds"]) > 1  # it tried again
+    assert "had not seen" in (out / "report.html").read_text()
+    assert not (out / "checkpoint").exists()
+
+
+def test_a_stopped_run_goes_on_to_the_same_result(folder, data):
+    """Stopped in the search, and once more after it."""
+    options = FAST | {"search_steps": 100, "skip": ("distillation", "refinement")}
+    whole = _tolerant(AbInitioConfig(out=folder / "whole", particles=data.particles, **options))
+    config = AbInitioConfig(out=folder / "stopped", particles=data.particles, **options)
+    timer = threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        _tolerant(config)
+    timer.cancel()
+    assert not (folder / "stopped/summary.json").exists()
+    resumed = _tolerant(config.model_copy(update={"resume": True}))
+    with np.load(whole.orientation_posterior) as a, np.load(resumed.orientation_posterior) as b:
+        assert np.array_equal(a["quaternion"], b["quaternion"])
+
+
+def _tolerant(config):
+    try:
+        return jobs.ab_initio(config)
+    except NotConverged:
+        return cf.RunDirectory(config.out)
+
+
+def test_bad_input_is_told_at_once(folder, data):
+    few = folder / "few.star"
+    load_particles(data.particles).subset(np.arange(50)).save(few)
+    config = AbInitioConfig(out=folder / "bad", particles=few, symmetry="x9", device="cpu")
+    with pytest.raises(InputError) as error:
+        jobs.ab_initio(config)
+    assert "at least 200 particles" in str(error.value) and "x9" in str(error.value)
+    assert not (folder / "bad").exists()
+
+
+def test_the_estimate_grows_with_the_set(folder, data):
+    particles = load_particles(data.particles)
+    config = AbInitioConfig(out=folder / "x", particles=data.particles, device="cpu")
+    plan = plan_ab_initio(config, particles, torch.device("cpu"))
+    fewer = plan_ab_initio(config, particles.subset(np.arange(300)), torch.device("cpu"))
+    assert estimated_seconds(plan) > estimated_seconds(fewer) > 10
