@@ -1,7 +1,7 @@
 """Ab initio: how reliable the search is, how accurate whole runs are, what each stage is worth, and others' programs.
 
-    python benchmarks/ab_initio.py reliability SET ... --out DIR [--seeds 10] [--steps 200]
-    python benchmarks/ab_initio.py accuracy    SET ... --reference MAP ... --out DIR [--search-steps 200]
+    python benchmarks/ab_initio.py reliability SET ... --out DIR [--seeds 10] [--steps 400]
+    python benchmarks/ab_initio.py accuracy    SET ... --reference MAP ... --out DIR [--train-minutes 2]
     python benchmarks/ab_initio.py ablation    SET --reference MAP --out DIR
     python benchmarks/ab_initio.py others      SET --reference MAP --out DIR [--cryodrgn cryodrgn] [--only ...]
 
@@ -37,20 +37,23 @@ from cryoforum_core.ab_initio.search_stage import (
     search_settings,
 )
 from cryoforum_core.config import AbInitioConfig
-from cryoforum_core.geometry.pose_errors import FrameAlignment, align_frame, rotation_errors_deg
+from cryoforum_core.geometry.pose_errors import (
+    FrameAlignment,
+    align_frame,
+    align_poses,
+    rotation_errors_deg,
+    shift_errors_angstrom,
+)
 from cryoforum_core.geometry.poses import Poses
-from cryoforum_core.geometry.rotations import quaternion_to_matrix
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.masks import soft_sphere
 from cryoforum_core.imaging.resolution import fourier_shell_correlation, resolution_angstrom
-from cryoforum_core.imaging.volume_frame import mirror_volume, move_volume
 from cryoforum_core.inference.predict import pose_columns
 from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_stack import save_table
 
 CONVERGED_BELOW_DEG, LOST_ABOVE_DEG = 10.0, 10.0
-MAX_CENTRING_ERROR_DEG = 20.0
 MASK_RADIUS_BOXES = 0.45  # as in evaluate
 NOT_CONVERGED = 3  # exit code
 POLL_SECONDS = 0.2
@@ -160,52 +163,26 @@ class InTrueFrame:
 
     poses: Poses
     alignment: FrameAlignment
-    translation_angstrom: Tensor
-    """(3,): how far the run's map had to be moved"""
     error_deg: Tensor
     shift_error_angstrom: Tensor
 
     @classmethod
     def of(cls, found: Poses, truth: Poses) -> "InTrueFrame":
         group = symmetry_group("c1").double()
-        alignment = align_frame(found.quaternion, truth.quaternion, group, allow_mirror=True)
-        quaternion = alignment.apply(found.quaternion.double())
-        error_deg = rotation_errors_deg(quaternion, truth.quaternion.double(), group)
-        translation = fit_translation(quaternion, truth.shift_angstrom.double() - found.shift_angstrom.double(), error_deg)
-        shift = found.shift_angstrom.double() + _in_plane(quaternion, translation)
-        return cls(Poses(quaternion, shift), alignment, translation, error_deg,
-                   (shift - truth.shift_angstrom.double()).norm(dim=-1))
-
-    def moved(self, volume: Tensor, pixel_size_angstrom: float) -> Tensor:
-        """The run's map (b, b, b) in the truth's frame."""
-        volume = mirror_volume(volume) if self.alignment.is_mirrored else volume
-        return move_volume(volume, self.alignment.rotation, self.translation_angstrom / pixel_size_angstrom)
+        truth = Poses(truth.quaternion.double(), truth.shift_angstrom.double())
+        found = Poses(found.quaternion.double(), found.shift_angstrom.double())
+        alignment = align_poses(found, truth, group, allow_mirror=True)
+        poses = alignment.apply_to_poses(found)
+        return cls(poses, alignment, rotation_errors_deg(poses.quaternion, truth.quaternion, group),
+                   shift_errors_angstrom(poses.shift_angstrom, truth.shift_angstrom))
 
     def figures(self, pixel_size_angstrom: float) -> dict:
         """Medians and means in degrees, the part that is lost, and shifts in pixels."""
         return {"median_deg": float(self.error_deg.median()), "mean_deg": float(self.error_deg.mean()),
                 "lost": float((self.error_deg > LOST_ABOVE_DEG).double().mean()),
                 "shift_px": float(self.shift_error_angstrom.median()) / pixel_size_angstrom,
-                "off_centre_px": float(self.translation_angstrom.norm()) / pixel_size_angstrom,
+                "off_centre_px": float(self.alignment.translation_angstrom.norm()) / pixel_size_angstrom,
                 "is_mirrored": self.alignment.is_mirrored}
-
-
-def _in_plane(quaternion: Tensor, translation: Tensor) -> Tensor:
-    """x and y of A t for rotations (N, 4): (N, 2)."""
-    return (quaternion_to_matrix(quaternion) @ translation)[..., :2]
-
-
-def fit_translation(quaternion: Tensor, difference: Tensor, error_deg: Tensor) -> Tensor:
-    """t (3,) whose A t explains the differences (N, 2) of the origins, from poses that are about right; outliers out."""
-    kept = error_deg < MAX_CENTRING_ERROR_DEG
-    if kept.sum() < 10:
-        return torch.zeros(3, dtype=torch.float64)
-    matrix = quaternion_to_matrix(quaternion)[:, :2]
-    for _ in range(5):
-        found = torch.linalg.lstsq(matrix[kept].reshape(-1, 3), difference[kept].reshape(-1, 1)).solution[:, 0]
-        left = (difference - matrix @ found).norm(dim=-1)
-        kept = (error_deg < MAX_CENTRING_ERROR_DEG) & (left <= 3 * left[kept].median())
-    return found
 
 
 def resolutions(volume: Tensor, known: Tensor, pixel_size_angstrom: float) -> tuple[float, float]:
@@ -301,22 +278,22 @@ def reliability_table(rows: list[dict]) -> str:
 
 # ---------------------------------------------------------------- whole runs
 def whole_run(data: SimulatedSet, reference: Path, out: Path, *options) -> dict:
-    """``cryoforum ab-initio`` and ``evaluate``, and the figures of its poses and map in the truth's frame."""
+    """``cryoforum ab-initio`` and what ``evaluate`` says of its poses and map; ``relion``: of RELION's map with its poses."""
     cost = run_job("ab-initio", out, "--particles", data.particles, *options)
-    summary = json.loads((out / "summary.json").read_text())
     evaluated = out.parent / f"{out.name}_evaluate"
     run_job("evaluate", evaluated, "--particles", out / "particles.star", "--truth", data.truth, "--align-frame",
             "--allow-mirror", "--map", out / "map.mrc", "--truth-map", reference)
+    judged, summary = (json.loads((run / "summary.json").read_text()) for run in (evaluated, out))
     known, pixel_size_angstrom = read_map(reference)
-    known = torch.from_numpy(known)
-    found = judged_poses(out / "particles.star", data.truth)
-    volume = found.moved(torch.from_numpy(read_map(out / "map.mrc")[0]), pixel_size_angstrom)
-    by_relion = relion_map(data, found.poses, out.parent / f"{out.name}_relion")
-    return {"name": data.name, "converged": summary["converged"], "summary": summary,
-            "evaluate": json.loads((evaluated / "summary.json").read_text()), **found.figures(pixel_size_angstrom),
-            "extent_angstrom": len(known) * pixel_size_angstrom, "pixel_size_angstrom": pixel_size_angstrom,
-            "map": resolutions(volume, known, pixel_size_angstrom),
-            "relion": resolutions(by_relion, known, pixel_size_angstrom), **asdict(cost)}
+    by_relion = relion_map(data, judged_poses(out / "particles.star", data.truth).poses, out.parent / f"{out.name}_relion")
+    return {"converged": summary["converged"], "walls": summary.get("stages", {}),
+            "median_deg": judged["median_error_deg"], "mean_deg": judged["mean_error_deg"],
+            "lost": 1 - judged["fraction_below_10deg"],
+            "shift_px": judged["median_shift_error_angstrom"] / pixel_size_angstrom,
+            "off_centre_px": float(np.linalg.norm(judged["frame_translation_angstrom"])) / pixel_size_angstrom,
+            "extent_angstrom": len(known) * pixel_size_angstrom,
+            "map": (judged["resolution_angstrom"], judged["resolution_at_fsc_0.5_angstrom"]),
+            "relion": resolutions(by_relion, torch.from_numpy(known), pixel_size_angstrom), **asdict(cost)}
 
 
 def bound(data: SimulatedSet, reference: Path, out: Path) -> tuple[float, float, float]:
@@ -340,19 +317,18 @@ def accuracy(data: SimulatedSet, reference: Path, out: Path, options: Sequence) 
     limit = bound(data, reference, out)
     true = true_pose_resolutions(data, reference, out)
     found = whole_run(data, reference, out / "run", *options)
-    extent, judged = found["extent_angstrom"], found["evaluate"]
+    extent = found["extent_angstrom"]
     short = [extent / true[i] - extent / found["relion"][i] for i in (0, 1)]
     rows = [f"poses | {data.name} | {'yes' if found['converged'] else 'no'} | {found['median_deg']:.2f} | "
             f"{limit[0]:.2f} | **{found['median_deg'] / limit[0]:.2f}** | {found['mean_deg']:.2f} | "
-            f"{100 * found['lost']:.1f} % | {found['shift_px']:.3f} ({limit[2]:.3f}) | "
-            f"{judged['median_shift_error_angstrom'] / found['pixel_size_angstrom']:.3f} | {found['off_centre_px']:.2f} |",
+            f"{100 * found['lost']:.1f} % | {found['shift_px']:.3f} ({limit[2]:.3f}) | {found['off_centre_px']:.2f} |",
             f"map | {data.name} | {_pair(found['map'])} | {_pair(found['relion'])} | {_pair(true)} | "
             f"{short[0]:.1f} / {short[1]:.1f} |", f"time | {data.name} | {stage_times(found)} |"]
     return "\n".join(rows)
 
 
 def stage_times(found: dict) -> str:
-    walls = found["summary"].get("stages", {})
+    walls = found["walls"]
     stages = " | ".join(f"{walls[name] / 60:.1f} / {found['stages'].get(name, float('nan')) / 60:.1f}" for name in walls)
     return f"{stages} | {found['wall'] / 60:.1f} / {found['processor'] / 60:.1f}"
 
@@ -395,7 +371,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, nargs="+", default=[], help="the true map of each set")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--steps", "--search-steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=AbInitioConfig.model_fields["search_steps"].default)
     parser.add_argument("--train-minutes", type=float, default=2.0)
     parser.add_argument("--only", nargs="+", default=[], help="ablation: numbers of runs; others: names of programs")
     parser.add_argument("--cryodrgn", default="cryodrgn", help="others: the command")
