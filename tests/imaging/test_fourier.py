@@ -65,3 +65,14 @@ def test_half_plane_indices_name_their_frequencies():
 def test_shell_average_of_the_radius_is_the_shell():
     average = fourier.shell_average(fourier.radius_px(32), 32)
     torch.testing.assert_close(average, torch.arange(17.0), atol=0.35, rtol=0)
+
+
+def test_a_map_with_more_voxels_has_the_same_projections_and_comes_back():
+    from cryoforum_core.imaging.fourier import crop_volume, low_pass_volume, resize_volume
+
+    small = low_pass_volume(torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0)), 5.0, 0.3)
+    large = resize_volume(small, 24)
+    assert torch.allclose(crop_volume(large, 16), small, atol=1e-3)
+    # grey values of projections are kept: sums over a column, of which there are fewer in the small box
+    assert torch.allclose(large.mean() * 24, small.mean() * 16, rtol=1e-3)
+    assert torch.equal(resize_volume(small, 16), small)
