@@ -124,6 +124,29 @@ def test_the_files_are_those_of_a_run(short):
 
 def test_predict_takes_the_network(short, tmp_path):
     _, run, made = short
+    poses = cf.predict(cf.PredictConfig(out=tmp_path / "poses", particles=made.particles, model=run.path, device="cpu",
+                                        refinement="none", ctf_state="raw", contrast="bright"))
+    assert poses.read_summary()["n_particles"] == 1000
+    metadata = load_checkpoint(run.path)[1]
+    assert metadata.reference == run.checkpoint / "reference.mrc" and metadata.signal_scale > 0
+
+
+def test_network_and_map_learn_together(sets, tmp_path):
+    """From images without noise alone: the held-out loss falls far below that of images without poses."""
+    made = sets(float("inf"))
+    summary, run = run_end_to_end(config(tmp_path, made.particles, epochs=24, symmetric_loss=True,
+                                         random_pose_weight=1.0))
+    assert summary["converged"], summary["converged_reason"]
+    assert summary["validation_loss"] < 0.55 * summary["loss_without_poses"] and summary["loss_of_noise"] < 0.01
+    assert summary["turn_error_deg"] < 20
+    errors = cf.evaluate(cf.EvaluateConfig(out=tmp_path / "errors", particles=run.particles, truth=made.truth,
+                                           align_frame=True, allow_mirror=True)).read_summary()
+    assert errors["median_error_deg"] < 25
+    poses = cf.predict(cf.PredictConfig(out=tmp_path / "poses", particles=made.particles, model=run.path, device="cpu",
+                                        refinement="none", ctf_state="raw", contrast="bright"))
+    predicted = cf.evaluate(cf.EvaluateConfig(out=tmp_path / "again", particles=poses.particles, truth=made.truth,
+                                              align_frame=True, allow_mirror=True)).read_summary()
+    assert predicted["median_error_deg"] < 30
 
 
 def test_noise_does_not_converge(sets, tmp_path):
