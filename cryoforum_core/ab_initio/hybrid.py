@@ -19,7 +19,7 @@ from ..geometry.rotations import compose, inverse
 from ..imaging.fourier import low_pass_volume, resize_volume
 from ..imaging.map_alignment import align_to_reference
 from ..imaging.resolution import resolution_angstrom
-from ..imaging.symmetry_frame import symmetry_frame
+from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_frame
 from ..imaging.volume_frame import centre_of_mass_px, mirror_volume, move_volume
 from ..inference.predict import finalise, write_predictions
 from ..inference.preparation import matching_map
@@ -335,6 +335,9 @@ class _HybridRun:
         if pair.sampled_fraction < MIN_SAMPLED_FRACTION:
             problems.append(f"The views reach {pair.sampled_fraction:.0%} of the map's frequencies: the images show the "
                             "particle from too few sides.")
+        if outcome.symmetry_score is not None and outcome.symmetry_score < NO_SYMMETRY_BELOW:
+            problems.append(f"The map that was found without symmetry has none of {self.plan.symmetry} (it agrees with its "
+                            f"symmetrised copy to {outcome.symmetry_score:.2f}): use c1, or the right group.")
         # of two starts one may fail; where three find three maps the data do not choose
         if len(outcome.starts) > 2 and outcome.agreement_deg > AGREE_WITHIN_DEG:
             problems.append(f"No two starts found the same map (best agreement {outcome.agreement_deg:.0f} degrees).")

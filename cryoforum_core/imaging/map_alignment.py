@@ -95,7 +95,7 @@ def amplitudes(transform: FourierVolume) -> FourierVolume:
 
 
 def half_ball(max_radius_px: float, device: torch.device | str = "cpu") -> Tensor:
-    """Whole frequencies (kx, ky, kz) (m, 3) in the shells used that are not each other's Friedel mates."""
+    """Whole frequencies (kx, ky, kz) (m, 3), kx >= 0, in the shells used that are not each other's Friedel mates."""
     reach = int(max_radius_px)
     axis = torch.arange(-reach, reach + 1, device=device, dtype=torch.float32)
     k = torch.cartesian_prod(axis, axis, axis)
@@ -112,11 +112,9 @@ def turned_samples(transform: FourierVolume, quaternion: Tensor, k: Tensor) -> T
 def cross_correlation_peak(cross: Tensor, k: Tensor, box_size_px: int) -> tuple[Tensor, Tensor]:
     """Where ``sum_k Re(cross(k) exp(2 pi i k t / box))`` is largest: t (n, 3) in whole pixels, and the mean there (n,).
 
-    cross: (n, m), one of each pair of Friedel mates at ``k`` (m, 3).
+    cross: (n, m) at ``k`` (m, 3) of ``half_ball``.
     """
-    mirrored = k[:, 0] < 0
-    cross = torch.where(mirrored, cross.conj(), cross)
-    index = torch.where(mirrored[:, None], -k, k).long()
+    index = k.long()
     grid = cross.new_zeros(len(cross), box_size_px, box_size_px, box_size_px // 2 + 1)
     grid[:, index[:, 2], index[:, 1], index[:, 0]] = cross
     mate = index[:, 0] == 0
@@ -124,13 +122,13 @@ def cross_correlation_peak(cross: Tensor, k: Tensor, box_size_px: int) -> tuple[
     best = ifft_volume(grid).flatten(1).argmax(dim=-1)
     zyx = torch.stack([best // box_size_px**2, best // box_size_px % box_size_px, best % box_size_px], dim=-1)
     shift = zyx.flip(-1).to(k.dtype) - box_size_px // 2
-    return shift, (cross_shifted(cross, torch.where(mirrored[:, None], -k, k), shift, box_size_px)).mean(-1)
+    return shift, _displaced(cross, k, shift, box_size_px).real.mean(-1)
 
 
-def cross_shifted(cross: Tensor, k: Tensor, shift_px: Tensor, box_size_px: int) -> Tensor:
-    """Real parts of ``cross`` (n, m) after displacements of ``shift_px`` (n, 3) are undone: (n, m)."""
+def _displaced(cross: Tensor, k: Tensor, shift_px: Tensor, box_size_px: int) -> Tensor:
+    """``cross`` (n, m) with displacements of ``shift_px`` (n, 3) undone."""
     angle = (2 * torch.pi / box_size_px) * (shift_px @ k.T)
-    return (cross * torch.polar(torch.ones_like(angle), angle)).real
+    return cross * torch.polar(torch.ones_like(angle), angle)
 
 
 def distinct(quaternion: Tensor, score: Tensor, most: int, apart_deg: float) -> Tensor:
@@ -210,12 +208,12 @@ def _best_nearby(centred: CentredMap, reference: CentredMap, rotations: Tensor, 
         nearby = compose(rotation, offsets.to(rotation))
         values = torch.cat([turned_samples(centred.transform, some, k) for some in in_batches(nearby, len(k))])
         cross = values * known.conj()
-        # neighbours share their translation to within a pixel: one transform finds it, phases refine it
+        # a transform finds the translation to within a pixel, phases refine it
         shift = cross_correlation_peak(cross, k, box)[0]
         for _ in range(3):
             shift = shift + _shift_step(cross, k, shift, box)
         norm = (values.abs().square().mean(-1) * known.abs().square().mean(-1)).sqrt()
-        score = cross_shifted(cross, k, shift, box).mean(-1) / norm
+        score = _displaced(cross, k, shift, box).real.mean(-1) / norm
         best = score.argmax()
         found.append((nearby[best], shift[best], score[best]))
     return [torch.stack(values) for values in zip(*found, strict=True)]
@@ -223,8 +221,7 @@ def _best_nearby(centred: CentredMap, reference: CentredMap, rotations: Tensor, 
 
 def _shift_step(cross: Tensor, k: Tensor, shift_px: Tensor, box_size_px: int) -> Tensor:
     """A Newton step (n, 3), at most half a pixel long, towards the shift at which the phases of ``cross`` are flat."""
-    angle = (2 * torch.pi / box_size_px) * (shift_px @ k.T)
-    centred = cross * torch.polar(torch.ones_like(angle), angle)
+    centred = _displaced(cross, k, shift_px, box_size_px)
     # whitened shells make the curvature the same in all directions
     curvature = (centred.real @ k.square().sum(-1)) / 3
     step = -(box_size_px / (2 * torch.pi)) * (centred.imag @ k) / curvature.clamp_min(1e-12)[:, None]

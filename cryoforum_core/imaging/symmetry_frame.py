@@ -30,6 +30,9 @@ from .map_alignment import (
 )
 from .projection import FourierVolume
 
+NO_SYMMETRY_BELOW = 0.45
+"""A map whose score is lower has no such symmetry."""
+
 _DIRECTION_STEP_DEG = 4.0
 _N_CANDIDATES, _N_FINALISTS = 24, 4
 # points of the transform at which a frame is judged, counting all that are equivalent under the group

@@ -46,8 +46,8 @@ def move_volume(volume: Tensor, quaternion: Tensor, translation_px: Tensor) -> T
     minus displacements: they become ``origin + (A R t)_xy``.
     """
     # displaced first: a molecule in the middle of its box is turned with smaller errors of interpolation
-    displacement_px = quaternion_to_matrix(quaternion.double()) @ translation_px.to(quaternion.device).double()
-    return turn_volume(shift_volume(volume.float(), displacement_px), quaternion)
+    displacement_px = quaternion_to_matrix(quaternion.to(volume)) @ translation_px.to(volume)
+    return turn_volume(shift_volume(volume, displacement_px), quaternion)
 
 
 def mirror_volume(volume: Tensor) -> Tensor:
