@@ -227,7 +227,7 @@ def ab_initio_plan(data: SimulatedSet, out: Path, seed: int) -> AbInitioPlan:
 
 
 def one_search(data: SimulatedSet, truth: Poses, out: Path, seed: int, steps: int) -> dict:
-    """The job's first stage with one seed, as the job runs it; errors (degrees) of the held-out images' grid poses."""
+    """The job's first stage with one seed, as the job runs it; errors (degrees) of the held-out images' best poses."""
     plan = ab_initio_plan(data, out, seed)
     wall, processor = time.monotonic(), time.process_time()
     images = SearchImages.prepare(plan.images, seed, min(LAST_RADIUS_PX, plan.max_radius_px))
