@@ -146,7 +146,7 @@ def _sentence(problem: dict) -> str:
 def _run(parsed: config.JobConfig, arguments: Sequence[str]) -> int:
     _log_to_stdout()
     # a queue stops jobs with SIGTERM; it must end like Ctrl-C
-    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         from . import jobs
 
@@ -163,6 +163,14 @@ def _run(parsed: config.JobConfig, arguments: Sequence[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+def _interrupt(*_) -> None:
+    """As Ctrl-C; also where the shell had the job ignore Ctrl-C, as it does with what a script starts in the background."""
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.raise_signal(signal.SIGINT)
+    else:
+        raise KeyboardInterrupt
 
 
 def _log_to_stdout() -> None:

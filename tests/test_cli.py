@@ -224,3 +224,15 @@ def test_doctor_needs_no_directory_and_passes(cryoforum, tmp_path, monkeypatch):
 def test_doctor_writes_where_it_is_told(cryoforum, tmp_path):
     assert cryoforum("doctor", "--out", tmp_path / "run").returncode == 0
     assert json.loads((tmp_path / "run/summary.json").read_text())["ok"] is True
+
+
+def test_a_job_in_the_background_stops_at_sigterm(tmp_path):
+    """What a script starts in the background ignores SIGINT; SIGTERM must end it all the same."""
+    command = f"trap '' INT; exec {sys.executable} -m cryoforum_core simulate --out {tmp_path / 'set'} --n-particles 200000"
+    with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if "%" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in error
