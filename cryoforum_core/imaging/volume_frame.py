@@ -11,7 +11,7 @@ from .projection import FourierVolume
 # standard deviation of the Gaussian that smooths a map before its dense part is told from noise, in cycles per box
 _SMOOTHING_RADIUS_PX = 4.0
 # what is below this part of the densest voxels counts as solvent and noise
-_DENSE_FRACTION = 0.3
+_DENSE_FRACTION = 0.2
 _DENSEST_SHARE = 0.01
 
 
@@ -58,7 +58,7 @@ def mirror_volume(volume: Tensor) -> Tensor:
 def centre_of_mass_px(volume: Tensor, mask_radius_px: float) -> Tensor:
     """Where the dense part of a map (D, D, D) lies relative to the centre D // 2: (3,) along (x, y, z) in pixels.
 
-    The map is smoothed, and only what is denser than 0.3 of its densest percent counts, so that noise and ripples of
+    The map is smoothed, and only what is denser than 0.2 of its densest percent counts, so that noise and ripples of
     the solvent within ``mask_radius_px`` do not pull the centre to the middle of the box.
     """
     size = len(volume)

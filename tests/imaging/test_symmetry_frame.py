@@ -105,16 +105,17 @@ def test_c1_is_centred():
     places = torch.randn(40, 3, generator=generator) * torch.tensor([3.5, 3.0, 4.0])
     volume = with_noise(gaussians(places + torch.tensor([3.0, -2.0, 1.5])), generator)
     frame = symmetry_frame(volume, symmetry_group("c1"))
-    assert (frame.translation_px + places.mean(0) + torch.tensor([3.0, -2.0, 1.5])).norm() < 1.5
+    assert (frame.translation_px + places.mean(0) + torch.tensor([3.0, -2.0, 1.5])).norm() < 1.0
     assert frame.rotation.tolist() == [0.0, 0.0, 0.0, 1.0]
 
 
 def test_real_tetramer_of_d2():
     model = read_atomic_model(Path(cryoforum_core.__file__).parent / "data" / "beta_galactosidase_5a1a.pdb.gz")
     original = potential_map(model, BOX, default_pixel_size_angstrom(model, BOX), b_factor_angstrom2=200.0)
-    volume, _, _ = in_some_frame(original, torch.Generator().manual_seed(7))
+    volume, turn, moved_px = in_some_frame(original, torch.Generator().manual_seed(7))
     group = symmetry_group("d2")
     frame = symmetry_frame(volume, group)
     assert frame.score > NO_SYMMETRY_BELOW + 0.1
-    moved = move_volume(volume, frame.rotation, frame.translation_px)
-    assert fourier_shell_correlation(symmetrised(moved, group), moved)[1:7].min() > 0.8
+    # what the noisy map told is judged on the map without noise
+    moved = move_volume(move_volume(original, turn, moved_px), frame.rotation, frame.translation_px)
+    assert fourier_shell_correlation(symmetrised(moved, group), moved)[1:11].min() > 0.95
