@@ -60,5 +60,6 @@ def test_half_ball_has_one_of_each_pair():
     k = half_ball(4.0)
     both = torch.cat([k, -k]).tolist()
     assert len({tuple(point) for point in both}) == 2 * len(k)
-    n_inside = sum(1.5**2 <= x * x + y * y + z * z <= 16 for x in range(-4, 5) for y in range(-4, 5) for z in range(-4, 5))
+    axis = range(-4, 5)
+    n_inside = sum(1.5**2 <= x * x + y * y + z * z <= 16 for x in axis for y in axis for z in axis)
     assert len(both) == n_inside
