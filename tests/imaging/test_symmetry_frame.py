@@ -72,7 +72,8 @@ def test_axes_and_centre_are_found(symmetry):
     if symmetry[0] == "c":
         assert tilt_of_axis_deg(left) < 1.5
     else:
-        assert symmetric_distance_deg(left, torch.tensor([0.0, 0.0, 0.0, 1.0]), symmetry_group(NORMALISER[symmetry])) < 1.5
+        identity, normaliser = torch.tensor([0.0, 0.0, 0.0, 1.0]), symmetry_group(NORMALISER[symmetry])
+        assert symmetric_distance_deg(left, identity, normaliser) < 1.5
     centre_px = frame.translation_px + quaternion_to_matrix(frame.rotation).T @ moved_px
     # along the axis of a C group the centre of density stands for the symmetry's, which is undetermined
     assert centre_px[:2].norm() < 0.3 and centre_px[2].abs() < (2.5 if symmetry[0] == "c" else 0.3)
