@@ -33,9 +33,9 @@ from .projection import FourierVolume
 NO_SYMMETRY_BELOW = 0.45
 """A map whose score is lower has no such symmetry, or is not good enough at ``max_radius_px`` to tell.
 
-Measured in a box of 32 up to shell 10. Without the symmetry: the 30S ribosome and blobs of 40 random Gaussians 0.22 to
-0.37 for C2, the weakest demand, and 0.06 to 0.25 for larger groups, with and without noise. Beta-galactosidase for its
-D2: 0.99 almost without noise, 0.62 with noise at which the FSC against the clean map is 0.5 at shell 10.
+Measured in a box of 32 up to shell 10. Without the symmetry: the 30S ribosome and blobs of 40 random Gaussians 0.20 to
+0.39 for C2, the weakest demand, and 0.06 to 0.31 for larger groups, with and without noise. Beta-galactosidase for its
+D2: 0.99 almost without noise, 0.62 to 0.66 with noise at which the FSC against the clean map is 0.5 at shell 10.
 """
 
 _DIRECTION_STEP_DEG = 4.0
