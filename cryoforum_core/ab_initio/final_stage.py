@@ -21,7 +21,7 @@ MIN_CALIBRATION, MAX_CALIBRATION = 48, 128
 
 @dataclass(frozen=True)
 class KnownPoses:
-    """Hypotheses for n images, as ``Matcher`` takes them: the refined pose first, then the network's."""
+    """Hypotheses for n images, as ``Matcher`` takes them: the refined poses, best first, then the network's."""
 
     quaternion: Tensor
     """(n, K, 4)"""
@@ -60,8 +60,7 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
                 known = _known(refinement, network, rows, scale, images)
                 matches = matcher.match(*images.transforms(rows), known)
                 index = torch.from_numpy(rows).to(plan.device)
-                refinement.poses.quaternion[index] = matches.hypotheses.quaternion[:, 0]
-                refinement.poses.displacement_px[index] = matches.hypotheses.displacement_px[:, 0] / scale
+                refinement.poses.store(index, matches.hypotheses, 1 / scale, plan.group)
                 parts.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, setup).items()})
                 order.append(rows)
                 progress.update(len(rows))
@@ -79,8 +78,8 @@ def _cropped(spectrum: Tensor, box: int) -> Tensor:
 def _known(refinement: HalfSetRefinement, network: PoseEstimate | None, rows: np.ndarray, scale: float,
            images) -> KnownPoses:
     index = torch.from_numpy(rows).to(images.device)
-    quaternion = refinement.poses.quaternion[index][:, None]
-    displacement = refinement.poses.displacement_px[index][:, None] * scale
+    quaternion = refinement.poses.quaternion[index]
+    displacement = refinement.poses.displacement_px[index] * scale
     if network is not None:
         answer, moved = network.quaternion[rows].to(quaternion), network.shift_angstrom[rows].to(quaternion)
         quaternion = torch.cat([quaternion, answer[:, None]], dim=1)

@@ -17,6 +17,7 @@ from ..imaging.fourier import low_pass_volume, resize_volume, shell_average
 from ..imaging.masks import molecule_mask, soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..imaging.resolution import fourier_shell_correlation
+from ..inference.matched_posterior import belief, rotation_information
 from ..inference.preparation import ImagePreparation
 from ..matching.likelihood import MatchingImages, predicted
 from ..matching.model import MatchingModel, SearchGrid
@@ -33,25 +34,59 @@ _SPARE_SHELLS = 3
 # the molecule's outline is known well at this radius long before its details are
 _OUTLINE_RADIUS_PX = 10.0
 _REFINE_ITERATIONS = 3
+# At radius 12 one particle in ten of the noisiest sets fits a wrong pose better than its own, by 7 at most; the details
+# that tell come later (``docs/decisions.md``, Ab initio).
+N_HYPOTHESES, KEPT_WITHIN_SCORE, N_SEARCHED_HYPOTHESES = 4, 15.0, 16
+# posterior weights below this are not worth an insertion
+_SMALLEST_WEIGHT = 0.02
 
 
 @dataclass
 class PoseTable:
-    """The current pose of every particle, on the job's device.
+    """What is known of the pose of every particle: K hypotheses, best first, on the job's device.
 
-    ``quaternion`` (N, 4); ``displacement_px`` (N, 2) in px of the particles' own box; ``score`` (N,) the log-likelihood
-    ratio to an empty image.
+    ``quaternion`` (N, K, 4); ``displacement_px`` (N, K, 2) in px of the particles' own box; ``score`` (N, K) the
+    log-likelihood ratio to an empty image, -inf of those given up; ``weight`` (N, K) their posterior, which sums to 1;
+    ``information`` (N, 3, 3) about the rotation vector (rad, in the molecule's frame) near the best.
     """
 
     quaternion: Tensor
     displacement_px: Tensor
     score: Tensor
+    weight: Tensor
+    information: Tensor
+
+    @classmethod
+    def of(cls, quaternion: Tensor, displacement_px: Tensor) -> "PoseTable":
+        """One pose for each particle, (N, 4) and (N, 2), and nothing known about its error."""
+        n = len(quaternion)
+        score = quaternion.new_full((n, N_HYPOTHESES), -torch.inf)
+        score[:, 0] = 0
+        return cls(quaternion[:, None].repeat(1, N_HYPOTHESES, 1), displacement_px[:, None].repeat(1, N_HYPOTHESES, 1),
+                   score, torch.isfinite(score).to(score.dtype), quaternion.new_zeros(n, 3, 3))
 
     @classmethod
     def empty(cls, n: int, device: torch.device) -> "PoseTable":
         quaternion = torch.zeros(n, 4, device=device)
         quaternion[:, 3] = 1
-        return cls(quaternion, torch.zeros(n, 2, device=device), torch.zeros(n, device=device))
+        return cls.of(quaternion, torch.zeros(n, 2, device=device))
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Rotation (N, 4) and displacement in px (N, 2) of the best hypotheses."""
+        return self.quaternion[:, 0], self.displacement_px[:, 0]
+
+    def store(self, rows: Tensor, found: RefinedPoses, scale: float, group: Tensor) -> None:
+        """Puts found hypotheses, best first with fields (n, k, ...), in place; displacements in units of ``scale`` px."""
+        found = found[:, :N_HYPOTHESES]
+        k = found.score.shape[1]
+        weight = belief(found, group).weight
+        given_up = (weight <= 0) | (found.score < found.score[:, :1] - KEPT_WITHIN_SCORE)
+        self.score[rows] = -torch.inf
+        self.weight[rows] = 0
+        self.quaternion[rows, :k], self.displacement_px[rows, :k] = found.quaternion, found.displacement_px * scale
+        self.score[rows, :k] = found.score.masked_fill(given_up, -torch.inf)
+        self.weight[rows, :k] = weight
+        self.information[rows] = rotation_information(found.information[:, 0])
 
 
 @dataclass(frozen=True)
@@ -82,6 +117,21 @@ class HalfMapPair:
         outline = low_pass_volume(0.5 * (self.reference[0] + self.reference[1]), _OUTLINE_RADIUS_PX)
         mask = molecule_mask(outline)
         return replace(self, reference=(self.reference[0] * mask, self.reference[1] * mask))
+
+
+def refine_hypotheses(images: MatchingImages, model: MatchingModel, quaternion: Tensor, displacement_px: Tensor,
+                      score: Tensor) -> RefinedPoses:
+    """Refines the hypotheses (n, K, 4), (n, K, 2) that are not given up, ``score`` (n, K); best first."""
+    n, k = score.shape
+    image, hypothesis = torch.nonzero(torch.isfinite(score), as_tuple=True)
+    refined = refine(images[image], model.volume, quaternion[image, hypothesis], displacement_px[image, hypothesis],
+                     _REFINE_ITERATIONS, model.max_displacement_px)
+    found = RefinedPoses(quaternion.clone(), displacement_px.clone(), torch.full_like(score, -torch.inf),
+                         refined.information.new_zeros(n, k, 5, 5))
+    for name in ("quaternion", "displacement_px", "score", "information"):
+        getattr(found, name)[image, hypothesis] = getattr(refined, name)
+    order = found.score.argsort(dim=1, descending=True, stable=True)
+    return found[torch.arange(n, device=order.device)[:, None], order]
 
 
 def matching_model(volume: Tensor, noise_spectrum: Tensor, group: Tensor, max_radius_px: float,
@@ -120,15 +170,15 @@ class HalfSetRefinement:
         """Searches every image anywhere in SO(3) against its half's reference, then reconstructs."""
         def matched(model: MatchingModel):
             grid = SearchGrid.build(model, step_deg, search_radius_px)
-            return lambda images, rows: grid.search(images, n_hypotheses=8, keep=1)[:, 0]
+            return lambda images, rows: grid.search(images, N_SEARCHED_HYPOTHESES, keep=N_HYPOTHESES)
 
         return self._round(references, noise_spectrum, max_radius_px, matched, "search all")
 
     def local_round(self, pair: HalfMapPair, max_radius_px: float) -> HalfMapPair:
-        """Refines every pose against its half's reference, then reconstructs."""
+        """Refines every hypothesis against its half's reference, then reconstructs."""
         def matched(model: MatchingModel):
-            return lambda images, rows: refine(images, model.volume, self.poses.quaternion[rows],
-                                               self._displacement(rows), _REFINE_ITERATIONS, model.max_displacement_px)
+            return lambda images, rows: refine_hypotheses(images, model, self.poses.quaternion[rows],
+                                                          self._displacement(rows), self.poses.score[rows])
 
         return self._round(pair.reference, pair.noise_spectrum, max_radius_px, matched, "refine all")
 
@@ -168,15 +218,13 @@ class HalfSetRefinement:
         index = torch.from_numpy(rows).to(self.images.device)
         if match is not None:
             found = match(images, index)
-            self._store(index, found)
-            sums.add_residual(images, predicted(images, model.volume, found.quaternion, found.displacement_px))
-        sums.insert(half, images, self.poses.quaternion[index], self._displacement(index), self.group)
-
-    def _store(self, rows: Tensor, found: RefinedPoses) -> None:
-        scale = self.box_size_px / self._scaled.box_size_px
-        self.poses.quaternion[rows] = found.quaternion
-        self.poses.displacement_px[rows] = found.displacement_px * scale
-        self.poses.score[rows] = found.score
+            self.poses.store(index, found, self.box_size_px / self._scaled.box_size_px, self.group)
+            best = found[:, 0]
+            sums.add_residual(images, predicted(images, model.volume, best.quaternion, best.displacement_px))
+        weight = self.poses.weight[index]
+        image, hypothesis = torch.nonzero(weight > _SMALLEST_WEIGHT, as_tuple=True)
+        sums.insert(half, images[image], self.poses.quaternion[index[image], hypothesis],
+                    self._displacement(index)[image, hypothesis], weight[image, hypothesis], self.group)
 
     def _own_box(self, pair: HalfMapPair, before: Tensor) -> HalfMapPair:
         """The noise spectrum back at the images' own box; maps stay at the round's."""
@@ -220,10 +268,11 @@ class RoundSums:
         self._count.index_add_(0, shells, torch.full_like(left, len(images)))
 
     def insert(self, half: int, images: MatchingImages, quaternion: Tensor, displacement_px: Tensor,
-               group: Tensor) -> None:
-        """Images (n, m) at poses (n, 4), displaced by (n, 2), and at the poses that the symmetry makes equivalent."""
-        centred = images.transfer * images.data * images.displacement_phase(displacement_px).conj()
-        power = images.transfer.square()
+               weight: Tensor, group: Tensor) -> None:
+        """Images (n, m) at poses (n, 4), displaced by (n, 2), with ``weight`` (n,), and at the poses that the symmetry
+        makes equivalent."""
+        centred = (weight[:, None] * images.transfer) * images.data * images.displacement_phase(displacement_px).conj()
+        power = weight[:, None] * images.transfer.square()
         for element in group.to(quaternion):
             self.halves[half].insert_points(centred, power, slice_points(compose(quaternion, element), images.k))
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..geometry.pose_posterior import PosePosterior
 from ..geometry.poses import Poses
 from ..geometry.rotations import compose, inverse
 from ..imaging.fourier import low_pass_volume, resize_volume
@@ -167,9 +168,10 @@ class _HybridRun:
             volume, hand = move_volume(volume, found.rotation, found.translation_px), "as in the reference"
         if len(self.plan.group) > 1:
             frame = symmetry_frame(volume, self.plan.group, GLOBAL_RADIUS_PX, self.config.seed)
-            volume, score = move_volume(volume, frame.rotation, frame.translation_px), float(frame.score)
-            turn = frame.rotation.to(turn)
+            score = float(frame.score)
             logger.info("symmetry %s: the map agrees with its symmetrised copy to %.2f", self.plan.symmetry, score)
+        if score is not None and score >= NO_SYMMETRY_BELOW:
+            volume, turn = move_volume(volume, frame.rotation, frame.translation_px), frame.rotation.to(turn)
         elif self.config.hand_reference is None:
             centre = centre_of_mass_px(volume, self.plan.mask_radius_px * len(volume) / self.plan.particles.box_size_px)
             volume = move_volume(volume, turn, -centre)
@@ -182,7 +184,7 @@ class _HybridRun:
                                        plan.max_displacement_px)
         refinement.progress = self._show_round
         kept = self._kept("half_maps", _KeptRounds, lambda: self._rounds(refinement, outcome))
-        refinement.poses = PoseTable(kept.quaternion, kept.displacement_px, kept.score)
+        refinement.poses = PoseTable(kept.quaternion, kept.displacement_px, kept.score, kept.weight, kept.information)
         refinement.set_noise(kept.noise_spectrum)
         pair = kept.pair()
         self._show_pair(pair)
@@ -201,13 +203,13 @@ class _HybridRun:
         rounds = [self._round_figures(pair, radius, None)]
         while "refinement" not in self.config.skip and self._goes_on(rounds):
             self._round_number += 1
-            before, radius = refinement.poses.quaternion.clone(), next_radius_px(pair, plan.max_radius_px)
+            before, radius = refinement.poses.best()[0].clone(), next_radius_px(pair, plan.max_radius_px)
             pair = refinement.local_round(_outlined(pair), radius)
-            rounds.append(self._round_figures(pair, radius, pose_change_deg(before, refinement.poses.quaternion)))
+            rounds.append(self._round_figures(pair, radius, pose_change_deg(before, refinement.poses.best()[0])))
             self._show_pair(pair)
         poses = refinement.poses
-        return _KeptRounds(poses.quaternion, poses.displacement_px, poses.score, *pair.raw, *pair.reference, pair.fsc,
-                           pair.noise_spectrum, pair.sampled_fraction, rounds)
+        return _KeptRounds(poses.quaternion, poses.displacement_px, poses.score, poses.weight, poses.information,
+                           *pair.raw, *pair.reference, pair.fsc, pair.noise_spectrum, pair.sampled_fraction, rounds)
 
     @staticmethod
     def _goes_on(rounds: list[dict]) -> bool:
@@ -250,21 +252,25 @@ class _HybridRun:
         minutes = self.config.train_minutes or max(MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT * spent)
         logger.info("training the network for %.1f minutes", minutes)
         self.live.show(0.01, f"training for {minutes:.1f} minutes; the curve is in the report at the end")
-        answers = train_on_poses(self.plan, self.run, self._poses(refinement), minutes)
+        answers = train_on_poses(self.plan, self.run, self._posterior(refinement.poses), minutes)
         return answers.estimate, answers.figures
 
     def _poses(self, refinement: HalfSetRefinement) -> Poses:
-        shift = -refinement.poses.displacement_px * self.plan.particles.pixel_size_angstrom
-        return Poses(refinement.poses.quaternion, shift)
+        quaternion, displacement_px = refinement.poses.best()
+        return Poses(quaternion, -displacement_px * self.plan.particles.pixel_size_angstrom)
+
+    def _posterior(self, poses: PoseTable) -> PosePosterior:
+        return PosePosterior(poses.quaternion, -poses.displacement_px * self.plan.particles.pixel_size_angstrom,
+                             poses.weight, poses.information)
 
     # ---------------------------------------------------------------- end
     def _final(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None
                ) -> tuple[dict[str, np.ndarray], HalfMapPair]:
         if "refinement" in self.config.skip and answers is not None:
             # what the network alone says
-            refinement.poses.quaternion = answers.quaternion.to(self.plan.device)
-            refinement.poses.displacement_px = (-answers.shift_angstrom.to(self.plan.device)
-                                                / self.plan.particles.pixel_size_angstrom)
+            refinement.poses = PoseTable.of(answers.quaternion.to(self.plan.device),
+                                            -answers.shift_angstrom.to(self.plan.device)
+                                            / self.plan.particles.pixel_size_angstrom)
         if "refinement" not in self.config.skip:
             matched = match_finally(self.plan, refinement, _outlined(pair), answers, self.live.show)
         else:
@@ -351,6 +357,8 @@ class _KeptRounds:
     quaternion: Tensor
     displacement_px: Tensor
     score: Tensor
+    weight: Tensor
+    information: Tensor
     raw_first: Tensor
     raw_second: Tensor
     reference_first: Tensor
@@ -386,9 +394,9 @@ def _outlined(pair: HalfMapPair) -> HalfMapPair:
 
 def _unmatched(refinement: HalfSetRefinement, plan: AbInitioPlan) -> dict[str, np.ndarray]:
     """The refinement's poses as they are, with nothing known about their errors."""
-    poses, n = refinement.poses, len(refinement.halves)
+    (quaternion, displacement_px), n = refinement.poses.best(), len(refinement.halves)
     nothing = np.full(n, np.nan, dtype=np.float32)
     flat = np.broadcast_to(np.eye(4, dtype=np.float32), (n, 4, 4)).copy()
-    shift = -poses.displacement_px.cpu().numpy() * plan.particles.pixel_size_angstrom
-    return {"quaternion": poses.quaternion.cpu().numpy(), "bingham": flat, "fit": nothing, "residual": nothing,
+    shift = -displacement_px.cpu().numpy() * plan.particles.pixel_size_angstrom
+    return {"quaternion": quaternion.cpu().numpy(), "bingham": flat, "fit": nothing, "residual": nothing,
             "searched": np.zeros(n, dtype=bool), "shift_angstrom": shift}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..config import TrainConfig
-from ..geometry.poses import Poses
+from ..geometry.pose_posterior import PosePosterior
 from ..imaging.fourier import crop_volume
 from ..model.checkpoint import load_checkpoint, save_checkpoint
 from ..model.orientation_head import PoseEstimate
@@ -36,17 +36,17 @@ class NetworkAnswers:
     """For the summary"""
 
 
-def train_on_poses(plan: AbInitioPlan, run: RunDirectory, poses: Poses, minutes: float) -> NetworkAnswers:
-    """Trains on the poses (N,), writes ``checkpoint/`` and ``metrics.csv``, and answers for every particle."""
+def train_on_poses(plan: AbInitioPlan, run: RunDirectory, posterior: PosePosterior, minutes: float) -> NetworkAnswers:
+    """Trains on what is believed of the N poses, writes ``checkpoint/`` and ``metrics.csv``, and answers for every particle."""
     config = plan.config
-    labelled = replace(plan.particles, poses=Poses(poses.quaternion.cpu().float(), poses.shift_angstrom.cpu().float()))
+    labelled = replace(plan.particles, poses=posterior.best().to("cpu"))
     budget = 1.0 - (0.0 if "end-to-end" in config.skip else END_TO_END_SHARE)
     options = {"learning_rate": config.learning_rate} if config.learning_rate else {}
     training = plan_training(TrainConfig(
         out=run.path, particles=config.particles, symmetry=plan.symmetry, encoder=config.encoder or "compact",
         head=config.head or "qcqp", network_box_size_px=config.network_box_size_px, batch_size=config.batch_size,
         max_steps=MAX_STEPS, max_minutes=minutes * budget, seed=config.seed, resume=config.resume, **options),
-        labelled, plan.device, plan.state)
+        labelled, plan.device, plan.state, posterior)
     figures = run_training(training, run)
     figures = {name: figures[name] for name in ("validation_median_error_deg", "validation_mean_error_deg", "steps")}
     if "end-to-end" not in config.skip:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
+from ..geometry.pose_posterior import PosePosterior
 from ..geometry.symmetry import normalise_name
 from ..model.checkpoint import REFERENCE, CheckpointMetadata, save_checkpoint
 from ..model.network import OrientationNetwork
@@ -60,10 +61,11 @@ def train(config: TrainConfig, run: RunDirectory, particles: Particles, device: 
 
 
 def plan_training(config: TrainConfig, particles: Particles, device: torch.device | str = "cpu",
-                  state: ImageState | None = None) -> TrainingPlan:
+                  state: ImageState | None = None, posterior: PosePosterior | None = None) -> TrainingPlan:
     """Checks the input, estimates noise and signal, and prepares network and batches.
 
-    ``state`` of the images' contrast and CTF: measured where it is None. Raises one InputError with all problems of
+    ``state`` of the images' contrast and CTF: measured where it is None. ``posterior``: labels that are not certain;
+    the particles' poses are its best. Raises one InputError with all problems of
     options, map and checkpoint.
     """
     device = torch.device(device)
@@ -76,7 +78,7 @@ def plan_training(config: TrainConfig, particles: Particles, device: torch.devic
     volume = views.map_of_labels(rows, inputs.group, config.seed) if inputs.volume is None else inputs.volume
     image_model = views.image_model(rows, volume, config.seed)
     logger.info("Signal-to-noise ratio at the network's box: %.3g.", image_model.snr)
-    labelled = views.labelled(rows, image_model) if fraction else None
+    labelled = views.labelled(rows, image_model, posterior) if fraction else None
     simulated = _simulated(config, views, rows, volume, image_model) if fraction < 1 else None
     stream = MixedStream(config.seed, config.batch_size, labelled, simulated, fraction, config.augment,
                          anneal=inputs.parent is None and simulated is not None)

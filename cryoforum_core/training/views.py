@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..geometry.pose_posterior import PosePosterior
 from ..imaging.masks import soft_circle
 from ..particles.dataset import ParticleBatch, Particles
 from ..particles.image_state import ImageState
@@ -61,10 +62,11 @@ class ParticleViews:
         radius_px = self.settings.mask_radius_fraction * self.settings.box_size_px
         return estimate_image_model(images, ctf, network_volume(volume, self.settings.box_size_px), radius_px)
 
-    def labelled(self, rows: np.ndarray, image_model: ImageModel) -> ParticleStream:
-        """The images of ``rows`` as a source of batches."""
+    def labelled(self, rows: np.ndarray, image_model: ImageModel,
+                 posterior: PosePosterior | None = None) -> ParticleStream:
+        """The images of ``rows`` as a source of batches; ``posterior`` of the poses of all particles, where it is known."""
         return ParticleStream(self.particles, rows, self.unmasked, self.ctf, self.mask,
-                              self.settings.pixel_size_angstrom, image_model.noise_amplitude(), self.device)
+                              self.settings.pixel_size_angstrom, image_model.noise_amplitude(), self.device, posterior)
 
     def labels(self, particles: Particles) -> TrainingBatch:
         """All images of another labelled set as this network sees them: for tests and comparisons."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import cryoforum_core as cf
-from cryoforum_core.ab_initio.half_maps import HalfSetRefinement, next_radius_px, pose_change_deg
+from cryoforum_core.ab_initio.half_maps import HalfSetRefinement, PoseTable, next_radius_px, pose_change_deg
 from cryoforum_core.ab_initio.search_stage import low_noise_spectrum, spherical_average
 from cryoforum_core.geometry.rotations import angular_distance_deg, compose, rotation_vector_to_quaternion
 from cryoforum_core.geometry.symmetry import symmetry_group
@@ -38,19 +38,19 @@ def refinement(data, truth):
     refinement = HalfSetRefinement(images, particles.half_set, symmetry_group("c1"), 0.45, 4.0)
     generator = torch.Generator().manual_seed(0)
     off = torch.nn.functional.normalize(torch.randn(N, 3, generator=generator), dim=1) * np.deg2rad(6.0)
-    refinement.poses.quaternion = compose(truth.quaternion, rotation_vector_to_quaternion(off))
-    refinement.poses.displacement_px = (-truth.shift_angstrom / particles.pixel_size_angstrom
-                                        + 0.5 * torch.randn(N, 2, generator=generator))
+    displacement_px = -truth.shift_angstrom / particles.pixel_size_angstrom
+    refinement.poses = PoseTable.of(compose(truth.quaternion, rotation_vector_to_quaternion(off)),
+                                    displacement_px + 0.5 * torch.randn(N, 2, generator=generator))
     refinement.set_noise(low_noise_spectrum(images, np.arange(N)))
     return refinement
 
 
 def test_rounds_bring_poses_and_maps_nearer_to_the_truth(refinement, truth, data):
-    before = angular_distance_deg(refinement.poses.quaternion, truth.quaternion).median()
+    before = angular_distance_deg(refinement.poses.best()[0], truth.quaternion).median()
     pair = first = refinement.reconstruct(refinement._full_spectrum, 12.0)
     for _ in range(3):
         pair = refinement.local_round(pair.without_solvent(), next_radius_px(pair, 15.0))
-    after = angular_distance_deg(refinement.poses.quaternion, truth.quaternion).median()
+    after = angular_distance_deg(refinement.poses.best()[0], truth.quaternion).median()
     assert before == pytest.approx(6.0, abs=0.1) and after < 2.0
     known = torch.from_numpy(read_map(data.map)[0])
     fsc = [fourier_shell_correlation(p.reference[0], known)[6:10].mean() for p in (first, pair)
@@ -60,12 +60,12 @@ def test_rounds_bring_poses_and_maps_nearer_to_the_truth(refinement, truth, data
 
 
 def test_a_global_round_needs_no_poses(refinement, truth, data):
-    refinement.poses.quaternion = torch.nn.functional.normalize(torch.randn(N, 4), dim=1)
+    refinement.poses = PoseTable.empty(N, torch.device("cpu"))
     known = torch.from_numpy(read_map(data.map)[0])
     # grey values of the images: their background has standard deviation 1
     scaled = refinement.reconstruct(refinement._full_spectrum, 10.0).reference[0].std() / known.std() * known
     pair = refinement.global_round((scaled, scaled), refinement._full_spectrum, 10.0, 15.0, 8.0)
-    error = angular_distance_deg(refinement.poses.quaternion, truth.quaternion)
+    error = angular_distance_deg(refinement.poses.best()[0], truth.quaternion)
     assert (error < 12).float().mean() > 0.75
     assert pair.sampled_fraction > 0.95
 

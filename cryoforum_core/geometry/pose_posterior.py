@@ -1,0 +1,53 @@
+"""What is believed about the poses of N particles: some hypotheses, their weights, and how well the best is known."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .poses import Poses
+from .rotations import compose, rotation_vector_to_quaternion
+
+# an image that says nothing about a direction must not be turned by more than this
+_LARGEST_DEVIATION_RAD = 0.35
+
+
+@dataclass(frozen=True, eq=False)
+class PosePosterior:
+    """``quaternion`` (N, K, 4), ``shift_angstrom`` (N, K, 2), ``weight`` (N, K), which sums to 1; ``information``
+    (N, 3, 3) about the rotation vector (rad, in the molecule's frame) near the first hypothesis, which counts for all."""
+
+    quaternion: Tensor
+    shift_angstrom: Tensor
+    weight: Tensor
+    information: Tensor
+
+    def __len__(self) -> int:
+        return len(self.quaternion)
+
+    def best(self) -> Poses:
+        """The first hypotheses."""
+        return Poses(self.quaternion[:, 0], self.shift_angstrom[:, 0])
+
+    def sample(self, rows: Tensor, generator: torch.Generator) -> Poses:
+        """One pose for each of ``rows`` (n,), drawn from its posterior.
+
+        In expectation over draws p of an image, a network that learns their likelihood under ``exp(-q'Aq) / F(A)``
+        learns ``log F(A) + tr(A sum_j p_j q_j q_j')``: the posterior's ten numbers are all it is told, exactly.
+        """
+        rows = rows.to(self.weight.device)
+        chosen = torch.multinomial(self.weight[rows], 1, generator=generator)[:, 0]
+        quaternion, shift_angstrom = self.quaternion[rows, chosen], self.shift_angstrom[rows, chosen]
+        precision, axes = torch.linalg.eigh(self.information[rows].double())
+        deviation = precision.clamp_min(_LARGEST_DEVIATION_RAD ** -2).rsqrt()
+        normal = torch.randn(len(rows), 3, generator=generator, device=self.weight.device, dtype=torch.float64)
+        turn = (axes @ (deviation * normal)[..., None])[..., 0].to(quaternion)
+        return Poses(compose(quaternion, rotation_vector_to_quaternion(turn)), shift_angstrom)
+
+    def outer_product(self) -> Tensor:
+        """``sum_j p_j q_j q_j'`` over the hypotheses themselves: (N, 4, 4)."""
+        return torch.einsum("nk,nki,nkj->nij", self.weight, self.quaternion, self.quaternion)
+
+    def to(self, device: torch.device | str) -> "PosePosterior":
+        return PosePosterior(*(value.to(device) for value in (self.quaternion, self.shift_angstrom, self.weight,
+                                                              self.information)))
