@@ -7,7 +7,7 @@ import torch
 import cryoforum_core as cf
 from cryoforum_core.ab_initio.half_maps import HalfSetRefinement, PoseTable, next_radius_px, pose_change_deg
 from cryoforum_core.ab_initio.search_stage import low_noise_spectrum, spherical_average
-from cryoforum_core.geometry.rotations import angular_distance_deg, compose, rotation_vector_to_quaternion
+from cryoforum_core.geometry.rotations import angular_distance_deg, compose, random_quaternions, rotation_vector_to_quaternion
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.masks import molecule_mask
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
@@ -57,6 +57,21 @@ def test_rounds_bring_poses_and_maps_nearer_to_the_truth(refinement, truth, data
            if len(p.reference[0]) == BOX]
     assert fsc[-1] > 0.9
     assert pair.resolution_radius_px >= first.resolution_radius_px
+
+
+def test_a_rival_hypothesis_takes_over_when_the_resolution_tells(refinement, truth):
+    """Every fifth particle starts with a wrong pose first and its right one second."""
+    pair = refinement.reconstruct(refinement._full_spectrum, 12.0)
+    poses, wrong = refinement.poses, torch.arange(0, N, 5)
+    poses.quaternion[wrong, 1] = poses.quaternion[wrong, 0]
+    poses.quaternion[wrong, 0] = random_quaternions(len(wrong), torch.Generator().manual_seed(3))
+    poses.score[wrong, 1] = -1.0
+    for _ in range(2):
+        pair = refinement.local_round(pair.without_solvent(), next_radius_px(pair, 15.0))
+    error = angular_distance_deg(refinement.poses.best()[0], truth.quaternion)[wrong]
+    assert (error < 6).float().mean() > 0.95
+    assert (refinement.poses.score[wrong, 1] == -torch.inf).all()  # and the wrong one is given up
+    torch.testing.assert_close(refinement.poses.weight.sum(1), torch.ones(N))
 
 
 def test_a_global_round_needs_no_poses(refinement, truth, data):
