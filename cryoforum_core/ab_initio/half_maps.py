@@ -5,6 +5,7 @@ agree in (FSC) says how far each map is to be trusted: it sets the prior of the 
 resolution. Only the lowest frequencies are shared, so that the two maps cannot drift apart.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..imaging.resolution import fourier_shell_correlation
 from ..inference.matched_posterior import belief, rotation_information
 from ..inference.preparation import ImagePreparation
-from ..matching.likelihood import MatchingImages, predicted
+from ..matching.likelihood import MatchingImages, explained_power, predicted
 from ..matching.model import MatchingModel, SearchGrid
 from ..matching.refine import RefinedPoses, refine
 from ..progress import Progress
@@ -37,6 +38,7 @@ _REFINE_ITERATIONS = 3
 # At radius 12 one particle in ten of the noisiest sets fits a wrong pose better than its own, by 7 at most; the details
 # that tell come later (``docs/decisions.md``, Ab initio).
 N_HYPOTHESES, KEPT_WITHIN_SCORE, N_SEARCHED_HYPOTHESES = 4, 15.0, 16
+MAX_EXPLAINED_IMAGES, MIN_PROMISING_FSC = 1000, 0.3
 # posterior weights below this are not worth an insertion
 _SMALLEST_WEIGHT = 0.02
 
@@ -186,6 +188,44 @@ class HalfSetRefinement:
         """Maps from the current poses, as they are."""
         return self._round(None, noise_spectrum, max_radius_px, None, "reconstruct")
 
+    def explained(self, pair: HalfMapPair, first_radius_px: float) -> float:
+        """How well the map of the **other** half set explains images in the shells after ``first_radius_px``: the part of
+        what they hold beyond noise and the half maps' agreement promises, relative to that part in the shells before.
+        NaN where the half maps agree in no shell after it, or nothing is to be explained.
+
+        Half maps that started from one wrong map agree in what they made of it, far beyond the start, but hardly explain
+        an image there: 0.1 to 0.2, where right maps reach 0.8 and more (``docs/decisions.md``, Ab initio). What ice,
+        neighbours and junk hold lowers both parts.
+        """
+        shells = torch.arange(len(pair.fsc), device=pair.fsc.device)
+        below = torch.nonzero((pair.fsc < MIN_PROMISING_FSC) & (shells > first_radius_px))
+        last = min(int(below[0]) - 1 if len(below) else len(pair.fsc) - 2, self.box_size_px // 2 - 1)
+        first = int(first_radius_px)
+        if last <= first:
+            return math.nan
+        found, signal = self._explained_shells(pair, last)
+        signal = signal * pair.fsc[:last + 1].clamp_min(0).to(signal)
+        parts = [float(found[some].sum() / signal[some].sum()) if signal[some].sum() > 0 else math.nan
+                 for some in (slice(2, first + 1), slice(first + 1, last + 1))]
+        return parts[1] / parts[0] if parts[0] > 0 else math.nan
+
+    def _explained_shells(self, pair: HalfMapPair, last: int) -> tuple[Tensor, Tensor]:
+        """Power that the other half's map explains, and power beyond noise, in each shell (last + 1,)."""
+        found, signal = (torch.zeros(last + 1, device=self.images.device) for _ in range(2))
+        for half in (1, 2):
+            reference = resize_volume(pair.reference[2 - half], self.box_size_px)
+            volume = FourierVolume.from_real(reference, max_radius_px=last + 1)
+            rows = np.flatnonzero(self.halves == half)[:MAX_EXPLAINED_IMAGES]
+            for some in np.array_split(rows, max(1, -(-len(rows) // BATCH_IMAGES))):
+                # the background's noise, not that of the last round, which holds what no map explained
+                images = MatchingImages.from_transforms(*self.images.transforms(some), self._background_spectrum, last)
+                index = torch.from_numpy(some).to(self.images.device)
+                model = predicted(images, volume, *(value[index] for value in self.poses.best()))
+                shell = images.radius.round().long().clamp_max(last)
+                found.index_add_(0, shell, explained_power(images, model).sum(0))
+                signal.index_add_(0, shell, (images.data.abs().square() - 1).sum(0))
+        return found, signal
+
     def _displacement(self, rows: Tensor) -> Tensor:
         return self.poses.displacement_px[rows] * (self._scaled.box_size_px / self.box_size_px)
 
@@ -238,9 +278,11 @@ class HalfSetRefinement:
         self._full_spectrum = spectrum
         return replace(pair, noise_spectrum=spectrum)
 
-    def set_noise(self, noise_spectrum: Tensor) -> None:
-        """The noise power per shell (B // 2 + 1,) of the images' own box, from their background."""
-        self._full_spectrum = noise_spectrum
+    def set_noise(self, background_spectrum: Tensor, current_spectrum: Tensor | None = None) -> None:
+        """The noise power per shell (B // 2 + 1,) of the images' own box, from their background, and as the rounds so
+        far have found it."""
+        self._background_spectrum = background_spectrum
+        self._full_spectrum = background_spectrum if current_spectrum is None else current_spectrum
 
 
 def _resized(spectrum: Tensor, box_size_px: int, new_box_size_px: int) -> Tensor:

@@ -5,6 +5,7 @@ removed at the end.
 """
 
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -56,6 +57,8 @@ MIN_SHELLS_GAINED = 1.5
 # part of the Fourier voxels that the views must reach: half of them need views up to 30 degrees from one; images of a
 # single view reach 38 %, by the errors of their poses
 MIN_SAMPLED_FRACTION = 0.5
+# ``HalfSetRefinement.explained``
+MIN_EXPLAINED_FRACTION = 0.35
 MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT = 1.0, 0.5
 AGREE_WITHIN_DEG = 20.0
 # processor seconds, for the estimate at the start; a GPU counts as so many cores
@@ -103,11 +106,11 @@ class _HybridRun:
         with self.live.stage("network"):
             answers, figures = self._network(refinement)
         with self.live.stage("final matching"):
-            arrays, pair = self._final(refinement, pair, answers)
+            arrays, pair, explained = self._final(refinement, pair, answers)
         with self.live.stage("maps"):
             maps = self._write(arrays)
         self.live.log_times()
-        summary = self._summary(outcome, pair, maps, rounds, figures, arrays)
+        summary = self._summary(outcome, pair, explained, maps, rounds, figures, arrays)
         self.live.show(1.0, message="finished" if summary["converged"] else "did not converge")
         shutil.rmtree(self.stages)
         return summary
@@ -132,18 +135,19 @@ class _HybridRun:
                                    plan.max_displacement_px / box)
         results: list[SearchResult] = []
         while len(results) < self.config.seeds or (
-                len(results) < max(MAX_STARTS, self.config.seeds) and not any(r.found_structure for r in results)):
+                len(results) < max(MAX_STARTS, self.config.seeds) and not any(r.is_settled for r in results)):
             seed = self.config.seed + len(results)
             results.append(self._one_search(images, settings, seed, len(results)))
-            logger.info("start %d: held-out log-evidence %.2f, of it structure %.2f +- %.2f", seed, results[-1].score,
-                        results[-1].structure, results[-1].structure_error)
+            logger.info("start %d: held-out log-evidence %.2f, of it structure %.2f +- %.2f; explains %.0f %%", seed,
+                        results[-1].score, results[-1].structure, results[-1].structure_error,
+                        100 * results[-1].explained)
         best = max(results, key=lambda result: result.score)
         volume, symmetry_score, hand, turn = self._framed(best.volume)
         # the group as it lies in the frame of the searches
         group = compose(compose(turn, plan.group), inverse(turn))
         angles = agreement_deg(results, group)
         starts = [{"seed": result.seed, "score": result.score, "structure": result.structure,
-                   "angle_to_best_deg": angles.get(result.seed, 0.0), "chosen": result is best} for result in results]
+                   "explained": result.explained, "angle_to_best_deg": angles.get(result.seed, 0.0), "chosen": result is best} for result in results]
         return SearchOutcome(volume, best.found_structure, best.structure, best.structure_error, starts,
                              min(angles.values()) if angles else None, symmetry_score, hand)
 
@@ -184,17 +188,17 @@ class _HybridRun:
         refinement = HalfSetRefinement(plan.images, self.halves, plan.group, plan.mask_radius_px / box,
                                        plan.max_displacement_px)
         refinement.progress = self._show_round
-        kept = self._kept("half_maps", _KeptRounds, lambda: self._rounds(refinement, outcome))
+        background = low_noise_spectrum(plan.images, np.random.default_rng(self.config.seed).permutation(
+            len(plan.particles)))
+        kept = self._kept("half_maps", _KeptRounds, lambda: self._rounds(refinement, outcome, background))
         refinement.poses = PoseTable(kept.quaternion, kept.displacement_px, kept.score, kept.weight, kept.information)
-        refinement.set_noise(kept.noise_spectrum)
+        refinement.set_noise(background, kept.noise_spectrum)
         pair = kept.pair()
         self._show_pair(pair)
         return refinement, pair, kept.rounds
 
-    def _rounds(self, refinement: HalfSetRefinement, outcome: SearchOutcome) -> "_KeptRounds":
+    def _rounds(self, refinement: HalfSetRefinement, outcome: SearchOutcome, spectrum: Tensor) -> "_KeptRounds":
         plan = self.plan
-        spectrum = low_noise_spectrum(plan.images, np.random.default_rng(self.config.seed).permutation(
-            len(plan.particles)))
         refinement.set_noise(spectrum)
         start = low_pass_volume(outcome.volume, COMMON_RADIUS_PX)
         radius = min(plan.max_radius_px, GLOBAL_MAX_RADIUS_PX)
@@ -266,7 +270,9 @@ class _HybridRun:
 
     # ---------------------------------------------------------------- end
     def _final(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None
-               ) -> tuple[dict[str, np.ndarray], HalfMapPair]:
+               ) -> tuple[dict[str, np.ndarray], HalfMapPair, float]:
+        if "refinement" in self.config.skip:
+            explained = refinement.explained(pair, COMMON_RADIUS_PX)
         if "refinement" in self.config.skip and answers is not None:
             # what the network alone says
             refinement.poses = PoseTable.of(answers.quaternion.to(self.plan.device),
@@ -279,19 +285,21 @@ class _HybridRun:
         self._round_number = MAX_ROUNDS + 1
         if "refinement" not in self.config.skip:
             pair = refinement.reconstruct(pair.noise_spectrum, next_radius_px(pair, self.plan.max_radius_px))
-            matched = self._once_more(refinement, pair, matched)
+            pair, matched = self._once_more(refinement, pair, matched)
+            explained = refinement.explained(pair, COMMON_RADIUS_PX)
         said = answers or PoseEstimate(torch.from_numpy(matched["quaternion"]), torch.from_numpy(matched["bingham"]),
                                        torch.from_numpy(matched["shift_angstrom"]))
         matched["network_quaternion"] = said.quaternion.cpu().numpy()
         matched["network_eigenvalues"] = torch.linalg.eigvalsh(said.bingham).cpu().numpy()
-        return finalise(matched, self.plan.group.cpu()), pair
+        return finalise(matched, self.plan.group.cpu()), pair, explained
 
-    def _once_more(self, refinement: HalfSetRefinement, pair: HalfMapPair, matched: dict) -> dict:
+    def _once_more(self, refinement: HalfSetRefinement, pair: HalfMapPair,
+                   matched: dict) -> tuple[HalfMapPair, dict]:
         """The particles found at last have improved the maps: one more local round against them."""
-        refinement.local_round(_outlined(pair), next_radius_px(pair, self.plan.max_radius_px))
+        pair = refinement.local_round(_outlined(pair), next_radius_px(pair, self.plan.max_radius_px))
         poses = self._poses(refinement)
-        return matched | {"quaternion": poses.quaternion.cpu().numpy(),
-                          "shift_angstrom": poses.shift_angstrom.cpu().numpy()}
+        return pair, matched | {"quaternion": poses.quaternion.cpu().numpy(),
+                                "shift_angstrom": poses.shift_angstrom.cpu().numpy()}
 
     def _write(self, arrays: dict[str, np.ndarray]) -> HalfMaps:
         plan, particles = self.plan, self.plan.particles
@@ -309,10 +317,10 @@ class _HybridRun:
     def _resolution(self, maps: HalfMaps) -> float:
         return resolution_angstrom(maps.fsc, self.plan.particles.box_size_px, self.plan.particles.pixel_size_angstrom)
 
-    def _summary(self, outcome: SearchOutcome, pair: HalfMapPair, maps: HalfMaps, rounds: list[dict], figures: dict,
-                 arrays: dict) -> dict:
+    def _summary(self, outcome: SearchOutcome, pair: HalfMapPair, explained: float, maps: HalfMaps, rounds: list[dict],
+                 figures: dict, arrays: dict) -> dict:
         resolution = self._resolution(maps)
-        problems = self._problems(outcome, pair, self._extent_angstrom / resolution)
+        problems = self._problems(outcome, pair, explained, self._extent_angstrom / resolution)
         reason = " ".join(problems) or (
             f"Two half sets, refined apart, agree to {resolution:.3g} A, beyond the {self._common_angstrom:.3g} A of "
             "their common start, and held-out images confirm the structure.")
@@ -323,6 +331,7 @@ class _HybridRun:
                 "seeds": outcome.starts, "seeds_agreement_deg": outcome.agreement_deg,
                 "held_out_structure": outcome.structure, "held_out_structure_error": outcome.structure_error,
                 "symmetry_score": outcome.symmetry_score, "sampled_fraction": pair.sampled_fraction,
+                "explained_fraction": explained if math.isfinite(explained) else None,
                 "rounds": rounds, "stages": {name: round(s, 1) for name, s in self.live.seconds.items()},
                 "search_seconds": round(self.live.seconds["search"], 1), **figures, **self.plan.state.to_dict()}
 
@@ -330,7 +339,8 @@ class _HybridRun:
     def _common_angstrom(self) -> float:
         return self._extent_angstrom / COMMON_RADIUS_PX
 
-    def _problems(self, outcome: SearchOutcome, pair: HalfMapPair, resolution_radius_px: float) -> list[str]:
+    def _problems(self, outcome: SearchOutcome, pair: HalfMapPair, explained: float,
+                  resolution_radius_px: float) -> list[str]:
         problems = []
         if not outcome.found_structure:
             problems.append(f"Images that the search had not seen fit its map no better than a featureless ball "
@@ -339,6 +349,10 @@ class _HybridRun:
         if resolution_radius_px < gained_radius_px:
             problems.append(f"The half maps agree to {self._extent_angstrom / resolution_radius_px:.3g} A only, hardly "
                             f"beyond their common start ({self._common_angstrom:.3g} A).")
+        if explained < MIN_EXPLAINED_FRACTION:
+            problems.append(f"Beyond {self._common_angstrom:.3g} A the half maps explain {max(explained, 0.0):.0%} of what "
+                            "they should in the images of the other half: they agree in a wrong map. "
+                            "Run again with another --seed, more --seeds or more --search-steps.")
         if pair.sampled_fraction < MIN_SAMPLED_FRACTION:
             problems.append(f"The views reach {pair.sampled_fraction:.0%} of the map's frequencies: the images show the "
                             "particle from too few sides.")

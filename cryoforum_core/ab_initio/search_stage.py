@@ -14,7 +14,7 @@ from ..imaging.fourier import fft_volume, ifft_image, ifft_volume
 from ..imaging.noise import noise_power_spectrum
 from ..imaging.projection import FourierVolume
 from ..inference.preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
-from ..matching.likelihood import MatchingImages
+from ..matching.likelihood import MatchingImages, explained_power, predicted
 from ..matching.refine import refine
 from ..matching.search import displacement_grid
 from ..matching.stochastic import (
@@ -36,6 +36,8 @@ N_JUDGING_ROTATIONS = 4000
 MAX_STARTS = 4
 # log-evidence of a structure over that of its spherical average, per held-out image
 MIN_STRUCTURE_EVIDENCE = 1.0
+# ``explained`` of right maps is above 0.8, of wrong ones below 0.6 (``docs/decisions.md``, Ab initio)
+EXPLAINED_BY_RIGHT_MAPS = 0.75
 SAVE_EVERY_STEPS, SHOW_EVERY_STEPS = 50, 20
 
 
@@ -76,18 +78,25 @@ def low_noise_spectrum(images: ImagePreparation, rows: np.ndarray) -> Tensor:
 @dataclass(frozen=True)
 class SearchResult:
     """A finished search: its map (b, b, b) and the held-out images' log-evidence, with that of the spherical average
-    taken off (``structure``, mean and standard error) and as it is (``score``)."""
+    taken off (``structure``, mean and standard error) and as it is (``score``); ``explained``: how much of what
+    held-out images hold beyond noise the map explains in the shells after the first radius, relative to those before."""
 
     seed: int
     volume: Tensor
     score: float
     structure: float
     structure_error: float
+    explained: float
     held_out_quaternion: Tensor
 
     @property
     def found_structure(self) -> bool:
         return self.structure > max(MIN_STRUCTURE_EVIDENCE, 4 * self.structure_error)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether other starts are not likely to find a better map."""
+        return self.found_structure and self.explained > EXPLAINED_BY_RIGHT_MAPS
 
 
 def search_settings(images: SearchImages, steps: int, mask_radius_fraction: float,
@@ -123,29 +132,44 @@ def run_search(images: SearchImages, settings: StochasticSettings, seed: int, st
 
 def judge(images: SearchImages, volume: Tensor, settings: StochasticSettings, seed: int) -> SearchResult:
     """What held-out images say of a map."""
-    evidence, quaternion = _held_out_evidence(images.held_out, volume, settings)
-    of_sphere, _ = _held_out_evidence(images.held_out, spherical_average(volume), settings, n_rotations=1)
+    evidence, quaternion, fitted = _held_out_evidence(images.held_out, volume, settings)
+    of_sphere, *_ = _held_out_evidence(images.held_out, spherical_average(volume), settings, n_rotations=1)
     gain = evidence - of_sphere
     error = float(gain.std() / len(gain) ** 0.5)
-    return SearchResult(seed, volume, float(evidence.mean()), float(gain.mean()), error, quaternion)
+    explained = _explained_fraction(images.seen, fitted, settings.first_radius_px)
+    return SearchResult(seed, volume, float(evidence.mean()), float(gain.mean()), error, explained, quaternion)
+
+
+def _explained_fraction(images: MatchingImages, fitted: Tensor, first_radius_px: float) -> float:
+    """The part of the images' power beyond noise in the shells after ``first_radius_px`` that is fitted (n, m), relative
+    to that part in the shells before; what ice and neighbours hold lowers both. 0 where there is nothing to explain."""
+    signal, fitted = images.data.abs().square().mean(0) - 1, fitted.mean(0)
+    upper = images.radius > first_radius_px
+    lower = ~upper & (images.radius >= 2)
+    parts = [float(fitted[some].sum() / signal[some].sum()) if signal[some].sum() > 0 else 0.0 for some in (lower, upper)]
+    return parts[1] / parts[0] if parts[0] > 0 else 0.0
 
 
 def _held_out_evidence(images: MatchingImages, volume: Tensor, settings: StochasticSettings,
-                       n_rotations: int = N_JUDGING_ROTATIONS) -> tuple[Tensor, Tensor]:
-    """Log-evidence (n,) over all poses, and the best rotations (n, 4), refined beyond the grid."""
+                       n_rotations: int = N_JUDGING_ROTATIONS) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-evidence (n,) over all poses, the best rotations (n, 4), refined beyond the grid, and the power that the map
+    explains there in each pixel (n, m)."""
     radius = settings.last_radius_px
     fourier_volume = FourierVolume.from_real(volume, max_radius_px=radius + 1, with_gradient=True)
     grid = super_fibonacci(n_rotations, device=volume.device)
     step_px = DISPLACEMENT_STEP_OF_WAVE * images.box_size_px / radius
     offsets = displacement_grid(settings.max_displacement_px, step_px).to(volume.device)
-    evidence, best, reach_px = [], [], max(settings.max_displacement_px, 1.0)
+    evidence, best, fitted, reach_px = [], [], [], max(settings.max_displacement_px, 1.0)
     chunk = max(1, int(3e7 / (n_rotations * len(offsets))))
     for start in range(0, len(images), chunk):
         part = images[start:start + chunk]
         posterior = GridPosterior.of(part, fourier_volume, grid, offsets.new_zeros(len(part), 2), offsets)
         evidence.append(posterior.log_evidence)
-        best.append(refine(part, fourier_volume, *posterior.best_pose(), max_displacement_px=2 * reach_px).quaternion)
-    return torch.cat(evidence), torch.cat(best)
+        pose = refine(part, fourier_volume, *posterior.best_pose(), max_displacement_px=2 * reach_px)
+        model = predicted(part, fourier_volume, pose.quaternion, pose.displacement_px)
+        best.append(pose.quaternion)
+        fitted.append(explained_power(part, model))
+    return torch.cat(evidence), torch.cat(best), torch.cat(fitted)
 
 
 def spherical_average(volume: Tensor) -> Tensor:

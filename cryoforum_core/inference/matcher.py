@@ -17,6 +17,7 @@ from ..matching.likelihood import MatchingImages
 from ..matching.model import (
     FINE_SEARCH_RADIUS_PX,
     FINE_SEARCH_STEP_DEG,
+    N_FINE_HYPOTHESES,
     MatchingModel,
     MatchQuality,
     SearchGrid,
@@ -29,7 +30,7 @@ logger = logging.getLogger("cryoforum")
 N_NETWORK_SAMPLES = 7
 KEPT_HYPOTHESES = 3
 # in standard deviations of the fit of the sample's good particles
-SEARCH_BELOW_DEVIATIONS, FINE_SEARCH_BELOW_DEVIATIONS = -2.5, -3.5
+SEARCH_BELOW_DEVIATIONS, FINE_SEARCH_BELOW_DEVIATIONS = -2.5, -1.75
 N_CHANCE_IMAGES = 48
 # a match that much less likely than another of the same image is not the right one
 WRONG_BY_LOG_LIKELIHOOD = 10.0
@@ -159,7 +160,7 @@ class Matcher:
         rows = torch.nonzero(wanted)[:, 0]
         if not len(rows):
             return poses, quality
-        found = self._grid(fine).search(images[rows], n_hypotheses=32 if fine else 16, keep=KEPT_HYPOTHESES)
+        found = self._grid(fine).search(images[rows], n_hypotheses=N_FINE_HYPOTHESES if fine else 16, keep=KEPT_HYPOTHESES)
         poses = _replace_rows(poses, rows, _merge(poses[rows], found))
         return poses, match_quality(images, self.model, poses[:, 0])
 

@@ -97,6 +97,12 @@ def amplitude_from_power(images_ft: Tensor, ctf: Tensor, noise_spectrum: Tensor,
     return squared.clamp_min(floor).sqrt().expand(box_size_px // 2 + 1).clone()
 
 
+def explained_power(images: MatchingImages, model: Tensor) -> Tensor:
+    """Power that ``model`` (n, m), as from ``predicted``, takes out of whitened images: (n, m), 0 on average for a model
+    of the right size that has nothing in common with them, less than 0 for one that is too large."""
+    return 2 * (images.data.conj() * model).real - model.abs().square()
+
+
 def amplitude_from_poses(images: MatchingImages, model: Tensor, smoothing_shells: int = 2) -> Tensor:
     """Correction factor (B // 2 + 1,) to the amplitude in each shell, by regression of images on their predictions.
 

@@ -9,6 +9,7 @@ from cryoforum_core.ab_initio.half_maps import HalfSetRefinement, PoseTable, nex
 from cryoforum_core.ab_initio.search_stage import low_noise_spectrum, spherical_average
 from cryoforum_core.geometry.rotations import angular_distance_deg, compose, random_quaternions, rotation_vector_to_quaternion
 from cryoforum_core.geometry.symmetry import symmetry_group
+from cryoforum_core.imaging.fourier import low_pass_volume
 from cryoforum_core.imaging.masks import molecule_mask
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.inference.preparation import ImagePreparation
@@ -83,6 +84,24 @@ def test_a_global_round_needs_no_poses(refinement, truth, data):
     error = angular_distance_deg(refinement.poses.best()[0], truth.quaternion)
     assert (error < 12).float().mean() > 0.75
     assert pair.sampled_fraction > 0.95
+
+
+def test_half_maps_of_a_wrong_start_do_not_explain_the_images(refinement, data):
+    """Both half sets refined from a map that is none of the molecule's: what they agree in afterwards is of the start."""
+    spectrum, first_px = refinement._full_spectrum, 4.0
+    pair = refinement.reconstruct(spectrum, 12.0)
+    for _ in range(2):
+        pair = refinement.local_round(pair.without_solvent(), 12.0)
+    right = refinement.explained(pair, first_px)
+    assert 0.75 < right < 1.3
+    known = torch.from_numpy(read_map(data.map)[0])
+    lumps = low_pass_volume(known[:, torch.randperm(BOX, generator=torch.Generator().manual_seed(1))], first_px)
+    start = pair.reference[0].std() / lumps.std() * lumps
+    wrong = refinement.global_round((start, start), spectrum, 8.0, 15.0, 7.0)
+    for _ in range(2):
+        wrong = refinement.local_round(wrong, 12.0)
+    assert (wrong.fsc[int(first_px) + 1:] > 0.3).any()
+    assert refinement.explained(wrong, first_px) < 0.5 * right
 
 
 def test_a_round_sees_the_noise_that_the_background_had_not(refinement):

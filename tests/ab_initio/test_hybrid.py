@@ -17,6 +17,7 @@ from cryoforum_core.config import AbInitioConfig, EvaluateConfig, PredictConfig,
 from cryoforum_core.errors import InputError, NotConverged
 from cryoforum_core.mrc import StackWriter, read_map
 from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.particles.simulate import DEFAULT_OTHER_MODEL
 from cryoforum_core.particles.table import ParticleTable
 
 N, BOX = 600, 32
@@ -122,9 +123,9 @@ def test_a_set_of_noise_does_not_converge(folder):
     assert not (out / "checkpoint").exists()
 
 
-def test_a_stopped_run_goes_on_to_the_same_result(folder, data):
-    """Stopped in the search, and once more after it."""
-    options = FAST | {"search_steps": 100, "skip": ("distillation", "refinement")}
+def test_a_stopped_run_goes_on_to_the_same_result_in_the_frame_of_a_reference(folder, data):
+    """Stopped in the search."""
+    options = FAST | {"search_steps": 100, "skip": ("distillation",), "hand_reference": data.map}
     whole = _tolerant(AbInitioConfig(out=folder / "whole", particles=data.particles, **options))
     config = AbInitioConfig(out=folder / "stopped", particles=data.particles, **options)
     timer = threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGINT))
@@ -136,6 +137,21 @@ def test_a_stopped_run_goes_on_to_the_same_result(folder, data):
     resumed = _tolerant(config.model_copy(update={"resume": True}))
     with np.load(whole.orientation_posterior) as a, np.load(resumed.orientation_posterior) as b:
         assert np.array_equal(a["quaternion"], b["quaternion"])
+    assert whole.read_summary()["hand"] == "as in the reference"
+    found = jobs.evaluate(EvaluateConfig(out=folder / "evaluation_of_hand", particles=whole.particles, truth=data.truth))
+    assert found.read_summary()["fraction_below_10deg"] > 0.8  # neither turned nor mirrored onto the truth
+
+
+def test_symmetry_is_found_and_then_imposed(folder):
+    """Beta-galactosidase has D2; the search knows nothing of it."""
+    data = cf.simulate(cf.SimulateConfig(out=folder / "d2_set", model=DEFAULT_OTHER_MODEL, n_particles=300, symmetry="d2",
+                                          box_size_px=BOX, snr=1.0, shift_rms_px=1.0, seed=5))
+    run = jobs.ab_initio(AbInitioConfig(out=folder / "d2", particles=data.particles, symmetry="d2",
+                                        **FAST | {"skip": ("distillation",)}))
+    assert run.read_summary()["symmetry_score"] > 0.8
+    found = jobs.evaluate(EvaluateConfig(out=folder / "evaluation_d2", particles=run.particles, truth=data.truth,
+                                         symmetry="d2", align_frame=True, allow_mirror=True)).read_summary()
+    assert found["median_error_deg"] < 3 and found["fraction_below_10deg"] > 0.9
 
 
 def _tolerant(config):
