@@ -39,8 +39,9 @@ class ImageInputConfig(BaseModel):
 
     contrast: Literal["auto", "bright", "dark"] = "auto"
     """Protein brighter or darker than its surroundings; auto measures it and says what it found."""
-    ctf_state: Literal["auto", "raw", "phase-flipped", "multiplied"] = "auto"
-    """What was done to the CTF before: nothing, phases flipped, or multiplied by the CTF."""
+    ctf_state: Literal["auto", "raw", "phase-flipped", "multiplied", "none"] = "auto"
+    """What was done to the CTF before: nothing (raw), phases flipped, or multiplied by the CTF; none: the images were
+    simulated without a CTF, and need no columns of it."""
     pixel_size_angstrom: PositiveFloat | None = None
     """Pixel size of the images, where the particles' file does not say it."""
 
@@ -59,6 +60,9 @@ class SimulateConfig(JobConfig):
     """Pixel size; by default that of the map, or one that makes an atomic model fill 70 % of the box."""
     snr: PositiveFloat = 0.1
     """Variance of the clean images (after CTF) over variance of the noise; inf for none."""
+    ctf: Literal["box", "padded", "none"] = "box"
+    """box: the CTF acts on the image's own grid, as in RELION's projections; padded: on a grid of twice the box that is
+    cropped afterwards, so that what it carries out of the box is lost; none: no CTF (1 everywhere)."""
     noise: Literal["white", "coloured"] = "white"
     """coloured: nine times the power at low resolution, as ice and detectors make it."""
     defocus_min_angstrom: float = 8000.0
