@@ -146,8 +146,8 @@ def test_padded_ctf_is_that_of_a_larger_image_cropped(tmp_path, molecule):
     expected = [through_padded_ctf(image, defocus) for image, defocus in
                 zip(clean, truth.ctf.defocus_u_angstrom.double().numpy(), strict=True)]
     ours = images_of(padded)
-    assert np.allclose(ours, expected, atol=2e-3 * np.std(ours))
-    assert not np.allclose(images_of(box) / images_of(box).std(), expected / np.std(expected), atol=0.05)
+    assert np.allclose(ours, expected, atol=1e-3 * np.std(ours))
+    assert not np.allclose(images_of(box) / images_of(box).std(), expected / np.std(expected), atol=0.01)
 
 
 def through_padded_ctf(image, defocus_angstrom, voltage=300e3, cs_angstrom=2.7e7, contrast=0.1):
