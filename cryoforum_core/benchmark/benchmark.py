@@ -69,8 +69,8 @@ class _Runner:
 
     def __init__(self, config: BenchmarkConfig, out: Path, jobs: Jobs, device: torch.device, data: DataSet):
         self.config, self.out, self.jobs, self.device, self.data = config, out, jobs, device, data
-        known, self.pixel_size_angstrom = read_map(data.map)
-        self.known = torch.from_numpy(known)
+        known, pixel_size_angstrom = read_map(data.map)
+        self.known, self.pixel_size_angstrom = torch.from_numpy(known), round(pixel_size_angstrom, 5)
         self.image_input = ImageInputConfig(ctf_state=data.ctf_state)
 
     def result(self, method: BenchmarkMethod, seed: int) -> Result:
@@ -154,7 +154,7 @@ def describe_hardware(device: torch.device) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {cores} CPU cores"
-    return f"{_processor_name()}, {torch.get_num_threads()} threads on {cores} cores"
+    return f"{_processor_name()}, {torch.get_num_threads()} of {cores} cores"
 
 
 def _processor_name() -> str:

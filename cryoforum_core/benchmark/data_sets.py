@@ -31,7 +31,7 @@ class DataSet:
     @property
     def ctf_state(self) -> str:
         """The option by which jobs read the images."""
-        return "auto" if CRYOPOSENET[self.name].has_ctf else "none"
+        return "raw" if CRYOPOSENET[self.name].has_ctf else "none"
 
 
 def box_size_px(config: BenchmarkConfig) -> int:

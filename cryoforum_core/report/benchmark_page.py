@@ -108,6 +108,9 @@ def _courses(out: Path, results: list[Result]) -> dict[str, dict[str, dict[str, 
         columns = RunFiles(run).csv_columns(run.metrics.name) if run.finished and result.method != "hybrid" else None
         if columns is not None and _ERROR_COLUMN in columns:
             metrics.setdefault((_title(result), METHOD_NAMES[result.method]), []).append(columns)
+    # fewer than two evaluations are no course
+    metrics = {key: runs for key, runs in metrics.items()
+               if all(np.isfinite(run[_ERROR_COLUMN]).sum() > 1 for run in runs)}
     panels = {"loss": _LOSS_COLUMN, "mean error, modulo C2 (degrees)": _ERROR_COLUMN}
     return {label: {title: {method: _course(runs, column) for (other, method), runs in metrics.items() if other == title}
                     for title, _ in metrics} for label, column in panels.items()} if metrics else {}

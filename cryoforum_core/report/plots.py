@@ -290,26 +290,31 @@ class Course(NamedTuple):
 @_styled
 def course_grid(rows: Mapping[str, Mapping[str, Mapping[str, Course]]], x_label: str) -> Figure:
     """Panels of lines with bands of one standard deviation: y label -> title of a column -> line. The same line has the
-    same colour everywhere; the legend is in the last panel of the first row."""
+    same colour everywhere."""
     columns = list(next(iter(rows.values())))
     colour = _colours(name for row in rows.values() for panel in row.values() for name in panel)
     figure = Figure((max(HALF_WIDTH[0], min(FULL_WIDTH, 2.8 * len(columns))), 2.7 * len(rows)))
     panels = figure.subplots(len(rows), len(columns), squeeze=False, sharey="row", sharex=True)
-    for number, (y_label, row) in enumerate(rows.items()):
-        for axes, title in zip(panels[number], columns, strict=True):
+    for own, (y_label, row) in zip(panels, rows.items(), strict=True):
+        for axes, title in zip(own, columns, strict=True):
             for name, course in row[title].items():
-                axes.plot(course.x, course.mean, color=colour[name], label=name)
+                axes.plot(course.x, course.mean, color=colour[name], label=name, clip_on=False)
                 axes.fill_between(course.x, course.mean - course.deviation, course.mean + course.deviation,
                                   color=colour[name], alpha=0.2, linewidth=0)
-            if number == 0:
-                axes.set_title(title)
-            axes.set_ylim(bottom=0)
-        panels[number, 0].set_ylabel(y_label)
+        highest = max((np.nanmax(course.mean + course.deviation) for panel in row.values() for course in panel.values()))
+        own[0].set(ylabel=y_label, ylim=(0, 1.05 * max(highest, 1e-6)))
+    for axes, title in zip(panels[0], columns, strict=True):
+        axes.set_title(title)
     for axes in panels[-1]:
         axes.set_xlabel(x_label)
-    handles = {name: line for axes in panels.ravel() for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles))
+    _shared_legend(figure, panels.ravel())
     return figure
+
+
+def _shared_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend for all panels, above them."""
+    handles = {name: line for axes in panels for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=min(len(handles), 8))
 
 
 def _colours(names: Iterable[str]) -> dict[str, str]:
@@ -331,14 +336,13 @@ def fsc_grid(frequency: np.ndarray, panels: Mapping[str, Mapping[str, tuple[np.n
         for name, (found, ceiling) in lines.items():
             axes.plot(frequency, ceiling, color=colour[name], linestyle=(0, (4, 2)), linewidth=1.0, alpha=0.8)
             axes.plot(frequency, found, color=colour[name], label=name)
-        axes.plot([], [], color=GREY, linestyle=(0, (4, 2)), linewidth=1.0, label="true poses")
         for level in levels:
             axes.axhline(level, color=GREY, linestyle=":", linewidth=0.9)
-            axes.annotate(f"{level:g}", (frequency[-1], level), xytext=(-2, 2), textcoords="offset points", fontsize=8,
-                          color=GREY, ha="right")
-        axes.set(title=title, xlabel="resolution (Å)", ylim=(-0.1, 1.05), xlim=(0, frequency[-1]))
+            axes.annotate(f"{level:g}", (0, level), xytext=(4, 2), textcoords="offset points", fontsize=8, color=GREY)
+        axes.set(title=title, xlabel="resolution (Å)", ylim=(-0.2, 1.05), xlim=(0, frequency[-1]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "∞" if value <= 0 else f"{1 / value:.1f}"))
-        axes.legend(loc="lower left")
+    grid[0, 0].plot([], [], color=GREY, linestyle=(0, (4, 2)), linewidth=1.0, label="true poses")
+    _shared_legend(figure, grid.ravel())
     for axes in grid.ravel()[len(panels):]:
         axes.set_visible(False)
     for row in grid:
