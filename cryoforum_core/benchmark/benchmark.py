@@ -83,7 +83,7 @@ class _Runner:
         alignment = PoseAlignment.of(found.poses, truth.poses, NEAR_SYMMETRY)
         errors = alignment.errors(found.poses.quaternion, truth.poses.quaternion)
         volume = torch.from_numpy(read_map(run.map)[0])
-        agreement = map_agreement(volume, self.known, self.pixel_size_angstrom, alignment, errors["median_error_deg"])
+        agreement = map_agreement(volume, self.known, self.pixel_size_angstrom, alignment)
         ceiling = self._ceiling()
         figures = {"set": self.data.name, "label": CRYOPOSENET[self.data.name].label, "method": method, "seed": seed,
                    "converged": summary["converged"], **errors, **self._test_errors(method, path, alignment),

@@ -8,15 +8,12 @@ from torch import Tensor
 from ..geometry.pose_errors import FrameAlignment, align_poses, rotation_errors_deg
 from ..geometry.poses import Poses
 from ..geometry.rotations import compose, quaternion_to_matrix
-from ..imaging.map_alignment import align_to_reference
 from ..imaging.masks import soft_sphere
 from ..imaging.resolution import fourier_shell_correlation, resolution_angstrom
 from ..imaging.volume_frame import mirror_volume, move_volume
 
 MASK_RADIUS_BOXES = 0.45  # as in evaluate
 LEVELS = (0.5, 0.143)
-# where poses are this wrong they do not say how the map lies
-_LOST_ABOVE_DEG = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,19 +61,17 @@ class PoseAlignment:
                 "median_error_modulo_deg": float(modulo.median()), "mean_error_modulo_deg": float(modulo.mean())}
 
 
-def map_agreement(volume: Tensor, known: Tensor, pixel_size_angstrom: float, alignment: PoseAlignment,
-                  median_error_deg: float) -> MapAgreement:
-    """The map brought onto the true one, in the best of the ways that poses allow; where they are lost the maps
-    themselves are aligned, too."""
+def map_agreement(volume: Tensor, known: Tensor, pixel_size_angstrom: float, alignment: PoseAlignment) -> MapAgreement:
+    """The map brought onto the true one as its poses say, or with the near symmetry's turn more: whichever fits better.
+
+    A turn by the near symmetry hardly changes pose errors modulo it, but the fine details of the map.
+    """
     moves = [(frame.is_mirrored, frame.rotation, frame.translation_angstrom / pixel_size_angstrom)
              for frame in (alignment.raw, alignment.modulo)]
     half_turn = alignment.group[1]
     # V(R (r - t)) turned by h is V(R h (r - h' t)), and h is its own inverse
     moves += [(is_mirrored, compose(rotation, half_turn), quaternion_to_matrix(half_turn) @ translation)
               for is_mirrored, rotation, translation in moves]
-    if median_error_deg > _LOST_ABOVE_DEG:
-        found = align_to_reference(volume, known)
-        moves.append((found.is_mirrored, found.rotation, found.translation_px))
     agreements = [MapAgreement.of(move_volume(mirror_volume(volume) if is_mirrored else volume, rotation, translation),
                                   known) for is_mirrored, rotation, translation in moves]
     return max(agreements, key=lambda agreement: float(agreement.fsc.mean()))
