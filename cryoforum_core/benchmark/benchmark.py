@@ -85,7 +85,8 @@ class _Runner:
         volume = torch.from_numpy(read_map(run.map)[0])
         agreement = map_agreement(volume, self.known, self.pixel_size_angstrom, alignment)
         ceiling = self._ceiling()
-        figures = {"set": self.data.name, "label": CRYOPOSENET[self.data.name].label, "method": method, "seed": seed,
+        figures = {"set": self.data.name, "label": CRYOPOSENET[self.data.name].label,
+                   "snr_db": CRYOPOSENET[self.data.name].snr_db, "method": method, "seed": seed,
                    "converged": summary["converged"], **errors, **self._test_errors(method, path, alignment),
                    **self._map_figures(agreement, ceiling),
                    "half_map_resolution_angstrom": summary["resolution_angstrom"],

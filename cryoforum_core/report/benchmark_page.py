@@ -95,8 +95,8 @@ def _figures(out: Path, results: list[Result]) -> list[tuple[str, Picture]]:
             "Maps against the true map", "Each solid line should lie on its dashed one, which is of the map made of the "
             "same images at their true poses.", _fsc_figure(results), wide=True)))
         figures.append(("figure4.png", Picture(
-            "Images, projections, maps", "An image, the projection of the found map that the method takes for it, and "
-            "central slices of the found and of the true map.", _picture_table(results), wide=True)))
+            "Images, projections, maps", "An image (slightly smoothed below 0 dB), the projection of the found map that the "
+            "method takes for it, and central slices of the found and of the true map.", _picture_table(results), wide=True)))
     return figures
 
 
@@ -156,6 +156,8 @@ def _picture_table(results: list[Result]) -> plots.Figure:
         some = next(iter(row.values()))
         pictures = [row[method].arrays[kind] if method in row else None
                     for method in methods for kind in ("projection", "found_slice")]
-        image = plots.low_passed(some.arrays["image"][None], _DISPLAY_SIGMA_PX)[0]
+        image, snr_db = some.arrays["image"], some.figures["snr_db"]
+        if snr_db is not None and snr_db < 0:
+            image = plots.low_passed(image[None], _DISPLAY_SIGMA_PX)[0]
         rows[f"{name}\n{some.figures['label']}".replace(", ", ",\n")] = [image, *pictures, some.arrays["true_slice"]]
     return plots.picture_table(rows, columns)
