@@ -21,13 +21,13 @@ def benchmark_page(files: RunFiles) -> Page:
     summary, results = files.summary, read_results(files.path)
     rows = summary["rows"]
     facts = {"runs": f"{summary['n_runs']}", "sets": f"{len({row['set'] for row in rows})}",
-             "scale": summary["scale"], "computed on": "; ".join(summary["hardware"])}
+             "scale": summary["scale"]}
     tables = tuple(_table(name, [row for row in rows if row["method"] == name])
                    for name in METHOD_NAMES if any(row["method"] == name for row in rows))
     return Page(f"Benchmark: {summary['table']}", _verdict(rows), _next_steps(files), facts,
                 tuple(picture for _, picture in _figures(files.path, results)), tables,
                 ("The true map and the molecule's near symmetry (C2) judge; no method knew them. Modulo C2, the nearer of "
-                 "the two poses counts.",))
+                 "the two poses counts.", f"Computed on: {'; '.join(summary['hardware'])}."))
 
 
 def write_figures(out: Path) -> None:
@@ -70,7 +70,7 @@ def _table(method: str, rows: list[dict]) -> Table:
               f"{row['seconds'] / 60:.1f}") for row in rows]
     return Table(f"Method: {METHOD_NAMES[method]}", "Resolutions are against the true map; those of the true poses and "
                  "shells short are at FSC 0.143. Published figures are of 128 px at 0.8 Å (Nyquist 1.6 Å).", header,
-                 tuple(cells))
+                 tuple(cells), wide=True)
 
 
 def _degrees(value: float | None) -> str:
@@ -89,7 +89,7 @@ def _figures(out: Path, results: list[Result]) -> list[tuple[str, Picture]]:
         figures.append(("figure2.png", Picture(
             "Learning, with and without an encoder", "Loss (part of the images' power that is not explained) and mean "
             "error of the poses modulo C2, mean and standard deviation over the runs. Known poses have no error.",
-            plots.course_grid(courses, "training time (min)"), wide=True)))
+            plots.course_grid(courses, list(METHOD_NAMES.values())[1:], "training time (min)"), wide=True)))
     if results:
         figures.append(("figure3.png", Picture(
             "Maps against the true map", "Each solid line should lie on its dashed one, which is of the map made of the "

@@ -288,16 +288,17 @@ class Course(NamedTuple):
 
 
 @_styled
-def course_grid(rows: Mapping[str, Mapping[str, Mapping[str, Course]]], x_label: str) -> Figure:
-    """Panels of lines with bands of one standard deviation: y label -> title of a column -> line. The same line has the
-    same colour everywhere."""
+def course_grid(rows: Mapping[str, Mapping[str, Mapping[str, Course]]], lines: Sequence[str], x_label: str) -> Figure:
+    """Panels of lines with bands of one standard deviation: y label -> title of a column -> line. ``lines``: all of
+    their names, in the order of their colours."""
     columns = list(next(iter(rows.values())))
-    colour = _colours(name for row in rows.values() for panel in row.values() for name in panel)
-    figure = Figure((max(HALF_WIDTH[0], min(FULL_WIDTH, 2.8 * len(columns))), 2.7 * len(rows)))
+    colour = _colours(lines)
+    figure = Figure((FULL_WIDTH, 2.7 * len(rows)))
     panels = figure.subplots(len(rows), len(columns), squeeze=False, sharey="row", sharex=True)
     for own, (y_label, row) in zip(panels, rows.items(), strict=True):
         for axes, title in zip(own, columns, strict=True):
-            for name, course in row[title].items():
+            for name in (name for name in lines if name in row[title]):
+                course = row[title][name]
                 axes.plot(course.x, course.mean, color=colour[name], label=name, clip_on=False)
                 axes.fill_between(course.x, course.mean - course.deviation, course.mean + course.deviation,
                                   color=colour[name], alpha=0.2, linewidth=0)
@@ -313,6 +314,7 @@ def course_grid(rows: Mapping[str, Mapping[str, Mapping[str, Course]]], x_label:
 
 def _shared_legend(figure: Figure, panels: Iterable[Axes]) -> None:
     """One legend for all panels, above them."""
+    panels = sorted(panels, key=lambda axes: -len(axes.lines))  # one that has all lines has them in their order
     handles = {name: line for axes in panels for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=min(len(handles), 8))
 
