@@ -16,8 +16,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     **dict.fromkeys(["SimulateConfig", "TrainConfig", "PredictConfig", "SelectConfig", "ReconstructConfig",
-                     "EvaluateConfig", "ReportConfig", "DoctorConfig", "AbInitioConfig"], "config"),
-    **dict.fromkeys(["simulate", "ab_initio", "train", "predict", "select", "reconstruct", "evaluate", "doctor"], "jobs"),
+                     "EvaluateConfig", "ReportConfig", "DoctorConfig", "AbInitioConfig", "BenchmarkConfig"], "config"),
+    **dict.fromkeys(["simulate", "ab_initio", "train", "predict", "select", "reconstruct", "evaluate", "doctor",
+                     "benchmark"], "jobs"),
     **dict.fromkeys(["InputError", "Interrupted", "NotConverged"], "errors"),
     "RunDirectory": "run_directory",
     **dict.fromkeys(["Particles", "load_particles"], "particles.dataset"),

@@ -30,6 +30,7 @@ JOBS: dict[str, type[config.JobConfig]] = {
     "reconstruct": config.ReconstructConfig,
     "evaluate": config.EvaluateConfig,
     "report": config.ReportConfig,
+    "benchmark": config.BenchmarkConfig,
     "doctor": config.DoctorConfig,
 }
 
@@ -117,6 +118,9 @@ def _flag(model: type[config.JobConfig], name: str) -> tyro.constructors.StructF
     # pydantic takes the constraints out of the annotation; they are checked when the model is made
     annotation, is_optional = _without_none(field.annotation)
     hints = {"help_behavior_hint": ""} if is_optional and field.default is None else {}
+    if (field.json_schema_extra or {}).get("positional"):
+        return tyro.constructors.StructFieldSpec(name, tyro.conf.Positional[field.annotation], tyro.MISSING,
+                                                 helptext=" ".join(field.description.split()))
     metavar = {Path: "PATH", str: "TEXT", int: "INT", float: "NUMBER"}.get(annotation)
     annotated = typing.Annotated[field.annotation, tyro.conf.arg(metavar=metavar, **hints)]
     default = tyro.MISSING if field.is_required() else field.default

@@ -5,12 +5,14 @@ checked by the job, which can open them; what a single value must be is checked 
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 JunkKind = Literal["noise", "off-centre", "overlap", "other-molecule", "blank"]
 JUNK_KINDS: tuple[JunkKind, ...] = ("noise", "off-centre", "overlap", "other-molecule", "blank")
+
+BenchmarkMethod = Literal["hybrid", "end-to-end", "end-to-end-aided", "per-image", "known"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -31,6 +33,9 @@ class JobConfig(BaseModel):
     resume: bool = False
     """Go on with the run in --out."""
 
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"max_steps", "max_minutes"})
+    """Options that need not be the same when a run goes on: its budget."""
+
 
 class ImageInputConfig(BaseModel):
     """How to read particle images, shared by the jobs that do."""
@@ -39,8 +44,9 @@ class ImageInputConfig(BaseModel):
 
     contrast: Literal["auto", "bright", "dark"] = "auto"
     """Protein brighter or darker than its surroundings; auto measures it and says what it found."""
-    ctf_state: Literal["auto", "raw", "phase-flipped", "multiplied"] = "auto"
-    """What was done to the CTF before: nothing, phases flipped, or multiplied by the CTF."""
+    ctf_state: Literal["auto", "raw", "phase-flipped", "multiplied", "none"] = "auto"
+    """What was done to the CTF before: nothing (raw), phases flipped, or multiplied by the CTF; none: the images were
+    simulated without a CTF, and need no columns of it."""
     pixel_size_angstrom: PositiveFloat | None = None
     """Pixel size of the images, where the particles' file does not say it."""
 
@@ -59,6 +65,9 @@ class SimulateConfig(JobConfig):
     """Pixel size; by default that of the map, or one that makes an atomic model fill 70 % of the box."""
     snr: PositiveFloat = 0.1
     """Variance of the clean images (after CTF) over variance of the noise; inf for none."""
+    ctf: Literal["box", "padded", "none"] = "box"
+    """box: the CTF acts on the image's own grid, as in RELION's projections; padded: on a grid of twice the box that is
+    cropped afterwards, so that what it carries out of the box is lost; none: no CTF (1 everywhere)."""
     noise: Literal["white", "coloured"] = "white"
     """coloured: nine times the power at low resolution, as ice and detectors make it."""
     defocus_min_angstrom: float = 8000.0
@@ -309,6 +318,39 @@ class ReportConfig(JobConfig):
     """Run of any job."""
     truth: Path | None = None
     """STAR file with known poses, where there are some."""
+
+
+class BenchmarkConfig(JobConfig):
+    """The data sets of a published table, run by several methods, beside the published figures."""
+
+    job: Literal["benchmark"] = "benchmark"
+    table: Annotated[Literal["cryoposenet"], Field(json_schema_extra={"positional": True})]
+    """cryoposenet: Table 1 of Nashed et al. 2021 (arXiv 2107.02958), adenylate kinase without noise and at five
+    signal-to-noise ratios, and with a CTF."""
+    methods: tuple[BenchmarkMethod, ...] = ("hybrid", "end-to-end")
+    """hybrid and end-to-end: as in ab-initio; end-to-end-aided: with what later methods found against bad minima;
+    per-image and known: CryoPoseNet's baselines."""
+    sets: tuple[Literal["A", "B", "C", "D", "E", "F", "G"], ...] = ("A", "B", "C", "D", "E", "F", "G")
+    """A: no noise; B to F: 10, 5, 0, -5, -10 dB; G: 0 dB with CTF."""
+    seeds: PositiveInt = 1
+    """Runs of every method, each from another random start."""
+    scale: Literal["small", "full"] = "small"
+    """full: as published, 10,000 images of 128 px at 0.8 A/px, for a GPU; small: 3,000 of 64 px at 1.6 A/px."""
+    minutes: PositiveFloat | None = None
+    """Training time of each run but those of hybrid; default: 20 at small, 60 at full scale."""
+    network_minutes: PositiveFloat | None = None
+    """Training time of hybrid's network; default: as in ab-initio."""
+    search_steps: PositiveInt | None = None
+    """Steps of hybrid's search; default: as in ab-initio."""
+    n_particles: PositiveInt | None = None
+    """Images of each set, of which the last tenth is for tests only; default: the scale's."""
+    box_size_px: PositiveInt | None = None
+    """Box of the images, even, always 102.4 A wide; default: the scale's."""
+    particles_of: Path | None = None
+    """Directory of sets that were made elsewhere, A, B, ..., each with input.star, particles.star (the known poses) and
+    truth.npz (map: the path of the true map), to be used instead of simulated ones."""
+
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"methods", "sets", "seeds"})
 
 
 class DoctorConfig(JobConfig):

@@ -18,6 +18,7 @@ import torch
 from . import __version__
 from .config import (
     AbInitioConfig,
+    BenchmarkConfig,
     DoctorConfig,
     EvaluateConfig,
     JobConfig,
@@ -124,14 +125,14 @@ def _write_report(run: RunDirectory, summary: dict) -> None:
 def _once(job: Callable[[JobConfig], RunDirectory]) -> Callable[[JobConfig], RunDirectory]:
     """A job that does nothing where --resume meets the same run, finished."""
     @functools.wraps(job)
-    def job_unless_finished(config: JobConfig) -> RunDirectory:
+    def job_unless_finished(config: JobConfig, **more) -> RunDirectory:
         run = RunDirectory(config.out)
         if config.resume and run.finished and run.config.is_file() and run.read_summary().get("job") == config.job:
             if not run.changed_options(config):
                 logger.info("%s is finished already; nothing to do.", run.path)
                 return run
             logger.info("%s was finished with another budget; it is done anew.", run.path)
-        return job(config)
+        return job(config, **more)
 
     return job_unless_finished
 
@@ -157,8 +158,11 @@ def simulate(config: SimulateConfig) -> RunDirectory:
 
 
 @_once
-def ab_initio(config: AbInitioConfig) -> RunDirectory:
-    """Map, half maps, poses and a trained network, from images and CTF alone. Raises NotConverged at its end."""
+def ab_initio(config: AbInitioConfig, watch: Callable[..., dict[str, float]] | None = None) -> RunDirectory:
+    """Map, half maps, poses and a trained network, from images and CTF alone. Raises NotConverged at its end.
+
+    ``watch``: figures to be noted while the end-to-end method trains (``ab_initio.run.Watch``).
+    """
     from .ab_initio.run import plan_ab_initio, run_ab_initio
     from .particles.dataset import load_particles
 
@@ -168,7 +172,7 @@ def ab_initio(config: AbInitioConfig) -> RunDirectory:
         if particles is not None and inputs.device is not None:
             plan = inputs.read(plan_ab_initio, config, particles, inputs.device)
     purpose = f"{len(particles)} particles of {particles.box_size_px} px, method {config.method}"
-    run = _perform(config, inputs.device, purpose, lambda run: run_ab_initio(plan, run))
+    run = _perform(config, inputs.device, purpose, lambda run: run_ab_initio(plan, run, watch))
     summary = run.read_summary()
     if not summary["converged"]:
         raise NotConverged(f"{summary['converged_reason']} The report shows it: {run.report}")
@@ -302,6 +306,19 @@ def evaluate(config: EvaluateConfig) -> RunDirectory:
                                  config.allow_mirror, config.pixel_size_angstrom)
     return _perform(config, inputs.device, f"{config.particles} against {config.truth}",
                     lambda run: evaluation.write_evaluation(run, errors, maps))
+
+
+@_once
+def benchmark(config: BenchmarkConfig) -> RunDirectory:
+    """A published table anew: table.md, table.csv, figures, and the runs behind them, which --resume finds again."""
+    from .benchmark.benchmark import Jobs, run_benchmark
+    from .benchmark.data_sets import check_options
+
+    with _Inputs(config) as inputs:
+        inputs.read(check_options, config)
+    jobs = Jobs(simulate, ab_initio, predict, reconstruct)
+    return _perform(config, inputs.device, f"{config.table}, sets {', '.join(config.sets)}, by {', '.join(config.methods)}",
+                    lambda run: run_benchmark(config, run, jobs, inputs.device))
 
 
 def doctor(config: DoctorConfig) -> dict:

@@ -53,9 +53,8 @@ class RunDirectory:
         "summary": "summary.json",
     }
 
-    # how --out is spelled, and where the run computes, change nothing; a budget may grow before the run is finished
+    # how --out is spelled, and where the run computes, change nothing
     NO_OPTIONS = frozenset({"job", "resume", "device", "out"})
-    BUDGET = frozenset({"max_steps", "max_minutes"})
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -105,7 +104,7 @@ class RunDirectory:
             raise InputError(f"--resume goes on with a run of the same job; {self.path} holds a {found!r} run, "
                              f"and this is {config.job!r}. Choose another --out.")
         changed = [f"{name} (was {before!r}, is {now!r})" for name, (before, now) in self.changed_options(config).items()
-                   if name not in self.BUDGET]
+                   if name not in config.MAY_CHANGE]
         if changed:
             raise InputError(f"--resume goes on with the same options, so that a run is of one kind; in {self.path} "
                              f"these differ: {', '.join(changed)}. Repeat the options, or choose another --out.")

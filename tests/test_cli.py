@@ -68,7 +68,7 @@ def imported_modules(*arguments):
 def test_overview_names_every_job(cryoforum, arguments):
     result = cryoforum(*arguments)
     assert result.returncode == 0 and not result.stderr
-    for job in ("simulate", "train", "predict", "select", "reconstruct", "evaluate", "report", "doctor"):
+    for job in ("simulate", "train", "predict", "select", "reconstruct", "evaluate", "report", "benchmark", "doctor"):
         assert f"  {job} " in result.stdout
 
 
@@ -83,7 +83,9 @@ def test_help_describes_every_flag(cryoforum, job):
     model = JOBS[job]
     for name, field in model.model_fields.items():
         if name != "job":
-            assert f"--{name.replace('_', '-')}" in result.stdout
+            is_positional = (field.json_schema_extra or {}).get("positional")
+            shown = "positional arguments" if is_positional else f"--{name.replace('_', '-')}"
+            assert shown in result.stdout
             assert field.description, f"{name} has no description"
     assert "--job" not in result.stdout
 

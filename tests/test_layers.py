@@ -15,11 +15,13 @@ LAYERS = [
     {"particles", "model", "matching"},
     {"training", "inference", "report"},
     {"ab_initio"},  # a job that needs training, inference and report together
+    {"benchmark"},  # runs of the others, judged
     {"jobs"},
     {"cli", "__init__", "__main__"},
 ]
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
-PACKAGES = {"geometry", "imaging", "particles", "model", "matching", "training", "inference", "report", "ab_initio"}
+PACKAGES = {"geometry", "imaging", "particles", "model", "matching", "training", "inference", "report", "ab_initio",
+            "benchmark"}
 # imaging slices maps along rotations: the one pair of a layer with an order
 ALLOWED_WITHIN_LAYER = {("imaging", "geometry")}
 

@@ -49,7 +49,7 @@ from ..training.objective import Objective
 from ..training.prepared_images import EpochStream, ImageBatch, PreparedImages
 from ..training.projections import ImageModel, ProjectionStream, TrainingBatch
 from ..training.views import ParticleViews
-from .run import AbInitioPlan
+from .run import AbInitioPlan, Watch
 
 logger = logging.getLogger("cryoforum")
 
@@ -92,13 +92,21 @@ class EndToEndSetup:
         return self.config.poses == "encoder"
 
 
-def end_to_end(plan: AbInitioPlan, run: RunDirectory) -> dict:
-    """Trains, writes all files of the run, and returns the summary, with ``converged`` and why."""
+def end_to_end(plan: AbInitioPlan, run: RunDirectory, watch: Watch | None = None) -> dict:
+    """Trains, writes all files of the run, and returns the summary, with ``converged`` and why.
+
+    ``watch``: figures for ``metrics.csv`` that the training must not know, of the model, the images and the rows that
+    it learns from; nothing else depends on them.
+    """
     setup = prepare(plan)
+    evaluate = setup.objective.evaluate
+    if watch is not None:
+        def evaluate(model: AutoEncoder) -> dict[str, float]:
+            return setup.objective.evaluate(model) | watch(model, setup.images, setup.stream.rows)
     run.checkpoint.mkdir(parents=True, exist_ok=True)
     state_path = run.checkpoint / STATE_NAME
-    result = train_network(setup.model, setup.stream, setup.objective, setup.objective.evaluate, _loop_settings(setup),
-                           state_path, run.metrics, optimizer_of=joint_optimizer)
+    result = train_network(setup.model, setup.stream, setup.objective, evaluate, _loop_settings(setup), state_path,
+                           run.metrics, optimizer_of=joint_optimizer)
     setup.model.eval()
     found = find_poses(setup)
     maps = _reconstruct(plan, found)

@@ -1,9 +1,11 @@
 """The job's frame: what both methods need, read and checked before anything is written; then the method."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import AbInitioConfig
 from ..geometry.symmetry import normalise_name, symmetry_group
@@ -13,10 +15,13 @@ from ..particles.dataset import Particles
 from ..particles.fields import Problems
 from ..particles.image_state import ImageState
 from ..run_directory import RunDirectory
+from ..training.prepared_images import PreparedImages
 
 # fewer images determine no map at the noise of electron micrographs
 MIN_PARTICLES = 200
 N_SPARE_SHELLS = 1
+
+Watch = Callable[[nn.Module, PreparedImages, np.ndarray], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,15 @@ def plan_ab_initio(config: AbInitioConfig, particles: Particles, device: torch.d
     return AbInitioPlan(config, particles, images, group, normalise_name(config.symmetry), device)
 
 
-def run_ab_initio(plan: AbInitioPlan, run: RunDirectory) -> dict:
-    """Runs the method; returns the summary, whose ``converged`` says whether the map is to be relied on."""
+def run_ab_initio(plan: AbInitioPlan, run: RunDirectory, watch: Watch | None = None) -> dict:
+    """Runs the method; returns the summary, whose ``converged`` says whether the map is to be relied on.
+
+    ``watch``: see ``end_to_end``; the hybrid method has no use for it.
+    """
     if plan.config.method == "hybrid":
         from .hybrid import hybrid
 
         return hybrid(plan, run)
     from .end_to_end import end_to_end
 
-    return end_to_end(plan, run)
+    return end_to_end(plan, run, watch)

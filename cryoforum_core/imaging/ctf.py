@@ -34,6 +34,19 @@ class CTFParameters:
     def to(self, device: torch.device | str) -> "CTFParameters":
         return CTFParameters(*(getattr(self, field.name).to(device) for field in fields(self)))
 
+    @classmethod
+    def without_effect(cls, n: int) -> "CTFParameters":
+        """A CTF of 1 everywhere, in RELION's terms: amplitude contrast 1, no defocus, no aberration."""
+        zero = torch.zeros(n)
+        return cls(zero, zero, zero, zero, voltage_kv=torch.full((n,), 300.0), spherical_aberration_mm=zero,
+                   amplitude_contrast=torch.ones(n))
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether any of the images' CTFs differs from 1."""
+        return not bool(((self.defocus_u_angstrom == 0) & (self.defocus_v_angstrom == 0) & (self.phase_shift_deg == 0)
+                         & (self.spherical_aberration_mm == 0) & (self.amplitude_contrast == 1)).all())
+
     @property
     def mean_defocus_angstrom(self) -> Tensor:
         return 0.5 * (self.defocus_u_angstrom + self.defocus_v_angstrom)

@@ -102,7 +102,8 @@ def load_particles(path: Path | str, image_input: ImageInputConfig | None = None
     """Reads a set of particles and checks table, CTF, poses and the headers of all stacks.
 
     ``image_input.pixel_size_angstrom`` takes the place of the file's. Without ``require_poses`` poses are read where
-    the file has them. Raises one InputError with every problem found. Pixel values are checked by ``check_images``.
+    the file has them; with ``ctf_state`` none the CTF is 1, whatever columns there are. Raises one InputError with
+    every problem found. Pixel values are checked by ``check_images``.
     """
     table = read_table(path)
     if not len(table):
@@ -114,7 +115,9 @@ def load_particles(path: Path | str, image_input: ImageInputConfig | None = None
     given = image_input.pixel_size_angstrom if image_input is not None else None
     header_sizes = np.array([header.pixel_size_angstrom for header in headers])
     pixel_size_angstrom = problems.attempt(fields.read_pixel_size_angstrom, table, header_sizes, given, problems)
-    ctf = problems.attempt(fields.read_ctf, table, require_ctf, problems)
+    without_ctf = image_input is not None and image_input.ctf_state == "none"
+    ctf = CTFParameters.without_effect(len(table)) if without_ctf else problems.attempt(
+        fields.read_ctf, table, require_ctf, problems)
     poses = problems.attempt(fields.read_poses, table, pixel_size_angstrom, require_poses, problems)
     half_set = problems.attempt(fields.read_half_set, table, problems)
     particle_id = problems.attempt(fields.read_particle_id, table, problems)

@@ -124,7 +124,8 @@ def read_ctf(table: ParticleTable, required: bool, problems: Problems) -> CTFPar
     if missing:
         if required:
             problems.append(f"The particles need their CTF; {table.path} lacks {', '.join(missing)}. "
-                            "Estimate the CTF, or export the particles with it.")
+                            "Estimate the CTF, or export the particles with it; for images that were simulated without "
+                            "one give --ctf-state none.")
         return None
     values = {}
     for field, column in CTF_COLUMNS.items():

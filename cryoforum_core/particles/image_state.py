@@ -72,6 +72,9 @@ def determine_image_state(particles: Particles, image_input: ImageInputConfig, n
     images, pixel_size_angstrom = _cropped_images(particles, rows)
     ctf = None if particles.ctf is None else particles.ctf[torch.from_numpy(rows)]
     z = contrast_z(images, ctf, pixel_size_angstrom)
+    if ctf is not None and not ctf.has_effect:
+        logger.info("CTF: the images have none (1 everywhere).")
+        return ImageState(_choose_contrast(image_input.contrast, z, len(rows)), "raw")
     statistic = None if ctf is None else ctf_state_statistic(images, ctf, pixel_size_angstrom)
     return ImageState(_choose_contrast(image_input.contrast, z, len(rows)),
                       _choose_ctf_state(image_input.ctf_state, particles.table, statistic))

@@ -8,6 +8,7 @@ has that scale: the sum over z of the map is the image.
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -74,10 +75,14 @@ def load_molecule(path: Path | None, box_size_px: int | None, pixel_size_angstro
 
 
 class ImageMaker:
-    """Clean images of a plan: projections, displaced, times the CTF. ``scale`` multiplies the molecule."""
+    """Clean images of a plan: projections, displaced, times the CTF. ``scale`` multiplies the molecule.
+
+    ``ctf``: where the CTF acts, as ``SimulateConfig.ctf`` says.
+    """
 
     def __init__(self, molecule: Molecule, plan: SimulationPlan, other: Molecule | None = None,
-                 device: torch.device | str = "cpu"):
+                 device: torch.device | str = "cpu", ctf: Literal["box", "padded", "none"] = "box"):
+        self.ctf = ctf
         self.plan, self.device, self.scale = plan, device, 1.0
         self.pixel_size_angstrom = molecule.pixel_size_angstrom
         self.box_size_px = len(molecule.volume)
@@ -98,8 +103,18 @@ class ImageMaker:
             rows_of_both = torch.from_numpy(np.flatnonzero(both)).to(self.device)
             images_ft[rows_of_both] += self._displaced(self._molecule, self.plan.companion[rows[both]],
                                                        is_far=np.ones(both.sum(), dtype=bool))
-        ctf = ctf_2d(self.plan.ctf[rows].to(self.device), self.box_size_px, self.pixel_size_angstrom)
-        return self.scale * ifft_image(images_ft * ctf)
+        return self.scale * self._seen_through_ctf(images_ft, self.plan.ctf[rows].to(self.device))
+
+    def _seen_through_ctf(self, images_ft: Tensor, ctf: CTFParameters) -> Tensor:
+        """Images (k, B, B) from transforms without CTF."""
+        if self.ctf == "none":
+            return ifft_image(images_ft)
+        if self.ctf == "box":
+            return ifft_image(images_ft * ctf_2d(ctf, self.box_size_px, self.pixel_size_angstrom))
+        margin = self.box_size_px // 2
+        padded_ft = fft_image(functional.pad(ifft_image(images_ft), (margin,) * 4))
+        spread = ifft_image(padded_ft * ctf_2d(ctf, 2 * self.box_size_px, self.pixel_size_angstrom))
+        return spread[:, margin:-margin, margin:-margin].contiguous()
 
     def _displaced(self, volume: FourierVolume, poses, is_far: np.ndarray) -> Tensor:
         """Transforms of displaced projections; what is far from the centre leaves the box, and does not come in again
@@ -143,7 +158,7 @@ def simulate(config: SimulateConfig, run: RunDirectory, molecule: Molecule, othe
     ``other``: the molecule of the junk kind other-molecule, needed where the configuration asks for that kind.
     """
     plan = plan_simulation(config, len(molecule.volume), molecule.pixel_size_angstrom)
-    maker = ImageMaker(molecule, plan, other, device)
+    maker = ImageMaker(molecule, plan, other, device, config.ctf)
     has_noise = math.isfinite(config.snr)
     maker.scale = math.sqrt((config.snr if has_noise else 1.0) / _clean_variance(maker))
     write_map(run.map, maker.scale * molecule.volume.numpy(), molecule.pixel_size_angstrom)
@@ -216,6 +231,9 @@ def particle_columns(config: SimulateConfig, plan: SimulationPlan, box_size_px: 
     rng = np.random.default_rng(config.seed)
     margin = min(box_size_px, _MICROGRAPH_SIZE_PX // 4)
     coordinates = rng.integers(margin, _MICROGRAPH_SIZE_PX - margin, (2, n)).astype(float)
+    # a CTF without effect, as RELION's columns say it
+    aberration_mm, contrast = (0.0, 1.0) if config.ctf == "none" else (config.spherical_aberration_mm,
+                                                                     config.amplitude_contrast)
     columns = {
         "rlnImageName": [f"{i + 1:06d}@{STACK_NAME}" for i in number],
         "rlnParticleId": number + 1,
@@ -230,7 +248,7 @@ def particle_columns(config: SimulateConfig, plan: SimulationPlan, box_size_px: 
     }
     optics = {
         "rlnOpticsGroupName": ["opticsGroup1"], "rlnOpticsGroup": [1], "rlnVoltage": [config.voltage_kv],
-        "rlnSphericalAberration": [config.spherical_aberration_mm], "rlnAmplitudeContrast": [config.amplitude_contrast],
+        "rlnSphericalAberration": [aberration_mm], "rlnAmplitudeContrast": [contrast],
         "rlnImagePixelSize": [pixel_size_angstrom], "rlnImageSize": [box_size_px], "rlnImageDimensionality": [2],
     }
     return columns, optics

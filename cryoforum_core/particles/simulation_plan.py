@@ -87,6 +87,8 @@ def _draw_ring(n: int, radii: tuple[float, float], generator: torch.Generator) -
 
 def _draw_ctf(config: SimulateConfig, generator: torch.Generator) -> CTFParameters:
     n = config.n_particles
+    if config.ctf == "none":
+        return CTFParameters.without_effect(n)
     span = config.defocus_max_angstrom - config.defocus_min_angstrom
     mean = config.defocus_min_angstrom + span * torch.rand(n, generator=generator)
     difference = config.astigmatism_angstrom * torch.rand(n, generator=generator)

@@ -41,13 +41,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A few rows of text under a title, with one line that says what to look for; ``marked_row`` stands out."""
+    """A few rows of text under a title, with one line that says what to look for; ``marked_row`` stands out.
+    ``wide``: over both columns."""
 
     title: str
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     marked_row: int | None = None
+    wide: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ same reason.
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -276,6 +276,99 @@ def fsc_curves(frequency: np.ndarray, curves_: Mapping[str, np.ndarray],
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "∞" if value <= 0 else f"{1 / value:.1f}"))
     if len(curves_) > 1:
         axes.legend(loc="lower left")
+    return figure
+
+
+class Course(NamedTuple):
+    """A quantity over time or steps: its mean and standard deviation over several runs, each (n,)."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
+@_styled
+def course_grid(rows: Mapping[str, Mapping[str, Mapping[str, Course]]], lines: Sequence[str], x_label: str) -> Figure:
+    """Panels of lines with bands of one standard deviation: y label -> title of a column -> line. ``lines``: all of
+    their names, in the order of their colours."""
+    columns = list(next(iter(rows.values())))
+    colour = _colours(lines)
+    figure = Figure((FULL_WIDTH, 2.7 * len(rows)))
+    panels = figure.subplots(len(rows), len(columns), squeeze=False, sharey="row", sharex=True)
+    for own, (y_label, row) in zip(panels, rows.items(), strict=True):
+        for axes, title in zip(own, columns, strict=True):
+            for name in (name for name in lines if name in row[title]):
+                course = row[title][name]
+                axes.plot(course.x, course.mean, color=colour[name], label=name, clip_on=False)
+                axes.fill_between(course.x, course.mean - course.deviation, course.mean + course.deviation,
+                                  color=colour[name], alpha=0.2, linewidth=0)
+        highest = max((np.nanmax(course.mean + course.deviation) for panel in row.values() for course in panel.values()))
+        own[0].set(ylabel=y_label, ylim=(0, 1.05 * max(highest, 1e-6)))
+    for axes, title in zip(panels[0], columns, strict=True):
+        axes.set_title(title)
+    for axes in panels[-1]:
+        axes.set_xlabel(x_label)
+    _shared_legend(figure, panels.ravel())
+    return figure
+
+
+def _shared_legend(figure: Figure, panels: Iterable[Axes]) -> None:
+    """One legend for all panels, above them."""
+    panels = sorted(panels, key=lambda axes: -len(axes.lines))  # one that has all lines has them in their order
+    handles = {name: line for axes in panels for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=min(len(handles), 8))
+
+
+def _colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, black after the six of the cycle."""
+    return dict(zip(dict.fromkeys(names), (*CYCLE, "#111827"), strict=False))
+
+
+@_styled
+def fsc_grid(frequency: np.ndarray, panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+             levels: Sequence[float] = (0.5, 0.143)) -> Figure:
+    """Panels of correlations over the spatial frequency (n,) in 1/Angstrom, each line (n,) with its ceiling (n,), which
+    is dashed: title -> line -> both."""
+    colour = _colours(sorted({name for panel in panels.values() for name in panel}))
+    n_columns = min(2, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    figure = Figure((FULL_WIDTH if n_columns == 2 else 1.4 * HALF_WIDTH[0], (3.4 if n_columns == 2 else 4.2) * n_rows))
+    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True)
+    for axes, (title, lines) in zip(grid.ravel(), panels.items(), strict=False):
+        for name, (found, ceiling) in lines.items():
+            axes.plot(frequency, ceiling, color=colour[name], linestyle=(0, (4, 2)), linewidth=1.0, alpha=0.8)
+            axes.plot(frequency, found, color=colour[name], label=name)
+        for level in levels:
+            axes.axhline(level, color=GREY, linestyle=":", linewidth=0.9)
+            axes.annotate(f"{level:g}", (0, level), xytext=(4, 2), textcoords="offset points", fontsize=8, color=GREY)
+        axes.set(title=title, xlabel="resolution (Å)", ylim=(-0.2, 1.05), xlim=(0, frequency[-1]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "∞" if value <= 0 else f"{1 / value:.1f}"))
+    grid[0, 0].plot([], [], color=GREY, linestyle=(0, (4, 2)), linewidth=1.0, label="true poses")
+    _shared_legend(figure, grid.ravel())
+    for axes in grid.ravel()[len(panels):]:
+        axes.set_visible(False)
+    for row in grid:
+        row[0].set_ylabel("FSC against the true map")
+    return figure
+
+
+@_styled
+def picture_table(rows: Mapping[str, Sequence[np.ndarray | None]], columns: Sequence[str]) -> Figure:
+    """Images (B, B) in rows with a name at the left and columns with a title; None leaves a place empty."""
+    n_rows, n_columns = len(rows), len(columns)
+    size = min(1.6, (FULL_WIDTH - 0.8) / n_columns)
+    figure = Figure((0.8 + size * n_columns, 0.35 + size * n_rows), layout="none")
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(left=0.8 / width, right=1, bottom=0, top=1 - 0.35 / height, wspace=0.04, hspace=0.04)
+    panels = figure.subplots(n_rows, n_columns, squeeze=False)
+    for row, (name, images) in zip(panels, rows.items(), strict=True):
+        for axes, image in zip(row, images, strict=True):
+            axes.set_axis_off()
+            if image is not None:
+                axes.imshow(_grey(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        row[0].text(-0.06, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=9)
+    for axes, title in zip(panels[0], columns, strict=True):
+        axes.set_title(title, fontsize=8, pad=3)
     return figure
 
 

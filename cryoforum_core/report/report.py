@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..run_directory import RunDirectory, atomic_path
 from . import plots
 from .ab_initio_page import ab_initio_page
+from .benchmark_page import benchmark_page
 from .evaluation_page import evaluation_page
 from .map_page import other_page, reconstruction_page
 from .page import Page
@@ -26,6 +27,7 @@ from .training_page import training_page
 PAGES: dict[str, Callable[..., Page]] = {
     "simulate": simulation_page, "train": training_page, "predict": prediction_page, "select": selection_page,
     "reconstruct": reconstruction_page, "evaluate": evaluation_page, "ab-initio": ab_initio_page,
+    "benchmark": benchmark_page,
 }
 LEVEL_NAMES = {"good": "Good", "caution": "Look closer", "poor": "Not good"}
 

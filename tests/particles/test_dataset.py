@@ -10,6 +10,7 @@ from cryoforum_core.config import ImageInputConfig
 from cryoforum_core.errors import InputError
 from cryoforum_core.mrc import write_stack
 from cryoforum_core.geometry.poses import Poses
+from cryoforum_core.imaging.ctf import ctf_2d
 from cryoforum_core.particles.dataset import load_particles, read_poses, read_table
 from cryoforum_core.particles.table import ParticleTable
 
@@ -109,6 +110,8 @@ def test_poses_are_read_where_they_are_and_demanded_where_they_must_be(directory
 def test_without_ctf(directory):
     path = write_table(directory, without=("rlnDefocusU", "rlnVoltage"))
     assert load_particles(path, require_ctf=False).ctf is None
+    without = load_particles(path, ImageInputConfig(ctf_state="none"))
+    assert torch.equal(ctf_2d(without.ctf, 16, 3.0), torch.ones(len(without), 16, 9))
     (problem,) = problems_of(path)
     assert "lacks rlnDefocusU, rlnVoltage" in problem
 

@@ -8,7 +8,8 @@ import torch
 from cryoforum_core.config import JUNK_KINDS, SimulateConfig
 from cryoforum_core.errors import InputError
 from cryoforum_core.geometry.rotations import quaternion_to_matrix
-from cryoforum_core.imaging.fourier import fft_image, radius_px, shell_average
+from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px, shell_average, shift_phase
+from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.simulate import Molecule, load_molecule, noise_images, simulate
 from cryoforum_core.particles.simulation_plan import plan_simulation
@@ -119,6 +120,53 @@ def test_files_are_a_complete_particle_set_without_poses(tmp_path, molecule):
     assert truth.poses.shift_angstrom.std() == pytest.approx(2.0 * PIXEL, rel=0.2)
     # Scipion takes a set whose first rlnAngleRot is 0 for a 2-D alignment
     assert abs(truth.table.floats("rlnAngleRot")[0]) > 1e-3
+
+
+def test_images_without_ctf_are_projections(tmp_path, molecule):
+    """--ctf none: what a CTF of 1 in RELION's columns gives, and the columns that say so."""
+    stated, _ = run_simulation(tmp_path / "stated", molecule, n_particles=10, snr=float("inf"), **NO_CTF)
+    none, _ = run_simulation(tmp_path / "none", molecule, n_particles=10, snr=float("inf"), ctf="none")
+    assert not load_particles(none.particles).ctf.has_effect and not load_particles(stated.particles).ctf.has_effect
+    truth = load_particles(none.truth, require_poses=True)
+    volume = FourierVolume.from_real(torch.from_numpy(mrcfile.read(none.map)))
+    phase = shift_phase(-truth.poses.shift_angstrom / PIXEL, BOX)
+    assert np.allclose(images_of(none), ifft_image(volume.project(truth.poses.quaternion) * phase), atol=1e-3)
+    assert np.allclose(images_of(none), images_of(stated), atol=1e-3 * images_of(stated).std())
+
+
+def test_padded_ctf_is_that_of_a_larger_image_cropped(tmp_path, molecule):
+    """Against the formula of the CTF on a grid of twice the box, written in numpy; the periodic one differs."""
+    options = {"n_particles": 8, "snr": float("inf"), "defocus_min_angstrom": 15000.0, "defocus_max_angstrom": 25000.0,
+               "astigmatism_angstrom": 0.0, "shift_rms_px": 0.0}
+    padded, _ = run_simulation(tmp_path / "padded", molecule, ctf="padded", **options)
+    box, _ = run_simulation(tmp_path / "box", molecule, ctf="box", **options)
+    truth = load_particles(padded.truth, require_poses=True)
+    volume = FourierVolume.from_real(torch.from_numpy(mrcfile.read(padded.map)))
+    clean = ifft_image(volume.project(truth.poses.quaternion)).numpy().astype(float)
+    expected = [through_padded_ctf(image, defocus) for image, defocus in
+                zip(clean, truth.ctf.defocus_u_angstrom.double().numpy(), strict=True)]
+    ours = images_of(padded)
+    assert np.allclose(ours, expected, atol=1e-3 * np.std(ours))
+    assert not np.allclose(images_of(box) / images_of(box).std(), expected / np.std(expected), atol=0.01)
+
+
+def through_padded_ctf(image, defocus_angstrom, voltage=300e3, cs_angstrom=2.7e7, contrast=0.1):
+    wavelength = 12.2643247 / np.sqrt(voltage + voltage**2 * 0.978466e-6)
+    size, start = 2 * BOX, BOX // 2
+    k = np.hypot(*np.meshgrid(*2 * [np.fft.fftfreq(size, PIXEL)], indexing="ij"))
+    chi = np.pi * wavelength * defocus_angstrom * k**2 - np.pi / 2 * cs_angstrom * wavelength**3 * k**4
+    ctf = np.sqrt(1 - contrast**2) * np.sin(chi) + contrast * np.cos(chi)
+    larger = np.zeros((size, size))
+    larger[start:start + BOX, start:start + BOX] = image
+    return np.fft.ifft2(np.fft.fft2(larger) * ctf).real[start:start + BOX, start:start + BOX]
+
+
+def test_images_without_noise_have_none(tmp_path, molecule):
+    """snr inf: variance 1 of the signal alone, and nothing where there is no molecule."""
+    run, summary = run_simulation(tmp_path / "run", molecule, n_particles=10, snr=float("inf"), ctf="none")
+    assert summary["snr"] is None and images_of(run).var() == pytest.approx(1.0, rel=0.05)
+    corner = images_of(run)[:, :2, :2]
+    assert np.abs(corner).max() < 0.05
 
 
 def test_seed_decides_everything(tmp_path, molecule):

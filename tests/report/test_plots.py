@@ -137,3 +137,28 @@ def test_drawing_touches_no_global_state_and_opens_no_window():
             "assert 'matplotlib.pyplot' not in sys.modules; "
             "assert before == [matplotlib.rcParams[name] for name in names]")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_courses_keep_their_colours_where_a_panel_lacks_one():
+    x = np.linspace(0, 1, 5)
+    course = plots.Course(x, 1 - x, 0.1 * x)
+    rows = {"loss": {"A": {"second": course}, "B": {"first": course, "second": course}}}
+    first, second = plots.course_grid(rows, ["first", "second"], "minutes").axes
+    assert [line.get_color() for line in first.lines] == [plots.VERMILION]
+    assert [line.get_color() for line in second.lines] == [plots.BLUE, plots.VERMILION]
+    assert first.get_ylim() == second.get_ylim() == (0, pytest.approx(1.05))
+
+
+def test_correlations_and_their_ceilings_are_drawn_in_every_panel():
+    frequency, fall = np.linspace(0, 0.2, 9), np.linspace(1, 0, 9)
+    panels = {"hybrid": {"A": (0.9 * fall, fall), "B": (0.5 * fall, fall)}, "known": {"A": (fall, fall)}}
+    figure = plots.fsc_grid(frequency, panels)
+    curves = [[line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 9] for axes in figure.axes]
+    assert [len(lines) for lines in curves] == [4, 2] and np.allclose(curves[0][1], 0.9 * fall)
+    assert plots.to_png(figure).startswith(b"\x89PNG")
+
+
+def test_table_of_pictures_leaves_places_empty():
+    image = np.random.default_rng(0).standard_normal((8, 8))
+    figure = plots.picture_table({"A": [image, None], "B": [image, image]}, ["image", "projection"])
+    assert [len(axes.images) for axes in figure.axes] == [1, 0, 1, 1]
