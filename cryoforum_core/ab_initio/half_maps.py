@@ -194,7 +194,7 @@ class HalfSetRefinement:
         NaN where the half maps agree in no shell after it, or nothing is to be explained.
 
         Half maps that started from one wrong map agree in what they made of it, far beyond the start, but hardly explain
-        an image there: 0.1 to 0.2, where right maps reach 0.8 and more (``docs/decisions.md``, Ab initio). What ice,
+        an image there: 0.1 to 0.4, where right maps reach 0.8 and more (``docs/decisions.md``, Ab initio). What ice,
         neighbours and junk hold lowers both parts.
         """
         shells = torch.arange(len(pair.fsc), device=pair.fsc.device)

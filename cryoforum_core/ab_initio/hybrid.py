@@ -57,8 +57,8 @@ MIN_SHELLS_GAINED = 1.5
 # part of the Fourier voxels that the views must reach: half of them need views up to 30 degrees from one; images of a
 # single view reach 38 %, by the errors of their poses
 MIN_SAMPLED_FRACTION = 0.5
-# ``HalfSetRefinement.explained``
-MIN_EXPLAINED_FRACTION = 0.35
+# ``HalfSetRefinement.explained``: 0.13 to 0.43 for wrong maps, about 1 for right ones
+MIN_EXPLAINED_FRACTION = 0.6
 MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT = 1.0, 0.5
 AGREE_WITHIN_DEG = 20.0
 # processor seconds, for the estimate at the start; a GPU counts as so many cores

@@ -36,8 +36,8 @@ N_JUDGING_ROTATIONS = 4000
 MAX_STARTS = 4
 # log-evidence of a structure over that of its spherical average, per held-out image
 MIN_STRUCTURE_EVIDENCE = 1.0
-# ``explained`` of right maps is above 0.8, of wrong ones below 0.6 (``docs/decisions.md``, Ab initio)
-EXPLAINED_BY_RIGHT_MAPS = 0.75
+# ``explained`` of right maps is 0.78 and more, of wrong ones 0.5 and less (``docs/decisions.md``, Ab initio)
+EXPLAINED_BY_RIGHT_MAPS = 0.6
 SAVE_EVERY_STEPS, SHOW_EVERY_STEPS = 50, 20
 
 
@@ -78,8 +78,8 @@ def low_noise_spectrum(images: ImagePreparation, rows: np.ndarray) -> Tensor:
 @dataclass(frozen=True)
 class SearchResult:
     """A finished search: its map (b, b, b) and the held-out images' log-evidence, with that of the spherical average
-    taken off (``structure``, mean and standard error) and as it is (``score``); ``explained``: how much of what
-    held-out images hold beyond noise the map explains in the shells after the first radius, relative to those before."""
+    taken off (``structure``, mean and standard error) and as it is (``score``); ``explained``: the part of what
+    held-out images hold beyond noise, in the shells after the first radius, that the map explains."""
 
     seed: int
     volume: Tensor
@@ -136,18 +136,10 @@ def judge(images: SearchImages, volume: Tensor, settings: StochasticSettings, se
     of_sphere, *_ = _held_out_evidence(images.held_out, spherical_average(volume), settings, n_rotations=1)
     gain = evidence - of_sphere
     error = float(gain.std() / len(gain) ** 0.5)
-    explained = _explained_fraction(images.seen, fitted, settings.first_radius_px)
+    upper = images.seen.radius > settings.first_radius_px
+    signal = float((images.seen.data.abs().square().mean(0) - 1)[upper].sum())
+    explained = float(fitted.mean(0)[upper].sum()) / signal if signal > 0 else 0.0
     return SearchResult(seed, volume, float(evidence.mean()), float(gain.mean()), error, explained, quaternion)
-
-
-def _explained_fraction(images: MatchingImages, fitted: Tensor, first_radius_px: float) -> float:
-    """The part of the images' power beyond noise in the shells after ``first_radius_px`` that is fitted (n, m), relative
-    to that part in the shells before; what ice and neighbours hold lowers both. 0 where there is nothing to explain."""
-    signal, fitted = images.data.abs().square().mean(0) - 1, fitted.mean(0)
-    upper = images.radius > first_radius_px
-    lower = ~upper & (images.radius >= 2)
-    parts = [float(fitted[some].sum() / signal[some].sum()) if signal[some].sum() > 0 else 0.0 for some in (lower, upper)]
-    return parts[1] / parts[0] if parts[0] > 0 else 0.0
 
 
 def _held_out_evidence(images: MatchingImages, volume: Tensor, settings: StochasticSettings,
