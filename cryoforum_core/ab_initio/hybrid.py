@@ -23,6 +23,7 @@ from ..imaging.map_alignment import align_to_reference
 from ..imaging.resolution import resolution_angstrom
 from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_frame
 from ..imaging.volume_frame import centre_of_mass_px, mirror_volume, move_volume
+from ..inference.matched_posterior import bingham_from_information
 from ..inference.predict import finalise, write_predictions
 from ..inference.preparation import matching_map
 from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_fsc
@@ -295,11 +296,21 @@ class _HybridRun:
 
     def _once_more(self, refinement: HalfSetRefinement, pair: HalfMapPair,
                    matched: dict) -> tuple[HalfMapPair, dict]:
-        """The particles found at last have improved the maps: one more local round against them."""
-        pair = refinement.local_round(_outlined(pair), next_radius_px(pair, self.plan.max_radius_px))
-        poses = self._poses(refinement)
+        """The particles found at last have improved the maps: one more local round against them.
+
+        What is believed about the poses is that round's, too: the maps that images were matched to before, brought to the
+        images' amplitude with their noise, know the poses too well (``docs/decisions.md``, Ab initio).
+        """
+        radius_px = next_radius_px(pair, self.plan.max_radius_px)
+        pair = refinement.local_round(_outlined(pair), radius_px)
+        share = refinement.map_error_share(_outlined(pair), radius_px)
+        logger.info("the noise of the maps adds %.0f %% to the errors of the poses", 100 * ((1 + share) ** 0.5 - 1))
+        poses, information = self._poses(refinement), refinement.poses.information.double() / (1 + share)
+        deviation = torch.linalg.eigvalsh(information).clamp_min(0.1).rsqrt().float()
         return pair, matched | {"quaternion": poses.quaternion.cpu().numpy(),
-                                "shift_angstrom": poses.shift_angstrom.cpu().numpy()}
+                                "shift_angstrom": poses.shift_angstrom.cpu().numpy(),
+                                "bingham": bingham_from_information(poses.quaternion, information.float()).cpu().numpy(),
+                                "local_deviation_rad": deviation.cpu().numpy()}
 
     def _write(self, arrays: dict[str, np.ndarray]) -> HalfMaps:
         plan, particles = self.plan, self.plan.particles

@@ -1,5 +1,6 @@
 """The hybrid method as a job: from a random start to poses, maps and a network; what does not converge says so."""
 
+import csv
 import json
 import os
 import signal
@@ -74,6 +75,16 @@ def test_particles_keep_what_they_had_and_get_poses_uncertainties_and_half_sets(
     with np.load(run.orientation_posterior, allow_pickle=False) as arrays:
         assert np.array_equal(arrays["particle_id"], load_particles(data.particles).particle_id)
         assert np.isfinite(arrays["expected_error_deg"]).all()
+
+
+def test_the_expected_error_is_the_error(run, evaluation, data):
+    rows = list(csv.DictReader((evaluation.path / "errors.csv").read_text().splitlines()))
+    error_deg, is_junk = (np.array([float(row[name]) for row in rows]) for name in ("error_deg", "is_junk"))
+    with np.load(run.orientation_posterior, allow_pickle=False) as arrays:
+        expected_deg, bound_deg = arrays["expected_error_deg"], arrays["error_bound_deg"]
+    right = (is_junk == 0) & (error_deg < 10)
+    assert 0.75 < error_deg[right].mean() / np.median(expected_deg[right]) < 1.33
+    assert 0.8 < (error_deg <= bound_deg)[right].mean() < 0.98
 
 
 def test_uncertainties_know_junk(run, data, folder):
