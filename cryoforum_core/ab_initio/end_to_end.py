@@ -7,6 +7,8 @@ network learnt from all images together.
 
 import logging
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -92,13 +94,16 @@ class EndToEndSetup:
         return self.config.poses == "encoder"
 
 
-def end_to_end(plan: AbInitioPlan, run: RunDirectory) -> dict:
-    """Trains, writes all files of the run, and returns the summary, with ``converged`` and why."""
+def end_to_end(plan: AbInitioPlan, run: RunDirectory, clock: Callable[[], float] = time.monotonic) -> dict:
+    """Trains, writes all files of the run, and returns the summary, with ``converged`` and why.
+
+    ``clock`` counts the seconds of ``--train-minutes``; a comparison on a shared machine takes those of its process.
+    """
     setup = prepare(plan)
     run.checkpoint.mkdir(parents=True, exist_ok=True)
     state_path = run.checkpoint / STATE_NAME
     result = train_network(setup.model, setup.stream, setup.objective, setup.objective.evaluate, _loop_settings(setup),
-                           state_path, run.metrics, optimizer_of=joint_optimizer)
+                           state_path, run.metrics, clock, joint_optimizer)
     setup.model.eval()
     found = find_poses(setup)
     maps = _reconstruct(plan, found)
