@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from ..model.network import NetworkConfig, OrientationNetwork
 from ..mrc import write_map
 from ..particles.image_stack import save_table
 from ..particles.preprocess import PreprocessSettings
+from ..report.live import RELOAD_SECONDS
 from ..run_directory import RunDirectory, atomic_path
 from ..training.autoencoder import (
     AutoEncoder,
@@ -51,6 +53,7 @@ from ..training.objective import Objective
 from ..training.prepared_images import EpochStream, ImageBatch, PreparedImages
 from ..training.projections import ImageModel, ProjectionStream, TrainingBatch
 from ..training.views import ParticleViews
+from .live import LiveRun
 from .run import AbInitioPlan
 
 logger = logging.getLogger("cryoforum")
@@ -65,6 +68,8 @@ N_CALIBRATION = 500
 SMALLEST_SIGNAL, LEAST_DEVIATIONS, MOST_TURN_ERROR_DEG, LEAST_SHELLS = 0.02, 5.0, 25.0, 3
 # a network whose poses follow the turns of the images may still be unsure of them
 EXPLAINED_ABOVE, EXPLAINED_ABOVE_WITHOUT_ENCODER = 0.4, 0.6
+# relative lengths of the stages, for the estimate of the time left
+SHARES = {"training": 20.0, "poses and maps": 1.0}
 _BATCH = 256
 
 
@@ -99,25 +104,52 @@ def end_to_end(plan: AbInitioPlan, run: RunDirectory, clock: Callable[[], float]
 
     ``clock`` counts the seconds of ``--train-minutes``; a comparison on a shared machine takes those of its process.
     """
-    setup = prepare(plan)
+    live = LiveRun(run, SHARES, RELOAD_SECONDS)
     run.checkpoint.mkdir(parents=True, exist_ok=True)
     state_path = run.checkpoint / STATE_NAME
+    with live.stage("training"):
+        setup = prepare(plan)
+        result = _train(setup, run, state_path, live, clock)
+    with live.stage("poses and maps"):
+        summary = _finish(setup, run, result, live)
+    live.log_times()
+    live.show(1.0, message="finished" if summary["converged"] else "did not converge")
+    state_path.unlink()
+    return summary | {"stages": {name: round(seconds, 1) for name, seconds in live.seconds.items()}}
+
+
+def _train(setup: EndToEndSetup, run: RunDirectory, state_path: Path, live: LiveRun, clock: Callable[[], float]
+           ) -> LoopResult:
+    pixel_size_angstrom = setup.views.settings.pixel_size_angstrom
+
+    def watch(progress: float, figures: dict[str, float]) -> None:
+        live.map(setup.model.volume.map(), pixel_size_angstrom)
+        live.show(progress, "network and map learn together", loss=figures["validation_loss"])
+
+    live.map(setup.model.volume.map(), pixel_size_angstrom)
     result = train_network(setup.model, setup.stream, setup.objective, setup.objective.evaluate, _loop_settings(setup),
-                           state_path, run.metrics, clock, joint_optimizer)
+                           state_path, run.metrics, clock, joint_optimizer, watch)
     setup.model.eval()
+    return result
+
+
+def _finish(setup: EndToEndSetup, run: RunDirectory, result: LoopResult, live: LiveRun) -> dict:
+    """Everything after the training: poses, maps, the network as ``predict`` uses it, and the verdict."""
+    plan = setup.plan
+    live.map(setup.model.volume.map(), setup.views.settings.pixel_size_angstrom)
     found = find_poses(setup)
-    maps = _reconstruct(plan, found)
+    halves, halves_source = half_sets(plan.particles, plan.config.seed)
+    maps = _reconstruct(plan, found, halves)
     _write_maps(plan, run, maps)
     image_model = _image_model(setup, maps)
     if setup.has_encoder:
         network, factor = _finished_network(setup, found, maps, image_model)
         found = replace(found, bingham=found.bingham * factor)
-    _write_poses(plan, run, found)
-    judged = judge(setup, maps)
-    summary = _summary(setup, result, judged, maps)
+    _write_poses(plan, run, found, halves)
+    summary = _summary(setup, result, judge(setup, maps), maps) | {"half_sets": halves_source}
+    live.map(maps.both, plan.particles.pixel_size_angstrom, {"half maps": maps.fsc}, summary["resolution_angstrom"])
     if setup.has_encoder:
         _save(setup, run, network, image_model, summary)
-    state_path.unlink()
     return summary
 
 
@@ -261,10 +293,9 @@ def find_poses(setup: EndToEndSetup) -> FoundPoses:
                       torch.cat([part.bingham for part in parts]).float())
 
 
-def _reconstruct(plan: AbInitioPlan, found: FoundPoses) -> HalfMaps:
+def _reconstruct(plan: AbInitioPlan, found: FoundPoses, halves: np.ndarray) -> HalfMaps:
     """At the particles' own box, from all poses as they were found."""
     particles = replace(plan.particles, poses=Poses(found.quaternion, found.shift_angstrom))
-    halves, _ = half_sets(particles, plan.config.seed)
     return reconstruct_halves(particles, plan.images.transforms, halves, plan.group, plan.max_radius_px,
                               plan.mask_radius_px, device=plan.device)
 
@@ -320,10 +351,10 @@ def _projections(setup: EndToEndSetup, found: FoundPoses, maps: HalfMaps, image_
     return [plain.batch(_BATCH, generator) for _ in range(-(-N_CALIBRATION // _BATCH))]
 
 
-def _write_poses(plan: AbInitioPlan, run: RunDirectory, found: FoundPoses) -> None:
-    """particles.star; and where an encoder has a belief about them, its expected errors and the posterior."""
+def _write_poses(plan: AbInitioPlan, run: RunDirectory, found: FoundPoses, halves: np.ndarray) -> None:
+    """particles.star, with the half sets of the maps; and where an encoder has a belief about them, its expected errors and the posterior."""
     poses = Poses(found.quaternion.double(), found.shift_angstrom.double())
-    columns = pose_columns(plan.particles, poses)
+    columns = pose_columns(plan.particles, poses) | {"rlnRandomSubset": halves.astype(int)}
     if found.bingham.any():
         n = len(found.quaternion)
         nothing = np.full(n, np.nan, np.float32)

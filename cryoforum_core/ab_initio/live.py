@@ -18,10 +18,11 @@ _MIN_SECONDS_BETWEEN = 3.0
 
 
 class LiveRun:
-    """Stages of known relative length; writes ``progress.json`` and ``live.html``."""
+    """Stages of known relative length; writes ``progress.json`` and ``live.html``, within a stage not more often than
+    every ``seconds_between``."""
 
-    def __init__(self, run: RunDirectory, shares: Mapping[str, float]):
-        self.run, self.shares = run, dict(shares)
+    def __init__(self, run: RunDirectory, shares: Mapping[str, float], seconds_between: float = _MIN_SECONDS_BETWEEN):
+        self.run, self.shares, self.seconds_between = run, dict(shares), seconds_between
         self.seconds: dict[str, float] = {}
         self._start = self._last = time.monotonic()
         self._stage, self._history = next(iter(self.shares)), []
@@ -51,22 +52,29 @@ class LiveRun:
         self._fsc = {name: curve.cpu().numpy() for name, curve in (fsc or {}).items()}
         self._resolution_angstrom = resolution_angstrom
 
-    def show(self, of_stage: float, message: str = "", score: float | None = None) -> None:
-        """Writes the files, not more often than every few seconds. What goes wrong here must not stop a run."""
+    def show(self, of_stage: float, message: str = "", score: float | None = None, loss: float | None = None) -> None:
+        """Writes the files, where it is time to. What goes wrong here must not stop a run.
+
+        ``loss``: the part of held-out images that is not explained; every value is kept for the curve.
+        """
         now = time.monotonic()
-        if 0 < of_stage < 1 and now - self._last < _MIN_SECONDS_BETWEEN:
-            return
-        self._last, names = now, list(self.shares)
-        done, seconds = self.fraction(of_stage), now - self._start
-        progress = {"stage": self._stage, "stage_number": names.index(self._stage) + 1, "n_stages": len(names),
-                    "stages": names, "fraction": done, "seconds": seconds,
-                    "seconds_left": seconds * (1 - done) / done if done > 0.05 else None,
-                    "resolution_angstrom": self._resolution_angstrom, "message": message, "score": score}
-        try:
-            write_live(self.run, progress, self._volume, self._pixel_size_angstrom, self._fsc, self._history)
-        except Exception:
-            logger.exception("The live page could not be written; the run goes on.")
-        self._history.append(progress)
+        is_due = not 0 < of_stage < 1 or now - self._last >= self.seconds_between
+        progress = self._progress(of_stage, now - self._start, message, score, loss)
+        if is_due:
+            self._last = now
+            try:
+                write_live(self.run, progress, self._volume, self._pixel_size_angstrom, self._fsc, self._history)
+            except Exception:
+                logger.exception("The live page could not be written; the run goes on.")
+        if is_due or loss is not None:
+            self._history.append(progress)
+
+    def _progress(self, of_stage: float, seconds: float, message: str, score: float | None, loss: float | None) -> dict:
+        done, names = self.fraction(of_stage), list(self.shares)
+        return {"stage": self._stage, "stage_number": names.index(self._stage) + 1, "n_stages": len(names),
+                "stages": names, "fraction": done, "seconds": seconds,
+                "seconds_left": seconds * (1 - done) / done if done > 0.05 else None,
+                "resolution_angstrom": self._resolution_angstrom, "message": message, "score": score, "loss": loss}
 
     def log_times(self) -> None:
         """A line of the log."""
