@@ -5,13 +5,14 @@
 A particle of six blobs, 1,000 images of 16 px without displacements and CTF; a seed is a start of network and map, with
 a split of the images of its own. Every run trains for the same processor time. A run has converged where the median
 error of its poses, frame and hand aligned, is below 20 degrees; beside it stands what the job itself says, which knows
-no truth. What is finished is kept in ``runs.jsonl`` and not done twice. Prints a Markdown table.
+no truth. What is finished is kept in ``runs.jsonl``, and each run in ``runs/``; it is not done twice. Prints a Markdown
+table.
 """
 
 import argparse
 import json
+import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -67,22 +68,24 @@ def images(out: Path, snr: float) -> RunDirectory:
     return run
 
 
-def one_run(made: RunDirectory, options: Mapping, seed: int, seconds: float) -> dict:
-    """Figures of a run of the method; median error in degrees over all images."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = AbInitioConfig(out=Path(folder) / "run", particles=made.particles, seed=seed,
-                                train_minutes=seconds / 60, **COMMON, **options)
-        run, start = RunDirectory(config.out), time.process_time()
-        run.prepare(config)
-        plan = plan_ab_initio(config, load_particles(config.particles, config), torch.device("cpu"))
-        summary = end_to_end(plan, run, time.process_time)
-        processor = time.process_time() - start
-        found, known = (load_particles(path, require_poses=True).poses.quaternion.double()
-                        for path in (run.particles, made.truth))
+def one_run(made: RunDirectory, out: Path, options: Mapping, seed: int, seconds: float) -> dict:
+    """Figures of a run of the method in ``out``; median error in degrees over all images."""
+    if out.is_dir():
+        shutil.rmtree(out)  # a run that was stopped: its time would be wrong
+    config = AbInitioConfig(out=out, particles=made.particles, seed=seed, train_minutes=seconds / 60, **COMMON, **options)
+    run, start = RunDirectory(config.out), time.process_time()
+    run.prepare(config)
+    plan = plan_ab_initio(config, load_particles(config.particles, config), torch.device("cpu"))
+    summary = end_to_end(plan, run, time.process_time)
+    processor = time.process_time() - start
+    found, known = (load_particles(path, require_poses=True).poses.quaternion.double()
+                    for path in (run.particles, made.truth))
     group = symmetry_group("c1").double()
     aligned = align_frame(found, known, group, allow_mirror=True).apply(found)
-    median_deg = float(rotation_errors_deg(aligned, known, group).median())
-    return {"median_deg": median_deg, "converged": median_deg < CONVERGED_BELOW_DEG, "says": summary["converged"],
+    error_deg = rotation_errors_deg(aligned, known, group)
+    median_deg = float(error_deg.median())
+    return {"median_deg": median_deg, "below": float((error_deg < CONVERGED_BELOW_DEG).double().mean()),
+            "converged": median_deg < CONVERGED_BELOW_DEG, "says": summary["converged"],
             "processor": processor, "steps": summary["n_steps"], "reason": summary["converged_reason"],
             **{name: summary[name] for name in ("validation_loss", "loss_without_poses", "turn_error_deg")}}
 
@@ -97,7 +100,9 @@ def benchmark(out: Path, variants: Iterable[str], seeds: int, seconds: float, sn
         for name in variants:
             if (name, seed) in done:
                 continue
-            rows.append({"variant": name, "seed": seed, "seconds": seconds, **one_run(made, VARIANTS[name], seed, seconds)})
+            run = out / "runs" / f"{list(VARIANTS).index(name)}_{seed}"
+            rows.append({"variant": name, "seed": seed, "seconds": seconds,
+                         **one_run(made, run, VARIANTS[name], seed, seconds)})
             with open(path, "a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             print(json.dumps(rows[-1]), flush=True)
