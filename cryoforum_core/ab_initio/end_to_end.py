@@ -33,7 +33,6 @@ from ..model.network import NetworkConfig, OrientationNetwork
 from ..mrc import write_map
 from ..particles.image_stack import save_table
 from ..particles.preprocess import PreprocessSettings
-from ..report.live import RELOAD_SECONDS
 from ..run_directory import RunDirectory, atomic_path
 from ..training.autoencoder import (
     AutoEncoder,
@@ -104,7 +103,7 @@ def end_to_end(plan: AbInitioPlan, run: RunDirectory, clock: Callable[[], float]
 
     ``clock`` counts the seconds of ``--train-minutes``; a comparison on a shared machine takes those of its process.
     """
-    live = LiveRun(run, SHARES, RELOAD_SECONDS)
+    live = LiveRun(run, SHARES)
     run.checkpoint.mkdir(parents=True, exist_ok=True)
     state_path = run.checkpoint / STATE_NAME
     with live.stage("training"):

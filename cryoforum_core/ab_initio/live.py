@@ -13,18 +13,19 @@ from ..run_directory import RunDirectory
 
 logger = logging.getLogger("cryoforum")
 
-# the shares of the stages of a usual run; what is left is estimated from them and the time spent
 _MIN_SECONDS_BETWEEN = 3.0
+# drawing takes a fraction of a second, on a busy machine more: within a stage the page may take this part of the time
+_MOST_OF_THE_TIME = 0.03
 
 
 class LiveRun:
-    """Stages of known relative length; writes ``progress.json`` and ``live.html``, within a stage not more often than
-    every ``seconds_between``."""
+    """Stages of known relative length; writes ``progress.json`` and ``live.html``."""
 
-    def __init__(self, run: RunDirectory, shares: Mapping[str, float], seconds_between: float = _MIN_SECONDS_BETWEEN):
-        self.run, self.shares, self.seconds_between = run, dict(shares), seconds_between
+    def __init__(self, run: RunDirectory, shares: Mapping[str, float]):
+        self.run, self.shares = run, dict(shares)
         self.seconds: dict[str, float] = {}
         self._start = self._last = time.monotonic()
+        self._seconds_between = _MIN_SECONDS_BETWEEN
         self._stage, self._history = next(iter(self.shares)), []
         self._volume, self._pixel_size_angstrom, self._fsc = None, 1.0, {}
         self._resolution_angstrom: float | None = None
@@ -53,19 +54,20 @@ class LiveRun:
         self._resolution_angstrom = resolution_angstrom
 
     def show(self, of_stage: float, message: str = "", score: float | None = None, loss: float | None = None) -> None:
-        """Writes the files, where it is time to. What goes wrong here must not stop a run.
+        """Writes the files, not more often than every few seconds. What goes wrong here must not stop a run.
 
         ``loss``: the part of held-out images that is not explained; every value is kept for the curve.
         """
         now = time.monotonic()
-        is_due = not 0 < of_stage < 1 or now - self._last >= self.seconds_between
+        is_due = not 0 < of_stage < 1 or now - self._last >= self._seconds_between
         progress = self._progress(of_stage, now - self._start, message, score, loss)
         if is_due:
-            self._last = now
             try:
                 write_live(self.run, progress, self._volume, self._pixel_size_angstrom, self._fsc, self._history)
             except Exception:
                 logger.exception("The live page could not be written; the run goes on.")
+            self._last = time.monotonic()
+            self._seconds_between = max(_MIN_SECONDS_BETWEEN, (self._last - now) / _MOST_OF_THE_TIME)
         if is_due or loss is not None:
             self._history.append(progress)
 
