@@ -87,7 +87,8 @@ def one_run(made: RunDirectory, out: Path, options: Mapping, seed: int, seconds:
     return {"median_deg": median_deg, "below": float((error_deg < CONVERGED_BELOW_DEG).double().mean()),
             "converged": median_deg < CONVERGED_BELOW_DEG, "says": summary["converged"],
             "processor": processor, "steps": summary["n_steps"], "reason": summary["converged_reason"],
-            **{name: summary[name] for name in ("validation_loss", "loss_without_poses", "turn_error_deg")}}
+            **{name: summary[name] for name in ("validation_loss", "loss_without_poses", "turn_error_deg",
+                                             "projection_error_deg")}}
 
 
 def benchmark(out: Path, variants: Iterable[str], seeds: int, seconds: float, snr: float) -> list[dict]:

@@ -187,7 +187,7 @@ def test_network_and_map_learn_together(sets, tmp_path):
                                          random_pose_weight=1.0))
     assert summary["converged"], summary["converged_reason"]
     assert summary["validation_loss"] < 0.55 * summary["loss_without_poses"] and summary["loss_of_noise"] < 0.01
-    assert summary["turn_error_deg"] < 20
+    assert summary["turn_error_deg"] < 20 and summary["projection_error_deg"] < 50
     errors = cf.evaluate(cf.EvaluateConfig(out=tmp_path / "errors", particles=run.particles, truth=made.truth,
                                            align_frame=True, allow_mirror=True)).read_summary()
     assert errors["median_error_deg"] < 25
@@ -206,18 +206,21 @@ def test_noise_does_not_converge(sets, tmp_path):
         assert run.map.is_file() and run.particles.is_file()
 
 
-@pytest.mark.parametrize("loss, of_noise, deviations, turn_error_deg, shells, converged, says", [
-    (0.12, 0.10, 50.0, 9.0, 7.0, True, "95 %"),
-    (0.40, 0.10, 50.0, 9.0, 7.0, False, "25 %"),
-    (0.30, 0.10, None, None, 7.0, False, "50 %"),
-    (0.12, 0.10, 1.0, 9.0, 7.0, False, "no better than they explain noise"),
-    (0.12, 0.10, 50.0, 60.0, 7.0, False, "disagree by 60 degrees"),
-    (0.12, 0.10, 50.0, 9.0, 2.0, False, "Fourier shells only"),
-    (0.12, 0.10, None, None, 7.0, True, "95 %"),
-    (0.495, 0.49, 50.0, 9.0, 7.0, False, "no signal beyond noise"),
+@pytest.mark.parametrize("loss, of_noise, deviations, turn_error_deg, projection_error_deg, shells, converged, says", [
+    (0.12, 0.10, 50.0, 9.0, 30.0, 7.0, True, "95 %"),
+    (0.40, 0.10, 50.0, 9.0, 30.0, 7.0, False, "25 %"),
+    (0.30, 0.10, None, None, None, 7.0, False, "50 %"),
+    (0.12, 0.10, 1.0, 9.0, 30.0, 7.0, False, "no better than they explain noise"),
+    (0.12, 0.10, 50.0, 60.0, 30.0, 7.0, False, "disagree by 60 degrees"),
+    (0.12, 0.10, 50.0, 5.0, 130.0, 7.0, False, "off by 130 degrees"),
+    (0.12, 0.10, 50.0, 9.0, None, 7.0, True, "95 %"),
+    (0.12, 0.10, 50.0, 9.0, 30.0, 2.0, False, "Fourier shells only"),
+    (0.12, 0.10, None, None, None, 7.0, True, "95 %"),
+    (0.495, 0.49, 50.0, 9.0, 30.0, 7.0, False, "no signal beyond noise"),
 ])
-def test_convergence_is_judged_by_held_out_images(loss, of_noise, deviations, turn_error_deg, shells, converged, says):
-    found, reason = Judgement(loss, 0.5, of_noise, deviations, turn_error_deg, shells).verdict()
+def test_convergence_is_judged_by_held_out_images(loss, of_noise, deviations, turn_error_deg, projection_error_deg,
+                                                  shells, converged, says):
+    found, reason = Judgement(loss, 0.5, of_noise, deviations, turn_error_deg, projection_error_deg, shells).verdict()
     assert found is converged and says in reason
 
 
