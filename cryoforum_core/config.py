@@ -263,7 +263,7 @@ class SelectConfig(JobConfig):
 
     job: Literal["select"] = "select"
     run: Path
-    """Run of predict."""
+    """Run of predict or ab-initio."""
     measure: Literal["auto", "match-score", "expected-error", "error-bound", "figure-of-merit", "dispersion-max",
                      "dispersion-trace", "dispersion-wigner"] = "auto"
     """What to judge particles by; auto is the match score where predict made one, else the expected error."""

@@ -7,7 +7,10 @@ network learnt from all images together.
 
 import logging
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ from ..config import AbInitioConfig, TrainConfig
 from ..errors import InputError
 from ..geometry.poses import Poses
 from ..geometry.rotations import random_quaternions
+from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import crop_image, fft_image, ifft_image, shell_index
 from ..imaging.masks import soft_circle
 from ..imaging.noise import noise_power_spectrum
@@ -49,6 +53,7 @@ from ..training.objective import Objective
 from ..training.prepared_images import EpochStream, ImageBatch, PreparedImages
 from ..training.projections import ImageModel, ProjectionStream, TrainingBatch
 from ..training.views import ParticleViews
+from .live import LiveRun
 from .run import AbInitioPlan, Watch
 
 logger = logging.getLogger("cryoforum")
@@ -61,8 +66,11 @@ NOISELESS_ABOVE = 50.0
 N_CALIBRATION = 500
 # what convergence means (``docs/decisions.md``, End to end)
 SMALLEST_SIGNAL, LEAST_DEVIATIONS, MOST_TURN_ERROR_DEG, LEAST_SHELLS = 0.02, 5.0, 25.0, 3
+MOST_PROJECTION_ERROR_DEG = 60.0
 # a network whose poses follow the turns of the images may still be unsure of them
 EXPLAINED_ABOVE, EXPLAINED_ABOVE_WITHOUT_ENCODER = 0.4, 0.6
+# relative lengths of the stages, for the estimate of the time left
+SHARES = {"training": 20.0, "poses and maps": 1.0}
 _BATCH = 256
 
 
@@ -92,35 +100,64 @@ class EndToEndSetup:
         return self.config.poses == "encoder"
 
 
-def end_to_end(plan: AbInitioPlan, run: RunDirectory, watch: Watch | None = None) -> dict:
+def end_to_end(plan: AbInitioPlan, run: RunDirectory, watch: Watch | None = None,
+               clock: Callable[[], float] = time.monotonic) -> dict:
     """Trains, writes all files of the run, and returns the summary, with ``converged`` and why.
 
     ``watch``: figures for ``metrics.csv`` that the training must not know, of the model, the images and the rows that
-    it learns from; nothing else depends on them.
+    it learns from; nothing else depends on them. ``clock`` counts the seconds of ``--train-minutes``; a comparison on a shared machine takes those of its process.
     """
-    setup = prepare(plan)
-    evaluate = setup.objective.evaluate
-    if watch is not None:
-        def evaluate(model: AutoEncoder) -> dict[str, float]:
-            return setup.objective.evaluate(model) | watch(model, setup.images, setup.stream.rows)
+    live = LiveRun(run, SHARES)
     run.checkpoint.mkdir(parents=True, exist_ok=True)
     state_path = run.checkpoint / STATE_NAME
+    with live.stage("training"):
+        setup = prepare(plan)
+        result = _train(setup, run, state_path, live, watch, clock)
+    with live.stage("poses and maps"):
+        summary = _finish(setup, run, result, live)
+    live.log_times()
+    live.show(1.0, message="finished" if summary["converged"] else "did not converge")
+    state_path.unlink()
+    return summary | {"stages": {name: round(seconds, 1) for name, seconds in live.seconds.items()}}
+
+
+def _train(setup: EndToEndSetup, run: RunDirectory, state_path: Path, live: LiveRun, watch: Watch | None,
+           clock: Callable[[], float]) -> LoopResult:
+    pixel_size_angstrom = setup.views.settings.pixel_size_angstrom
+
+    def evaluate(model: AutoEncoder) -> dict[str, float]:
+        figures = setup.objective.evaluate(model)
+        return figures if watch is None else figures | watch(model, setup.images, setup.stream.rows)
+
+    def show(progress: float, figures: dict[str, float]) -> None:
+        live.map(setup.model.volume.map(), pixel_size_angstrom)
+        live.show(progress, "network and map learn together", loss=figures["validation_loss"])
+
+    live.map(setup.model.volume.map(), pixel_size_angstrom)
     result = train_network(setup.model, setup.stream, setup.objective, evaluate, _loop_settings(setup), state_path,
-                           run.metrics, optimizer_of=joint_optimizer)
+                           run.metrics, clock, joint_optimizer, show)
     setup.model.eval()
+    return result
+
+
+def _finish(setup: EndToEndSetup, run: RunDirectory, result: LoopResult, live: LiveRun) -> dict:
+    """Everything after the training: poses, maps, the network as ``predict`` uses it, and the verdict."""
+    plan = setup.plan
+    live.map(setup.model.volume.map(), setup.views.settings.pixel_size_angstrom)
     found = find_poses(setup)
-    maps = _reconstruct(plan, found)
+    halves, halves_source = half_sets(plan.particles, plan.config.seed)
+    maps = _reconstruct(plan, found, halves)
     _write_maps(plan, run, maps)
     image_model = _image_model(setup, maps)
+    projections = _projections(setup, found, maps, image_model) if setup.has_encoder and image_model is not None else []
     if setup.has_encoder:
-        network, factor = _finished_network(setup, found, maps, image_model)
+        network, factor = _finished_network(setup, projections)
         found = replace(found, bingham=found.bingham * factor)
-    _write_poses(plan, run, found)
-    judged = judge(setup, maps)
-    summary = _summary(setup, result, judged, maps)
+    _write_poses(plan, run, found, halves)
+    summary = _summary(setup, result, judge(setup, maps, projections), maps) | {"half_sets": halves_source}
+    live.map(maps.both, plan.particles.pixel_size_angstrom, {"half maps": maps.fsc}, summary["resolution_angstrom"])
     if setup.has_encoder:
         _save(setup, run, network, image_model, summary)
-    state_path.unlink()
     return summary
 
 
@@ -264,10 +301,9 @@ def find_poses(setup: EndToEndSetup) -> FoundPoses:
                       torch.cat([part.bingham for part in parts]).float())
 
 
-def _reconstruct(plan: AbInitioPlan, found: FoundPoses) -> HalfMaps:
+def _reconstruct(plan: AbInitioPlan, found: FoundPoses, halves: np.ndarray) -> HalfMaps:
     """At the particles' own box, from all poses as they were found."""
     particles = replace(plan.particles, poses=Poses(found.quaternion, found.shift_angstrom))
-    halves, _ = half_sets(particles, plan.config.seed)
     return reconstruct_halves(particles, plan.images.transforms, halves, plan.group, plan.max_radius_px,
                               plan.mask_radius_px, device=plan.device)
 
@@ -288,32 +324,31 @@ def _image_model(setup: EndToEndSetup, maps: HalfMaps) -> ImageModel | None:
         return None
 
 
-def _finished_network(setup: EndToEndSetup, found: FoundPoses, maps: HalfMaps, image_model: ImageModel | None
-                      ) -> tuple[OrientationNetwork, float]:
+def _finished_network(setup: EndToEndSetup, projections: list[TrainingBatch]) -> tuple[OrientationNetwork, float]:
     """The network as ``predict`` uses it, and the factor that gives its beliefs (4x4 matrices) their unit.
 
     The squared error trains no concentration. It is found afterwards: the common factor under which the poses of
     projections of the final map, noisy like the images, are likeliest. The belief holds as far as that map does.
     """
     network = setup.model.finished_network()
-    if image_model is None:
+    if not projections:
         return network, 1.0
-    batches = _projections(setup, found, maps, image_model)
     with torch.no_grad():
-        bingham = torch.cat([network(batch.images, batch.ctf).bingham for batch in batches])
-        truth = torch.cat([batch.quaternion for batch in batches])
+        bingham = torch.cat([network(batch.images, batch.ctf).bingham for batch in projections])
+        truth = torch.cat([batch.quaternion for batch in projections])
         exponents = torch.linspace(-8, 8, 65).tolist()
         losses = [bingham_loss(math.exp(e) * bingham, truth, setup.plan.group).mean().item() for e in exponents]
         best = exponents[int(np.argmin(losses))]
         network.head.log_scale += best
     objective = Objective(TrainConfig(out=setup.config.out, particles=setup.config.particles), setup.plan.group,
                           network.box_size_angstrom, setup.plan.device)
-    objective.calibrate(network, batches)
+    objective.calibrate(network, projections)
     return network, math.exp(best)
 
 
 def _projections(setup: EndToEndSetup, found: FoundPoses, maps: HalfMaps, image_model: ImageModel
                  ) -> list[TrainingBatch]:
+    """Images of the final map at random poses, noisy like the particles', as the network sees them."""
     views, settings = setup.views, setup.views.settings
     rows = torch.from_numpy(setup.stream.rows)
     stream = ProjectionStream(network_volume(maps.both.cpu(), settings.box_size_px), views.particles.ctf[rows],
@@ -323,10 +358,11 @@ def _projections(setup: EndToEndSetup, found: FoundPoses, maps: HalfMaps, image_
     return [plain.batch(_BATCH, generator) for _ in range(-(-N_CALIBRATION // _BATCH))]
 
 
-def _write_poses(plan: AbInitioPlan, run: RunDirectory, found: FoundPoses) -> None:
-    """particles.star; and where an encoder has a belief about them, its expected errors and the posterior."""
+def _write_poses(plan: AbInitioPlan, run: RunDirectory, found: FoundPoses, halves: np.ndarray) -> None:
+    """particles.star, with the half sets of the maps; and where an encoder has a belief about them, its expected errors
+    and the posterior."""
     poses = Poses(found.quaternion.double(), found.shift_angstrom.double())
-    columns = pose_columns(plan.particles, poses)
+    columns = pose_columns(plan.particles, poses) | {"rlnRandomSubset": halves.astype(int)}
     if found.bingham.any():
         n = len(found.quaternion)
         nothing = np.full(n, np.nan, np.float32)
@@ -357,6 +393,9 @@ class Judgement:
     encoder"""
     turn_error_deg: float | None
     """median disagreement between the poses of images and of their copies turned by 90 degrees; None as before"""
+    projection_error_deg: float | None
+    """median error of the poses found for projections of the map at random poses; None as before, or where images hold
+    nothing like the map"""
     shells: float
     """Fourier shells up to the half maps' resolution"""
 
@@ -380,33 +419,51 @@ class Judgement:
         if self.turn_error_deg is not None and self.turn_error_deg > MOST_TURN_ERROR_DEG:
             return False, (f"The poses found of images and of the same images turned in their plane disagree by "
                            f"{self.turn_error_deg:.0f} degrees (median), more than {MOST_TURN_ERROR_DEG:.0f}.")
+        if self.projection_error_deg is not None and self.projection_error_deg > MOST_PROJECTION_ERROR_DEG:
+            return False, (f"For projections of the map at random poses the network finds poses that are off by "
+                           f"{self.projection_error_deg:.0f} degrees (median), more than "
+                           f"{MOST_PROJECTION_ERROR_DEG:.0f}: it takes different views for one, or most views are "
+                           "missing from the images.")
         if self.shells < LEAST_SHELLS:
             return False, f"The half maps agree to {self.shells:.1f} Fourier shells only, fewer than {LEAST_SHELLS}."
         return True, f"Network and map explain {figure}, and the half maps agree to {self.shells:.1f} Fourier shells."
 
 
-def judge(setup: EndToEndSetup, maps: HalfMaps) -> Judgement:
-    """Held-out images against the map, against images without poses, and against noise."""
+def judge(setup: EndToEndSetup, maps: HalfMaps, projections: list[TrainingBatch]) -> Judgement:
+    """Held-out images against the map, against images without poses, and against noise; network against the map, by
+    its projections."""
     held_out, model, plan = setup.objective.evaluated, setup.model, setup.plan
     power = mean_square(held_out)
     noise = _noise_images(setup, held_out)
     loss_of_noise = mean_square(noise) / power
-    deviations = turn_error_deg = None
+    deviations = turn_error_deg = projection_error_deg = None
     if setup.has_encoder and not model.uses_table:
         gain, gain_of_noise = _gain(model, held_out), _gain(model, noise)
         spread = math.sqrt((gain.var() / len(gain) + gain_of_noise.var() / len(gain_of_noise)).item())
         deviations = (gain.mean() - gain_of_noise.mean()).item() / max(spread, 1e-12)
         turn_error_deg = turn_errors_deg(model, held_out).median().item()
+        if projections:
+            projection_error_deg = _pose_errors_deg(model, projections).median().item()
     box, pixel_size_angstrom = plan.particles.box_size_px, plan.particles.pixel_size_angstrom
     resolution = resolution_angstrom(maps.fsc, box, pixel_size_angstrom)
     return Judgement(unexplained_power(model, held_out) / power, _loss_without_poses(setup) / power, loss_of_noise,
-                     deviations, turn_error_deg, box * pixel_size_angstrom / resolution)
+                     deviations, turn_error_deg, projection_error_deg, box * pixel_size_angstrom / resolution)
 
 
 def _gain(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:
     """How much of each image's mean square (n,) is explained."""
     transform = model.volume.transform()
     return torch.cat([batch.images.square().mean((-2, -1)) - model.poses(batch, transform)[1] for batch in batches])
+
+
+def _pose_errors_deg(model: AutoEncoder, projections: list[TrainingBatch]) -> Tensor:
+    """Angles (n,) between the poses found and those at which the projections were made."""
+    transform, errors = model.volume.transform(), []
+    for batch in projections:
+        rows = torch.zeros(len(batch.images), dtype=torch.int64)
+        found = model.poses(ImageBatch(rows, batch.images, batch.ctf), transform)[0].quaternion
+        errors.append(symmetric_distance_deg(found, batch.quaternion.to(found), model.group))
+    return torch.cat(errors)
 
 
 def _noise_images(setup: EndToEndSetup, like: list[ImageBatch]) -> list[ImageBatch]:
@@ -445,7 +502,7 @@ def _summary(setup: EndToEndSetup, result: LoopResult, judged: Judgement, maps: 
             "pixel_size_angstrom": pixel_size_angstrom, "validation_loss": judged.loss,
             "loss_without_poses": judged.loss_without_poses, "loss_of_noise": judged.loss_of_noise,
             "explained_fraction": judged.explained_fraction, "noise_gain_deviations": judged.noise_gain_deviations,
-            "turn_error_deg": judged.turn_error_deg,
+            "turn_error_deg": judged.turn_error_deg, "projection_error_deg": judged.projection_error_deg,
             **plan.state.to_dict()}
 
 

@@ -13,8 +13,9 @@ from ..run_directory import RunDirectory
 
 logger = logging.getLogger("cryoforum")
 
-# the shares of the stages of a usual run; what is left is estimated from them and the time spent
 _MIN_SECONDS_BETWEEN = 3.0
+# drawing takes a fraction of a second, on a busy machine more: within a stage the page may take this part of the time
+_MOST_OF_THE_TIME = 0.03
 
 
 class LiveRun:
@@ -24,6 +25,7 @@ class LiveRun:
         self.run, self.shares = run, dict(shares)
         self.seconds: dict[str, float] = {}
         self._start = self._last = time.monotonic()
+        self._seconds_between = _MIN_SECONDS_BETWEEN
         self._stage, self._history = next(iter(self.shares)), []
         self._volume, self._pixel_size_angstrom, self._fsc = None, 1.0, {}
         self._resolution_angstrom: float | None = None
@@ -51,22 +53,30 @@ class LiveRun:
         self._fsc = {name: curve.cpu().numpy() for name, curve in (fsc or {}).items()}
         self._resolution_angstrom = resolution_angstrom
 
-    def show(self, of_stage: float, message: str = "", score: float | None = None) -> None:
-        """Writes the files, not more often than every few seconds. What goes wrong here must not stop a run."""
+    def show(self, of_stage: float, message: str = "", score: float | None = None, loss: float | None = None) -> None:
+        """Writes the files, not more often than every few seconds. What goes wrong here must not stop a run.
+
+        ``loss``: the part of held-out images that is not explained; every value is kept for the curve.
+        """
         now = time.monotonic()
-        if 0 < of_stage < 1 and now - self._last < _MIN_SECONDS_BETWEEN:
-            return
-        self._last, names = now, list(self.shares)
-        done, seconds = self.fraction(of_stage), now - self._start
-        progress = {"stage": self._stage, "stage_number": names.index(self._stage) + 1, "n_stages": len(names),
-                    "stages": names, "fraction": done, "seconds": seconds,
-                    "seconds_left": seconds * (1 - done) / done if done > 0.05 else None,
-                    "resolution_angstrom": self._resolution_angstrom, "message": message, "score": score}
-        try:
-            write_live(self.run, progress, self._volume, self._pixel_size_angstrom, self._fsc, self._history)
-        except Exception:
-            logger.exception("The live page could not be written; the run goes on.")
-        self._history.append(progress)
+        is_due = not 0 < of_stage < 1 or now - self._last >= self._seconds_between
+        progress = self._progress(of_stage, now - self._start, message, score, loss)
+        if is_due:
+            try:
+                write_live(self.run, progress, self._volume, self._pixel_size_angstrom, self._fsc, self._history)
+            except Exception:
+                logger.exception("The live page could not be written; the run goes on.")
+            self._last = time.monotonic()
+            self._seconds_between = max(_MIN_SECONDS_BETWEEN, (self._last - now) / _MOST_OF_THE_TIME)
+        if is_due or loss is not None:
+            self._history.append(progress)
+
+    def _progress(self, of_stage: float, seconds: float, message: str, score: float | None, loss: float | None) -> dict:
+        done, names = self.fraction(of_stage), list(self.shares)
+        return {"stage": self._stage, "stage_number": names.index(self._stage) + 1, "n_stages": len(names),
+                "stages": names, "fraction": done, "seconds": seconds,
+                "seconds_left": seconds * (1 - done) / done if done > 0.05 else None,
+                "resolution_angstrom": self._resolution_angstrom, "message": message, "score": score, "loss": loss}
 
     def log_times(self) -> None:
         """A line of the log."""

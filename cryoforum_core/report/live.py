@@ -28,7 +28,8 @@ def write_live(run: RunDirectory, progress: dict, volume: np.ndarray | None, pix
     progress: ``stage``, ``stage_number`` (from 1), ``n_stages``, ``fraction`` (of the whole run), ``seconds``,
     ``seconds_left``, ``resolution_angstrom`` (None where not known), ``message``, and where known ``stages``, the names
     of all. volume: map (D, D, D) [z, y, x] so far. fsc_curves: name -> (n,) over the shells of the map's box.
-    history: earlier progress, each with ``seconds``, ``stage`` and where known ``resolution_angstrom`` and ``score``.
+    history: earlier progress, each with ``seconds``, ``stage`` and where known ``resolution_angstrom``, ``score`` and
+    ``loss``.
     image_examples: name -> (k, B, B), a row of images each.
     """
     progress = {name: _finite(value) for name, value in progress.items()}
@@ -112,10 +113,10 @@ def _map_pictures(volume: np.ndarray | None, pixel_size_angstrom: float, fsc_cur
 
 
 def _course_pictures(past: Sequence[dict]) -> list[tuple[Picture, str]]:
-    """Resolution and score against time, where there are at least two values of them."""
+    """Resolution, score and loss against time, where there are at least two values of them."""
     seconds = np.array([entry["seconds"] for entry in past], dtype=float)
     unit, name = (60.0, "minutes") if seconds[-1] > _MINUTES_ABOVE_SECONDS else (1.0, "seconds")
-    resolution, score = (_column(past, key) for key in ("resolution_angstrom", "score"))
+    resolution, score, loss = (_column(past, key) for key in ("resolution_angstrom", "score", "loss"))
     pictures = []
     if np.isfinite(resolution).sum() > 1:
         pictures.append((Picture("Resolution", "It should fall step by step and level off.", plots.curves(
@@ -123,6 +124,10 @@ def _course_pictures(past: Sequence[dict]) -> list[tuple[Picture, str]]:
     if np.isfinite(score).sum() > 1:
         pictures.append((Picture("Score", "How well the map explains the images; each stage has a scale of its own.",
                                  plots.curves(seconds / unit, _by_stage(past, score), name, "score")), "svg"))
+    if np.isfinite(loss).sum() > 1:
+        pictures.append((Picture("Loss", "The part of held-out images that network and map do not explain. It should "
+                                 "fall; it often stays for long before the poses fall into place.",
+                                 plots.curves(seconds / unit, {"held out": loss}, name, "unexplained")), "svg"))
     return pictures
 
 

@@ -1,5 +1,6 @@
 """The method end-to-end as a job: what it finds, what it writes, when it says that it did not converge, resuming."""
 
+import json
 import os
 import signal
 import threading
@@ -9,19 +10,21 @@ import pytest
 import torch
 
 import cryoforum_core as cf
-from cryoforum_core import jobs
+from cryoforum_core.ab_initio import live
 from cryoforum_core.ab_initio.end_to_end import Judgement, end_to_end, prepare
 from cryoforum_core.ab_initio.run import plan_ab_initio
+from cryoforum_core.cli import EXIT_NOT_CONVERGED, main
 from cryoforum_core.config import AbInitioConfig
-from cryoforum_core.errors import InputError, Interrupted, NotConverged
+from cryoforum_core.errors import InputError, Interrupted
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.model.checkpoint import load_checkpoint
 from cryoforum_core.mrc import read_map, write_map
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.report.live import write_live
 from cryoforum_core.run_directory import RunDirectory
 
-BOX, PIXEL = 16, 6.0
+BOX, PIXEL, N_SHORT = 16, 6.0, 400
 # one value of the contrast transfer function everywhere: 1
 NO_CTF = {"amplitude_contrast": 1.0, "spherical_aberration_mm": 0.0, "defocus_min_angstrom": 0.0,
           "defocus_max_angstrom": 0.0, "astigmatism_angstrom": 0.0}
@@ -52,6 +55,13 @@ def sets(tmp_path_factory):
     return make
 
 
+def cryoforum(*arguments) -> int:
+    """The command line, within this process (loading torch takes seconds); returns its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return stop.value.code
+
+
 def config(tmp_path, particles, **options) -> AbInitioConfig:
     defaults = {"method": "end-to-end", "encoder": "compact", "batch_size": 32, "shifts": False, "ctf_state": "raw",
                 "contrast": "bright", "epochs": 10}
@@ -71,7 +81,7 @@ def weights(run: RunDirectory) -> torch.Tensor:
 
 def test_known_poses_recover_the_map(sets, tmp_path):
     made = sets(float("inf"))
-    summary, run = run_end_to_end(config(tmp_path, made.truth, poses="known"))
+    summary, run = run_end_to_end(config(tmp_path, made.truth, poses="known", epochs=6))
     assert summary["converged"] and summary["explained_fraction"] > 0.95
     assert summary["hand"] == "that of the poses given"
     volume, pixel_size = read_map(run.map)
@@ -89,26 +99,41 @@ def test_known_poses_are_asked_for(sets, tmp_path):
 
 @pytest.fixture(scope="module")
 def short(sets, tmp_path_factory):
-    """A short run of everything that can be switched on."""
-    settings = config(tmp_path_factory.mktemp("short"), sets(2.0).particles, epochs=2, symmetric_loss=True, n_heads=2,
-                      random_pose_weight=0.3, frequency_marching=True, shifts=True, batch_size=64,
-                      encoder="cryoposenet")
-    return *run_end_to_end(settings), sets(2.0)
+    """A short job of everything that can be switched on: its summary, its run, that of its particles, which belong to
+    no half sets, and the pages that it showed."""
+    made, run = sets(2.0, N_SHORT), RunDirectory(tmp_path_factory.mktemp("short") / "run")
+    ParticleTable.read(made.particles).with_columns({"rlnRandomSubset": np.ones(N_SHORT, int)}).write(
+        made.path / "no_halves.star")
+    pages = []
+
+    def write_and_keep(run, progress, volume, *more):
+        write_live(run, progress, volume, *more)
+        pages.append((progress, volume, run.live.read_text(encoding="utf-8")))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live, "write_live", write_and_keep)
+        code = cryoforum("ab-initio", "--out", run.path, "--particles", made.path / "no_halves.star", "--device", "cpu",
+                         "--method", "end-to-end", "--encoder", "cryoposenet", "--batch-size", 20, "--epochs", 3,
+                         "--symmetric-loss", "--n-heads", 2, "--random-pose-weight", 0.3, "--frequency-marching",
+                         "--ctf-state", "raw", "--contrast", "bright")
+    assert code == EXIT_NOT_CONVERGED
+    return run.read_summary(), run, made, pages
 
 
 def test_the_summary_says_what_was_done(short):
-    summary, _, _ = short
+    summary = short[0]
     promised = {"converged", "converged_reason", "resolution_angstrom", "method", "symmetry", "hand", "n_particles",
                 "n_steps", "train_seconds", "validation_loss"}
     assert promised <= set(summary)
-    assert summary["method"] == "end-to-end" and summary["hand"] == "undetermined" and summary["n_particles"] == 1000
+    assert summary["method"] == "end-to-end" and summary["hand"] == "undetermined"
+    assert summary["n_particles"] == N_SHORT and summary["n_steps"] == 3 * 18
     assert summary["converged"] is False and summary["converged_reason"].endswith(".")
-    assert summary["n_steps"] == 2 * 15
+    assert summary["half_sets"] == "drawn at random" and list(summary["stages"]) == ["training", "poses and maps"]
 
 
 def test_the_files_are_those_of_a_run(short):
-    _, run, made = short
-    for path in (run.map, run.map_half1, run.map_half2, run.fsc, run.metrics, run.particles):
+    _, run, made, _ = short
+    for path in (run.map, run.map_half1, run.map_half2, run.fsc, run.metrics, run.particles, run.report):
         assert path.is_file()
     table, before = ParticleTable.read(run.particles), ParticleTable.read(made.particles)
     assert table.integers("rlnParticleId").tolist() == before.integers("rlnParticleId").tolist()
@@ -122,11 +147,35 @@ def test_the_files_are_those_of_a_run(short):
     assert not list(run.checkpoint.glob("*.pt"))
 
 
+def test_half_maps_are_of_the_half_sets_that_are_written(short, tmp_path):
+    """``reconstruct`` goes by the half sets of particles.star, and makes the same half maps."""
+    _, run, _, _ = short
+    assert np.bincount(ParticleTable.read(run.particles).integers("rlnRandomSubset"))[1:].tolist() == [N_SHORT / 2] * 2
+    again = cf.reconstruct(cf.ReconstructConfig(out=tmp_path / "again", particles=run.particles, device="cpu",
+                                                ctf_state="raw", contrast="bright"))
+    first, second, same = (read_map(path)[0].ravel() for path in (run.map_half1, run.map_half2, again.map_half1))
+    assert np.corrcoef(same, first)[0, 1] > 0.999 > np.corrcoef(same, second)[0, 1]
+
+
+def test_the_run_can_be_followed(short):
+    """The map as it is learnt and the curve of the loss are in the page before the training ends."""
+    _, run, _, pages = short
+    before, learning, *_, last = pages
+    assert before[0]["stage"] == learning[0]["stage"] == "training" and before[0]["fraction"] == 0
+    progress, volume, page = [page for page in pages if page[0]["loss"] is not None][-1]
+    assert progress["stages"] == ["training", "poses and maps"] and 0 < progress["loss"] < 2
+    assert volume.shape == (BOX,) * 3 and "<h3>The map so far</h3>" in page and "<h3>Loss</h3>" in page
+    assert last[0]["fraction"] == 1 and last[0]["message"] == "did not converge"
+    assert np.allclose(last[1], read_map(run.map)[0], rtol=1e-5)
+    assert json.loads(run.progress.read_text())["fraction"] == 1
+    assert "report.html" in run.live.read_text()  # whoever has it open is led on
+
+
 def test_predict_takes_the_network(short, tmp_path):
-    _, run, made = short
+    _, run, made, _ = short
     poses = cf.predict(cf.PredictConfig(out=tmp_path / "poses", particles=made.particles, model=run.path, device="cpu",
                                         refinement="none", ctf_state="raw", contrast="bright"))
-    assert poses.read_summary()["n_particles"] == 1000
+    assert poses.read_summary()["n_particles"] == N_SHORT
     metadata = load_checkpoint(run.path)[1]
     assert metadata.reference == run.checkpoint / "reference.mrc" and metadata.signal_scale > 0
 
@@ -138,7 +187,7 @@ def test_network_and_map_learn_together(sets, tmp_path):
                                          random_pose_weight=1.0))
     assert summary["converged"], summary["converged_reason"]
     assert summary["validation_loss"] < 0.55 * summary["loss_without_poses"] and summary["loss_of_noise"] < 0.01
-    assert summary["turn_error_deg"] < 20
+    assert summary["turn_error_deg"] < 20 and summary["projection_error_deg"] < 50
     errors = cf.evaluate(cf.EvaluateConfig(out=tmp_path / "errors", particles=run.particles, truth=made.truth,
                                            align_frame=True, allow_mirror=True)).read_summary()
     assert errors["median_error_deg"] < 25
@@ -157,25 +206,21 @@ def test_noise_does_not_converge(sets, tmp_path):
         assert run.map.is_file() and run.particles.is_file()
 
 
-def test_the_job_says_that_it_did_not_converge(sets, tmp_path):
-    settings = config(tmp_path, sets(1e-6).particles, epochs=1)
-    with pytest.raises(NotConverged, match="The images hold|Network and map"):
-        jobs.ab_initio(settings)
-    assert RunDirectory(settings.out).read_summary()["converged"] is False
-
-
-@pytest.mark.parametrize("loss, of_noise, deviations, turn_error_deg, shells, converged, says", [
-    (0.12, 0.10, 50.0, 9.0, 7.0, True, "95 %"),
-    (0.40, 0.10, 50.0, 9.0, 7.0, False, "25 %"),
-    (0.30, 0.10, None, None, 7.0, False, "50 %"),
-    (0.12, 0.10, 1.0, 9.0, 7.0, False, "no better than they explain noise"),
-    (0.12, 0.10, 50.0, 60.0, 7.0, False, "disagree by 60 degrees"),
-    (0.12, 0.10, 50.0, 9.0, 2.0, False, "Fourier shells only"),
-    (0.12, 0.10, None, None, 7.0, True, "95 %"),
-    (0.495, 0.49, 50.0, 9.0, 7.0, False, "no signal beyond noise"),
+@pytest.mark.parametrize("loss, of_noise, deviations, turn_error_deg, projection_error_deg, shells, converged, says", [
+    (0.12, 0.10, 50.0, 9.0, 30.0, 7.0, True, "95 %"),
+    (0.40, 0.10, 50.0, 9.0, 30.0, 7.0, False, "25 %"),
+    (0.30, 0.10, None, None, None, 7.0, False, "50 %"),
+    (0.12, 0.10, 1.0, 9.0, 30.0, 7.0, False, "no better than they explain noise"),
+    (0.12, 0.10, 50.0, 60.0, 30.0, 7.0, False, "disagree by 60 degrees"),
+    (0.12, 0.10, 50.0, 5.0, 130.0, 7.0, False, "off by 130 degrees"),
+    (0.12, 0.10, 50.0, 9.0, None, 7.0, True, "95 %"),
+    (0.12, 0.10, 50.0, 9.0, 30.0, 2.0, False, "Fourier shells only"),
+    (0.12, 0.10, None, None, None, 7.0, True, "95 %"),
+    (0.495, 0.49, 50.0, 9.0, 30.0, 7.0, False, "no signal beyond noise"),
 ])
-def test_convergence_is_judged_by_held_out_images(loss, of_noise, deviations, turn_error_deg, shells, converged, says):
-    found, reason = Judgement(loss, 0.5, of_noise, deviations, turn_error_deg, shells).verdict()
+def test_convergence_is_judged_by_held_out_images(loss, of_noise, deviations, turn_error_deg, projection_error_deg,
+                                                  shells, converged, says):
+    found, reason = Judgement(loss, 0.5, of_noise, deviations, turn_error_deg, projection_error_deg, shells).verdict()
     assert found is converged and says in reason
 
 

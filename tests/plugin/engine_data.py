@@ -1,5 +1,6 @@
 """Simulated data made by the engine's own command, and the errors of orientations against its known truth."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -17,6 +18,14 @@ def engine(job, out, **options):
     subprocess.run([os.environ["CRYOFORUM_PYTHON"], "-m", "cryoforum_core", job, "--out", str(out), "--device", "cpu",
                     *flags], check=True, capture_output=True, text=True, env=environment)
     return Path(out)
+
+
+def engine_defaults(config):
+    """What the engine itself would choose: option -> value, of a class of its config.py."""
+    code = (f"from cryoforum_core.config import {config}; "
+            f"print({config}(particles='p', out='o').model_dump_json())")
+    return json.loads(subprocess.run([os.environ["CRYOFORUM_PYTHON"], "-c", code], check=True, capture_output=True,
+                                     text=True, cwd="/").stdout)
 
 
 def simulate(out, **options):

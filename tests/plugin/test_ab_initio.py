@@ -15,7 +15,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
-from engine_data import engine, import_star, map_correlation, simulate, star_rows
+from engine_data import engine, engine_defaults, import_star, map_correlation, simulate, star_rows
 from particle_sets import make_particles
 
 CPU = {"useGpu": False, "numberOfThreads": 2}
@@ -102,10 +102,7 @@ def options_of(protocol):
 
 def test_the_form_has_the_engines_defaults(project, make):
     """What the form gives to the engine for both methods, the engine itself would choose."""
-    code = ("from cryoforum_core.config import AbInitioConfig; "
-            "print(AbInitioConfig(particles='p', out='o').model_dump_json())")
-    defaults = json.loads(subprocess.run([os.environ["CRYOFORUM_PYTHON"], "-c", code], check=True, capture_output=True,
-                                         text=True, cwd="/").stdout)
+    defaults = engine_defaults("AbInitioConfig")
     for method in (0, 1):
         given = options_of(make(method=method))
         own = {"particles", "method", "encoder", "head"}

@@ -59,6 +59,12 @@ def test_everything_that_is_known_is_shown(run):
     assert not re.search(r"https?://|<script|<link|@import|url\(", re.sub(r'src="data:.*?"', "", text))
 
 
+def test_the_loss_has_its_curve_where_there_is_one(run):
+    learning = [progress(1, i / 50, 5.0 * i, resolution_angstrom=None, loss=1.0 / (1 + i)) for i in range(5)]
+    write_live(run, progress(1, 0.2, 30.0, resolution_angstrom=None, loss=0.1), None, 6.0, {}, learning)
+    assert re.findall(r"<h3>(.*?)</h3>", text_of(run)) == ["Stages", "Loss"]
+
+
 def test_stages_have_their_state_and_time(run):
     write_live(run, progress(), None, 6.0, {}, history())
     assert rows_of(run) == [["1", "search", "done", "2 min"], ["2", "half maps", "now", "25 s"],

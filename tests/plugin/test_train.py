@@ -1,0 +1,54 @@
+"""The form of the train protocol against the engine: nobody who leaves it as it is gets another training."""
+
+import pytest
+from engine_data import engine_defaults
+from particle_sets import make_particles
+
+INPUTS = {"particles", "reference", "from_checkpoint"}
+# every option of the training and the network that somebody may want to change is in the form
+NOT_IN_THE_FORM = {"job", "out", "device", "resume", "pixel_size_angstrom"}
+
+
+@pytest.fixture(scope="module")
+def defaults(project):
+    return engine_defaults("TrainConfig")
+
+
+@pytest.fixture(scope="module")
+def make(project):
+    """make(**parameters) -> a protocol that has its particles."""
+    from cryoforum.protocols import CryoForumProtTrain
+
+    particles = make_particles(project.getTmpPath("train_form"), n=4)
+
+    def new(**parameters):
+        protocol = project.newProtocol(CryoForumProtTrain, useGpu=False, **parameters)
+        protocol.inputParticles.set(particles)
+        return protocol
+
+    return new
+
+
+@pytest.mark.parametrize("learn_from", [0, 1])
+def test_the_form_has_the_engines_defaults(make, defaults, learn_from):
+    given = make(learnFrom=learn_from)._trainOptions()
+    assert set(given) == set(defaults) - NOT_IN_THE_FORM
+    # the form always has a limit of time: the engine's own is steps alone
+    own = INPUTS | {"max_minutes"}
+    assert {name: value for name, value in given.items() if name not in own} == {
+        name: value for name, value in defaults.items() if name in given and name not in own}
+
+
+def test_what_the_form_says_reaches_the_engine(make, defaults):
+    """Choices are numbers in the form: each stands for the value that its text says."""
+    given = make(learnFrom=1, encoder=2, head=2, loss=3, pooling=4, activation=3, halfSet=2, networkBox=16, width=8,
+                 realFraction=0.25, shiftRms=3.5, learningRate=1e-4, binghamWeight=0.0, shiftWeight=2.0,
+                 augment=False, dropout=0.5, filterChannels=2, batchSize=32, patience=3, maxSteps=7, maxMinutes=2.5,
+                 validationFraction=0.2, symmetry=" D2 ")._trainOptions()
+    expected = {"encoder": "cryoposenet", "head": "s2s2", "loss": "chordal", "pooling": "flatten", "activation": "silu",
+                "half_set": "2", "network_box_size_px": 16, "width": 8, "particle_fraction": 0.25,
+                "shift_rms_angstrom": 3.5, "learning_rate": 1e-4, "bingham_weight": 0.0, "shift_weight": 2.0,
+                "augment": False, "dropout": 0.5, "filter_channels": 2, "batch_size": 32, "patience_evaluations": 3,
+                "max_steps": 7, "max_minutes": 2.5, "validation_fraction": 0.2, "symmetry": "d2"}
+    assert {name: given[name] for name in expected} == expected
+    assert all(given[name] != defaults[name] for name in expected)
