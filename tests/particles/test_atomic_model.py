@@ -100,9 +100,10 @@ def test_default_molecule_fills_most_of_the_box_and_is_quick():
 
 
 def test_shipped_molecules_are_small_and_readable():
-    sizes = [path.stat().st_size for path in DATA.glob("*.gz")]
-    assert len(sizes) == 2 and 1e6 < sum(sizes) < 2e6
-    assert read_atomic_model(DATA / "beta_galactosidase_5a1a.pdb.gz").radius_angstrom < 100
+    radius_angstrom = {path.name.partition("_")[0]: read_atomic_model(path).radius_angstrom for path in DATA.glob("*.gz")}
+    assert sum(path.stat().st_size for path in DATA.glob("*.gz")) < 2e6
+    assert {name: 20 < radius < 150 for name, radius in radius_angstrom.items()} == {
+        "adenylate": True, "beta": True, "ribosome": True}
 
 
 def test_molecule_larger_than_the_box_is_refused_with_a_remedy(model_path):
