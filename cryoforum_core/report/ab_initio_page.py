@@ -109,13 +109,18 @@ def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
 
 def _again(files: RunFiles) -> tuple[NextStep, ...]:
     config = files.config
+    tried = files.summary.get("seeds")
+    tried = len(tried) if isinstance(tried, list) else 1
     seeds = max(_MORE_SEEDS, 2 * config.get("seeds", 1))
     options = {name: config.get(name) for name in ("particle_diameter_angstrom", "max_shift_angstrom")}
     common = dict(particles=files.input_path("particles"), symmetry=files.symmetry, **options)
     learnt = config.get("method") == "end-to-end"
     steps = [NextStep("Search from several random starts, by the hybrid method" if learnt else
-                      "Search from more random starts",
-                      command("ab-initio", **common, seeds=seeds, out=beside(files.path, "again")))]
+                      "Search from more random starts" if tried < _MORE_SEEDS else "Search longer",
+                      command("ab-initio", **common, seeds=seeds,
+                              # as many starts in vain: more of the same would end alike
+                              **({} if tried < _MORE_SEEDS else {"search_steps": 2 * config.get("search_steps", 400)}),
+                              out=beside(files.path, "again")))]
     if learnt:
         steps.append(NextStep("Train longer", command(
             "ab-initio", **common, method="end-to-end", encoder=config.get("encoder"), head=config.get("head"),

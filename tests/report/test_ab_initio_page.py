@@ -58,6 +58,12 @@ def test_what_did_not_converge_is_poor_with_its_reason_and_another_attempt(tmp_p
     assert "Searches from random starts" not in [table.title for table in page.tables]
 
 
+def test_after_four_starts_in_vain_a_longer_search_is_the_next_step(tmp_path):
+    starts = [{"seed": i, "score": 1.0, "structure": 0.5, "angle_to_best_deg": 90.0, "chosen": i == 0} for i in range(4)]
+    run = ab_initio_run(tmp_path / "run", converged=False, seeds=starts)
+    assert "--search-steps 800" in page_of(run).next_steps[0].command
+
+
 def test_a_network_that_found_no_map_may_train_longer_or_the_search_may_try(tmp_path):
     page = page_of(ab_initio_run(tmp_path / "run", "end-to-end", converged=False))
     search, longer = (step.command for step in page.next_steps)
