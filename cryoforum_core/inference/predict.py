@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import DEFAULT_COVERAGE, PredictConfig
 from ..geometry.orientation_posterior import OrientationPosterior
 from ..geometry.poses import Poses
+from ..geometry.symmetry import symmetric_distance_rad
 from ..imaging.fourier import ifft_image
 from ..imaging.noise import noise_power_spectrum
 from ..matching.likelihood import MatchingImages, predicted
@@ -144,7 +145,8 @@ def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: Pred
         finest = min(finest, box * pixel_size_angstrom / config.resolution_angstrom)
     model = MatchingModel.estimate(setup.volume, images_ft, ctf, spectrum, setup.group, finest,
                                    max_shift_angstrom / pixel_size_angstrom)
-    matcher = Matcher(model, adaptive=config.refinement == "adaptive", seed=config.seed)
+    # the network alone is not asked for poses here: images are simulated with the contrast that matches show
+    matcher = Matcher(model, adaptive=config.refinement != "local", seed=config.seed)
     matcher.calibrate(images_ft, ctf, _network_poses(setup, rows))
     logger.info("Matching at %d px of %.3g A, to %.3g A; learnt from %d images: the map explains %.0f %% of the "
                 "signal's amplitude.", box, pixel_size_angstrom, box * pixel_size_angstrom / finest, len(rows),
@@ -178,6 +180,7 @@ def _predict_batch(setup: PredictionSetup, matcher: Matcher | None, rows: np.nda
     else:
         matches = matcher.match(*setup.images.transforms(rows), network)
         result = matched_arrays(matches, setup)
+        result["network_angle_rad"] = symmetric_distance_rad(network.quaternion, result["quaternion"], setup.group)
     result["network_quaternion"] = network.quaternion
     result["network_eigenvalues"] = torch.linalg.eigvalsh(network.bingham)
     result["row"] = torch.from_numpy(rows)
@@ -225,7 +228,7 @@ def finalise(arrays: dict[str, np.ndarray], group: Tensor, learnt: ErrorModel | 
     """
     bingham = torch.from_numpy(arrays["bingham"])
     is_matched = "weight" in arrays
-    evidence = evidence_of(arrays, group)
+    evidence = evidence_of(arrays)
     model = learnt or ErrorModel.unlearnt(uniform_angles_rad(group.cpu()), coverage)
     if is_matched or learnt is not None:
         expected, bound = (x.numpy() for x in model.expected_error_deg(evidence))
