@@ -29,6 +29,7 @@ from cryoforum_core.report.promise_pictures import view_cones
 
 DISPERSIONS = ("dispersion-max", "dispersion-trace", "dispersion-wigner")
 N_BINS = 10
+N_CONES = 48
 HEADER = ("| set | SNR | particles | held | by defocus quartile | groups of views: poorest, below 80 % | mean error (deg) "
           "| mean expected error | median bound | bound / error | one bound for all | by dispersion (three) |\n"
           "|---|---|---|---|---|---|---|---|---|---|---|---|")
@@ -65,8 +66,8 @@ def judged(run: Path, truth: Path, symmetry: str, is_ab_initio: bool) -> dict:
     defocus = known.ctf.defocus_u_angstrom.numpy()
     quarter = np.digitize(defocus, np.quantile(defocus, (0.25, 0.5, 0.75)))
     views = quaternion_to_matrix(known_poses.quaternion)[:, 2].numpy()
-    cone = (views @ view_cones().T).argmax(1)
-    of_cones = np.array([within[cone == i].mean() for i in range(len(view_cones())) if (cone == i).any()])
+    cone = (views @ view_cones(N_CONES).T).argmax(1)
+    of_cones = np.array([within[cone == i].mean() for i in range(N_CONES) if (cone == i).any()])
     measures = measures_of(posterior)
     return {"n": len(error), "held": float(within.mean()), "quartiles": [float(within[quarter == i].mean()) for i in range(4)],
             "poorest_cone": float(of_cones.min()), "cones_below": int((of_cones < 0.8).sum()), "cones": len(of_cones),

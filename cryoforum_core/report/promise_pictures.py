@@ -7,7 +7,8 @@ from .page import Picture, Table, degrees, percent
 from .run_files import RunFiles
 
 FILE_NAME, TABLE_NAME = "calibration.npz", "calibration.csv"
-N_CONES, MIN_IN_CONE = 48, 8
+# few enough groups of views to hold the particles that tell a broken promise from chance
+N_GROUPS, MIN_IN_GROUP = 12, 20
 _FLOOR_DEG = 1e-3
 
 
@@ -44,16 +45,16 @@ def _table(files: RunFiles, known: dict[str, np.ndarray]) -> Table:
                  "either way are chance.", ("promise", "particles", "held"), tuple(rows))
 
 
-def view_cones() -> np.ndarray:
-    """Axes (48, 3) of groups of views, evenly spread over the sphere (golden-angle spiral)."""
-    i = np.arange(N_CONES) + 0.5
-    z, azimuth = 1 - 2 * i / N_CONES, np.pi * (1 + 5 ** 0.5) * i
+def view_cones(n: int) -> np.ndarray:
+    """Axes (n, 3) of groups of views, evenly spread over the sphere (golden-angle spiral)."""
+    i = np.arange(n) + 0.5
+    z, azimuth = 1 - 2 * i / n, np.pi * (1 + 5 ** 0.5) * i
     radius = np.sqrt(1 - z * z)
     return np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z], axis=1)
 
 
 def _by_cone(within: np.ndarray, view_direction: np.ndarray) -> np.ndarray:
     """Part of the particles whose bound holds, of each group of views that has enough particles to tell."""
-    cone = (view_direction @ view_cones().T).argmax(axis=1)
-    groups = [within[cone == number] for number in range(N_CONES)]
-    return np.array([group.mean() for group in groups if len(group) >= MIN_IN_CONE])
+    cone = (view_direction @ view_cones(N_GROUPS).T).argmax(axis=1)
+    groups = [within[cone == number] for number in range(N_GROUPS)]
+    return np.array([group.mean() for group in groups if len(group) >= MIN_IN_GROUP])
