@@ -15,13 +15,15 @@ from ..geometry.orientation_posterior import OrientationPosterior
 from ..geometry.poses import Poses
 from ..imaging.fourier import ifft_image
 from ..imaging.noise import noise_power_spectrum
-from ..matching.likelihood import MatchingImages, predicted
+from ..matching.likelihood import predicted
 from ..matching.model import MatchingModel
 from ..model.orientation_head import PoseEstimate
 from ..particles.dataset import Particles
 from ..particles.image_stack import save_table
 from ..progress import Progress
 from ..run_directory import RunDirectory, atomic_path
+from .junk import VERDICT_ARRAYS, strongest_rival, verdict_arrays
+from .junk_statistics import PowerMap, junk_statistics, to_images
 from .matched_posterior import (
     Belief,
     belief,
@@ -42,6 +44,7 @@ SHARD_IMAGES = 2048
 # the map's overall amplitude, regressed on matched images, against the one that the images' power asks for
 MODEL_APPLIES_ABOVE = 0.6
 N_GALLERY = 8
+N_POWER_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,13 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     matcher = _calibrated_matcher(config, particles, setup) if config.refinement != "none" else None
     parts_directory = run.path / "parts"
     parts_directory.mkdir(exist_ok=True)
-    done = _predict_parts(config, particles, setup, matcher, parts_directory)
+    power_map = _power_map(matcher, setup)
+    done = _predict_parts(config, particles, setup, matcher, power_map, parts_directory)
+    arrays = _read_parts(parts_directory, len(particles))
+    if power_map is not None:
+        arrays |= verdict_arrays(arrays, setup.images, setup.volume, matcher, power_map)
     seconds = time.monotonic() - start
-    arrays = finalise(_read_parts(parts_directory, len(particles)), setup.group)
+    arrays = finalise(arrays, setup.group)
     write_predictions(run, particles, arrays)
     if matcher is not None:
         _write_gallery(run.path / "gallery.npz", particles, setup, matcher, arrays)
@@ -118,8 +125,16 @@ def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: Pred
     return matcher
 
 
+def _power_map(matcher: Matcher | None, setup: PredictionSetup) -> PowerMap | None:
+    """None where poses are not searched for: an image that does not match says nothing then, its pose may be wrong."""
+    if matcher is None or not matcher.adaptive:
+        return None
+    rows = np.unique(np.linspace(0, len(setup.images.particles) - 1, N_POWER_IMAGES).round().astype(int))
+    return PowerMap.build(matcher.model, setup.images.transforms(rows)[1])
+
+
 def _predict_parts(config: PredictConfig, particles: Particles, setup: PredictionSetup, matcher: Matcher | None,
-                   directory: Path) -> int:
+                   power_map: PowerMap | None, directory: Path) -> int:
     """Predicts the parts that are not in ``directory`` yet; returns how many images that were."""
     starts = range(0, len(particles), SHARD_IMAGES)
     missing = [start for start in starts if not (directory / f"{start:010d}.npz").is_file()]
@@ -129,7 +144,7 @@ def _predict_parts(config: PredictConfig, particles: Particles, setup: Predictio
             rows = np.arange(start, min(start + SHARD_IMAGES, len(particles)))
             batches = []
             for batch in np.array_split(rows, -(-len(rows) // config.batch_size)):
-                batches.append(_predict_batch(setup, matcher, batch))
+                batches.append(_predict_batch(setup, matcher, power_map, batch))
                 progress.update(len(batch))
             joined = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
             with atomic_path(directory / f"{start:010d}.npz") as temporary:
@@ -137,13 +152,18 @@ def _predict_parts(config: PredictConfig, particles: Particles, setup: Predictio
     return n_missing
 
 
-def _predict_batch(setup: PredictionSetup, matcher: Matcher | None, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _predict_batch(setup: PredictionSetup, matcher: Matcher | None, power_map: PowerMap | None, rows: np.ndarray
+                   ) -> dict[str, np.ndarray]:
     network = _network_poses(setup, rows)
     if matcher is None:
         result = _network_result(network, setup)
     else:
-        matches = matcher.match(*setup.images.transforms(rows), network)
+        transforms = setup.images.transforms(rows)
+        matches = matcher.match(*transforms, network)
         result = matched_arrays(matches, setup)
+        if power_map is not None:
+            found = junk_statistics(matcher.model.images(*transforms), power_map, matches.hypotheses[:, 0])
+            result |= {"junk_statistics": found.values, "elsewhere_px": found.elsewhere_px}
     result["network_quaternion"] = network.quaternion
     result["network_eigenvalues"] = torch.linalg.eigvalsh(network.bingham)
     result["row"] = torch.from_numpy(rows)
@@ -165,6 +185,7 @@ def matched_arrays(matches: Matches, setup: PredictionSetup) -> dict[str, Tensor
             "bingham": bingham_from_information(best.quaternion, rotation_information(best.information)),
             "fit": matches.quality.fit, "residual": matches.quality.residual, "searched": matches.searched,
             "shift_angstrom": -best.displacement_px * setup.pixel_size_angstrom,
+            "alternative_quaternion": strongest_rival(matches.hypotheses, beliefs),
             "weight": beliefs.weight, "rival_angle_rad": beliefs.rival_angle_rad,
             "local_deviation_rad": beliefs.local_deviation_rad}
 
@@ -205,7 +226,8 @@ def finalise(arrays: dict[str, np.ndarray], group: Tensor) -> dict[str, np.ndarr
             "error_bound_deg": bound, "shift_angstrom": arrays["shift_angstrom"], "figure_of_merit": merit,
             "match_score": score, "fit": arrays["fit"], "residual": arrays["residual"],
             "network_quaternion": arrays["network_quaternion"], "network_eigenvalues": arrays["network_eigenvalues"],
-            "searched": arrays["searched"]}
+            "searched": arrays["searched"],
+            **{name: arrays[name] for name in VERDICT_ARRAYS if name in arrays}}
 
 
 def _standardised(values: np.ndarray, better_is_higher: bool) -> np.ndarray:
@@ -231,6 +253,9 @@ def write_predictions(run: RunDirectory, particles: Particles, arrays: dict[str,
                "rlnCryoforumFigureOfMerit": arrays["figure_of_merit"]}
     if np.isfinite(arrays["match_score"]).all():
         columns["rlnCryoforumMatchScore"] = arrays["match_score"]
+    if "reason" in arrays:
+        columns |= {"rlnCryoforumReason": arrays["reason"],
+                    "rlnCryoforumParticleProbability": arrays["particle_probability"]}
     columns |= more_columns or {}
     save_table(particles.table.with_columns({**pose_columns(particles, poses), **columns}), run.particles)
     with atomic_path(run.orientation_posterior) as temporary:
@@ -278,21 +303,8 @@ def _write_gallery(path: Path, particles: Particles, setup: PredictionSetup, mat
     images, device = matcher.model.images(images_ft, ctf), images_ft.device
     model = predicted(images, matcher.model.volume, torch.from_numpy(arrays["quaternion"][rows]).to(device),
                       torch.from_numpy(-arrays["shift_angstrom"][rows] / setup.pixel_size_angstrom).to(device))
-    projections = _to_images(model, images)
+    projections = to_images(model, images)
     with atomic_path(path) as temporary:
         np.savez(temporary, images=ifft_image(images_ft).cpu().numpy(), projections=projections.cpu().numpy(),
                  kind=np.array(kinds), particle_id=particles.particle_id[rows],
                  match_score=arrays["match_score"][rows], expected_error_deg=arrays["expected_error_deg"][rows])
-
-
-def _to_images(values: Tensor, images: MatchingImages) -> Tensor:
-    """Values (n, m) on the pixels of ``images`` as real images (n, b, b)."""
-    box_size_px = images.box_size_px
-    full = values.new_zeros(len(values), box_size_px, box_size_px // 2 + 1)
-    kx, ky = images.k.long().unbind(-1)
-    full[:, ky % box_size_px, kx] = values
-    # the column kx = 0 holds both members of each pair
-    column = kx == 0
-    full[:, (-ky[column]) % box_size_px, 0] = values[:, column].conj()
-    return ifft_image(full)
-
