@@ -17,6 +17,8 @@ BenchmarkMethod = Literal["hybrid", "end-to-end", "end-to-end-aided", "per-image
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Coverage = Annotated[float, Field(gt=0, lt=1)]
+DEFAULT_COVERAGE = 0.9
 
 
 class JobConfig(BaseModel):
@@ -182,6 +184,12 @@ class PredictConfig(JobConfig, ImageInputConfig):
     """Largest displacement searched; default: an eighth of the box."""
     symmetry: str | None = None
     """Point group; default: the network's."""
+    coverage: Coverage = DEFAULT_COVERAGE
+    """Part of the particles whose error is within its bound."""
+    calibrate: bool = True
+    """Learn the errors from images of the map, made like the set's own; without it they are what the matches say."""
+    calibration_particles: Path | None = None
+    """Particles with trusted poses in the map's frame, not used in training, to learn the errors from instead."""
     batch_size: PositiveInt = 256
     """Images at a time."""
 
@@ -211,6 +219,8 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     """Steps of the search from a random start (hybrid)."""
     train_minutes: PositiveFloat | None = None
     """Time for training the network; default: half of the time spent before (hybrid), or what --epochs need."""
+    coverage: Coverage = DEFAULT_COVERAGE
+    """Part of the particles whose error is within its bound."""
     skip: tuple[Literal["distillation", "end-to-end", "refinement"], ...] = ()
     """Parts of hybrid to leave out, to see what each is worth."""
     poses: Literal["encoder", "per-image", "known"] = "encoder"

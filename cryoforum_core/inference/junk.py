@@ -154,10 +154,10 @@ def verdict_arrays(arrays: dict[str, np.ndarray], images: ImagePreparation, volu
     statistics = arrays["junk_statistics"]
     if len(statistics) < MIN_IMAGES:
         return {}
-    fit, signal = statistics[:, STATISTICS.index("fit")], statistics[:, STATISTICS.index("signal")]
+    fit = statistics[:, STATISTICS.index("fit")]
     good = np.flatnonzero(fit >= np.median(fit))
     simulation = JunkSimulation(images, volume, matcher.model, power_map, matcher.search,
-                                contrast_deviation(fit, signal), matcher.seed)
+                                matcher.contrast_deviation, matcher.seed)
     pixel = images.pixel_size_angstrom
     quaternion = torch.from_numpy(arrays["quaternion"][good])
     displacement_px = torch.from_numpy(-arrays["shift_angstrom"][good] / pixel)
@@ -174,17 +174,6 @@ def verdict_arrays(arrays: dict[str, np.ndarray], images: ImagePreparation, volu
     return {"reason": reason, "particle_probability": verdicts.particle_probability,
             "recentre_shift_angstrom": recentre,
             "alternative_quaternion": np.where(ambiguous[:, None], arrays["alternative_quaternion"], np.nan)}
-
-
-def contrast_deviation(fit: np.ndarray, signal: np.ndarray) -> float:
-    """Standard deviation of the particles' contrast, from fits and signals (n,) of matched images.
-
-    ``fit / signal`` is an image's contrast less 1, with a standard error of ``1 / signal``; the better half of the
-    set, which junk does not reach, speaks for the particles.
-    """
-    above = fit - np.median(fit)
-    deviation = 1.4826 * np.median(above[above >= 0])
-    return float(np.sqrt(max(deviation ** 2 - 1, 0)) / np.median(signal))
 
 
 def strongest_rival(hypotheses: RefinedPoses, beliefs: Belief) -> Tensor:

@@ -9,8 +9,8 @@ from ..geometry.symmetry import symmetric_distance_rad
 from ..matching.refine import RefinedPoses
 
 SAME_POSE_RAD = 0.05
-N_LOCAL_SAMPLES = 48
-COVERAGE = 0.9
+# of an image that says nothing: half a turn, and ten pixels
+MIN_INFORMATION, MIN_SHIFT_INFORMATION = 0.1, 0.01
 # standard deviations below the population's usual fit at which a pose is as likely wrong as right
 LOST_AT_DEVIATIONS = 4.5
 
@@ -60,36 +60,30 @@ def belief(hypotheses: RefinedPoses, group: Tensor) -> Belief:
                                for i in range(j)], dim=1)
         evidence[:, j] = evidence[:, j].masked_fill((earlier < SAME_POSE_RAD).any(1), -torch.inf)
     precision = torch.linalg.eigvalsh(rotation_information(hypotheses.information[:, 0].double()))
-    deviation = precision.clamp_min(0.1).rsqrt()
+    deviation = precision.clamp_min(MIN_INFORMATION).rsqrt()
     return Belief(torch.softmax(evidence, dim=1).float(), angle.float(), deviation.float())
+
+
+def local_deviation_of_bingham(bingham: Tensor) -> Tensor:
+    """Principal standard deviations (n, 3) in rad of the rotation around the mode of matrices (n, 4, 4)."""
+    eigenvalues = torch.linalg.eigvalsh(bingham.double())
+    information = (eigenvalues[:, 1:] - eigenvalues[:, :1]) / 2
+    return information.clamp_min(MIN_INFORMATION).rsqrt().float()
+
+
+def shift_deviation_px(information: Tensor) -> Tensor:
+    """Principal standard deviations (n, 2) of the displacement, the rotation being unknown, from (n, 5, 5)."""
+    turn, cross, move = information[..., :3, :3], information[..., :3, 3:], information[..., 3:, 3:]
+    scale = torch.diagonal(turn, dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(1e-12)
+    ridge = 1e-6 * scale * torch.eye(3, dtype=turn.dtype, device=turn.device)
+    of_move = move - cross.transpose(-1, -2) @ torch.linalg.solve(turn + ridge, cross)
+    return torch.linalg.eigvalsh(of_move).clamp_min(MIN_SHIFT_INFORMATION).rsqrt()
 
 
 def chance_lost(fit: Tensor) -> Tensor:
     """Probability (n,) that a pose is wrong or the image is no particle, from the standardised fit (n,)."""
     deficit = (-fit).clamp_min(0)
     return torch.sigmoid(0.5 * (deficit.square() - LOST_AT_DEVIATIONS ** 2))
-
-
-def expected_error_deg(beliefs: Belief, lost: Tensor, uniform_angles_rad: Tensor,
-                       coverage: float = COVERAGE) -> tuple[Tensor, Tensor]:
-    """Expected error in degrees (n,), and the angle that holds with probability ``coverage`` (n,).
-
-    The truth is near hypothesis j with probability ``weight_j (1 - lost)``, anywhere with probability ``lost``;
-    ``uniform_angles_rad`` (u,) are angles to a random rotation, the symmetry taken into account.
-    """
-    generator = torch.Generator().manual_seed(0)
-    normal = torch.randn(N_LOCAL_SAMPLES, 3, generator=generator).to(lost.device)
-    local = (beliefs.local_deviation_rad[:, None] * normal).norm(dim=-1).clamp_max(torch.pi)
-    weight = beliefs.weight * (1 - lost)[:, None]
-    uniform = uniform_angles_rad.expand(len(lost), -1)
-    angles = torch.cat([local, beliefs.rival_angle_rad[:, 1:], uniform], dim=1)
-    weights = torch.cat([(weight[:, :1] / N_LOCAL_SAMPLES).expand(-1, N_LOCAL_SAMPLES), weight[:, 1:],
-                         (lost[:, None] / uniform.shape[1]).expand(-1, uniform.shape[1])], dim=1)
-    mean = (angles * weights).sum(1)
-    ordered, order = angles.sort(dim=1)
-    reached = weights.gather(1, order).cumsum(1) >= coverage * weights.sum(1, keepdim=True)
-    bound = ordered.gather(1, reached.float().argmax(1, keepdim=True))[:, 0]
-    return torch.rad2deg(mean), torch.rad2deg(bound)
 
 
 def uniform_angles_rad(group: Tensor, n: int = 64) -> Tensor:

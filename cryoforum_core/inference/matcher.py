@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..geometry.orientation_posterior import sample_bingham
-from ..matching.likelihood import MatchingImages
+from ..matching.likelihood import MatchingImages, contrast_from_poses, predicted
 from ..matching.model import (
     FINE_SEARCH_RADIUS_PX,
     FINE_SEARCH_STEP_DEG,
@@ -59,6 +59,14 @@ class NetworkPoses:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """Of a set's particles, as a factor to the model's; the deviation without what noise adds to it."""
+
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
 class Matches:
     """Hypotheses of n images, best first (fields (n, K, ...)), and how well the first one fits."""
 
@@ -75,7 +83,7 @@ class Matcher:
         self.model, self.adaptive, self.seed = model, adaptive, seed
         self.usual_fit, self.fit_deviation, self.chance_score = 0.0, 1.0, 0.0
         self.wrong_below = -math.inf
-        self.explained = 1.0
+        self.explained, self.contrast_deviation = 1.0, 0.0
         self._grids: dict[float, SearchGrid] = {}
 
     def calibrate(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> None:
@@ -90,13 +98,32 @@ class Matcher:
             self.explained *= explained
         images = self.model.images(images_ft, ctf)
         refined = self.model.refine_from(images, matches.hypotheses.quaternion, matches.hypotheses.displacement_px)
+        self._learn_usual_fit(match_quality(images, self.model, refined[:, 0]).fit)
+        # the better half has the better contrast, by chance, too: all particles together say what it is
+        contrast = self.contrast(images, refined[:, 0])
+        self.model = self.model.brighter(contrast.mean)
+        self.explained *= contrast.mean
+        self.contrast_deviation = contrast.deviation / contrast.mean
+        images = self.model.images(images_ft, ctf)
         fit = match_quality(images, self.model, refined[:, 0]).fit
-        self.usual_fit = float(fit.median())
-        spread = fit[fit >= self.usual_fit] - self.usual_fit
-        self.fit_deviation = max(1.0, 1.4826 * float(spread.median()))
+        self._learn_usual_fit(fit)
         if self.adaptive:
             self.chance_score = self._chance_score(images[:N_CHANCE_IMAGES])
             self.wrong_below = self._best_wrong_fit(images, local, refined, fit)
+
+    def _learn_usual_fit(self, fit: Tensor) -> None:
+        self.usual_fit = float(fit.median())
+        spread = fit[fit >= self.usual_fit] - self.usual_fit
+        self.fit_deviation = max(1.0, 1.4826 * float(spread.median()))
+
+    def contrast(self, images: MatchingImages, poses: RefinedPoses) -> "Contrast":
+        """Of those of the images, at poses (n, ...), that look like particles."""
+        quality = match_quality(images, self.model, poses)
+        some = ~self._is_poor(quality, SEARCH_BELOW_DEVIATIONS)
+        model = predicted(images, self.model.volume, poses.quaternion, poses.displacement_px)
+        value, variance = (x[some] for x in contrast_from_poses(images, model))
+        mean = float((value / variance).sum() / (1 / variance).sum())
+        return Contrast(mean, math.sqrt(max(0.0, float(((value - mean).square() - variance).mean()))))
 
     def _first_match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> tuple[Matches, RefinedPoses]:
         """The best poses, and those found from the network's answer alone."""

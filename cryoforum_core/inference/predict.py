@@ -3,14 +3,14 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import PredictConfig
+from ..config import DEFAULT_COVERAGE, PredictConfig
 from ..geometry.orientation_posterior import OrientationPosterior
 from ..geometry.poses import Poses
 from ..imaging.fourier import ifft_image
@@ -22,19 +22,20 @@ from ..particles.dataset import Particles
 from ..particles.image_stack import save_table
 from ..progress import Progress
 from ..run_directory import RunDirectory, atomic_path
+from .calibration import Calibration, calibration, evidence_of, simulated_calibration, standardised
+from .error_model import ErrorModel
 from .junk import VERDICT_ARRAYS, strongest_rival, verdict_arrays
 from .junk_statistics import PowerMap, junk_statistics, to_images
 from .matched_posterior import (
-    Belief,
     belief,
     bingham_from_information,
-    chance_lost,
-    expected_error_deg,
     rotation_information,
+    shift_deviation_px,
     uniform_angles_rad,
 )
 from .matcher import Matcher, Matches, NetworkPoses
 from .preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
+from .simulated_images import ImageSource
 
 logger = logging.getLogger("cryoforum")
 
@@ -58,6 +59,8 @@ class PredictionSetup:
     group: Tensor
     """(G, 4) rotations of the point group ``symmetry``"""
     symmetry: str
+    labelled: ImagePreparation | None = None
+    """particles with known poses, to learn the errors from"""
 
     @property
     def pixel_size_angstrom(self) -> float:
@@ -71,17 +74,22 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     Finished parts are kept in ``parts/`` until the end: ``--resume`` goes on after them.
     """
     start = time.monotonic()
-    matcher = _calibrated_matcher(config, particles, setup) if config.refinement != "none" else None
+    simulating = None if setup.volume is None else _calibrated_matcher(config, particles, setup)
+    matcher = simulating if config.refinement != "none" else None
     parts_directory = run.path / "parts"
     parts_directory.mkdir(exist_ok=True)
     power_map = _power_map(matcher, setup)
     done = _predict_parts(config, particles, setup, matcher, power_map, parts_directory)
-    arrays = _read_parts(parts_directory, len(particles))
-    if power_map is not None:
-        arrays |= verdict_arrays(arrays, setup.images, setup.volume, matcher, power_map)
     seconds = time.monotonic() - start
-    arrays = finalise(arrays, setup.group)
+    raw = _read_parts(parts_directory, len(particles))
+    learnt = _calibration(config, setup, simulating, raw, lambda images, rows: _predict_rows(
+        replace(setup, images=images), matcher, rows, config.batch_size))
+    if power_map is not None:
+        raw |= verdict_arrays(raw, setup.images, setup.volume, matcher, power_map)
+    arrays = finalise(raw, setup.group, learnt and learnt.model, config.coverage)
     write_predictions(run, particles, arrays)
+    if learnt is not None:
+        learnt.write(run)
     if matcher is not None:
         _write_gallery(run.path / "gallery.npz", particles, setup, matcher, arrays)
     for path in parts_directory.iterdir():
@@ -92,7 +100,32 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
             "median_expected_error_deg": float(np.median(arrays["expected_error_deg"])),
             "model_applies": applies, "model_applies_reason": reason, "refinement": config.refinement,
             "symmetry": setup.symmetry,
-            "searched_fraction": float(arrays["searched"].mean()), "seconds": seconds}
+            "searched_fraction": float(arrays["searched"].mean()), "seconds": seconds,
+            **(learnt.summary() if learnt is not None else {})}
+
+
+def _calibration(config: PredictConfig, setup: PredictionSetup, matcher: Matcher | None, arrays: dict[str, np.ndarray],
+                 predict_rows) -> Calibration | None:
+    """Of the labelled particles that were given, else of images of the map; None where there is neither."""
+    if setup.labelled is not None:
+        known = setup.labelled.particles
+        return calibration(predict_rows(setup.labelled, np.arange(len(known))), known.poses, known.ctf.defocus_u_angstrom,
+                           setup.group, config.coverage, f"{len(known)} labelled particles")
+    if matcher is None or not config.calibrate:
+        return None
+    source = ImageSource.like(setup.images, matcher.model, matcher.contrast_deviation, config.seed)
+    return simulated_calibration(setup.images, source, arrays, predict_rows, setup.group, config.coverage, config.seed)
+
+
+def _predict_rows(setup: PredictionSetup, matcher: Matcher | None, rows: np.ndarray, batch_size: int
+                  ) -> dict[str, np.ndarray]:
+    """All rows, without parts on the disk."""
+    batches = []
+    with Progress(len(rows), "learn errors") as progress:
+        for batch in np.array_split(rows, -(-len(rows) // batch_size)):
+            batches.append(_predict_batch(setup, matcher, None, batch))
+            progress.update(len(batch))
+    return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
 
 
 def _network_poses(setup: PredictionSetup, rows: np.ndarray) -> NetworkPoses:
@@ -185,6 +218,7 @@ def matched_arrays(matches: Matches, setup: PredictionSetup) -> dict[str, Tensor
             "bingham": bingham_from_information(best.quaternion, rotation_information(best.information)),
             "fit": matches.quality.fit, "residual": matches.quality.residual, "searched": matches.searched,
             "shift_angstrom": -best.displacement_px * setup.pixel_size_angstrom,
+            "shift_deviation_angstrom": shift_deviation_px(best.information.double()).float() * setup.pixel_size_angstrom,
             "alternative_quaternion": strongest_rival(matches.hypotheses, beliefs),
             "weight": beliefs.weight, "rival_angle_rad": beliefs.rival_angle_rad,
             "local_deviation_rad": beliefs.local_deviation_rad}
@@ -201,47 +235,39 @@ def _read_parts(directory: Path, n: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def finalise(arrays: dict[str, np.ndarray], group: Tensor) -> dict[str, np.ndarray]:
+def finalise(arrays: dict[str, np.ndarray], group: Tensor, learnt: ErrorModel | None = None,
+             coverage: float = DEFAULT_COVERAGE) -> dict[str, np.ndarray]:
     """Figures that need the whole population: expected error, bound, figure of merit and match score.
 
-    ``match_score``: the poorer of two standardised figures, the fit of the pose and the absence of anything else in the
-    image; 0 for a usual particle, below -4 hardly ever one. NaN for the network alone.
+    ``learnt``: of particles with known poses; without it the errors are those that matches, or the network's matrices,
+    say themselves. ``match_score``: the poorer of two standardised figures, the fit of the pose and the absence of
+    anything else in the image; 0 for a usual particle, below -4 hardly ever one. NaN for the network alone.
     """
     bingham = torch.from_numpy(arrays["bingham"])
-    if "weight" not in arrays:
+    is_matched = "weight" in arrays
+    evidence = evidence_of(arrays, group)
+    model = learnt or ErrorModel.unlearnt(uniform_angles_rad(group.cpu()), coverage)
+    if is_matched or learnt is not None:
+        expected, bound = (x.numpy() for x in model.expected_error_deg(evidence))
+    else:
         posterior = OrientationPosterior.from_bingham(bingham, torch.from_numpy(arrays["quaternion"]))
         expected, bound = posterior.expected_error_deg.numpy(), posterior.error_bound_deg.numpy()
-        merit, score = np.exp(-expected / 30.0), arrays["fit"]
+    more = {}
+    if is_matched:
+        lost = model.chance_lost(evidence)
+        merit = (evidence.belief.weight[:, 0] * (1 - lost)).float().numpy()
+        score = np.minimum(evidence.fit.numpy(), -standardised(arrays["residual"], better_is_higher=False))
+        more = dict(zip(("expected_shift_error_angstrom", "shift_error_bound_angstrom"),
+                        (x.numpy() for x in model.expected_shift_error_angstrom(evidence)), strict=True))
     else:
-        fit = _standardised(arrays["fit"], better_is_higher=True)
-        residual = _standardised(arrays["residual"], better_is_higher=False)
-        lost = chance_lost(torch.from_numpy(fit))
-        beliefs = Belief(*(torch.from_numpy(arrays[name]) for name in
-                           ("weight", "rival_angle_rad", "local_deviation_rad")))
-        expected, bound = (x.numpy() for x in expected_error_deg(beliefs, lost, uniform_angles_rad(group.cpu())))
-        merit = (beliefs.weight[:, 0] * (1 - lost)).numpy()
-        score = np.minimum(fit, -residual)
+        merit, score = np.exp(-expected / 30.0), arrays["fit"]
     return {"quaternion": arrays["quaternion"], "bingham": arrays["bingham"],
             "eigenvalues": torch.linalg.eigvalsh(bingham).numpy(), "expected_error_deg": expected,
             "error_bound_deg": bound, "shift_angstrom": arrays["shift_angstrom"], "figure_of_merit": merit,
             "match_score": score, "fit": arrays["fit"], "residual": arrays["residual"],
             "network_quaternion": arrays["network_quaternion"], "network_eigenvalues": arrays["network_eigenvalues"],
-            "searched": arrays["searched"],
-            **{name: arrays[name] for name in VERDICT_ARRAYS if name in arrays}}
-
-
-def _standardised(values: np.ndarray, better_is_higher: bool) -> np.ndarray:
-    """In robust standard deviations from the median, both taken from the better half, which junk does not reach.
-
-    Fewer than 8 values are no population: they are left as they are, in standard deviations of the noise.
-    """
-    if len(values) < 8:
-        return values
-    sign = 1.0 if better_is_higher else -1.0
-    median = np.median(values)
-    distance = sign * (values - median)
-    deviation = 1.4826 * np.median(distance[distance >= 0])
-    return ((values - median) / max(deviation, 1.0)).astype(np.float32)
+            "searched": arrays["searched"], **more,
+            **({name: arrays[name] for name in VERDICT_ARRAYS} if "reason" in arrays else {})}
 
 
 def write_predictions(run: RunDirectory, particles: Particles, arrays: dict[str, np.ndarray],
@@ -251,6 +277,10 @@ def write_predictions(run: RunDirectory, particles: Particles, arrays: dict[str,
     columns = {"rlnCryoforumExpectedError": arrays["expected_error_deg"],
                "rlnCryoforumErrorBound": arrays["error_bound_deg"],
                "rlnCryoforumFigureOfMerit": arrays["figure_of_merit"]}
+    for name, column in (("expected_shift_error_angstrom", "rlnCryoforumExpectedShiftError"),
+                         ("shift_error_bound_angstrom", "rlnCryoforumShiftErrorBound")):
+        if name in arrays:
+            columns[column] = arrays[name]
     if np.isfinite(arrays["match_score"]).all():
         columns["rlnCryoforumMatchScore"] = arrays["match_score"]
     if "reason" in arrays:

@@ -1,6 +1,7 @@
 """Everything that prediction and reconstruction need, read and checked before they start."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from ..config import ImageInputConfig, PredictConfig
 from ..errors import InputError
 from ..geometry.symmetry import normalise_name, symmetry_group
 from ..model.checkpoint import load_checkpoint
-from ..particles.dataset import Particles
+from ..particles.dataset import Particles, load_particles
 from ..particles.fields import Problems
 from ..particles.image_check import ImageCheck, check_images
 from ..particles.image_state import ImageState, determine_image_state
 from ..particles.preprocess import PreprocessSettings
+from .calibration import MIN_LABELLED
 from .predict import PredictionSetup
 from .preparation import ImagePreparation, matching_map
 
@@ -60,8 +62,12 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
     if loaded is not None:
         settings = PreprocessSettings.from_dict(loaded[1].preprocessing)
         problems.extend(settings.problems(particles.box_size_px, particles.pixel_size_angstrom))
-        if config.refinement != "none":
+        # the network alone needs no map, but learns its errors from one where there is one
+        if config.refinement != "none" or (config.calibrate and (config.reference or loaded[1].reference)):
             volume = problems.attempt(_map_to_match, config, loaded[1].reference, particles)
+    labelled = None
+    if config.calibration_particles is not None and state is not None:
+        labelled = problems.attempt(_labelled, config, particles)
     problems.raise_if_any()
     network, metadata = loaded
     own_group = symmetry_group(metadata.symmetry, device=device)
@@ -69,9 +75,24 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
         group = own_group
     box_size_px = particles.box_size_px if volume is None else len(volume)
     images = ImagePreparation(particles, state, box_size_px, device, settings)
+    if labelled is not None:
+        labelled = replace(images, particles=labelled, state=checked_image_state(labelled, config))
     return PredictionSetup(partial(network.predict, group=own_group), images,
                            None if volume is None else volume.to(device), group,
-                           normalise_name(config.symmetry or metadata.symmetry))
+                           normalise_name(config.symmetry or metadata.symmetry), labelled)
+
+
+def _labelled(config: PredictConfig, particles: Particles) -> Particles:
+    known = load_particles(config.calibration_particles, config, require_poses=True)
+    if len(known) < MIN_LABELLED:
+        raise InputError(f"Errors are learnt from at least {MIN_LABELLED} labelled particles; "
+                         f"{config.calibration_particles} has {len(known)}. Give more, or leave out "
+                         "--calibration-particles: images of the map are used then.")
+    own, other = ((p.box_size_px, round(p.pixel_size_angstrom, 3)) for p in (particles, known))
+    if own != other:
+        raise InputError(f"Labelled particles must have the box and pixel size of the others, {own[0]} px of {own[1]:g} A; "
+                         f"{config.calibration_particles} has {other[0]} px of {other[1]:g} A. Extract them alike.")
+    return known
 
 
 def _map_to_match(config: PredictConfig, own_reference: Path | None, particles: Particles) -> Tensor:

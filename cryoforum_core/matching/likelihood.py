@@ -122,3 +122,10 @@ def amplitude_from_poses(images: MatchingImages, model: Tensor, smoothing_shells
     overall = cross.sum() / power.sum().clamp_min(1e-30)
     factor = torch.where(power > 0.5 / 0.3 ** 2, cross / power.clamp_min(1e-30), overall)
     return factor.clamp(0.1 * overall.abs(), 10 * overall.abs())
+
+
+def contrast_from_poses(images: MatchingImages, model: Tensor) -> tuple[Tensor, Tensor]:
+    """Regression of each image on its prediction ``model`` (n, m), as from ``predicted``: factor (n,), 1 on average for
+    a model of the right size, and its variance (n,) by the noise."""
+    power = model.abs().square().sum(-1).clamp_min(1e-12)
+    return (images.data.conj() * model).real.sum(-1) / power, 0.5 / power

@@ -66,6 +66,10 @@ class MatchingModel:
         relative = torch.where(counts > 0, sums / counts.clamp_min(1), 1.0)
         return replace(self, amplitude=self.amplitude * factor, noise_spectrum=self.noise_spectrum * relative), overall
 
+    def brighter(self, factor: float) -> "MatchingModel":
+        """The model of images that have so many times the contrast."""
+        return replace(self, amplitude=self.amplitude * factor)
+
     def stages(self, first_radius_px: float, keep: tuple[int, int, int]) -> list[MarchStage]:
         """Three stages from ``first_radius_px`` to the finest resolution."""
         first = min(first_radius_px, self.max_radius_px)

@@ -11,13 +11,12 @@ from cryoforum_core.geometry.rotations import (
 )
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.inference.matched_posterior import (
-    Belief,
     belief,
     bingham_from_information,
     chance_lost,
-    expected_error_deg,
+    local_deviation_of_bingham,
     rotation_information,
-    uniform_angles_rad,
+    shift_deviation_px,
 )
 from cryoforum_core.matching.refine import RefinedPoses
 
@@ -69,29 +68,18 @@ def test_equivalent_poses_are_one_pose_under_symmetry():
     assert abs(belief(hypotheses(both, torch.tensor([[10.0, 10.0]])), C1).weight[0, 0] - 0.5) < 1e-4
 
 
-def gaussian_belief(deviation_rad):
-    n = len(deviation_rad)
-    return Belief(torch.ones(n, 1), torch.zeros(n, 1), deviation_rad)
+def test_bingham_and_match_have_the_same_deviations():
+    information = random_information(4, 3, 500.0, 8)
+    deviation = torch.linalg.eigvalsh(information).rsqrt().float()
+    quaternion = random_quaternions(4, torch.Generator().manual_seed(9), torch.float64)
+    found = local_deviation_of_bingham(bingham_from_information(quaternion, information))
+    torch.testing.assert_close(found.sort().values, deviation.sort().values, rtol=1e-3, atol=0)
 
 
-def test_expected_error_and_bound_hold_for_gaussian_errors():
-    deviation = torch.deg2rad(torch.tensor([[0.3, 0.5, 1.0]])).expand(4000, 3)
-    true = (deviation * torch.randn(4000, 3, generator=torch.Generator().manual_seed(6))).norm(dim=1).rad2deg()
-    expected, bound = expected_error_deg(gaussian_belief(deviation), torch.zeros(4000), uniform_angles_rad(C1))
-    assert abs(expected[0] / true.mean() - 1) < 0.1
-    assert 0.85 < (true <= bound).float().mean() < 0.96
-
-
-def test_a_lost_particle_expects_the_error_of_a_random_pose():
-    deviation = torch.full((1, 3), 0.01)
-    for name, mean_deg in (("c1", 126.5), ("d2", 75.0)):
-        group = symmetry_group(name)
-        expected, bound = expected_error_deg(gaussian_belief(deviation), torch.ones(1), uniform_angles_rad(group))
-        random = random_quaternions(4000, torch.Generator().manual_seed(7))
-        identity = torch.tensor([0.0, 0.0, 0.0, 1.0])
-        angles = torch.stack([angular_distance_deg(compose(random, g), identity) for g in group]).amin(0)
-        assert abs(expected - angles.mean()) < 3 and bound > expected
-        assert abs(angles.mean() - mean_deg) < 3
+def test_deviation_of_the_displacement_when_the_rotation_is_unknown():
+    information = random_information(5, 5, 100.0, 3)
+    expected = torch.linalg.eigvalsh(torch.linalg.inv(information)[:, 3:, 3:]).sqrt()
+    torch.testing.assert_close(shift_deviation_px(information).sort().values, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_chance_to_be_lost_grows_where_the_fit_is_poor():

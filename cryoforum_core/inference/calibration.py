@@ -1,0 +1,133 @@
+"""What the errors of a prediction are, learnt from particles whose poses are known: labelled ones, or images of the map."""
+
+import csv
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry.pose_errors import rotation_errors_deg, shift_errors_angstrom
+from ..geometry.poses import Poses
+from ..geometry.rotations import compose, in_plane_quaternion, rotation_vector_to_quaternion
+from ..geometry.symmetry import symmetric_distance_rad
+from ..run_directory import RunDirectory, atomic_path
+from .error_model import ErrorModel, Evidence, HeldPromises, cross_validated
+from .matched_posterior import Belief, local_deviation_of_bingham, uniform_angles_rad
+from .preparation import ImagePreparation
+from .simulated_images import ImageSource, particles_like
+
+logger = logging.getLogger("cryoforum")
+
+# a quarter of the set, within these limits: of 400, 90 % hold within 1.5 %, of 1000 within 1 %
+MIN_KNOWN, MAX_KNOWN = 400, 1000
+# below, a guarantee of 90 % says little
+MIN_LABELLED = 100
+# simulated views are those that were found, spread by so much
+VIEW_SPREAD_RAD = 0.15
+FILE_NAME, TABLE_NAME = "calibration.npz", "calibration.csv"
+
+Predict = Callable[[ImagePreparation, np.ndarray], dict[str, np.ndarray]]
+"""(images, rows (n,)) -> the arrays of a prediction before it is finalised, (n, ...) each."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """An error model, what it is made from, and how its promises held, each for particles it had not seen.
+
+    ``quaternion`` (n, 4) true; ``defocus_angstrom`` (n,).
+    """
+
+    model: ErrorModel
+    coverage: float
+    source: str
+    held: HeldPromises
+    quaternion: Tensor
+    defocus_angstrom: Tensor
+
+    def summary(self) -> dict:
+        """Of the summary: what is promised, and what held."""
+        within = self.held.error_deg <= self.held.bound_deg
+        return {"error_bound_coverage": self.coverage, "error_bound_held": float(within.double().mean()),
+                "calibration_source": self.source, "n_calibration_particles": len(within)}
+
+    def write(self, run: RunDirectory) -> None:
+        """calibration.npz (one row for each known particle), calibration.csv (promised and held)."""
+        with atomic_path(run.path / FILE_NAME) as temporary:
+            np.savez(temporary, expected_error_deg=self.held.expected_error_deg.numpy(),
+                     error_bound_deg=self.held.bound_deg.numpy(), error_deg=self.held.error_deg.numpy(),
+                     quaternion=self.quaternion.cpu().numpy(), defocus_angstrom=self.defocus_angstrom.cpu().numpy(),
+                     coverage=self.coverage)
+        with atomic_path(run.path / TABLE_NAME) as temporary, open(temporary, "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("promised_fraction", "held_fraction", "n_particles"))
+            for level, held in zip(self.held.levels, self.held.held, strict=True):
+                rows.writerow((level, round(held, 4), len(self.held.error_deg)))
+
+
+def simulated_calibration(images: ImagePreparation, source: ImageSource, arrays: dict[str, np.ndarray], predict: Predict,
+                          group: Tensor, coverage: float, seed: int) -> Calibration:
+    """From images of the source's map, made like the set's own and predicted as they were.
+
+    ``arrays``: of the set's own prediction (``predict.finalise``): its views and displacements are those of the images.
+    """
+    n = min(max(len(images.particles) // 4, MIN_KNOWN), MAX_KNOWN)
+    known = particles_like(source, images, *_poses_like(arrays, images.pixel_size_angstrom, n, seed), seed)
+    found = predict(replace(images, particles=known), np.arange(n))
+    logger.info("errors learnt from %d simulated images of the map", n)
+    return calibration(found, known.poses, known.ctf.defocus_u_angstrom, group, coverage, f"{n} simulated images of the map")
+
+
+def calibration(found: dict[str, np.ndarray], truth: Poses, defocus_angstrom: Tensor, group: Tensor, coverage: float,
+                source: str) -> Calibration:
+    """From arrays of a prediction (n, ...) and the known poses of the same n particles."""
+    group = group.cpu().double()
+    quaternion = torch.from_numpy(found["quaternion"]).double()
+    error_rad = torch.deg2rad(rotation_errors_deg(quaternion, truth.quaternion.cpu().double(), group))
+    shift_error = shift_errors_angstrom(torch.from_numpy(found["shift_angstrom"]).double(),
+                                        truth.shift_angstrom.cpu().double())
+    evidence, uniform = evidence_of(found, group), uniform_angles_rad(group)
+    model = ErrorModel.fit(evidence, error_rad, shift_error, uniform, coverage)
+    held = cross_validated(evidence, error_rad, shift_error, uniform, coverage)
+    return Calibration(model, coverage, source, held, truth.quaternion.cpu(), defocus_angstrom.cpu())
+
+
+def _poses_like(arrays: dict[str, np.ndarray], pixel_size_angstrom: float, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Poses (n, 4) from all the views that were found, turned in plane and a little aside, and displacements (n, 2) in
+    px of the matching box."""
+    generator = torch.Generator().manual_seed(seed)
+    found, shift = torch.from_numpy(arrays["quaternion"]).float(), torch.from_numpy(arrays["shift_angstrom"]).float()
+    view, moved = torch.randint(len(found), (2, n), generator=generator)
+    aside = rotation_vector_to_quaternion(VIEW_SPREAD_RAD * torch.randn(n, 3, generator=generator))
+    turned = in_plane_quaternion(2 * torch.pi * torch.rand(n, generator=generator))
+    return compose(turned, compose(found[view], aside)), -shift[moved] / pixel_size_angstrom
+
+
+def evidence_of(arrays: dict[str, np.ndarray], group: Tensor) -> Evidence:
+    """What arrays of a prediction (n, ...) say of errors; of the network alone, what its Bingham matrices say."""
+    tensors = {name: torch.from_numpy(values) for name, values in arrays.items() if values.dtype.kind in "fb"}
+    n = len(tensors["quaternion"])
+    if "weight" not in tensors:
+        beliefs = Belief(torch.ones(n, 1), torch.zeros(n, 1), local_deviation_of_bingham(tensors["bingham"]))
+        return Evidence(beliefs, torch.zeros(n), torch.zeros(n), torch.ones(n, 2))
+    angle = symmetric_distance_rad(tensors["network_quaternion"].double(), tensors["quaternion"].double(),
+                                   group.cpu().double())
+    beliefs = Belief(*(tensors[name] for name in ("weight", "rival_angle_rad", "local_deviation_rad")))
+    fit = torch.from_numpy(standardised(arrays["fit"], better_is_higher=True))
+    return Evidence(beliefs, fit, angle, tensors["shift_deviation_angstrom"])
+
+
+def standardised(values: np.ndarray, better_is_higher: bool) -> np.ndarray:
+    """In robust standard deviations from the median, both taken from the better half, which junk does not reach.
+
+    Fewer than 8 values are no population: they are left as they are, in standard deviations of the noise.
+    """
+    if len(values) < 8:
+        return values
+    sign = 1.0 if better_is_higher else -1.0
+    median = np.median(values)
+    distance = sign * (values - median)
+    deviation = 1.4826 * np.median(distance[distance >= 0])
+    return ((values - median) / max(deviation, 1.0)).astype(np.float32)

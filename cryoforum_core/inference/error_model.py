@@ -1,0 +1,234 @@
+"""From what matching says of each particle to an expected error, and to a bound that holds as often as it says.
+
+Each particle has a distribution of its error: near its pose with the spread of the local match, at a rival, or lost. Two
+things of it are learnt from particles with known poses: the factor of the spread, and who is lost. What is promised then
+is corrected by distributional conformal prediction (Chernozhukov, Wuethrich and Zhu, PNAS 2021): the level of each
+particle's own distribution at which, of the known ones, as many hold as were promised. For particles drawn as the known
+ones are, a bound at level a holds for at least a of them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .matched_posterior import Belief, chance_lost
+
+N_LOCAL_SAMPLES, N_LOST_SAMPLES = 256, 64
+# a right pose is no farther from the truth than so many times its root-mean-square error
+LOST_ABOVE_RMS = 4.0
+RIDGE, INTERCEPT_RIDGE, NEWTON_STEPS = 1.0, 0.01, 25
+N_FOLDS = 5
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of n particles without knowing the truth.
+
+    ``fit`` (n,) standardised; ``network_angle_rad`` (n,) between the pose and the network's answer (0 where the pose is
+    the network's own); ``shift_deviation_angstrom`` (n, 2) principal standard deviations of the shift.
+    """
+
+    belief: Belief
+    fit: Tensor
+    network_angle_rad: Tensor
+    shift_deviation_angstrom: Tensor
+
+    def __len__(self) -> int:
+        return len(self.fit)
+
+    def __getitem__(self, index) -> "Evidence":
+        belief = Belief(self.belief.weight[index], self.belief.rival_angle_rad[index],
+                        self.belief.local_deviation_rad[index])
+        return Evidence(belief, self.fit[index], self.network_angle_rad[index], self.shift_deviation_angstrom[index])
+
+    @property
+    def rms_rad(self) -> Tensor:
+        """Root-mean-square error (n,) of the local match."""
+        return self.belief.local_deviation_rad.double().square().sum(1).sqrt()
+
+    def features(self) -> Tensor:
+        """What tells the lost from the others: (n, 4)."""
+        odds = torch.logit(self.belief.weight[:, 0].double().clamp(1e-4, 1 - 1e-4))
+        return torch.stack([self.fit.double().clamp(-8, 3), odds, self.rms_rad.clamp(1e-4, math.pi).log(),
+                            self.network_angle_rad.double().clamp_min(1e-3).log()], dim=1)
+
+
+@dataclass(frozen=True)
+class LostModel:
+    """Logistic regression of being lost on the standardised features."""
+
+    mean: Tensor
+    deviation: Tensor
+    coefficients: Tensor
+    """(1 + features,), the constant first"""
+
+    @classmethod
+    def fit(cls, features: Tensor, is_lost: Tensor) -> "LostModel":
+        """Penalised maximum likelihood by Newton's method; n half counts on either side keep it finite where nobody is
+        lost."""
+        mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
+        x = cls._design(features, mean, deviation)
+        target = (is_lost.double() * len(x) + 0.5) / (len(x) + 1)
+        penalty = torch.full((x.shape[1],), RIDGE, dtype=x.dtype)
+        penalty[0] = INTERCEPT_RIDGE
+        coefficients = torch.zeros(x.shape[1], dtype=x.dtype)
+        coefficients[0] = torch.logit(target.mean())
+        for _ in range(NEWTON_STEPS):
+            chance = torch.sigmoid(x @ coefficients)
+            gradient = x.T @ (chance - target) + penalty * coefficients
+            hessian = (x * (chance * (1 - chance))[:, None]).T @ x + torch.diag(penalty)
+            step = torch.linalg.solve(hessian, gradient)
+            coefficients = coefficients - step * min(1.0, 2.0 / float(step.norm().clamp_min(1e-12)))
+        return cls(mean, deviation, coefficients)
+
+    @staticmethod
+    def _design(features: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+        x = (features - mean) / deviation
+        return torch.cat([torch.ones(len(x), 1, dtype=x.dtype), x], dim=1)
+
+    def chance(self, features: Tensor) -> Tensor:
+        """Probability (n,)."""
+        return torch.sigmoid(self._design(features, self.mean, self.deviation) @ self.coefficients)
+
+
+@dataclass(frozen=True)
+class ErrorModel:
+    """Learnt from particles with known poses (``fit``); without them (``unlearnt``), what the matches say themselves."""
+
+    scale: float
+    """true over stated local error"""
+    lost: LostModel | None
+    lost_angle_rad: Tensor
+    """(u,) quantiles of the error of the lost"""
+    level: float
+    """of the particles' own distributions, for what is promised"""
+    shift_scale: float
+    shift_bound_scale: float
+    """bound of the shift's error over its root-mean-square"""
+
+    @classmethod
+    def unlearnt(cls, uniform_angles_rad: Tensor, coverage: float) -> "ErrorModel":
+        """``uniform_angles_rad`` (u,): angles to a random rotation, the symmetry taken into account."""
+        # Rayleigh's distribution for the shift: two equal deviations
+        bound = math.sqrt(-math.log(1 - coverage)) if coverage < 1 else math.inf
+        return cls(1.0, None, uniform_angles_rad.double(), coverage, 1.0, bound)
+
+    @classmethod
+    def fit(cls, evidence: Evidence, error_rad: Tensor, shift_error_angstrom: Tensor, uniform_angles_rad: Tensor,
+            coverage: float) -> "ErrorModel":
+        """From n particles whose errors (n,) are known."""
+        error_rad = error_rad.double()
+        is_near = error_rad <= LOST_ABOVE_RMS * evidence.rms_rad
+        near = is_near if is_near.any() else torch.ones_like(is_near)
+        stated = cls.unlearnt(uniform_angles_rad, coverage)
+        middle = stated._local_angles(evidence[near]).median(1).values
+        scale = float((error_rad[near] / middle).median())
+        is_lost = error_rad > LOST_ABOVE_RMS * max(scale, 1.0) * evidence.rms_rad
+        lost = LostModel.fit(evidence.features(), is_lost)
+        # half a particle that is lost anywhere stands for what so few known ones do not show
+        anywhere = stated.lost_angle_rad
+        copies = error_rad[is_lost].repeat_interleave(2 * len(anywhere))
+        angles = torch.quantile(torch.cat([copies, anywhere]),
+                                (torch.arange(N_LOST_SAMPLES, dtype=torch.float64) + 0.5) / N_LOST_SAMPLES)
+        shift_rms = evidence.shift_deviation_angstrom.double().square().sum(1).sqrt()
+        ratio = shift_error_angstrom.double() / shift_rms
+        shift_scale = float(shift_error_angstrom.double().mean() / shift_rms.mean())
+        model = replace(stated, scale=scale, lost=lost, lost_angle_rad=angles, shift_scale=shift_scale,
+                        shift_bound_scale=conformal_quantile(ratio, coverage))
+        return replace(model, level=conformal_quantile(model.reached_level(evidence, error_rad), coverage))
+
+    def chance_lost(self, evidence: Evidence) -> Tensor:
+        """Probability (n,) that the pose is wrong, or the image no particle."""
+        by_fit = chance_lost(evidence.fit.double())
+        if self.lost is None:
+            return by_fit
+        return 1 - (1 - by_fit) * (1 - self.lost.chance(evidence.features()))
+
+    def expected_error_deg(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """Expected error and bound in degrees, (n,) each."""
+        pairs = [self._expected_and_bound(evidence[start:start + _CHUNK]) for start in range(0, len(evidence), _CHUNK)]
+        return tuple(torch.rad2deg(torch.cat(column)).float() for column in zip(*pairs, strict=True))
+
+    def _expected_and_bound(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        angle, weight = self._distribution(evidence)
+        reached = weight.cumsum(1) >= min(self.level, 1.0) - 1e-9
+        # rounding must not leave the last one out
+        reached[:, -1] = True
+        bound = angle.gather(1, reached.double().argmax(1, keepdim=True))[:, 0]
+        return (angle * weight).sum(1), bound if self.level <= 1.0 else torch.full_like(bound, math.pi)
+
+    def expected_shift_error_angstrom(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """Expected error and bound of the shift, (n,) each."""
+        rms = evidence.shift_deviation_angstrom.double().square().sum(1).sqrt()
+        return (self.shift_scale * rms).float(), (self.shift_bound_scale * rms).float()
+
+    def reached_level(self, evidence: Evidence, error_rad: Tensor) -> Tensor:
+        """The smallest level (n,) whose bound holds for errors (n,); above 1 where none does."""
+        levels = []
+        for start in range(0, len(evidence), _CHUNK):
+            angle, weight = self._distribution(evidence[start:start + _CHUNK])
+            holds = angle >= error_rad.double()[start:start + _CHUNK, None]
+            first = holds.double().argmax(1, keepdim=True)
+            levels.append(torch.where(holds.any(1), weight.cumsum(1).gather(1, first)[:, 0], math.inf))
+        return torch.cat(levels)
+
+    def _local_angles(self, evidence: Evidence) -> Tensor:
+        """Samples (n, s) of the error of right poses, in radians, unsorted; the same normal numbers for all."""
+        normal = torch.randn(N_LOCAL_SAMPLES, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        deviation = self.scale * evidence.belief.local_deviation_rad.double()
+        return (deviation[:, None] * normal).norm(dim=-1).clamp_max(math.pi)
+
+    def _distribution(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """Angles (n, m), ascending, and their weights, which sum to 1."""
+        lost, belief = self.chance_lost(evidence)[:, None], evidence.belief
+        local, weight = self._local_angles(evidence), belief.weight.double() * (1 - lost)
+        n, u = len(lost), len(self.lost_angle_rad)
+        angle = torch.cat([local, belief.rival_angle_rad[:, 1:].double(), self.lost_angle_rad.expand(n, -1)], dim=1)
+        weight = torch.cat([(weight[:, :1] / N_LOCAL_SAMPLES).expand(-1, N_LOCAL_SAMPLES), weight[:, 1:],
+                            (lost / u).expand(-1, u)], dim=1)
+        angle, order = angle.sort(dim=1)
+        return angle, weight.gather(1, order) / weight.sum(1, keepdim=True)
+
+
+def conformal_quantile(scores: Tensor, coverage: float) -> float:
+    """The ``ceil((n + 1) coverage)``-th smallest of scores (n,): a further score is at most this with probability
+    ``coverage`` or more. Infinite where n is too small for that."""
+    rank = math.ceil((len(scores) + 1) * coverage)
+    if rank > len(scores):
+        return math.inf
+    return float(scores.double().sort().values[rank - 1])
+
+
+@dataclass(frozen=True)
+class HeldPromises:
+    """What models fitted without a particle promised of it, against its error: all in degrees, (n,) each."""
+
+    expected_error_deg: Tensor
+    bound_deg: Tensor
+    error_deg: Tensor
+    levels: tuple[float, ...]
+    held: tuple[float, ...]
+    """part of the particles that each level's bound holds for"""
+
+
+def cross_validated(evidence: Evidence, error_rad: Tensor, shift_error_angstrom: Tensor, uniform_angles_rad: Tensor,
+                    coverage: float, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> HeldPromises:
+    """Promised against held, each particle by a model that has not seen it."""
+    n = len(error_rad)
+    fold = torch.arange(n) % N_FOLDS
+    expected, bound = torch.zeros(n), torch.zeros(n)
+    within = torch.zeros(len(levels), n, dtype=torch.bool)
+    for number in range(N_FOLDS):
+        out = fold == number
+        model = ErrorModel.fit(evidence[~out], error_rad[~out], shift_error_angstrom[~out], uniform_angles_rad, coverage)
+        expected[out], bound[out] = model.expected_error_deg(evidence[out])
+        reached = model.reached_level(evidence[~out], error_rad[~out])
+        for row, level in enumerate(levels):
+            at_level = replace(model, level=conformal_quantile(reached, level))
+            within[row, out] = torch.deg2rad(at_level.expected_error_deg(evidence[out])[1]) >= error_rad[out]
+    return HeldPromises(expected, bound, torch.rad2deg(error_rad).float(), tuple(levels),
+                        tuple(within.double().mean(1).tolist()))
