@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import JUNK_REASONS
 from ..geometry.rotations import random_quaternions
 from ..imaging.fourier import fft_volume, ifft_volume, shift_phase
 from ..imaging.projection import FourierVolume
@@ -28,12 +29,11 @@ from .matched_posterior import Belief
 from .matcher import Matcher
 from .preparation import ImagePreparation
 from .simulated_images import ImageSource, SimulatedParticles, particles_like
+from .verdicts import AMBIGUOUS, NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, OVERLAP, PARTICLE
 
 logger = logging.getLogger("cryoforum")
 
-PARTICLE, NOT_A_PARTICLE, OVERLAP, OFF_CENTRE, OTHER_OBJECT = REASONS = (
-    "none", "not-a-particle", "overlapping-neighbour", "off-centre", "another-object")
-AMBIGUOUS = "ambiguous-orientation"
+REASONS = (PARTICLE, *JUNK_REASONS)
 
 # fewer have no shares of kinds to find; what is simulated is a quarter of the set, within limits
 MIN_IMAGES, MIN_SIMULATED, MAX_SIMULATED = 60, 180, 900
