@@ -128,14 +128,22 @@ def judge(statistics: np.ndarray, simulated: list[np.ndarray]) -> Verdicts:
     features = junk_features(statistics)
     kinds = KindsOfImages.learn([junk_features(each) for each in simulated]).adapted(features, len(simulated[0]))
     probability = kinds.probabilities(features)
-    # power at the lowest or highest resolution that no particle has: contamination, an edge, no image at all
-    shells = [STATISTICS.index("low_power"), STATISTICS.index("high_power")]
-    deviation = np.sqrt(kinds.covariance[0][shells, shells])
-    is_far_out = (np.abs(features[:, shells] - kinds.mean[0][shells]) > FAR_OUT * deviation).any(1)
-    probability[is_far_out] = np.eye(len(REASONS))[REASONS.index(NOT_A_PARTICLE)]
+    probability[_has_foreign_power(statistics, probability[:, 0])] = np.eye(len(REASONS))[REASONS.index(NOT_A_PARTICLE)]
     worst = 1 + probability[:, 1:].argmax(1)
     kind = np.where(probability[:, 0] >= 0.5, 0, worst)
     return Verdicts(np.array(REASONS)[kind], probability[:, 0].astype(np.float32))
+
+
+def _has_foreign_power(statistics: np.ndarray, particle_probability: np.ndarray) -> np.ndarray:
+    """bool (n,): power at the lowest or highest resolution that no particle has: contamination, an edge, no image."""
+    shells = statistics[:, [STATISTICS.index("low_power"), STATISTICS.index("high_power")]]
+    particles = shells[particle_probability >= 0.5]
+    if not len(particles):
+        return np.zeros(len(shells), dtype=bool)
+    centre = np.median(particles, axis=0)
+    deviation = 1.4826 * np.median(np.abs(particles - centre), axis=0)
+    # in standard deviations of the noise, which no set's spread can be below
+    return (np.abs(shells - centre) > FAR_OUT * np.maximum(deviation, 1)).any(1)
 
 
 # -- the verdicts of a run

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import DEFAULT_COVERAGE, PredictConfig
+from ..config import DEFAULT_COVERAGE, JUNK_REASONS, PredictConfig
 from ..geometry.orientation_posterior import OrientationPosterior
 from ..geometry.poses import Poses
 from ..imaging.fourier import ifft_image
@@ -36,6 +36,7 @@ from .matched_posterior import (
 from .matcher import Matcher, Matches, NetworkPoses
 from .preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
 from .simulated_images import ImageSource
+from .verdicts import AMBIGUOUS
 
 logger = logging.getLogger("cryoforum")
 
@@ -312,8 +313,8 @@ def _applies(matcher: Matcher | None) -> tuple[bool, str]:
     return True, figure
 
 
-def _gallery_rows(score: np.ndarray) -> Iterator[tuple[str, int]]:
-    """Rows of the best and usual matches, and from all over the poorest tenth, with their kind."""
+def _gallery_rows(score: np.ndarray, reason: np.ndarray | None) -> Iterator[tuple[str, int]]:
+    """Rows of the best and usual matches, from all over the poorest tenth, and of each reason, with their kind."""
     order = np.argsort(-score, kind="stable")
     each = min(N_GALLERY, max(1, len(order) // 3))
     middle = len(order) // 2 - each // 2
@@ -322,12 +323,17 @@ def _gallery_rows(score: np.ndarray) -> Iterator[tuple[str, int]]:
     worst = poorest[np.linspace(0, len(poorest) - 1, each).round().astype(int)]
     for kind, rows in (("best", order[:each]), ("median", order[middle:middle + each]), ("worst", worst)):
         yield from ((kind, int(row)) for row in rows)
+    for name in () if reason is None else (*JUNK_REASONS, AMBIGUOUS):
+        rows = np.flatnonzero(reason == name)
+        # from all over the set
+        for place in np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int)):
+            yield name, int(rows[place])
 
 
 def _write_gallery(path: Path, particles: Particles, setup: PredictionSetup, matcher: Matcher,
                    arrays: dict[str, np.ndarray]) -> None:
     """Images beside the map's projections at their poses, for the report."""
-    kinds, rows = zip(*_gallery_rows(arrays["match_score"]))
+    kinds, rows = zip(*_gallery_rows(arrays["match_score"], arrays.get("reason")))
     rows = np.array(rows)
     images_ft, ctf = setup.images.transforms(rows)
     images, device = matcher.model.images(images_ft, ctf), images_ft.device

@@ -15,7 +15,7 @@ from ..run_directory import RunDirectory
 from .measures import MEASURES, PARTICLE_PROBABILITY, Measure
 from .populations import find_valley
 from .verdicts import AMBIGUOUS, BEYOND_LIMIT, Judged, alternative_columns, recentred
-from .view_cones import protected_best, quotas, shares
+from .view_cones import N_CONES, protected_best, quotas, shares
 
 REASON_COLUMN = "rlnCryoforumReason"
 _ERRORS = ("expected-error", "error-bound")
@@ -42,13 +42,16 @@ class Selection:
     """One sentence: how the border came about."""
     cones: dict[str, list[float]] | None = None
     """``view_cones.shares`` of this selection, where predict judged the images."""
+    n_short: int | None = None
+    """How many particles the cones lack to lose no more than the share of junk found in each."""
 
     def summary(self) -> dict:
         """What ``summary.json`` says."""
         return {"n_selected": len(self.kept), "n_rejected": len(self.rejected),
                 "reasons": dict(Counter(self.rule.tolist())), "measure": self.measure.name,
                 "column": self.measure.column, "threshold": self.threshold, "explanation": self.explanation,
-                **({} if self.cones is None else {"view_cone_percent": self.cones})}
+                **({} if self.cones is None else {"n_short_of_view_shares": self.n_short,
+                                                  "view_cone_percent": self.cones})}
 
 
 def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fraction: float | None = None,
@@ -208,8 +211,14 @@ def _with_verdicts(selection: Selection, judged: Judged) -> Selection:
         elif rule[place].startswith(_ERRORS) and not rule[place].endswith("not-finite"):
             reason[place] = rule[place] = AMBIGUOUS if judged.reason[row] == AMBIGUOUS else BEYOND_LIMIT
     is_kept = np.isin(np.arange(len(judged.reason)), selection.kept)
-    return replace(selection, reason=reason.astype(str), rule=rule.astype(str),
-                   cones=shares(judged.cone, is_kept, judged.is_junk))
+    missing = quotas(judged.cone, judged.is_junk, len(selection.kept)) - np.bincount(judged.cone[is_kept],
+                                                                                   minlength=N_CONES)
+    explanation, n_junk = selection.explanation, int(judged.is_junk[selection.kept].sum())
+    if n_junk and selection.measure.name != PARTICLE_PROBABILITY:
+        explanation += (f" {n_junk:,} of those kept are more likely junk; --measure {PARTICLE_PROBABILITY} leaves them "
+                        "out, also with --threshold 0.5 and --max-error-deg together.")
+    return replace(selection, reason=reason.astype(str), rule=rule.astype(str), explanation=explanation,
+                   cones=shares(judged.cone, is_kept, judged.is_junk), n_short=int(missing.clip(0).sum()))
 
 
 def _best(measure: Measure, values: np.ndarray) -> float:
