@@ -7,9 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..geometry.poses import Poses
 from ..imaging.fourier import resize_volume
+from ..imaging.projection import FourierVolume
+from ..inference.calibration import Calibration, calibration, n_simulated, poses_like
+from ..inference.junk import verdict_arrays
+from ..inference.junk_statistics import PowerMap
 from ..inference.matcher import Matcher
 from ..inference.predict import PredictionSetup, matched_arrays
+from ..inference.simulated_images import ImageSource, SimulatedParticles, particles_like
 from ..model.orientation_head import PoseEstimate
 from ..progress import Progress
 from .half_maps import BATCH_IMAGES, HalfMapPair, HalfSetRefinement, matching_model, next_radius_px
@@ -38,14 +44,15 @@ class KnownPoses:
 
 
 def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair, network: PoseEstimate | None,
-                  show) -> dict[str, np.ndarray]:
-    """Arrays of ``inference.predict.finalise`` for all N particles, in their order; the refinement's poses follow."""
+                  show) -> tuple[dict[str, np.ndarray], Calibration]:
+    """Arrays of ``inference.predict.finalise`` for all N particles, in their order, and what their errors are; the
+    refinement's poses follow."""
     max_radius_px = next_radius_px(pair, plan.max_radius_px)
     box = refinement.round_box_px(max_radius_px)
     images = replace(plan.images, box_size_px=box)
     scale = box / plan.particles.box_size_px
     setup = PredictionSetup(None, images, None, plan.group, plan.symmetry)
-    parts, order = [], []
+    parts, order, known_parts, verdicts = [], [], [], []
     with Progress(len(plan.particles), "match finally") as progress:
         for half in (1, 2):
             of_half = np.flatnonzero(refinement.halves == half)
@@ -55,18 +62,67 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
             draw = np.random.default_rng([plan.config.seed, half])
             n_calibration = min(max(len(of_half) // 8, MIN_CALIBRATION), MAX_CALIBRATION)
             some = np.sort(draw.permutation(of_half)[:n_calibration])
-            matcher.calibrate(*images.transforms(some), _known(refinement, network, some, scale, images))
+            transforms = images.transforms(some)
+            matcher.calibrate(*transforms, _known(refinement, network, some, scale, images))
+            power_map, of_this_half = PowerMap.build(matcher.model, transforms[1]), len(parts)
             for rows in np.array_split(of_half, max(1, -(-len(of_half) // BATCH_IMAGES))):
                 known = _known(refinement, network, rows, scale, images)
-                matches = matcher.match(*images.transforms(rows), known)
+                transforms = images.transforms(rows)
+                matches = matcher.match(*transforms, known)
+                found = matched_arrays(matches, setup) | power_map.statistics(matcher.model.images(*transforms),
+                                                                             matches.hypotheses[:, 0])
                 index = torch.from_numpy(rows).to(plan.device)
                 refinement.poses.store(index, matches.hypotheses, 1 / scale, plan.group)
-                parts.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, setup).items()})
+                parts.append({name: value.cpu().numpy() for name, value in found.items()})
                 order.append(rows)
                 progress.update(len(rows))
                 show(progress.done / progress.total)
+            truth = _truth_like(pair, half, box)
+            known_parts.append(_match_known(setup, matcher, truth, _joined(parts), plan.config.seed + half))
+            verdicts.append(verdict_arrays(_joined(parts[of_this_half:]), of_half, images, truth, matcher, power_map))
     back = np.argsort(np.concatenate(order))
-    return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
+    arrays = {name: values[back] for name, values in (_joined(parts) | _joined(verdicts)).items()}
+    found = _joined([part for part, _ in known_parts])
+    known = [particles for _, particles in known_parts]
+    truth = Poses(*(torch.cat([getattr(particles.poses, name) for particles in known])
+                    for name in ("quaternion", "shift_angstrom")))
+    defocus = torch.cat([particles.ctf.defocus_u_angstrom for particles in known])
+    return arrays, calibration(found, truth, defocus, plan.group, plan.config.coverage,
+                               f"{len(defocus)} simulated images of the half maps")
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays of all parts, one after the other; those that every part has."""
+    return {name: np.concatenate([part[name] for part in parts])
+            for name in parts[0] if all(name in part for part in parts)}
+
+
+def _truth_like(pair: HalfMapPair, half: int, box: int) -> Tensor:
+    """A map (b, b, b) from which this half's map differs as it does from the truth.
+
+    Half maps with errors of equal variance s differ by a variance of 2 s; a step of that difference over the square root
+    of 2 from one of them has the variance s.
+    """
+    own, other = pair.reference[half - 1], pair.reference[2 - half]
+    return resize_volume(own + (other - own) / 2 ** 0.5, box)
+
+
+def _match_known(setup: PredictionSetup, matcher: Matcher, volume: Tensor, arrays: dict[str, np.ndarray], seed: int
+                 ) -> tuple[dict[str, np.ndarray], SimulatedParticles]:
+    """Half of the images that errors are learnt from, simulated from a map and found in the half's own, by search: the
+    rounds before have found the set's poses as well."""
+    model, images = matcher.model, setup.images
+    truth = replace(model, volume=FourierVolume.from_real(volume, max_radius_px=model.max_radius_px + 1))
+    source = ImageSource.like(images, truth, matcher.contrast_deviation, seed)
+    n = n_simulated(len(images.particles)) // 2
+    known = particles_like(source, images, *poses_like(arrays, images, n, seed), seed)
+    prepared, found = replace(images, particles=known), []
+    with Progress(n, "learn errors") as progress:
+        for rows in np.array_split(np.arange(n), max(1, -(-n // BATCH_IMAGES))):
+            matches = matcher.find(*prepared.transforms(rows))
+            found.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, setup).items()})
+            progress.update(len(rows))
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}, known
 
 
 def _cropped(spectrum: Tensor, box: int) -> Tensor:

@@ -23,6 +23,7 @@ from ..imaging.map_alignment import align_to_reference
 from ..imaging.resolution import resolution_angstrom
 from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_frame
 from ..imaging.volume_frame import centre_of_mass_px, mirror_volume, move_volume
+from ..inference.calibration import Calibration
 from ..inference.matched_posterior import bingham_from_information
 from ..inference.predict import finalise, write_predictions
 from ..inference.preparation import matching_map
@@ -280,26 +281,30 @@ class _HybridRun:
                                             -answers.shift_angstrom.to(self.plan.device)
                                             / self.plan.particles.pixel_size_angstrom)
         if "refinement" not in self.config.skip:
-            matched = match_finally(self.plan, refinement, _outlined(pair), answers, self.live.show)
+            matched, learnt = match_finally(self.plan, refinement, _outlined(pair), answers, self.live.show)
         else:
-            matched = _unmatched(refinement, self.plan)
+            matched, learnt = _unmatched(refinement, self.plan), None
         self._round_number = MAX_ROUNDS + 1
         if "refinement" not in self.config.skip:
             pair = refinement.reconstruct(pair.noise_spectrum, next_radius_px(pair, self.plan.max_radius_px))
-            pair, matched = self._once_more(refinement, pair, matched)
+            pair, matched, learnt = self._once_more(refinement, pair, matched, learnt)
+            learnt.write(self.run)
             explained = refinement.explained(pair, COMMON_RADIUS_PX)
         said = answers or PoseEstimate(torch.from_numpy(matched["quaternion"]), torch.from_numpy(matched["bingham"]),
                                        torch.from_numpy(matched["shift_angstrom"]))
         matched["network_quaternion"] = said.quaternion.cpu().numpy()
         matched["network_eigenvalues"] = torch.linalg.eigvalsh(said.bingham).cpu().numpy()
-        return finalise(matched, self.plan.group.cpu()), pair, explained
+        self._learnt = learnt
+        arrays = finalise(matched, self.plan.group.cpu(), learnt and learnt.model, self.config.coverage)
+        return arrays, pair, explained
 
-    def _once_more(self, refinement: HalfSetRefinement, pair: HalfMapPair,
-                   matched: dict) -> tuple[HalfMapPair, dict]:
+    def _once_more(self, refinement: HalfSetRefinement, pair: HalfMapPair, matched: dict, learnt: Calibration
+                   ) -> tuple[HalfMapPair, dict, Calibration]:
         """The particles found at last have improved the maps: one more local round against them.
 
         What is believed about the poses is that round's, too: the maps that images were matched to before, brought to the
-        images' amplitude with their noise, know the poses too well (``docs/decisions.md``, Ab initio).
+        images' amplitude with their noise, know the poses too well (``docs/decisions.md``, Ab initio). The errors were
+        learnt with the spreads as they were stated before; what the median one was then, it is now.
         """
         radius_px = next_radius_px(pair, self.plan.max_radius_px)
         pair = refinement.local_round(_outlined(pair), radius_px)
@@ -307,10 +312,15 @@ class _HybridRun:
         logger.info("the noise of the maps adds %.0f %% to the errors of the poses", 100 * ((1 + share) ** 0.5 - 1))
         poses, information = self._poses(refinement), refinement.poses.information.double() / (1 + share)
         deviation = torch.linalg.eigvalsh(information).clamp_min(0.1).rsqrt().float()
+        before, now = (np.median(np.linalg.norm(spread, axis=1)) for spread in (
+            matched["local_deviation_rad"], deviation.cpu().numpy()))
+        logger.info("errors are %.2f times what the last round says, from %s", learnt.model.scale * before / now,
+                    learnt.source)
+        learnt = replace(learnt, model=replace(learnt.model, scale=learnt.model.scale * float(before / now)))
         return pair, matched | {"quaternion": poses.quaternion.cpu().numpy(),
                                 "shift_angstrom": poses.shift_angstrom.cpu().numpy(),
                                 "bingham": bingham_from_information(poses.quaternion, information.float()).cpu().numpy(),
-                                "local_deviation_rad": deviation.cpu().numpy()}
+                                "local_deviation_rad": deviation.cpu().numpy()}, learnt
 
     def _write(self, arrays: dict[str, np.ndarray]) -> HalfMaps:
         plan, particles = self.plan, self.plan.particles
@@ -344,7 +354,8 @@ class _HybridRun:
                 "symmetry_score": outcome.symmetry_score, "sampled_fraction": pair.sampled_fraction,
                 "explained_fraction": explained if math.isfinite(explained) else None,
                 "rounds": rounds, "stages": {name: round(s, 1) for name, s in self.live.seconds.items()},
-                "search_seconds": round(self.live.seconds["search"], 1), **figures, **self.plan.state.to_dict()}
+                "search_seconds": round(self.live.seconds["search"], 1), **figures, **self.plan.state.to_dict(),
+                **(self._learnt.summary() if self._learnt is not None else {})}
 
     @property
     def _common_angstrom(self) -> float:

@@ -11,11 +11,16 @@ from torch import Tensor
 
 from ..geometry.pose_errors import rotation_errors_deg, shift_errors_angstrom
 from ..geometry.poses import Poses
-from ..geometry.rotations import compose, in_plane_quaternion, rotation_vector_to_quaternion
-from ..geometry.symmetry import symmetric_distance_rad
+from ..geometry.rotations import (
+    compose,
+    in_plane_quaternion,
+    quaternion_to_matrix,
+    random_quaternions,
+    rotation_vector_to_quaternion,
+)
 from ..run_directory import RunDirectory, atomic_path
 from .error_model import ErrorModel, Evidence, HeldPromises, cross_validated
-from .matched_posterior import Belief, local_deviation_of_bingham, uniform_angles_rad
+from .matched_posterior import Belief, chance_lost, local_deviation_of_bingham, uniform_angles_rad
 from .preparation import ImagePreparation
 from .simulated_images import ImageSource, particles_like
 
@@ -27,6 +32,8 @@ MIN_KNOWN, MAX_KNOWN = 400, 1000
 MIN_LABELLED = 100
 # simulated views are those that were found, spread by so much
 VIEW_SPREAD_RAD = 0.15
+# standard deviation of displacements where those found are not trusted, as in training
+UNTRUSTED_SHIFT_BOXES = 0.04
 FILE_NAME, TABLE_NAME = "calibration.npz", "calibration.csv"
 
 Predict = Callable[[ImagePreparation, np.ndarray], dict[str, np.ndarray]]
@@ -58,7 +65,7 @@ class Calibration:
         with atomic_path(run.path / FILE_NAME) as temporary:
             np.savez(temporary, expected_error_deg=self.held.expected_error_deg.numpy(),
                      error_bound_deg=self.held.bound_deg.numpy(), error_deg=self.held.error_deg.numpy(),
-                     quaternion=self.quaternion.cpu().numpy(), defocus_angstrom=self.defocus_angstrom.cpu().numpy(),
+                     view_direction=quaternion_to_matrix(self.quaternion)[:, 2].numpy(), defocus_angstrom=self.defocus_angstrom.numpy(),
                      coverage=self.coverage)
         with atomic_path(run.path / TABLE_NAME) as temporary, open(temporary, "w", newline="") as file:
             rows = csv.writer(file)
@@ -73,11 +80,16 @@ def simulated_calibration(images: ImagePreparation, source: ImageSource, arrays:
 
     ``arrays``: of the set's own prediction (``predict.finalise``): its views and displacements are those of the images.
     """
-    n = min(max(len(images.particles) // 4, MIN_KNOWN), MAX_KNOWN)
-    known = particles_like(source, images, *_poses_like(arrays, images.pixel_size_angstrom, n, seed), seed)
+    n = n_simulated(len(images.particles))
+    known = particles_like(source, images, *poses_like(arrays, images, n, seed), seed)
     found = predict(replace(images, particles=known), np.arange(n))
     logger.info("errors learnt from %d simulated images of the map", n)
     return calibration(found, known.poses, known.ctf.defocus_u_angstrom, group, coverage, f"{n} simulated images of the map")
+
+
+def n_simulated(n_particles: int) -> int:
+    """How many images of the map stand for a set of so many particles."""
+    return min(max(n_particles // 4, MIN_KNOWN), MAX_KNOWN)
 
 
 def calibration(found: dict[str, np.ndarray], truth: Poses, defocus_angstrom: Tensor, group: Tensor, coverage: float,
@@ -88,34 +100,43 @@ def calibration(found: dict[str, np.ndarray], truth: Poses, defocus_angstrom: Te
     error_rad = torch.deg2rad(rotation_errors_deg(quaternion, truth.quaternion.cpu().double(), group))
     shift_error = shift_errors_angstrom(torch.from_numpy(found["shift_angstrom"]).double(),
                                         truth.shift_angstrom.cpu().double())
-    evidence, uniform = evidence_of(found, group), uniform_angles_rad(group)
+    evidence, uniform = evidence_of(found), uniform_angles_rad(group)
     model = ErrorModel.fit(evidence, error_rad, shift_error, uniform, coverage)
     held = cross_validated(evidence, error_rad, shift_error, uniform, coverage)
     return Calibration(model, coverage, source, held, truth.quaternion.cpu(), defocus_angstrom.cpu())
 
 
-def _poses_like(arrays: dict[str, np.ndarray], pixel_size_angstrom: float, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Poses (n, 4) from all the views that were found, turned in plane and a little aside, and displacements (n, 2) in
-    px of the matching box."""
+def poses_like(arrays: dict[str, np.ndarray], images: ImagePreparation, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Poses (n, 4) with the views that were found, turned in plane and a little aside, and displacements (n, 2) in px of
+    the matching box.
+
+    A pose that may be wrong is replaced by a random one as often as it may be; those of a network alone are not trusted
+    at all: it would be asked again what it has answered.
+    """
     generator = torch.Generator().manual_seed(seed)
-    found, shift = torch.from_numpy(arrays["quaternion"]).float(), torch.from_numpy(arrays["shift_angstrom"]).float()
+    found = torch.from_numpy(arrays["quaternion"]).float()
+    displacement = -torch.from_numpy(arrays["shift_angstrom"]).float() / images.pixel_size_angstrom
+    evidence = evidence_of(arrays)
+    trust = evidence.belief.weight[:, 0] * (1 - chance_lost(evidence.fit)) if "weight" in arrays else torch.zeros(len(found))
     view, moved = torch.randint(len(found), (2, n), generator=generator)
     aside = rotation_vector_to_quaternion(VIEW_SPREAD_RAD * torch.randn(n, 3, generator=generator))
     turned = in_plane_quaternion(2 * torch.pi * torch.rand(n, generator=generator))
-    return compose(turned, compose(found[view], aside)), -shift[moved] / pixel_size_angstrom
+    view_is_right, shift_is_right = torch.rand(2, n, 1, generator=generator) < trust[torch.stack([view, moved])][..., None]
+    anywhere = UNTRUSTED_SHIFT_BOXES * images.box_size_px * torch.randn(n, 2, generator=generator)
+    return (torch.where(view_is_right, compose(turned, compose(found[view], aside)), random_quaternions(n, generator)),
+            torch.where(shift_is_right, displacement[moved], anywhere))
 
 
-def evidence_of(arrays: dict[str, np.ndarray], group: Tensor) -> Evidence:
+def evidence_of(arrays: dict[str, np.ndarray]) -> Evidence:
     """What arrays of a prediction (n, ...) say of errors; of the network alone, what its Bingham matrices say."""
     tensors = {name: torch.from_numpy(values) for name, values in arrays.items() if values.dtype.kind in "fb"}
     n = len(tensors["quaternion"])
     if "weight" not in tensors:
         beliefs = Belief(torch.ones(n, 1), torch.zeros(n, 1), local_deviation_of_bingham(tensors["bingham"]))
         return Evidence(beliefs, torch.zeros(n), torch.zeros(n), torch.ones(n, 2))
-    angle = symmetric_distance_rad(tensors["network_quaternion"].double(), tensors["quaternion"].double(),
-                                   group.cpu().double())
     beliefs = Belief(*(tensors[name] for name in ("weight", "rival_angle_rad", "local_deviation_rad")))
     fit = torch.from_numpy(standardised(arrays["fit"], better_is_higher=True))
+    angle = tensors.get("network_angle_rad", torch.zeros(n))
     return Evidence(beliefs, fit, angle, tensors["shift_deviation_angstrom"])
 
 

@@ -20,7 +20,10 @@ N_LOCAL_SAMPLES, N_LOST_SAMPLES = 256, 64
 # a right pose is no farther from the truth than so many times its root-mean-square error
 LOST_ABOVE_RMS = 4.0
 RIDGE, INTERCEPT_RIDGE, NEWTON_STEPS = 1.0, 0.01, 25
+# so much of a further particle, lost anywhere, stands for what so few known ones do not show
+PRIOR_LOST = 0.1
 N_FOLDS = 5
+MIN_RIVAL_WEIGHT = 1e-13
 _CHUNK = 4096
 
 
@@ -52,7 +55,8 @@ class Evidence:
 
     def features(self) -> Tensor:
         """What tells the lost from the others: (n, 4)."""
-        odds = torch.logit(self.belief.weight[:, 0].double().clamp(1e-4, 1 - 1e-4))
+        rivals = self.belief.weight[:, 1:].double().sum(1).clamp_min(MIN_RIVAL_WEIGHT)
+        odds = self.belief.weight[:, 0].double().log() - rivals.log()
         return torch.stack([self.fit.double().clamp(-8, 3), odds, self.rms_rad.clamp(1e-4, math.pi).log(),
                             self.network_angle_rad.double().clamp_min(1e-3).log()], dim=1)
 
@@ -68,11 +72,11 @@ class LostModel:
 
     @classmethod
     def fit(cls, features: Tensor, is_lost: Tensor) -> "LostModel":
-        """Penalised maximum likelihood by Newton's method; n half counts on either side keep it finite where nobody is
-        lost."""
+        """Penalised maximum likelihood by Newton's method; a part of a particle that is lost keeps it finite where none
+        is."""
         mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
         x = cls._design(features, mean, deviation)
-        target = (is_lost.double() * len(x) + 0.5) / (len(x) + 1)
+        target = (is_lost.double() * len(x) + PRIOR_LOST) / (len(x) + 2 * PRIOR_LOST)
         penalty = torch.full((x.shape[1],), RIDGE, dtype=x.dtype)
         penalty[0] = INTERCEPT_RIDGE
         coefficients = torch.zeros(x.shape[1], dtype=x.dtype)
@@ -129,9 +133,8 @@ class ErrorModel:
         scale = float((error_rad[near] / middle).median())
         is_lost = error_rad > LOST_ABOVE_RMS * max(scale, 1.0) * evidence.rms_rad
         lost = LostModel.fit(evidence.features(), is_lost)
-        # half a particle that is lost anywhere stands for what so few known ones do not show
         anywhere = stated.lost_angle_rad
-        copies = error_rad[is_lost].repeat_interleave(2 * len(anywhere))
+        copies = error_rad[is_lost].repeat_interleave(round(len(anywhere) / PRIOR_LOST))
         angles = torch.quantile(torch.cat([copies, anywhere]),
                                 (torch.arange(N_LOST_SAMPLES, dtype=torch.float64) + 0.5) / N_LOST_SAMPLES)
         shift_rms = evidence.shift_deviation_angstrom.double().square().sum(1).sqrt()

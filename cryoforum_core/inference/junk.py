@@ -24,7 +24,7 @@ from ..imaging.projection import FourierVolume
 from ..matching.likelihood import MatchingImages
 from ..matching.model import MatchingModel
 from ..matching.refine import RefinedPoses
-from .junk_statistics import STATISTICS, PowerMap, junk_statistics
+from .junk_statistics import STATISTICS, PowerMap
 from .matched_posterior import Belief
 from .matcher import Matcher
 from .preparation import ImagePreparation
@@ -151,10 +151,12 @@ def _has_foreign_power(statistics: np.ndarray, particle_probability: np.ndarray)
 VERDICT_ARRAYS = ("reason", "particle_probability", "recentre_shift_angstrom", "alternative_quaternion")
 
 
-def verdict_arrays(arrays: dict[str, np.ndarray], images: ImagePreparation, volume: Tensor, matcher: Matcher,
-                   power_map: PowerMap) -> dict[str, np.ndarray]:
-    """What joins the arrays of a run's n matched images (``predict.matched_arrays``, and ``junk_statistics`` (n, s) and
-    ``elsewhere_px`` (n, 2)): ``VERDICT_ARRAYS``. Nothing for fewer than ``MIN_IMAGES``, which are no population.
+def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, images: ImagePreparation, volume: Tensor,
+                   matcher: Matcher, power_map: PowerMap) -> dict[str, np.ndarray]:
+    """What joins the arrays of n matched images (``predict.matched_arrays`` and ``PowerMap.statistics``), those of
+    ``rows`` (n,): ``VERDICT_ARRAYS``. Nothing for fewer than ``MIN_IMAGES``, which are no population.
+
+    volume: the map (b, b, b) of which particles are simulated, at the matching box.
 
     ``recentre_shift_angstrom`` (n, 2): the origin offset that recentres an off-centre image, else NaN;
     ``alternative_quaternion`` (n, 4): the other orientation of an ambiguous one, else NaN.
@@ -174,9 +176,9 @@ def verdict_arrays(arrays: dict[str, np.ndarray], images: ImagePreparation, volu
     ambiguous = (verdicts.reason == PARTICLE) & is_ambiguous(arrays["weight"], arrays["rival_angle_rad"])
     reason = np.where(ambiguous, AMBIGUOUS, verdicts.reason)
     recentre = np.full((len(reason), 2), np.nan, dtype=np.float32)
-    for rows in np.array_split(np.flatnonzero(reason == OFF_CENTRE), len(reason) // RECENTRE_BATCH + 1):
-        if len(rows):
-            recentre[rows] = -pixel * recentring_px(images, matcher, rows, arrays["elsewhere_px"][rows])
+    for some in np.array_split(np.flatnonzero(reason == OFF_CENTRE), len(reason) // RECENTRE_BATCH + 1):
+        if len(some):
+            recentre[some] = -pixel * recentring_px(images, matcher, rows[some], arrays["elsewhere_px"][some])
     logger.info("Judged by %d simulated images: %s.", n, ", ".join(
         f"{(reason == name).sum():,} {name}" for name in (*REASONS[1:], AMBIGUOUS)))
     return {"reason": reason, "particle_probability": verdicts.particle_probability,
@@ -211,7 +213,7 @@ def recentring_px(images: ImagePreparation, matcher: Matcher, rows: np.ndarray, 
 class JunkSimulation:
     """What is needed to make images of every kind like a data set's, and to match them.
 
-    ``volume`` (b, b, b) at the matching box. ``search`` finds the best pose of images that have no right one; what has
+    ``volume`` (b, b, b) at the matching box: the particles, which the model's own map need not equal. ``search`` finds the best pose of images that have no right one; what has
     one is matched from it, which is what a search that succeeds comes to.
     """
 
@@ -227,7 +229,8 @@ class JunkSimulation:
         """Statistics (n_k, s) of about ``n`` images, by ``REASONS``; poses of good particles (m, 4), (m, 2) are drawn
         from, so that views and centring are the set's own."""
         generator = torch.Generator().manual_seed(self.seed)
-        source = ImageSource.like(self.images, self.model, self.contrast_deviation, self.seed)
+        model = replace(self.model, volume=_sliced(self.volume, self.model))
+        source = ImageSource.like(self.images, model, self.contrast_deviation, self.seed)
         results = []
         for kind, reason in enumerate(REASONS):
             n_kind = round(n * (PARTICLE_SHARE if kind == 0 else (1 - PARTICLE_SHARE) / (len(REASONS) - 1)))
@@ -256,7 +259,7 @@ class JunkSimulation:
 
     def _other_object(self, source: ImageSource, quaternion: Tensor, displacement_px: Tensor, radius: float,
                       generator: torch.Generator) -> np.ndarray:
-        volume = FourierVolume.from_real(random_object(self.volume, radius, generator))
+        volume = _sliced(random_object(self.volume, radius, generator), self.model)
         other = replace(source, model=replace(self.model, volume=volume))
         simulated = particles_like(other, self.images, quaternion, displacement_px, self._draw(generator))
         low, high = OTHER_CONTRAST
@@ -269,11 +272,15 @@ class JunkSimulation:
         images = self.model.images(*transforms)
         poses = self.model.refine_from(images, simulated.quaternion[:, None], simulated.displacement_px[:, None]
                                        ) if has_right_pose else self.search(images)
-        return junk_statistics(images, self.power_map, poses[:, 0]).values.cpu().numpy()
+        return self.power_map.statistics(images, poses[:, 0])["junk_statistics"].cpu().numpy()
 
     @staticmethod
     def _draw(generator: torch.Generator) -> int:
         return int(torch.randint(2**31, (), generator=generator))
+
+
+def _sliced(volume: Tensor, model: MatchingModel) -> FourierVolume:
+    return FourierVolume.from_real(volume, max_radius_px=model.max_radius_px + 1)
 
 
 # of the map's radius: what is taken for a particle is about as large as one

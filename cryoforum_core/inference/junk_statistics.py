@@ -19,18 +19,9 @@ from ..matching.model import RESIDUAL_MIN_RADIUS_PX, MatchingModel, match_qualit
 from ..matching.refine import RefinedPoses
 
 N_VIEWS = 64
-# statistics, in the order of the columns of ``JunkStatistics.values``
+# in the order of the columns of ``PowerMap.statistics``
 STATISTICS = ("fit", "signal", "residual", "power_here", "power_elsewhere", "rest_here", "rest_elsewhere", "low_power",
               "high_power")
-
-
-@dataclass(frozen=True)
-class JunkStatistics:
-    """Of n images: ``values`` (n, s) by ``STATISTICS``; ``elsewhere_px`` (n, 2) the displacement of the most power beyond
-    the search's limit, in px of the matching box."""
-
-    values: Tensor
-    elsewhere_px: Tensor
 
 
 @dataclass(frozen=True)
@@ -60,27 +51,31 @@ class PowerMap:
         spread = torch.fft.fft2(covariance.square()).abs() * _both_halves(self.template).abs().square()
         return smooth / (2 * spread.sum((-2, -1)) / box ** 2).sqrt().clamp_min(1e-20)[:, None, None]
 
+    def statistics(self, images: MatchingImages, poses: RefinedPoses) -> dict[str, Tensor]:
+        """Of images matched at poses (n, ...), one for each: ``junk_statistics`` (n, s) by ``STATISTICS``, and
+        ``elsewhere_px`` (n, 2), the displacement of the most power beyond the search's limit, in px."""
+        model, box = self.model, images.box_size_px
+        expected = predicted(images, model.volume, poses.quaternion, poses.displacement_px)
+        quality = match_quality(images, model, poses)
+        signal = (2 * expected.abs().square().sum(-1)).sqrt()
+        whole, rest = self.of(images, images.data), self.of(images, images.data - expected)
+        far = _beyond(model.max_displacement_px, box, whole.device)
+        column, row = _at(poses.displacement_px, box)
+        image = torch.arange(len(images), device=whole.device)
+        most, place = whole.masked_fill(~far, -torch.inf).flatten(1).max(1)
+        place = torch.stack([place % box, place // box], -1) - box // 2
+        rest_most = rest.masked_fill(~far, -torch.inf).flatten(1).amax(1)
+        values = [quality.fit, signal, quality.residual, whole[image, row, column], most, rest[image, row, column],
+                  rest_most, *_shell_powers(images, model)]
+        return {"junk_statistics": torch.stack(values, dim=1), "elsewhere_px": place.to(whole.dtype)}
 
-def junk_statistics(images: MatchingImages, power_map: PowerMap, poses: RefinedPoses) -> JunkStatistics:
-    """Of images matched at poses (n, ...), one for each."""
-    model = power_map.model
-    expected = predicted(images, model.volume, poses.quaternion, poses.displacement_px)
-    quality = match_quality(images, model, poses)
-    signal = (2 * expected.abs().square().sum(-1)).sqrt()
-    whole, rest = power_map.of(images, images.data), power_map.of(images, images.data - expected)
-    far = _beyond(model.max_displacement_px, images.box_size_px, whole.device)
-    here = _at(poses.displacement_px, images.box_size_px)
-    rows = torch.arange(len(images), device=whole.device)
-    most, place = whole.masked_fill(~far, -torch.inf).flatten(1).max(1)
-    place = torch.stack([place % images.box_size_px, place // images.box_size_px], -1) - images.box_size_px // 2
-    rest_most = rest.masked_fill(~far, -torch.inf).flatten(1).amax(1)
+
+def _shell_powers(images: MatchingImages, model: MatchingModel) -> tuple[Tensor, Tensor]:
+    """Power beyond the noise's (n,), in its standard deviations, of the lowest and of the highest shells."""
     power = images.data.abs().square() - 1
     low = images.radius <= RESIDUAL_MIN_RADIUS_PX + 2
     high = images.radius > 0.75 * model.max_radius_px
-    shells = [power[:, some].sum(1) / some.sum().sqrt() for some in (low, high)]
-    values = torch.stack([quality.fit, signal, quality.residual, whole[rows, here[1], here[0]], most,
-                          rest[rows, here[1], here[0]], rest_most, *shells], dim=1)
-    return JunkStatistics(values, place.to(values.dtype))
+    return tuple(power[:, some].sum(1) / some.sum().sqrt() for some in (low, high))
 
 
 def to_images(values: Tensor, images: MatchingImages) -> Tensor:

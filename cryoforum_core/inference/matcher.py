@@ -183,6 +183,15 @@ class Matcher:
                                           self._is_poor(quality, FINE_SEARCH_BELOW_DEVIATIONS), fine=True)
         return Matches(poses, quality, searched)
 
+    def find(self, images_ft: Tensor, ctf: Tensor) -> Matches:
+        """Poses of n images of which nothing is known, by search; transforms and CTFs as for ``match``."""
+        images = self.model.images(images_ft, ctf)
+        poses = self._grid().search(images, keep=KEPT_HYPOTHESES)
+        quality = match_quality(images, self.model, poses[:, 0])
+        poses, quality = self._search(images, poses, quality, self._is_poor(quality, FINE_SEARCH_BELOW_DEVIATIONS),
+                                      fine=True)
+        return Matches(poses, quality, torch.ones(len(images), dtype=torch.bool, device=images.transfer.device))
+
     def _is_poor(self, quality: MatchQuality, deviations: float) -> Tensor:
         return quality.fit < self.usual_fit + deviations * self.fit_deviation
 

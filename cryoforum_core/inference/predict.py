@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import DEFAULT_COVERAGE, JUNK_REASONS, PredictConfig
 from ..geometry.orientation_posterior import OrientationPosterior
 from ..geometry.poses import Poses
+from ..geometry.symmetry import symmetric_distance_rad
 from ..imaging.fourier import ifft_image
 from ..imaging.noise import noise_power_spectrum
 from ..matching.likelihood import predicted
@@ -25,7 +26,7 @@ from ..run_directory import RunDirectory, atomic_path
 from .calibration import Calibration, calibration, evidence_of, simulated_calibration, standardised
 from .error_model import ErrorModel
 from .junk import VERDICT_ARRAYS, strongest_rival, verdict_arrays
-from .junk_statistics import PowerMap, junk_statistics, to_images
+from .junk_statistics import PowerMap, to_images
 from .matched_posterior import (
     belief,
     bingham_from_information,
@@ -86,7 +87,7 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     learnt = _calibration(config, setup, simulating, raw, lambda images, rows: _predict_rows(
         replace(setup, images=images), matcher, rows, config.batch_size))
     if power_map is not None:
-        raw |= verdict_arrays(raw, setup.images, setup.volume, matcher, power_map)
+        raw |= verdict_arrays(raw, np.arange(len(particles)), setup.images, setup.volume, matcher, power_map)
     arrays = finalise(raw, setup.group, learnt and learnt.model, config.coverage)
     write_predictions(run, particles, arrays)
     if learnt is not None:
@@ -151,7 +152,8 @@ def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: Pred
         finest = min(finest, box * pixel_size_angstrom / config.resolution_angstrom)
     model = MatchingModel.estimate(setup.volume, images_ft, ctf, spectrum, setup.group, finest,
                                    max_shift_angstrom / pixel_size_angstrom)
-    matcher = Matcher(model, adaptive=config.refinement == "adaptive", seed=config.seed)
+    # the network alone is not asked for poses here: images are simulated with the contrast that matches show
+    matcher = Matcher(model, adaptive=config.refinement != "local", seed=config.seed)
     matcher.calibrate(images_ft, ctf, _network_poses(setup, rows))
     logger.info("Matching at %d px of %.3g A, to %.3g A; learnt from %d images: the map explains %.0f %% of the "
                 "signal's amplitude.", box, pixel_size_angstrom, box * pixel_size_angstrom / finest, len(rows),
@@ -195,9 +197,9 @@ def _predict_batch(setup: PredictionSetup, matcher: Matcher | None, power_map: P
         transforms = setup.images.transforms(rows)
         matches = matcher.match(*transforms, network)
         result = matched_arrays(matches, setup)
+        result["network_angle_rad"] = symmetric_distance_rad(network.quaternion, result["quaternion"], setup.group)
         if power_map is not None:
-            found = junk_statistics(matcher.model.images(*transforms), power_map, matches.hypotheses[:, 0])
-            result |= {"junk_statistics": found.values, "elsewhere_px": found.elsewhere_px}
+            result |= power_map.statistics(matcher.model.images(*transforms), matches.hypotheses[:, 0])
     result["network_quaternion"] = network.quaternion
     result["network_eigenvalues"] = torch.linalg.eigvalsh(network.bingham)
     result["row"] = torch.from_numpy(rows)
@@ -246,7 +248,7 @@ def finalise(arrays: dict[str, np.ndarray], group: Tensor, learnt: ErrorModel | 
     """
     bingham = torch.from_numpy(arrays["bingham"])
     is_matched = "weight" in arrays
-    evidence = evidence_of(arrays, group)
+    evidence = evidence_of(arrays)
     model = learnt or ErrorModel.unlearnt(uniform_angles_rad(group.cpu()), coverage)
     if is_matched or learnt is not None:
         expected, bound = (x.numpy() for x in model.expected_error_deg(evidence))

@@ -8,6 +8,7 @@ from ..mrc import read_map
 from .map_page import fsc_picture, map_picture
 from .page import NextStep, Page, Picture, Table, Verdict, beside, command, degrees, duration, percent, significant
 from .prediction_page import pose_pictures, unseen_views
+from .promise_pictures import promises
 from .run_files import RunFiles, angles_deg
 from .training_page import training_curves
 from .view_coverage import view_density
@@ -35,10 +36,11 @@ def ab_initio_page(files: RunFiles) -> Page:
     density = None if angles is None else view_density(*angles, files.symmetry)
     shells = None if volume is None else len(volume) * pixel_size_angstrom / summary["resolution_angstrom"]
     near_nyquist = shells is not None and shells > _NEAR_NYQUIST * len(volume) / 2
-    tables = (_seeds(summary), _rounds(summary), _stages(summary))
+    promised, tested = promises(files)
+    tables = (*promised, _seeds(summary), _rounds(summary), _stages(summary))
     return Page("Ab initio: a first map and orientations",
                 _verdict(summary, posterior, density, shells, near_nyquist), _next_steps(files),
-                _facts(summary, posterior), tuple(_pictures(files, volume, pixel_size_angstrom, posterior, density)),
+                _facts(summary, posterior), (*_pictures(files, volume, pixel_size_angstrom, posterior, density), *tested),
                 tuple(table for table in tables if table is not None), _notes(files))
 
 

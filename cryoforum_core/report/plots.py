@@ -132,6 +132,26 @@ def scatter(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str, x_scale: S
     return figure
 
 
+@_styled
+def reliability(promised: np.ndarray, found: np.ndarray, x_label: str, y_label: str) -> Figure:
+    """Means of what was found (n,) over means of what was promised (n,), in tenths of the particles by the latter, with
+    the standard errors of the means."""
+    figure = Figure(HALF_WIDTH)
+    axes = figure.subplots()
+    parts = np.array_split(np.argsort(promised, kind="stable"), int(np.clip(len(promised) // 20, 1, 10)))
+    x, y = (np.array([values[part].mean() for part in parts]) for values in (promised, found))
+    error = np.array([found[part].std() / max(len(part), 1) ** 0.5 for part in parts])
+    ends = [0.9 * min(x.min(), y.min()), 1.1 * max(x.max(), y.max())]
+    axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="equal")
+    # a logarithmic axis has no room for an error bar that reaches below zero
+    axes.errorbar(x, y, yerr=[np.minimum(error, 0.9 * y), error], color=BLUE, marker="o", markersize=4, linewidth=1.2,
+                  capsize=2, label="a tenth of the particles each")
+    axes.set(xlabel=x_label, ylabel=y_label)
+    _set_scales(axes, "log", "log")
+    axes.legend()
+    return figure
+
+
 def _points(axes: Axes, x: np.ndarray, y: np.ndarray, there: np.ndarray, special: np.ndarray, label: str) -> None:
     """Dots of a size that fits their number, the ``special`` ones (n,) in another colour and named in the legend."""
     size = float(np.clip(4000 / max(there.sum(), 1), 1.0, 12))

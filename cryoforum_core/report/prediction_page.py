@@ -18,6 +18,7 @@ from .page import (
     percent,
     significant,
 )
+from .promise_pictures import promises
 from .run_files import RunFiles, angles_deg, defocus_um
 from .view_coverage import empty_fraction, view_density
 
@@ -42,21 +43,28 @@ def prediction_page(files: RunFiles, truth: dict[str, np.ndarray] | None = None)
              "expected below 10°": percent(np.mean(expected < 10))}
     if files.summary.get("images_per_second"):
         facts["speed"] = f"{significant(files.summary['images_per_second'])} images/s"
-    pictures = pose_pictures(files, posterior, table, density)
+    tables, tested = promises(files)
+    pictures = [*tested, *pose_pictures(files, posterior, table, density)]
     if truth is not None:
         facts["median true error"] = degrees(np.median(truth["error_deg"][~truth["is_junk"]]))
         pictures = [error_picture(truth["error_deg"], truth["is_junk"]),
                     expected_against_true(expected, truth["error_deg"], truth["is_junk"]),
                     shift_error_picture(truth["shift_error_angstrom"], truth["is_junk"]), *pictures]
-    return Page("Orientations of particles", _verdict(files, expected, density, truth), _next_steps(files), facts,
-                tuple(pictures))
+    return Page("Orientations of particles", _verdict(files, posterior, density, truth), _next_steps(files), facts,
+                tuple(pictures), tuple(tables))
 
 
-def _verdict(files: RunFiles, expected: np.ndarray, density: np.ndarray | None,
+def _verdict(files: RunFiles, posterior: dict[str, np.ndarray], density: np.ndarray | None,
              truth: dict[str, np.ndarray] | None) -> Verdict:
+    expected = posterior["expected_error_deg"]
     level = level_of(np.median(expected), GOOD_BELOW_DEG, USEFUL_BELOW_DEG)
     half = degrees(np.median(expected))
     sentences = [f"Half of the {len(expected):,} particles have an expected error below {half}."]
+    if "error_bound_coverage" in files.summary:
+        bound = degrees(np.median(posterior["error_bound_deg"]))
+        promised, held = (percent(files.summary[f"error_bound_{name}"]) for name in ("coverage", "held"))
+        sentences.append(f"Each has a bound too, meant to hold for {promised} of them: {bound} for half. On "
+                         f"{files.summary['calibration_source']} it held for {held}.")
     unsure = float(np.mean(expected > UNSURE_ABOVE_DEG))
     if unsure:
         sentences.append(f"{percent(unsure)} are unsure by more than {UNSURE_ABOVE_DEG:g}°: junk, or views that the "

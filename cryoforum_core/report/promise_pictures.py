@@ -1,0 +1,59 @@
+"""What the errors in degrees promise, and how that held for particles whose poses are known."""
+
+import numpy as np
+
+from . import plots
+from .page import Picture, Table, degrees, percent
+from .run_files import RunFiles
+
+FILE_NAME, TABLE_NAME = "calibration.npz", "calibration.csv"
+N_CONES, MIN_IN_CONE = 48, 8
+_FLOOR_DEG = 1e-3
+
+
+def promises(files: RunFiles) -> tuple[list[Table], list[Picture]]:
+    """Tables and pictures; nothing where a run has learnt no errors."""
+    if not (files.path / FILE_NAME).is_file():
+        return [], []
+    with np.load(files.path / FILE_NAME, allow_pickle=False) as arrays:
+        known = dict(arrays)
+    picture = Picture(
+        "Expected error, tested", "Where the points lie on the dashed line, an expected error is the mean error of those "
+        "that have it. Each particle was judged by a model that had not seen it.",
+        plots.reliability(known["expected_error_deg"], np.maximum(known["error_deg"], _FLOOR_DEG),
+                          "expected error (degrees)", "true error of the known particles (degrees)"))
+    return [_table(files, known)], [picture]
+
+
+def _table(files: RunFiles, known: dict[str, np.ndarray]) -> Table:
+    within, coverage = known["error_deg"] <= known["error_bound_deg"], float(known["coverage"])
+    rows = []
+    columns = files.csv_columns(TABLE_NAME) or {}
+    for promised, held in zip(columns.get("promised_fraction", ()), columns.get("held_fraction", ()), strict=True):
+        rows.append((f"bound for {percent(promised)}", "all", percent(held)))
+    quarter = np.digitize(known["defocus_angstrom"], np.quantile(known["defocus_angstrom"], (0.25, 0.5, 0.75)))
+    rows += [(f"bound for {percent(coverage)}", f"{name} quarter of defocus", percent(within[quarter == i].mean()))
+             for i, name in enumerate(("lowest", "second", "third", "highest")) if (quarter == i).any()]
+    of_cones = _by_cone(within, known["view_direction"])
+    if len(of_cones):
+        rows.append((f"bound for {percent(coverage)}", f"poorest of {len(of_cones)} groups of views",
+                     percent(of_cones.min())))
+    source = files.summary.get("calibration_source", "particles with known poses")
+    return Table("Promised and held", f"A bound in degrees is a promise; this is how often it held for {source} "
+                 f"(median error {degrees(float(np.median(known['error_deg'])))}). Groups are small: a few per cent "
+                 "either way are chance.", ("promise", "particles", "held"), tuple(rows))
+
+
+def view_cones() -> np.ndarray:
+    """Axes (48, 3) of groups of views, evenly spread over the sphere (golden-angle spiral)."""
+    i = np.arange(N_CONES) + 0.5
+    z, azimuth = 1 - 2 * i / N_CONES, np.pi * (1 + 5 ** 0.5) * i
+    radius = np.sqrt(1 - z * z)
+    return np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z], axis=1)
+
+
+def _by_cone(within: np.ndarray, view_direction: np.ndarray) -> np.ndarray:
+    """Part of the particles whose bound holds, of each group of views that has enough particles to tell."""
+    cone = (view_direction @ view_cones().T).argmax(axis=1)
+    groups = [within[cone == number] for number in range(N_CONES)]
+    return np.array([group.mean() for group in groups if len(group) >= MIN_IN_CONE])
