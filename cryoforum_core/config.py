@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 JunkKind = Literal["noise", "off-centre", "overlap", "other-molecule", "blank"]
 JUNK_KINDS: tuple[JunkKind, ...] = ("noise", "off-centre", "overlap", "other-molecule", "blank")
 
+JunkReason = Literal["not-a-particle", "overlapping-neighbour", "off-centre", "another-object"]
+JUNK_REASONS: tuple[JunkReason, ...] = ("not-a-particle", "overlapping-neighbour", "off-centre", "another-object")
+
 BenchmarkMethod = Literal["hybrid", "end-to-end", "end-to-end-aided", "per-image", "known"]
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -274,12 +277,19 @@ class SelectConfig(JobConfig):
     job: Literal["select"] = "select"
     run: Path
     """Run of predict or ab-initio."""
-    measure: Literal["auto", "match-score", "expected-error", "error-bound", "figure-of-merit", "dispersion-max",
-                     "dispersion-trace", "dispersion-wigner"] = "auto"
-    """What to judge particles by; auto is the match score where predict made one, else the expected error."""
+    measure: Literal["auto", "particle-probability", "match-score", "expected-error", "error-bound", "figure-of-merit",
+                     "dispersion-max", "dispersion-trace", "dispersion-wigner"] = "auto"
+    """What to judge particles by; auto is the first of these that the run has: the probability to be a particle, the
+    match score, the expected error."""
     auto: bool = False
-    """Let the measure's distribution decide, as it also does without any criterion: two populations are parted, one
-    is kept whole."""
+    """As without any criterion: what is more likely junk than a particle is rejected; of the other measures the
+    distribution decides: two populations are parted, one is kept whole."""
+    reasons: tuple[JunkReason, ...] = JUNK_REASONS
+    """Kinds of junk to reject for their probability; those that are left out are kept. What is off-centre is also
+    written to recentre.star, with the origins that recentre it: extract it again from there."""
+    protect_views: bool = True
+    """Keep rare views: no view cone's share falls by more than the share of junk found in it. Limits given by
+    --threshold and --max-error-deg hold as they are."""
     keep_fraction: Fraction | None = None
     """Keep this fraction, the best."""
     keep_count: PositiveInt | None = None

@@ -239,9 +239,10 @@ def reconstruct(config: ReconstructConfig) -> RunDirectory:
 
 @_once
 def select(config: SelectConfig) -> RunDirectory:
-    """The trustworthy particles and the others: selected.star, rejected.star."""
+    """The trustworthy particles and the others: selected.star, rejected.star, recentre.star."""
     from .inference import selection
     from .inference.measures import measures_of
+    from .inference.verdicts import Judged
     from .particles.table import ParticleTable
     from .report.run_files import RunFiles
 
@@ -250,15 +251,17 @@ def select(config: SelectConfig) -> RunDirectory:
         inputs.read(_check_is_run_of, predicted, ("predict", "ab-initio"))
         chosen = None
         if predicted.orientation_posterior.is_file():
-            posterior = RunFiles(predicted).posterior()
-            measures = measures_of(posterior)
+            files = RunFiles(predicted)
+            posterior = files.posterior()
+            measures, judged = measures_of(posterior), Judged.of(posterior, files.symmetry)
             table = inputs.read(ParticleTable.read, predicted.particles)
             chosen = inputs.read(selection.select, measures, config.measure, keep_fraction=config.keep_fraction,
                                  keep_count=config.keep_count, threshold=config.threshold,
-                                 max_error_deg=config.max_error_deg)
+                                 max_error_deg=config.max_error_deg, judged=judged, reasons=config.reasons,
+                                 protect_views=config.protect_views)
 
     def work(run: RunDirectory) -> dict:
-        selection.write_selection(chosen, measures, posterior["particle_id"], table, run)
+        selection.write_selection(chosen, measures, posterior["particle_id"], table, run, judged)
         return chosen.summary()
 
     return _perform(config, inputs.device, f"particles of {config.run}", work)

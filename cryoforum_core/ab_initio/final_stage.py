@@ -11,6 +11,8 @@ from ..geometry.poses import Poses
 from ..imaging.fourier import resize_volume
 from ..imaging.projection import FourierVolume
 from ..inference.calibration import Calibration, calibration, n_simulated, poses_like
+from ..inference.junk import verdict_arrays
+from ..inference.junk_statistics import PowerMap
 from ..inference.matcher import Matcher
 from ..inference.predict import PredictionSetup, matched_arrays
 from ..inference.simulated_images import ImageSource, SimulatedParticles, particles_like
@@ -50,7 +52,7 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
     images = replace(plan.images, box_size_px=box)
     scale = box / plan.particles.box_size_px
     setup = PredictionSetup(None, images, None, plan.group, plan.symmetry)
-    parts, order, known_parts = [], [], []
+    parts, order, known_parts, verdicts = [], [], [], []
     with Progress(len(plan.particles), "match finally") as progress:
         for half in (1, 2):
             of_half = np.flatnonzero(refinement.halves == half)
@@ -60,28 +62,39 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
             draw = np.random.default_rng([plan.config.seed, half])
             n_calibration = min(max(len(of_half) // 8, MIN_CALIBRATION), MAX_CALIBRATION)
             some = np.sort(draw.permutation(of_half)[:n_calibration])
-            matcher.calibrate(*images.transforms(some), _known(refinement, network, some, scale, images))
+            transforms = images.transforms(some)
+            matcher.calibrate(*transforms, _known(refinement, network, some, scale, images))
+            power_map, of_this_half = PowerMap.build(matcher.model, transforms[1]), len(parts)
             for rows in np.array_split(of_half, max(1, -(-len(of_half) // BATCH_IMAGES))):
                 known = _known(refinement, network, rows, scale, images)
-                matches = matcher.match(*images.transforms(rows), known)
+                transforms = images.transforms(rows)
+                matches = matcher.match(*transforms, known)
+                found = matched_arrays(matches, setup) | power_map.statistics(matcher.model.images(*transforms),
+                                                                             matches.hypotheses[:, 0])
                 index = torch.from_numpy(rows).to(plan.device)
                 refinement.poses.store(index, matches.hypotheses, 1 / scale, plan.group)
-                parts.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, setup).items()})
+                parts.append({name: value.cpu().numpy() for name, value in found.items()})
                 order.append(rows)
                 progress.update(len(rows))
                 show(progress.done / progress.total)
-            known_parts.append(_match_known(setup, matcher, _truth_like(pair, half, box),
-                                            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
-                                            plan.config.seed + half))
+            truth = _truth_like(pair, half, box)
+            known_parts.append(_match_known(setup, matcher, truth, _joined(parts), plan.config.seed + half))
+            verdicts.append(verdict_arrays(_joined(parts[of_this_half:]), of_half, images, truth, matcher, power_map))
     back = np.argsort(np.concatenate(order))
-    arrays = {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
-    found = {name: np.concatenate([part[name] for part, _ in known_parts]) for name in known_parts[0][0]}
+    arrays = {name: values[back] for name, values in (_joined(parts) | _joined(verdicts)).items()}
+    found = _joined([part for part, _ in known_parts])
     known = [particles for _, particles in known_parts]
     truth = Poses(*(torch.cat([getattr(particles.poses, name) for particles in known])
                     for name in ("quaternion", "shift_angstrom")))
     defocus = torch.cat([particles.ctf.defocus_u_angstrom for particles in known])
     return arrays, calibration(found, truth, defocus, plan.group, plan.config.coverage,
                                f"{len(defocus)} simulated images of the half maps")
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays of all parts, one after the other; those that every part has."""
+    return {name: np.concatenate([part[name] for part in parts])
+            for name in parts[0] if all(name in part for part in parts)}
 
 
 def _truth_like(pair: HalfMapPair, half: int, box: int) -> Tensor:

@@ -144,6 +144,16 @@ def shift_phase(shift_px: Tensor, box_size_px: int) -> Tensor:
     return torch.polar(torch.ones_like(angle), angle)
 
 
+def displaced_out_of_box(images_ft: Tensor, displacement_px: Tensor) -> Tensor:
+    """Transforms (n, B, B // 2 + 1) with the content moved by (n, 2) px along (x, y): what leaves the box is gone, and
+    does not come in again at the other side as it does by ``shift_phase`` alone."""
+    box_size_px = images_ft.shape[-2]
+    margin = box_size_px // 2
+    padded = torch.nn.functional.pad(ifft_image(images_ft), (margin,) * 4)
+    moved = ifft_image(fft_image(padded) * shift_phase(displacement_px, 2 * box_size_px))
+    return fft_image(moved[:, margin:-margin, margin:-margin].contiguous())
+
+
 def shell_average(values: Tensor, box_size_px: int) -> Tensor:
     """Means over the shells of real values (..., B, B // 2 + 1): (..., B // 2 + 1).
 

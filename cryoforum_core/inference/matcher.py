@@ -164,6 +164,10 @@ class Matcher:
         start = network.hypotheses(N_NETWORK_SAMPLES, self.model.max_displacement_px, self.seed)
         return self.model.refine_from(images, *start, keep=KEPT_HYPOTHESES)
 
+    def search(self, images: MatchingImages) -> RefinedPoses:
+        """The best poses of an exhaustive search, whatever a network may say; best first."""
+        return self._grid().search(images)
+
     def match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> Matches:
         """Poses of n images from transforms and CTFs (n, B, B // 2 + 1) and the network's answer."""
         images = self.model.images(images_ft, ctf)

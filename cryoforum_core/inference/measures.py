@@ -27,6 +27,8 @@ class Measure:
     unscale: Callable[[np.ndarray], np.ndarray] = np.asarray
     usual_limit: float | None = None
     """What hardly any usual particle is worse than, where the measure has a scale of its own."""
+    own_limit: float | None = None
+    """The border that the measure itself means, whatever its distribution."""
 
     def quality(self, values: np.ndarray) -> np.ndarray:
         """Higher is better, whatever the measure."""
@@ -48,7 +50,11 @@ def _minus_exp_minus(values: np.ndarray) -> np.ndarray:
     return -np.exp(-values)
 
 
+PARTICLE_PROBABILITY = "particle-probability"
+
 MEASURES = {measure.name: measure for measure in (
+    Measure(PARTICLE_PROBABILITY, "probability to be a particle", "rlnCryoforumParticleProbability", True,
+            own_limit=0.5),
     # near 0 as it is, far below by factors: junk has a long tail of low scores
     Measure("match-score", "match score", "rlnCryoforumMatchScore", True, "", np.arcsinh, np.sinh,
             usual_limit=-4.0),
@@ -72,7 +78,7 @@ def measures_of(posterior: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     eigenvalues = posterior["network_eigenvalues" if "network_eigenvalues" in posterior else "eigenvalues"]
     ascending = torch.as_tensor(np.asarray(eigenvalues), dtype=torch.float64)
-    arrays = {"match-score": posterior.get("match_score"), "expected-error": posterior.get("expected_error_deg"),
+    arrays = {PARTICLE_PROBABILITY: posterior.get("particle_probability"), "match-score": posterior.get("match_score"), "expected-error": posterior.get("expected_error_deg"),
               "error-bound": posterior.get("error_bound_deg"), "figure-of-merit": posterior.get("figure_of_merit"),
               "dispersion-max": dispersion_max(ascending), "dispersion-trace": dispersion_trace(ascending),
               "dispersion-wigner": dispersion_wigner(ascending)}

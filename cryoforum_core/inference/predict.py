@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import DEFAULT_COVERAGE, PredictConfig
+from ..config import DEFAULT_COVERAGE, JUNK_REASONS, PredictConfig
 from ..geometry.orientation_posterior import OrientationPosterior
 from ..geometry.poses import Poses
 from ..geometry.symmetry import symmetric_distance_rad
 from ..imaging.fourier import ifft_image
 from ..imaging.noise import noise_power_spectrum
-from ..matching.likelihood import MatchingImages, predicted
+from ..matching.likelihood import predicted
 from ..matching.model import MatchingModel
 from ..model.orientation_head import PoseEstimate
 from ..particles.dataset import Particles
@@ -25,6 +25,8 @@ from ..progress import Progress
 from ..run_directory import RunDirectory, atomic_path
 from .calibration import Calibration, calibration, evidence_of, simulated_calibration, standardised
 from .error_model import ErrorModel
+from .junk import VERDICT_ARRAYS, strongest_rival, verdict_arrays
+from .junk_statistics import PowerMap, to_images
 from .matched_posterior import (
     belief,
     bingham_from_information,
@@ -35,6 +37,7 @@ from .matched_posterior import (
 from .matcher import Matcher, Matches, NetworkPoses
 from .preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
 from .simulated_images import ImageSource
+from .verdicts import AMBIGUOUS
 
 logger = logging.getLogger("cryoforum")
 
@@ -44,6 +47,7 @@ SHARD_IMAGES = 2048
 # the map's overall amplitude, regressed on matched images, against the one that the images' power asks for
 MODEL_APPLIES_ABOVE = 0.6
 N_GALLERY = 8
+N_POWER_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,14 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     matcher = simulating if config.refinement != "none" else None
     parts_directory = run.path / "parts"
     parts_directory.mkdir(exist_ok=True)
-    done = _predict_parts(config, particles, setup, matcher, parts_directory)
+    power_map = _power_map(matcher, setup)
+    done = _predict_parts(config, particles, setup, matcher, power_map, parts_directory)
     seconds = time.monotonic() - start
     raw = _read_parts(parts_directory, len(particles))
     learnt = _calibration(config, setup, simulating, raw, lambda images, rows: _predict_rows(
         replace(setup, images=images), matcher, rows, config.batch_size))
+    if power_map is not None:
+        raw |= verdict_arrays(raw, np.arange(len(particles)), setup.images, setup.volume, matcher, power_map)
     arrays = finalise(raw, setup.group, learnt and learnt.model, config.coverage)
     write_predictions(run, particles, arrays)
     if learnt is not None:
@@ -118,7 +125,7 @@ def _predict_rows(setup: PredictionSetup, matcher: Matcher | None, rows: np.ndar
     batches = []
     with Progress(len(rows), "learn errors") as progress:
         for batch in np.array_split(rows, -(-len(rows) // batch_size)):
-            batches.append(_predict_batch(setup, matcher, batch))
+            batches.append(_predict_batch(setup, matcher, None, batch))
             progress.update(len(batch))
     return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
 
@@ -154,8 +161,16 @@ def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: Pred
     return matcher
 
 
+def _power_map(matcher: Matcher | None, setup: PredictionSetup) -> PowerMap | None:
+    """None where poses are not searched for: an image that does not match says nothing then, its pose may be wrong."""
+    if matcher is None or not matcher.adaptive:
+        return None
+    rows = np.unique(np.linspace(0, len(setup.images.particles) - 1, N_POWER_IMAGES).round().astype(int))
+    return PowerMap.build(matcher.model, setup.images.transforms(rows)[1])
+
+
 def _predict_parts(config: PredictConfig, particles: Particles, setup: PredictionSetup, matcher: Matcher | None,
-                   directory: Path) -> int:
+                   power_map: PowerMap | None, directory: Path) -> int:
     """Predicts the parts that are not in ``directory`` yet; returns how many images that were."""
     starts = range(0, len(particles), SHARD_IMAGES)
     missing = [start for start in starts if not (directory / f"{start:010d}.npz").is_file()]
@@ -165,7 +180,7 @@ def _predict_parts(config: PredictConfig, particles: Particles, setup: Predictio
             rows = np.arange(start, min(start + SHARD_IMAGES, len(particles)))
             batches = []
             for batch in np.array_split(rows, -(-len(rows) // config.batch_size)):
-                batches.append(_predict_batch(setup, matcher, batch))
+                batches.append(_predict_batch(setup, matcher, power_map, batch))
                 progress.update(len(batch))
             joined = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
             with atomic_path(directory / f"{start:010d}.npz") as temporary:
@@ -173,14 +188,18 @@ def _predict_parts(config: PredictConfig, particles: Particles, setup: Predictio
     return n_missing
 
 
-def _predict_batch(setup: PredictionSetup, matcher: Matcher | None, rows: np.ndarray) -> dict[str, np.ndarray]:
+def _predict_batch(setup: PredictionSetup, matcher: Matcher | None, power_map: PowerMap | None, rows: np.ndarray
+                   ) -> dict[str, np.ndarray]:
     network = _network_poses(setup, rows)
     if matcher is None:
         result = _network_result(network, setup)
     else:
-        matches = matcher.match(*setup.images.transforms(rows), network)
+        transforms = setup.images.transforms(rows)
+        matches = matcher.match(*transforms, network)
         result = matched_arrays(matches, setup)
         result["network_angle_rad"] = symmetric_distance_rad(network.quaternion, result["quaternion"], setup.group)
+        if power_map is not None:
+            result |= power_map.statistics(matcher.model.images(*transforms), matches.hypotheses[:, 0])
     result["network_quaternion"] = network.quaternion
     result["network_eigenvalues"] = torch.linalg.eigvalsh(network.bingham)
     result["row"] = torch.from_numpy(rows)
@@ -203,6 +222,7 @@ def matched_arrays(matches: Matches, setup: PredictionSetup) -> dict[str, Tensor
             "fit": matches.quality.fit, "residual": matches.quality.residual, "searched": matches.searched,
             "shift_angstrom": -best.displacement_px * setup.pixel_size_angstrom,
             "shift_deviation_angstrom": shift_deviation_px(best.information.double()).float() * setup.pixel_size_angstrom,
+            "alternative_quaternion": strongest_rival(matches.hypotheses, beliefs),
             "weight": beliefs.weight, "rival_angle_rad": beliefs.rival_angle_rad,
             "local_deviation_rad": beliefs.local_deviation_rad}
 
@@ -249,7 +269,8 @@ def finalise(arrays: dict[str, np.ndarray], group: Tensor, learnt: ErrorModel | 
             "error_bound_deg": bound, "shift_angstrom": arrays["shift_angstrom"], "figure_of_merit": merit,
             "match_score": score, "fit": arrays["fit"], "residual": arrays["residual"],
             "network_quaternion": arrays["network_quaternion"], "network_eigenvalues": arrays["network_eigenvalues"],
-            "searched": arrays["searched"], **more}
+            "searched": arrays["searched"], **more,
+            **({name: arrays[name] for name in VERDICT_ARRAYS} if "reason" in arrays else {})}
 
 
 def write_predictions(run: RunDirectory, particles: Particles, arrays: dict[str, np.ndarray],
@@ -265,6 +286,9 @@ def write_predictions(run: RunDirectory, particles: Particles, arrays: dict[str,
             columns[column] = arrays[name]
     if np.isfinite(arrays["match_score"]).all():
         columns["rlnCryoforumMatchScore"] = arrays["match_score"]
+    if "reason" in arrays:
+        columns |= {"rlnCryoforumReason": arrays["reason"],
+                    "rlnCryoforumParticleProbability": arrays["particle_probability"]}
     columns |= more_columns or {}
     save_table(particles.table.with_columns({**pose_columns(particles, poses), **columns}), run.particles)
     with atomic_path(run.orientation_posterior) as temporary:
@@ -291,8 +315,8 @@ def _applies(matcher: Matcher | None) -> tuple[bool, str]:
     return True, figure
 
 
-def _gallery_rows(score: np.ndarray) -> Iterator[tuple[str, int]]:
-    """Rows of the best and usual matches, and from all over the poorest tenth, with their kind."""
+def _gallery_rows(score: np.ndarray, reason: np.ndarray | None) -> Iterator[tuple[str, int]]:
+    """Rows of the best and usual matches, from all over the poorest tenth, and of each reason, with their kind."""
     order = np.argsort(-score, kind="stable")
     each = min(N_GALLERY, max(1, len(order) // 3))
     middle = len(order) // 2 - each // 2
@@ -301,32 +325,24 @@ def _gallery_rows(score: np.ndarray) -> Iterator[tuple[str, int]]:
     worst = poorest[np.linspace(0, len(poorest) - 1, each).round().astype(int)]
     for kind, rows in (("best", order[:each]), ("median", order[middle:middle + each]), ("worst", worst)):
         yield from ((kind, int(row)) for row in rows)
+    for name in () if reason is None else (*JUNK_REASONS, AMBIGUOUS):
+        rows = np.flatnonzero(reason == name)
+        # from all over the set
+        for place in np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int)):
+            yield name, int(rows[place])
 
 
 def _write_gallery(path: Path, particles: Particles, setup: PredictionSetup, matcher: Matcher,
                    arrays: dict[str, np.ndarray]) -> None:
     """Images beside the map's projections at their poses, for the report."""
-    kinds, rows = zip(*_gallery_rows(arrays["match_score"]))
+    kinds, rows = zip(*_gallery_rows(arrays["match_score"], arrays.get("reason")))
     rows = np.array(rows)
     images_ft, ctf = setup.images.transforms(rows)
     images, device = matcher.model.images(images_ft, ctf), images_ft.device
     model = predicted(images, matcher.model.volume, torch.from_numpy(arrays["quaternion"][rows]).to(device),
                       torch.from_numpy(-arrays["shift_angstrom"][rows] / setup.pixel_size_angstrom).to(device))
-    projections = _to_images(model, images)
+    projections = to_images(model, images)
     with atomic_path(path) as temporary:
         np.savez(temporary, images=ifft_image(images_ft).cpu().numpy(), projections=projections.cpu().numpy(),
                  kind=np.array(kinds), particle_id=particles.particle_id[rows],
                  match_score=arrays["match_score"][rows], expected_error_deg=arrays["expected_error_deg"][rows])
-
-
-def _to_images(values: Tensor, images: MatchingImages) -> Tensor:
-    """Values (n, m) on the pixels of ``images`` as real images (n, b, b)."""
-    box_size_px = images.box_size_px
-    full = values.new_zeros(len(values), box_size_px, box_size_px // 2 + 1)
-    kx, ky = images.k.long().unbind(-1)
-    full[:, ky % box_size_px, kx] = values
-    # the column kx = 0 holds both members of each pair
-    column = kx == 0
-    full[:, (-ky[column]) % box_size_px, 0] = values[:, column].conj()
-    return ifft_image(full)
-

@@ -1,20 +1,24 @@
 """Which particles to keep, and for each of the others the reason why not."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..config import JUNK_REASONS
 from ..errors import InputError
 from ..particles.dataset import PARTICLE_ID_COLUMNS
 from ..particles.image_stack import save_table
 from ..particles.table import ParticleTable
 from ..run_directory import RunDirectory
-from .measures import MEASURES, Measure
+from .measures import MEASURES, PARTICLE_PROBABILITY, Measure
 from .populations import find_valley
+from .verdicts import AMBIGUOUS, BEYOND_LIMIT, Judged, alternative_columns, recentred
+from .view_cones import N_CONES, protected_best, quotas, shares
 
 REASON_COLUMN = "rlnCryoforumReason"
+_ERRORS = ("expected-error", "error-bound")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +26,9 @@ class Selection:
     """Rows kept and rejected, both ascending; ``reason`` and ``rule`` have one entry per rejected row.
 
     A rule is what many rows share (``match-score<-4.1``), a reason adds the row's value (``match-score=-9<-4.1``).
-    Neither holds a blank, so that every STAR reader takes it as one value.
+    Where predict judged the images, both are what the image is (``overlapping-neighbour``), or ``error-beyond-limit``,
+    or ``ambiguous-orientation`` where another orientation is why. None holds a blank, so that every STAR reader takes it
+    as one value.
     """
 
     measure: Measure
@@ -34,32 +40,58 @@ class Selection:
     """Value of the measure on the border; None where everything is kept."""
     explanation: str
     """One sentence: how the border came about."""
+    cones: dict[str, list[float]] | None = None
+    """``view_cones.shares`` of this selection, where predict judged the images."""
+    n_short: int | None = None
+    """How many particles the cones lack to lose no more than the share of junk found in each."""
 
     def summary(self) -> dict:
         """What ``summary.json`` says."""
         return {"n_selected": len(self.kept), "n_rejected": len(self.rejected),
                 "reasons": dict(Counter(self.rule.tolist())), "measure": self.measure.name,
-                "column": self.measure.column, "threshold": self.threshold, "explanation": self.explanation}
+                "column": self.measure.column, "threshold": self.threshold, "explanation": self.explanation,
+                **({} if self.cones is None else {"n_short_of_view_shares": self.n_short,
+                                                  "view_cone_percent": self.cones})}
 
 
 def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fraction: float | None = None,
-           keep_count: int | None = None, threshold: float | None = None, max_error_deg: float | None = None
+           keep_count: int | None = None, threshold: float | None = None, max_error_deg: float | None = None,
+           judged: Judged | None = None, reasons: Collection[str] = JUNK_REASONS, protect_views: bool = True
            ) -> Selection:
     """Chooses rows by one criterion, or by two limits together (``threshold`` and ``max_error_deg``).
 
-    measures: (n,) each, by the names of ``MEASURES``. ``auto`` is the match score where there is one, else the
-    expected error. keep_fraction and keep_count keep exactly so many, of equal values the earlier rows. threshold is
-    the worst value kept. Without a criterion the measure's own distribution decides (``find_valley``): where it is no
-    two populations, everything is kept. Rows whose measure is not finite are always rejected.
+    measures: (n,) each, by the names of ``MEASURES``. ``auto`` is the probability to be a particle, else the match
+    score, else the expected error: the first that the run has. keep_fraction and keep_count keep exactly so many, of
+    equal values the earlier rows. threshold is the worst value kept. Without a criterion what is more likely junk than
+    a particle goes; of the other measures the distribution decides (``find_valley``): where it is no two populations,
+    everything is kept. Rows whose measure is not finite are always rejected.
+
+    judged: what predict said of the rows. ``reasons`` are the kinds of junk to reject for their probability; others are
+    kept. ``protect_views``: no view cone's share falls by more than the share of junk found in it. The probability does
+    so by itself: each image is judged by itself. By count, a cone's best particles come before better ones of other
+    cones; from beyond a valley they come back. A limit that was given is meant: nothing beyond it is kept for its view.
 
     Raises InputError where the measure is missing, criteria contradict each other, or nothing would be kept.
     """
     chosen = _chosen_measure(measures, measure, keep_fraction, keep_count, threshold, max_error_deg)
     values = np.asarray(measures[chosen.name], dtype=np.float64)
+    if judged is not None:
+        judged = judged.only(reasons)
+        if chosen.name == PARTICLE_PROBABILITY:
+            # what is junk for a reason that does not matter here is as good as a particle
+            values = np.where(judged.is_spared, 1.0, values)
+    protected = judged if protect_views else None
     if keep_fraction is not None or keep_count is not None:
-        return _by_count(chosen, values, keep_fraction, keep_count)
-    if threshold is None and max_error_deg is None:
-        return _by_populations(chosen, values)
+        selection = _by_count(chosen, values, keep_fraction, keep_count, protected)
+    elif threshold is None and max_error_deg is None:
+        selection = _by_populations(chosen, values, protected)
+    else:
+        selection = _by_given_limits(chosen, values, measures, threshold, max_error_deg)
+    return selection if judged is None else _with_verdicts(selection, judged)
+
+
+def _by_given_limits(chosen: Measure, values: np.ndarray, measures: Mapping[str, np.ndarray], threshold: float | None,
+                     max_error_deg: float | None) -> Selection:
     limits = [(chosen, values, threshold)] if threshold is not None else []
     if max_error_deg is not None:
         limits.append((MEASURES["expected-error"], measures["expected-error"], max_error_deg))
@@ -79,7 +111,8 @@ def _chosen_measure(measures: Mapping[str, np.ndarray], name: str, keep_fraction
         problems.append("Particles are chosen by one criterion, or by --threshold and --max-error-deg together; "
                         f"{' and '.join(given)} were given. Leave out all but one.")
     if name == "auto":
-        name = "match-score" if "match-score" in measures and max_error_deg is None else "expected-error"
+        name = "expected-error" if max_error_deg is not None else next(
+            (each for each in (PARTICLE_PROBABILITY, "match-score") if each in measures), "expected-error")
         if threshold is not None:
             problems.append("A threshold belongs to one measure, and none was named. Add --measure, one of "
                             f"{', '.join(measures)}.")
@@ -94,7 +127,8 @@ def _chosen_measure(measures: Mapping[str, np.ndarray], name: str, keep_fraction
     return MEASURES[name]
 
 
-def _by_count(measure: Measure, values: np.ndarray, keep_fraction: float | None, keep_count: int | None) -> Selection:
+def _by_count(measure: Measure, values: np.ndarray, keep_fraction: float | None, keep_count: int | None,
+              protected: Judged | None) -> Selection:
     n_finite = int(np.isfinite(values).sum())
     count = keep_count if keep_count is not None else int(round(keep_fraction * len(values)))
     if not 0 < count <= n_finite:
@@ -102,14 +136,22 @@ def _by_count(measure: Measure, values: np.ndarray, keep_fraction: float | None,
         raise InputError(f"The number of particles to keep must be 1 to {n_finite}, those that have a finite "
                          f"{measure.label}; {flag} asks for {count}. Choose another {flag}.")
     # values that are not finite sort last; a stable sort keeps the earlier of equal rows
-    order = np.argsort(-np.where(np.isfinite(values), measure.quality(values), -np.inf), kind="stable")
+    quality = np.where(np.isfinite(values), measure.quality(values), -np.inf)
+    order = np.argsort(-quality, kind="stable")
     is_kept = np.zeros(len(values), dtype=bool)
     is_kept[order[:count]] = True
-    explanation = f"Kept the best {count:,} of {len(values):,} particles by {measure.label}."
+    explanation = f"Kept the best {count:,} of {len(values):,} particles by {measure.label}"
+    if protected is not None:
+        is_best, is_kept = is_kept, protected_best(quality, protected.cone, protected.is_junk, count)
+        explanation += f", {(is_kept & ~is_best).sum():,} of them to protect the share of their view"
+    explanation += "."
     return _selection(measure, [(measure, values, float(values[order[count - 1]]))], is_kept, explanation)
 
 
-def _by_populations(measure: Measure, values: np.ndarray) -> Selection:
+def _by_populations(measure: Measure, values: np.ndarray, protected: Judged | None) -> Selection:
+    if measure.own_limit is not None:
+        explanation = f"Rejected is what is more likely junk than a particle: a {measure.label} below 0.5."
+        return _by_limits([(measure, values, measure.own_limit)], explanation)
     finite = np.isfinite(values)
     valley = find_valley(measure.quality(measure.scale(values[finite])))
     limit = measure.usual_limit
@@ -117,17 +159,18 @@ def _by_populations(measure: Measure, values: np.ndarray) -> Selection:
         # junk of several kinds is no second hill, but a usual particle does not look like it
         explanation = (f"The {measure.label} shows no two populations; kept is what is not worse than "
                        f"{measure.text(limit)}, which a usual particle hardly ever is.")
-        return _by_limits([(measure, values, limit)], explanation)
+        return _by_limits([(measure, values, limit)], explanation, protected)
     if valley is None:
         explanation = f"The {measure.label} shows one population, so no particle was rejected for it."
         return _by_limits([(measure, values, None)], explanation)
     threshold = float(measure.unscale(measure.quality(valley)))
     explanation = (f"The {measure.label} shows two populations; the border between them is "
                    f"{measure.text(threshold)}.")
-    return _by_limits([(measure, values, threshold)], explanation)
+    return _by_limits([(measure, values, threshold)], explanation, protected)
 
 
-def _by_limits(limits: list[tuple[Measure, np.ndarray, float | None]], explanation: str) -> Selection:
+def _by_limits(limits: list[tuple[Measure, np.ndarray, float | None]], explanation: str,
+               protected: Judged | None = None) -> Selection:
     is_kept = np.ones(len(limits[0][1]), dtype=bool)
     for measure, values, limit in limits:
         is_kept &= np.isfinite(values)
@@ -137,7 +180,45 @@ def _by_limits(limits: list[tuple[Measure, np.ndarray, float | None]], explanati
         best = ", ".join(f"the best {m.label} is {m.text(_best(m, values))}" for m, values, _ in limits)
         raise InputError(f"A selection must keep at least one particle, and this one keeps none; {best}. "
                          "Relax the limit.")
+    if protected is not None:
+        measure, values, _ = limits[0]
+        within, is_kept = is_kept, _restored(is_kept, measure.quality(values), protected)
+        if n_restored := int((is_kept & ~within).sum()):
+            explanation += f" {n_restored:,} particles beyond it were kept to protect the share of their view."
     return _selection(limits[0][0], limits, is_kept, explanation)
+
+
+def _restored(is_kept: np.ndarray, quality: np.ndarray, judged: Judged) -> np.ndarray:
+    """bool (n,): also the best of cones whose share would fall by more than the share of their junk."""
+    is_kept, may_return = is_kept.copy(), ~judged.is_junk & np.isfinite(quality)
+    order = np.argsort(-np.where(np.isfinite(quality), quality, -np.inf), kind="stable")
+    before = -1
+    # what comes back raises the number kept, and so the quotas; they never ask for more than there is
+    while before != (before := int(is_kept.sum())):
+        for cone, quota in enumerate(quotas(judged.cone, judged.is_junk, before)):
+            missing = quota - int((is_kept & (judged.cone == cone)).sum())
+            candidates = order[(judged.cone[order] == cone) & may_return[order] & ~is_kept[order]]
+            is_kept[candidates[:max(missing, 0)]] = True
+    return is_kept
+
+
+def _with_verdicts(selection: Selection, judged: Judged) -> Selection:
+    """With what the images are as reasons, and the shares of views."""
+    reason, rule = selection.reason.astype(object), selection.rule.astype(object)
+    for place, row in enumerate(selection.rejected):
+        if judged.is_junk[row]:
+            reason[place] = rule[place] = str(judged.reason[row])
+        elif rule[place].startswith(_ERRORS) and not rule[place].endswith("not-finite"):
+            reason[place] = rule[place] = AMBIGUOUS if judged.reason[row] == AMBIGUOUS else BEYOND_LIMIT
+    is_kept = np.isin(np.arange(len(judged.reason)), selection.kept)
+    missing = quotas(judged.cone, judged.is_junk, len(selection.kept)) - np.bincount(judged.cone[is_kept],
+                                                                                   minlength=N_CONES)
+    explanation, n_junk = selection.explanation, int(judged.is_junk[selection.kept].sum())
+    if n_junk and selection.measure.name != PARTICLE_PROBABILITY:
+        explanation += (f" {n_junk:,} of those kept are more likely junk; --measure {PARTICLE_PROBABILITY} leaves them "
+                        "out, also with --threshold 0.5 and --max-error-deg together.")
+    return replace(selection, reason=reason.astype(str), rule=rule.astype(str), explanation=explanation,
+                   cones=shares(judged.cone, is_kept, judged.is_junk), n_short=int(missing.clip(0).sum()))
 
 
 def _best(measure: Measure, values: np.ndarray) -> float:
@@ -168,19 +249,27 @@ def _why(limits: list[tuple[Measure, np.ndarray, float | None]], row: int) -> tu
 
 
 def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], particle_id: np.ndarray,
-                    table: ParticleTable, run: RunDirectory) -> None:
+                    table: ParticleTable, run: RunDirectory, judged: Judged | None = None) -> None:
     """Writes ``selected.star`` and ``rejected.star``: the table's rows with all their columns, and every measure.
 
     measures and particle_id: (n,) of the run of predict. Rows are found by particle id, and stay in the table's order;
-    the rejected ones also say why. Raises InputError where the table and the measures are not of the same particles.
+    the rejected ones also say why, and those of ambiguous orientation the other one. ``recentre.star``, where some
+    were rejected as off-centre: these, with the origins that recentre them, to be extracted again. Raises InputError
+    where the table and the measures are not of the same particles.
     """
     row_of = _rows_by_id(table, particle_id)
-    for path, members, more in ((run.selected, selection.kept, {}),
-                                (run.rejected, selection.rejected, {REASON_COLUMN: selection.reason})):
-        order = np.argsort(row_of[members], kind="stable")
-        columns = {MEASURES[name].column: values[members][order] for name, values in measures.items()}
-        columns |= {name: values[order] for name, values in more.items()}
-        save_table(table.subset(row_of[members][order]).with_columns(columns), path)
+    reason = dict(zip(selection.rejected.tolist(), selection.reason.tolist(), strict=True))
+    more = {} if judged is None else alternative_columns(judged, selection.rejected[selection.reason == AMBIGUOUS])
+    for path, rows, is_rejected in ((run.selected, selection.kept, False), (run.rejected, selection.rejected, True)):
+        rows = rows[np.argsort(row_of[rows], kind="stable")]
+        columns = {MEASURES[name].column: values[rows] for name, values in measures.items()}
+        if is_rejected:
+            columns |= {REASON_COLUMN: np.array([reason[row] for row in rows.tolist()], dtype=str)}
+            columns |= {name: values[rows] for name, values in more.items()}
+        save_table(table.subset(row_of[rows]).with_columns(columns), path)
+    if judged is not None and (far := judged.recentrable(selection.rejected)).size:
+        far = far[np.argsort(row_of[far], kind="stable")]
+        save_table(recentred(table.subset(row_of[far]), judged.recentre_shift_angstrom[far]), run.recentre)
 
 
 def _rows_by_id(table: ParticleTable, particle_id: np.ndarray) -> np.ndarray:

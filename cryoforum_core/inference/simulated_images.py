@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..geometry.poses import Poses
 from ..imaging.ctf import CTFParameters, ctf_2d
-from ..imaging.fourier import fft_image, ifft_image, shell_index, shift_phase
+from ..imaging.fourier import displaced_out_of_box, fft_image, ifft_image, shell_index, shift_phase
 from ..imaging.noise import noise_power_spectrum
 from ..matching.model import MatchingModel
 from ..particles.dataset import ParticleBatch
@@ -22,6 +22,8 @@ from .preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
 
 N_NOISE_IMAGES = 256
 MIN_CONTRAST = 0.2
+# a particle that far from the centre may reach the box's edge
+FAR_BOXES = 0.15
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,12 @@ class ImageSource:
         scale = box / volume.box_size_px
         shells = shell_index(box, quaternion.device).clamp_max(len(self.model.amplitude) - 1)
         projections = volume.project(quaternion, box) * self.model.amplitude[shells] * scale ** 2
-        return projections * shift_phase(displacement_px * scale, box)
+        displacement_px = displacement_px * scale
+        images_ft = projections * shift_phase(displacement_px, box)
+        far = displacement_px.norm(dim=-1) > FAR_BOXES * box
+        if far.any():
+            images_ft[far] = displaced_out_of_box(projections[far], displacement_px[far])
+        return images_ft
 
 
 @dataclass(frozen=True, eq=False)

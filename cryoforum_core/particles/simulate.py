@@ -18,7 +18,7 @@ from torch.nn import functional
 from ..config import SimulateConfig
 from ..errors import InputError
 from ..imaging.ctf import CTFParameters, ctf_2d
-from ..imaging.fourier import fft_image, ifft_image, radius_px, shift_phase
+from ..imaging.fourier import displaced_out_of_box, fft_image, ifft_image, radius_px, shift_phase
 from ..imaging.projection import FourierVolume
 from ..imaging.resample import resample_volume
 from ..mrc import StackWriter, read_map, write_map
@@ -125,10 +125,7 @@ class ImageMaker:
         images_ft = projections_ft * shift_phase(displacement_px, self.box_size_px)
         far = torch.from_numpy(np.flatnonzero(is_far)).to(self.device)
         if len(far):
-            margin = self.box_size_px // 2
-            padded = functional.pad(ifft_image(projections_ft[far]), (margin,) * 4)
-            moved = ifft_image(fft_image(padded) * shift_phase(displacement_px[far], 2 * self.box_size_px))
-            images_ft[far] = fft_image(moved[:, margin:-margin, margin:-margin].contiguous())
+            images_ft[far] = displaced_out_of_box(projections_ft[far], displacement_px[far])
         return images_ft
 
 

@@ -1,5 +1,6 @@
 """Examples of particles beside the projections that match them, as predict leaves them in gallery.npz."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ FILE_NAME = "gallery.npz"
 @dataclass(frozen=True, eq=False)
 class Gallery:
     """k examples. ``images`` and ``projections`` (k, B, B) [y, x], protein bright, the projections with the particle's
-    pose, shift and CTF; ``kind`` (k,) best, median or worst; ``match_score`` and ``expected_error_deg`` (k,)."""
+    pose, shift and CTF; ``kind`` (k,) best, median, worst, or a reason of select; ``match_score`` and ``expected_error_deg`` (k,)."""
 
     images: np.ndarray
     projections: np.ndarray
@@ -19,6 +20,11 @@ class Gallery:
     particle_id: np.ndarray
     match_score: np.ndarray
     expected_error_deg: np.ndarray
+
+    def of(self, kinds: Sequence[str]) -> "Gallery":
+        """The examples of some kinds, in the order of the kinds."""
+        rows = np.concatenate([np.flatnonzero(self.kind == kind) for kind in kinds]) if kinds else np.array([], dtype=int)
+        return Gallery(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
 
 
 def read_gallery(path: Path | str) -> Gallery:

@@ -1,11 +1,14 @@
 """The page of a run of select."""
 
+from pathlib import Path
+
 import numpy as np
 
 from ..particles.image_stack import ImageStack, locate_images
 from ..particles.table import ParticleTable
 from . import plots
-from .page import Level, NextStep, Page, Picture, Verdict, beside, command, percent, significant
+from .gallery import FILE_NAME, read_gallery
+from .page import Level, NextStep, Page, Picture, Table, Verdict, beside, command, percent, significant
 from .run_files import RunFiles, angles_deg, column
 from .view_coverage import view_density
 
@@ -13,8 +16,24 @@ _MUCH_REJECTED = 0.4
 _N_EXAMPLES, _EXAMPLES_PER_ROW, _DISPLAY_SIGMA_PX = 20, 10, 1.0
 # a region is lost where it was seen by half of an even share, and less than half of that (or of an even share) is left
 _SEEN_ABOVE, _LOST_BELOW, _LOST_REGION = 0.5, 0.5, 0.01
+_FRACTIONS = ("figure-of-merit", "particle-probability")
 _ERRORS = ("expected-error", "error-bound")
 _EXPECTED_ERROR_COLUMN = "rlnCryoforumExpectedError"
+# what a reason means, and what can be done about it
+_MEANINGS = {
+    "not-a-particle": ("No power above the noise, or power that no particle has: ice, carbon, an edge, an empty image.",
+                       "Nothing: leave it out."),
+    "overlapping-neighbour": ("The particle matches, and there is another one beside it.",
+                              "Leave it out, or mask tightly."),
+    "off-centre": ("Nothing matches at the centre; a particle lies aside.",
+                   "Extract it again with the origins of recentre.star."),
+    "another-object": ("There is something at the centre, but not this molecule in any orientation.",
+                       "Look at a map of these: another state or another molecule?"),
+    "ambiguous-orientation": ("A good match, but another orientation is about as good: no junk.",
+                              "Keep it unless errors must be small; the other orientation is in rejected.star."),
+    "error-beyond-limit": ("A good match whose expected error is above what was asked for.",
+                           "Keep it for a coarser map."),
+}
 
 
 def selection_page(files: RunFiles) -> Page:
@@ -27,7 +46,7 @@ def selection_page(files: RunFiles) -> Page:
              "chosen by": summary["measure"].replace("-", " ")}
     densities = _densities(kept, rejected, files.symmetry)
     return Page("Selection of particles", _verdict(summary, densities), _next_steps(files), facts,
-                tuple(_pictures(summary, kept, rejected, densities)))
+                tuple(_pictures(files, kept, rejected, densities)), _reasons(summary))
 
 
 def _densities(kept: ParticleTable | None, rejected: ParticleTable | None, symmetry: str
@@ -49,6 +68,9 @@ def _verdict(summary: dict, densities: dict[str, np.ndarray] | None) -> Verdict:
     if densities is not None and summary["n_rejected"] and _loses_views(densities):
         level = "caution"
         sentences.append("Some viewing directions lost more than half of their particles; see the maps of views.")
+    if (short := summary.get("n_short_of_view_shares")) is not None and summary["n_rejected"]:
+        sentences.append("No view cone's share fell by more than the share of junk found in it." if short == 0 else
+                         f"View cones miss {short:,} particles that only their view's share would have kept.")
     return Verdict(level, tuple(sentences))
 
 
@@ -69,12 +91,52 @@ def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
     return tuple(steps)
 
 
-def _pictures(summary: dict, kept: ParticleTable | None, rejected: ParticleTable | None,
+def _reasons(summary: dict) -> tuple[Table, ...]:
+    named = {name: count for name, count in summary["reasons"].items() if name in _MEANINGS}
+    if not named:
+        return ()
+    n = summary["n_selected"] + summary["n_rejected"]
+    rows = tuple((name.replace("-", " "), f"{count:,}", percent(count / n), *_MEANINGS[name])
+                 for name, count in sorted(named.items(), key=lambda item: -item[1]))
+    return (Table("Why particles were rejected", "The column rlnCryoforumReason of rejected.star says it of each.",
+                  ("reason", "particles", "of all", "what it means", "what to do"), rows, wide=True),)
+
+
+def _gallery(files: RunFiles) -> list[Picture]:
+    """Rejected images beside the projections at their best poses, by reason; none where predict left no examples."""
+    path = Path(files.config["run"]) / FILE_NAME
+    if not path.is_file():
+        return []
+    gallery = read_gallery(path)
+    examples = gallery.of([name for name in _MEANINGS if files.summary["reasons"].get(name) and name in gallery.kind])
+    if not len(examples.kind):
+        return []
+    titles = [f"{score:.1f}" for score in examples.match_score]
+    pairs = plots.image_pairs(plots.low_passed(examples.images, _DISPLAY_SIGMA_PX), examples.projections, titles,
+                              [name.replace("-", " ") for name in examples.kind])
+    return [Picture("Rejected, by reason", "Examples (upper rows, slightly smoothed) with their match score, above the "
+                    "map's projection at the best pose found for them. They should not be alike, or show something "
+                    "else, too.", pairs, wide=True)]
+
+
+def _cones(summary: dict) -> list[Picture]:
+    cones = summary.get("view_cone_percent")
+    if cones is None or not summary["n_rejected"]:
+        return []
+    before, after = np.array(cones["before"]), np.array(cones["after"])
+    return [Picture("Share of each view cone", "Each point is one of 48 cones of views; on or above the line nothing was "
+                    "lost. Points below it held junk.", plots.scatter(
+                        before, after, "share before (%)", "share after (%)", with_diagonal=True))]
+
+
+def _pictures(files: RunFiles, kept: ParticleTable | None, rejected: ParticleTable | None,
               densities: dict[str, np.ndarray] | None) -> list[Picture]:
+    summary = files.summary
     pictures = _histograms(summary, kept, rejected)
     if len(summary["reasons"]) > 1:
         pictures.append(Picture("Reasons", "How many particles each rule rejected.",
                                 plots.bars(summary["reasons"], "particles rejected")))
+    pictures += [*_cones(summary), *_gallery(files)]
     pictures += [picture for picture in (
         _examples(kept, "Kept", "They should look like the particle, as far as the noise lets it be seen."),
         _examples(rejected, "Rejected", "They should be empty, off-centre, crowded, or of something else."))
@@ -89,11 +151,13 @@ def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTab
     measure, threshold = summary["measure"], summary["threshold"]
     marks = {} if threshold is None else {f"border {significant(threshold)}": threshold}
     label = measure.replace("-", " ") + (" (degrees)" if measure in _ERRORS else "")
-    scale = "log" if measure in _ERRORS else "linear" if measure == "figure-of-merit" else "asinh"
+    scale = "log" if measure in _ERRORS else "linear" if measure in _FRACTIONS else "asinh"
     pictures = []
     if (values := _both(kept, rejected, summary["column"])) is not None:
-        pictures.append(Picture("Kept and rejected", "The border should lie in the valley between two hills; where "
-                                "there is one hill only, it is a matter of taste.",
+        caption = ("Particles are near 1, junk near 0; few should lie between." if measure == "particle-probability" else
+                   "The border should lie in the valley between two hills; where there is one hill only, it is a matter "
+                   "of taste.")
+        pictures.append(Picture("Kept and rejected", caption,
                                 plots.histogram(values, label, marks, x_scale=scale)))
     if measure not in _ERRORS and (values := _both(kept, rejected, _EXPECTED_ERROR_COLUMN)) is not None:
         pictures.append(Picture("Expected errors of both", "What was rejected should lie at the right: its "

@@ -1,0 +1,317 @@
+"""Which images hold no good particle, and why: each is held against images of every kind that are made like the set's.
+
+For a data set and its map, images of particles and of four kinds of junk are simulated with the set's own CTFs, noise and
+box, and matched as the set's images are. What their statistics (``junk_statistics``) look like makes one normal
+distribution for each kind (quadratic discriminant analysis); an image's probability to be a particle is Bayes's rule,
+with the shares of the kinds found by expectation-maximisation on the set itself (Saerens, Latinne and Decaestecker,
+Neural Computation 14, 2002), and the particles' own distribution adapted to the set in the same steps. The width of a
+pose's posterior is no part of it: a good particle in a view that many poses share is no junk.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import JUNK_REASONS
+from ..geometry.rotations import random_quaternions
+from ..imaging.fourier import fft_volume, ifft_volume, shift_phase
+from ..imaging.projection import FourierVolume
+from ..matching.likelihood import MatchingImages
+from ..matching.model import MatchingModel
+from ..matching.refine import RefinedPoses
+from .junk_statistics import STATISTICS, PowerMap
+from .matched_posterior import Belief
+from .matcher import Matcher
+from .preparation import ImagePreparation
+from .simulated_images import ImageSource, SimulatedParticles, particles_like
+from .verdicts import AMBIGUOUS, NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, OVERLAP, PARTICLE
+
+logger = logging.getLogger("cryoforum")
+
+REASONS = (PARTICLE, *JUNK_REASONS)
+
+# fewer have no shares of kinds to find; what is simulated is a quarter of the set, within limits
+MIN_IMAGES, MIN_SIMULATED, MAX_SIMULATED = 60, 180, 900
+RECENTRE_BATCH = 256
+PARTICLE_SHARE = 1 / 3
+# of the box: from the search's limit to where half of a particle is outside the box
+FARTHEST_BOXES = 0.5
+OTHER_CONTRAST = (0.6, 1.4)
+N_ITERATIONS = 20
+# a share that is not ruled out by finding none among so many images
+SMALLEST_SHARE = 1e-3
+# further outside than a normal distribution reaches: neither a particle nor a junk that was simulated
+FAR_OUT = 8.0
+# rivals so far away that they are another orientation, and with so much of the belief that the pose is not determined
+AMBIGUOUS_RAD, AMBIGUOUS_WEIGHT = math.radians(15.0), 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Verdicts:
+    """Of n images: ``reason`` (n,) of ``REASONS`` or ``AMBIGUOUS``, and ``particle_probability`` (n,)."""
+
+    reason: np.ndarray
+    particle_probability: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class KindsOfImages:
+    """Normal distributions of the features of each kind (``REASONS``): ``mean`` (k, s), ``covariance`` (k, s, s),
+    ``share`` (k,) of the set."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    share: np.ndarray
+
+    @classmethod
+    def learn(cls, simulated: list[np.ndarray]) -> "KindsOfImages":
+        """From features (n_k, s) of simulated images of each kind.
+
+        A covariance from few images is drawn towards what all kinds have in common, by s images' weight.
+        """
+        covariances = [np.cov(features, rowvar=False) for features in simulated]
+        common = np.mean(covariances, axis=0)
+        s = len(common)
+        covariance = np.stack([(len(f) * c + s * common) / (len(f) + s) for f, c in zip(simulated, covariances)])
+        share = np.array([0.5] + [0.5 / (len(simulated) - 1)] * (len(simulated) - 1))
+        return cls(np.stack([f.mean(0) for f in simulated]), covariance + 1e-3 * np.eye(s), share)
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Of each kind (n, k) for features (n, s)."""
+        log = np.log(self.share) + np.stack([_log_normal(features, mean, covariance) for mean, covariance
+                                             in zip(self.mean, self.covariance)], axis=1)
+        log -= log.max(1, keepdims=True)
+        return np.exp(log) / np.exp(log).sum(1, keepdims=True)
+
+    def adapted(self, features: np.ndarray, n_simulated: int) -> "KindsOfImages":
+        """With the set's own shares, and with the particles' distribution as the set has it.
+
+        The ``n_simulated`` simulated particles keep their weight; junk's distributions stay as simulated, since a wide
+        one that may move takes particles in.
+        """
+        kinds, own, own_covariance = self, self.mean[0], self.covariance[0]
+        for _ in range(N_ITERATIONS):
+            probability = kinds.probabilities(features)
+            weight = probability[:, 0]
+            total = weight.sum() + n_simulated
+            mean = (weight @ features + n_simulated * own) / total
+            off, moved = features - mean, own - mean
+            covariance = ((weight[:, None] * off).T @ off + n_simulated * (
+                own_covariance + np.outer(moved, moved))) / total
+            share = np.maximum(probability.mean(0), SMALLEST_SHARE)
+            kinds = KindsOfImages(np.concatenate([mean[None], self.mean[1:]]),
+                                  np.concatenate([covariance[None], self.covariance[1:]]), share / share.sum())
+        return kinds
+
+
+def _log_normal(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    factor = np.linalg.cholesky(covariance)
+    distance = np.linalg.solve(factor, (features - mean).T)
+    return -0.5 * (distance ** 2).sum(0) - np.log(np.diag(factor)).sum()
+
+
+def junk_features(statistics: np.ndarray) -> np.ndarray:
+    """Statistics (n, s) on a scale on which kinds are about normal: powers spread by factors once they are large."""
+    return _SCALE * np.arcsinh(np.asarray(statistics, dtype=np.float64) / _SCALE)
+
+
+_SCALE = 3.0
+
+
+def judge(statistics: np.ndarray, simulated: list[np.ndarray]) -> Verdicts:
+    """Verdicts on images by their statistics (n, s), from those of simulated images of each kind (n_k, s)."""
+    features = junk_features(statistics)
+    kinds = KindsOfImages.learn([junk_features(each) for each in simulated]).adapted(features, len(simulated[0]))
+    probability = kinds.probabilities(features)
+    probability[_has_foreign_power(statistics, probability[:, 0])] = np.eye(len(REASONS))[REASONS.index(NOT_A_PARTICLE)]
+    worst = 1 + probability[:, 1:].argmax(1)
+    kind = np.where(probability[:, 0] >= 0.5, 0, worst)
+    return Verdicts(np.array(REASONS)[kind], probability[:, 0].astype(np.float32))
+
+
+def _has_foreign_power(statistics: np.ndarray, particle_probability: np.ndarray) -> np.ndarray:
+    """bool (n,): power at the lowest or highest resolution that no particle has: contamination, an edge, no image."""
+    shells = statistics[:, [STATISTICS.index("low_power"), STATISTICS.index("high_power")]]
+    particles = shells[particle_probability >= 0.5]
+    if not len(particles):
+        return np.zeros(len(shells), dtype=bool)
+    centre = np.median(particles, axis=0)
+    deviation = 1.4826 * np.median(np.abs(particles - centre), axis=0)
+    # in standard deviations of the noise, which no set's spread can be below
+    return (np.abs(shells - centre) > FAR_OUT * np.maximum(deviation, 1)).any(1)
+
+
+# -- the verdicts of a run
+
+VERDICT_ARRAYS = ("reason", "particle_probability", "recentre_shift_angstrom", "alternative_quaternion")
+
+
+def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, images: ImagePreparation, volume: Tensor,
+                   matcher: Matcher, power_map: PowerMap) -> dict[str, np.ndarray]:
+    """What joins the arrays of n matched images (``predict.matched_arrays`` and ``PowerMap.statistics``), those of
+    ``rows`` (n,): ``VERDICT_ARRAYS``. Nothing for fewer than ``MIN_IMAGES``, which are no population.
+
+    volume: the map (b, b, b) of which particles are simulated, at the matching box.
+
+    ``recentre_shift_angstrom`` (n, 2): the origin offset that recentres an off-centre image, else NaN;
+    ``alternative_quaternion`` (n, 4): the other orientation of an ambiguous one, else NaN.
+    """
+    statistics = arrays["junk_statistics"]
+    if len(statistics) < MIN_IMAGES:
+        return {}
+    fit = statistics[:, STATISTICS.index("fit")]
+    good = np.flatnonzero(fit >= np.median(fit))
+    simulation = JunkSimulation(images, volume, matcher.model, power_map, matcher.search,
+                                matcher.contrast_deviation, matcher.seed)
+    pixel = images.pixel_size_angstrom
+    quaternion = torch.from_numpy(arrays["quaternion"][good])
+    displacement_px = torch.from_numpy(-arrays["shift_angstrom"][good] / pixel)
+    n = min(max(len(statistics) // 4, MIN_SIMULATED), MAX_SIMULATED)
+    verdicts = judge(statistics, simulation.statistics(quaternion, displacement_px, n))
+    ambiguous = (verdicts.reason == PARTICLE) & is_ambiguous(arrays["weight"], arrays["rival_angle_rad"])
+    reason = np.where(ambiguous, AMBIGUOUS, verdicts.reason)
+    recentre = np.full((len(reason), 2), np.nan, dtype=np.float32)
+    for some in np.array_split(np.flatnonzero(reason == OFF_CENTRE), len(reason) // RECENTRE_BATCH + 1):
+        if len(some):
+            recentre[some] = -pixel * recentring_px(images, matcher, rows[some], arrays["elsewhere_px"][some])
+    logger.info("Judged by %d simulated images: %s.", n, ", ".join(
+        f"{(reason == name).sum():,} {name}" for name in (*REASONS[1:], AMBIGUOUS)))
+    return {"reason": reason, "particle_probability": verdicts.particle_probability,
+            "recentre_shift_angstrom": recentre,
+            "alternative_quaternion": np.where(ambiguous[:, None], arrays["alternative_quaternion"], np.nan)}
+
+
+def strongest_rival(hypotheses: RefinedPoses, beliefs: Belief) -> Tensor:
+    """The most likely of the hypotheses (n, K, ...) after the first one: quaternions (n, 4); the first where it is alone."""
+    weight = beliefs.weight.clone()
+    weight[:, 0] = 0
+    return hypotheses.quaternion[torch.arange(len(weight), device=weight.device), weight.argmax(1)]
+
+
+def is_ambiguous(weight: np.ndarray, rival_angle_rad: np.ndarray) -> np.ndarray:
+    """bool (n,): another orientation is about as likely. ``weight`` and ``rival_angle_rad`` (n, K) of ``Belief``."""
+    return (weight * (rival_angle_rad > AMBIGUOUS_RAD)).sum(1) >= AMBIGUOUS_WEIGHT
+
+
+def recentring_px(images: ImagePreparation, matcher: Matcher, rows: np.ndarray, roughly_px: np.ndarray) -> np.ndarray:
+    """Displacements (n, 2) of particles far from the centre: a search around ``roughly_px`` (n, 2)."""
+    images_ft, ctf = images.transforms(rows)
+    roughly = torch.from_numpy(roughly_px).to(images_ft.device)
+    centred = images_ft * shift_phase(-roughly, images.box_size_px)
+    found = matcher.search(matcher.model.images(centred, ctf))
+    return (roughly + found.displacement_px[:, 0]).cpu().numpy()
+
+
+# -- images of each kind, like the set's
+
+@dataclass(frozen=True, eq=False)
+class JunkSimulation:
+    """What is needed to make images of every kind like a data set's, and to match them.
+
+    ``volume`` (b, b, b) at the matching box: the particles, which the model's own map need not equal. ``search`` finds the best pose of images that have no right one; what has
+    one is matched from it, which is what a search that succeeds comes to.
+    """
+
+    images: ImagePreparation
+    volume: Tensor
+    model: MatchingModel
+    power_map: PowerMap
+    search: Callable[[MatchingImages], RefinedPoses]
+    contrast_deviation: float
+    seed: int
+
+    def statistics(self, quaternion: Tensor, displacement_px: Tensor, n: int) -> list[np.ndarray]:
+        """Statistics (n_k, s) of about ``n`` images, by ``REASONS``; poses of good particles (m, 4), (m, 2) are drawn
+        from, so that views and centring are the set's own."""
+        generator = torch.Generator().manual_seed(self.seed)
+        model = replace(self.model, volume=_sliced(self.volume, self.model))
+        source = ImageSource.like(self.images, model, self.contrast_deviation, self.seed)
+        results = []
+        for kind, reason in enumerate(REASONS):
+            n_kind = round(n * (PARTICLE_SHARE if kind == 0 else (1 - PARTICLE_SHARE) / (len(REASONS) - 1)))
+            of = torch.randint(len(quaternion), (n_kind,), generator=generator)
+            pose = quaternion[of], displacement_px[of]
+            results.append(self._of_kind(reason, source, *pose, generator))
+        return results
+
+    def _of_kind(self, reason: str, source: ImageSource, quaternion: Tensor, displacement_px: Tensor,
+                 generator: torch.Generator) -> np.ndarray:
+        n, box = len(quaternion), self.model.volume.box_size_px
+        if reason == OFF_CENTRE:
+            displacement_px = _far_displacements(n, self.model.max_displacement_px, box, generator)
+        if reason == OTHER_OBJECT:
+            parts = torch.arange(n).chunk(len(_OBJECT_RADII))
+            return np.concatenate([self._other_object(source, quaternion[part], displacement_px[part], radius, generator)
+                                   for part, radius in zip(parts, _OBJECT_RADII)])
+        simulated = particles_like(source, self.images, quaternion, displacement_px, self._draw(generator))
+        if reason == NOT_A_PARTICLE:
+            simulated = replace(simulated, contrast=torch.zeros_like(simulated.contrast))
+        if reason == OVERLAP:
+            where = _far_displacements(n, self.model.max_displacement_px, box, generator)
+            companion = torch.cat([random_quaternions(n, generator), where], dim=1)
+            simulated = replace(simulated, companion=companion.to(simulated.quaternion))
+        return self._matched(simulated, has_right_pose=reason in (PARTICLE, OVERLAP))
+
+    def _other_object(self, source: ImageSource, quaternion: Tensor, displacement_px: Tensor, radius: float,
+                      generator: torch.Generator) -> np.ndarray:
+        volume = _sliced(random_object(self.volume, radius, generator), self.model)
+        other = replace(source, model=replace(self.model, volume=volume))
+        simulated = particles_like(other, self.images, quaternion, displacement_px, self._draw(generator))
+        low, high = OTHER_CONTRAST
+        factor = low + (high - low) * torch.rand(len(quaternion), generator=generator)
+        simulated = replace(simulated, contrast=simulated.contrast * factor.to(simulated.contrast))
+        return self._matched(simulated, has_right_pose=False)
+
+    def _matched(self, simulated: SimulatedParticles, has_right_pose: bool) -> np.ndarray:
+        transforms = replace(self.images, particles=simulated).transforms(np.arange(len(simulated)))
+        images = self.model.images(*transforms)
+        poses = self.model.refine_from(images, simulated.quaternion[:, None], simulated.displacement_px[:, None]
+                                       ) if has_right_pose else self.search(images)
+        return self.power_map.statistics(images, poses[:, 0])["junk_statistics"].cpu().numpy()
+
+    @staticmethod
+    def _draw(generator: torch.Generator) -> int:
+        return int(torch.randint(2**31, (), generator=generator))
+
+
+def _sliced(volume: Tensor, model: MatchingModel) -> FourierVolume:
+    return FourierVolume.from_real(volume, max_radius_px=model.max_radius_px + 1)
+
+
+# of the map's radius: what is taken for a particle is about as large as one
+_OBJECT_RADII = (0.6, 0.8, 1.0, 1.2)
+
+
+def random_object(volume: Tensor, radius: float, generator: torch.Generator) -> Tensor:
+    """An object of chance (b, b, b) with the map's power in each shell, ``radius`` times as large as the map."""
+    box = len(volume)
+    axis = torch.arange(box, device=volume.device) - box // 2
+    squared = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis ** 2).float()
+    weight = volume.clamp_min(0)
+    # a Gaussian of the map's own second moment in each direction
+    variance = float((weight * squared).sum() / weight.sum()) / 3 * radius ** 2
+    noise = torch.randn(box, box, box, generator=generator).to(volume.device)
+    noise_ft = fft_volume(noise * torch.exp(-squared / (2 * variance)))
+    k = torch.fft.fftfreq(box, 1 / box, device=volume.device)
+    shells = (k[:, None, None] ** 2 + k[:, None] ** 2 + k[:box // 2 + 1] ** 2).sqrt().round().long()
+
+    def shell_power(values: Tensor) -> Tensor:
+        sums = torch.zeros(int(shells.max()) + 1, device=volume.device)
+        return sums.index_add(0, shells.flatten(), values.abs().square().flatten())
+
+    factor = (shell_power(fft_volume(volume)) / shell_power(noise_ft).clamp_min(1e-20)).sqrt()
+    return ifft_volume(noise_ft * factor[shells])
+
+
+def _far_displacements(n: int, nearest_px: float, box_size_px: int, generator: torch.Generator) -> Tensor:
+    """Displacements (n, 2) spread evenly over the ring from the search's limit to the box's edge."""
+    # as far from the limit again as a pose at the limit can be told from one within
+    inner, outer = 1.5 * nearest_px, max(FARTHEST_BOXES * box_size_px, 2 * nearest_px)
+    radius = (inner ** 2 + (outer ** 2 - inner ** 2) * torch.rand(n, generator=generator)).sqrt()
+    angle = 2 * math.pi * torch.rand(n, generator=generator)
+    return radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=-1)

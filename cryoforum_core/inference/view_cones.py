@@ -1,0 +1,54 @@
+"""Cones of viewing directions, and how many of each a selection must keep so that no view is lost with the junk."""
+
+import numpy as np
+
+N_CONES = 48
+
+
+def view_cones(directions: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Which of ``N_CONES`` even cones (n,) each viewing direction (n, 3) lies in.
+
+    ``matrices`` (G, 3, 3) of the point group: equivalent views share a cone, the first of those that they lie in.
+    """
+    equivalents = np.einsum("ni,gij->ngj", directions, matrices)
+    return (equivalents @ _axes().T).argmax(-1).min(-1)
+
+
+def _axes() -> np.ndarray:
+    """Directions (N_CONES, 3) spread evenly over the sphere (Fibonacci lattice)."""
+    index = np.arange(N_CONES) + 0.5
+    height = 1 - 2 * index / N_CONES
+    angle = np.pi * (1 + 5 ** 0.5) * index
+    flat = np.sqrt(1 - height ** 2)
+    return np.stack([flat * np.cos(angle), flat * np.sin(angle), height], axis=-1)
+
+
+def quotas(cone: np.ndarray, is_junk: np.ndarray, n_kept: int) -> np.ndarray:
+    """How many particles each cone must have (N_CONES,) among ``n_kept`` of n, so that its share falls by no more than
+    the share of junk in it: ``n_kept x (its particles that are no junk) / n``, rounded down."""
+    good = np.bincount(cone[~is_junk], minlength=N_CONES)
+    return n_kept * good // len(cone)
+
+
+def protected_best(quality: np.ndarray, cone: np.ndarray, is_junk: np.ndarray, n_kept: int) -> np.ndarray:
+    """bool (n,): the ``n_kept`` best by ``quality`` (n,), once each cone's best have filled its quota.
+
+    Of equal values the earlier rows; quality that is not finite must be -inf.
+    """
+    order = np.argsort(-quality, kind="stable")
+    is_kept = np.zeros(len(quality), dtype=bool)
+    for this, quota in enumerate(quotas(cone, is_junk, n_kept)):
+        members = order[(cone[order] == this) & ~is_junk[order] & np.isfinite(quality[order])]
+        is_kept[members[:quota]] = True
+    rest = order[~is_kept[order]]
+    is_kept[rest[:n_kept - is_kept.sum()]] = True
+    return is_kept
+
+
+def shares(cone: np.ndarray, is_kept: np.ndarray, is_junk: np.ndarray) -> dict[str, list[float]]:
+    """Of each cone, in percent: its share ``before`` and ``after``, and the share of ``junk`` in it."""
+    before, after = np.bincount(cone, minlength=N_CONES), np.bincount(cone[is_kept], minlength=N_CONES)
+    junk = np.bincount(cone[is_junk], minlength=N_CONES)
+    return {"before": (100 * before / max(before.sum(), 1)).round(3).tolist(),
+            "after": (100 * after / max(after.sum(), 1)).round(3).tolist(),
+            "junk": (100 * junk / np.maximum(before, 1)).round(3).tolist()}
