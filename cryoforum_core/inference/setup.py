@@ -18,6 +18,7 @@ from ..particles.image_state import ImageState, determine_image_state
 from ..particles.preprocess import PreprocessSettings
 from .predict import PredictionSetup
 from .preparation import ImagePreparation, matching_map
+from .training_set import doubts
 
 logger = logging.getLogger("cryoforum")
 
@@ -69,9 +70,10 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
         group = own_group
     box_size_px = particles.box_size_px if volume is None else len(volume)
     images = ImagePreparation(particles, state, box_size_px, device, settings)
+    symmetry = normalise_name(config.symmetry or metadata.symmetry)
     return PredictionSetup(partial(network.predict, group=own_group), images,
-                           None if volume is None else volume.to(device), group,
-                           normalise_name(config.symmetry or metadata.symmetry))
+                           None if volume is None else volume.to(device), group, symmetry,
+                           doubts(metadata, images, symmetry, config.seed))
 
 
 def _map_to_match(config: PredictConfig, own_reference: Path | None, particles: Particles) -> Tensor:
