@@ -56,7 +56,9 @@ def main() -> None:
     finished = {(one["kind"], one["trial"]) for one in done}
     main_kinds, more = list(KINDS)[:MAIN_KINDS], list(KINDS)[MAIN_KINDS:]
     plan = [(kind, trial) for trial in range(options.trials) for kind in main_kinds]
-    plan += [(kind, trial) for trial in range(options.trials // 4) for kind in more]
+    for trial in range(options.trials // 4):
+        place = len(main_kinds) * 3 * (trial + 1) + len(more) * trial
+        plan[place:place] = [(kind, trial) for kind in more]
     for kind, trial in plan:
         if (kind, trial) not in finished and time.monotonic() - start < 60 * options.minutes:
             done.append(run_trial(kind, trial, options))
@@ -109,10 +111,10 @@ def make_set(kind: str, trial: int, own: Path, snr: float, folder: Path, options
     if kind == "pixel size off by 5 %":
         return particles, {"pixel_size_angstrom": pixel_size_angstrom * (1.05 if trial % 2 else 1 / 1.05)}
     if kind.startswith("inverted"):
-        change_images(particles, lambda images, ctf: -images)
+        particles = change_images(particles, lambda images, ctf: -images)
         return particles, {} if kind.endswith("auto") else {"contrast": "bright"}
     if kind.startswith("phases"):
-        change_images(particles, flip)
+        particles = change_images(particles, flip)
         return particles, {} if kind.endswith("auto") else {"ctf_state": "raw"}
     if kind == "matched, map low-passed":
         volume = torch.from_numpy(read_map(own)[0])
@@ -134,11 +136,15 @@ def at_size_of(other: Path, own: Path, folder: Path) -> Path:
     return folder / "other.mrc"
 
 
-def change_images(star: Path, change) -> None:
+def change_images(star: Path, change) -> Path:
+    """The set with other images, in files beside it."""
     particles = load_particles(star)
     images = particles.images(np.arange(len(particles)))
     ctf = ctf_2d(particles.ctf, particles.box_size_px, particles.pixel_size_angstrom)
-    write_stack(star.with_suffix(".mrcs"), change(images, ctf).numpy(), particles.pixel_size_angstrom)
+    changed = star.with_name("changed.star")
+    write_stack(changed.with_suffix(".mrcs"), change(images, ctf).numpy(), particles.pixel_size_angstrom)
+    changed.write_text(star.read_text().replace("particles.mrcs", "changed.mrcs"))
+    return changed
 
 
 def flip(images: torch.Tensor, ctf: torch.Tensor) -> torch.Tensor:

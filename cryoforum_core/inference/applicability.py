@@ -2,8 +2,8 @@
 
 What the map gains in a sample of the images is compared with what it would gain in images that it made itself (the
 promise) and with what a scrambled map gains (chance): the right map keeps its promise, another molecule's is as good as
-chance. Where it does not, the same images are matched under other assumptions (contrast, CTF, pixel size, hand); one
-that keeps the promise is the cause.
+chance. Where it does not, the same images are matched under other assumptions (contrast, CTF, pixel size); one
+that keeps the promise is the cause. The hand cannot be told: a map and its mirror image have the same projections.
 """
 
 import logging
@@ -23,16 +23,17 @@ from .preparation import ImagePreparation
 
 logger = logging.getLogger("cryoforum")
 
-Cause = Literal["none", "noise-only", "contrast", "ctf-state", "pixel-size", "hand", "another-molecule", "poses",
+Cause = Literal["none", "noise-only", "contrast", "ctf-state", "pixel-size", "another-molecule", "poses",
                 "symmetry"]
 
-N_SAMPLE, N_FOR_EXCESS = 96, 512
+# the larger sample where the smaller one cannot tell
+N_SAMPLE, N_LARGEST_SAMPLE, N_FOR_EXCESS = 96, 512, 512
 # The share of its promise that a map keeps, chance taken away: right maps 0.89 to 1.08, other molecules of the same size
 # -0.03 to 0.01 (30S and 70S ribosomes, SNR 0.1).
 KEPT_PROMISE_ABOVE = 0.5
-# in standard deviations of a mean over the sample: by chance once in 3 million sets
-SIGNIFICANT = 5.0
-# power within the particle's circle above that in the corners; noise alone reaches 4 once in 30,000 sets
+# in standard deviations of a mean over the sample: by chance once in 30,000 sets
+SIGNIFICANT = 4.0
+# power within the particle's circle above that in the corners, as significant
 EXCESS_ABOVE = 4.0
 PIXEL_SIZE_TOLERANCE = 0.025
 PIXEL_SIZE_FACTORS = (0.9, 0.95, 1.0, 1.05, 1.1)
@@ -64,8 +65,14 @@ def judge(images: ImagePreparation, volume: Tensor, group: Tensor, max_radius_px
     excess = excess_z(images, np.sort(draw[:N_FOR_EXCESS]))
     if excess < EXCESS_ABOVE:
         return Applicability(False, "noise-only", _NOISE_ONLY, {"signal_excess_z": excess})
-    sample = SampleMatching(images, np.sort(draw[:N_SAMPLE]), volume, group, max_radius_px, max_displacement_px, seed)
-    return _Judgement(sample, excess).verdict()
+
+    def judgement(n: int) -> _Judgement:
+        sample = SampleMatching(images, np.sort(draw[:n]), volume, group, max_radius_px, max_displacement_px, seed)
+        return _Judgement(sample, excess)
+
+    first = judgement(N_SAMPLE)
+    wanted = min(first.images_wanted(), len(draw), N_LARGEST_SAMPLE)
+    return (judgement(wanted) if wanted > 1.2 * len(first.sample.rows) else first).verdict()
 
 
 _NOISE_ONLY = ("the images hold no more power where the particle should be than in their corners: noise only, or a box "
@@ -130,10 +137,17 @@ class _Judgement:
         self.figures = {"signal_excess_z": excess, "promise_kept": self.kept(self.stated),
                         "promise_significance": _apart(self.promised, self.chance)}
 
+    def images_wanted(self) -> int:
+        """As many as tell the map from a scrambled one, with some to spare."""
+        significance_of_promise = max(self.figures["promise_significance"], 1.0)
+        return math.ceil(len(self.sample.rows) * (2 * SIGNIFICANT / significance_of_promise) ** 2)
+
     def kept(self, gain: Gain) -> float:
         """The share of its promise that the map keeps: 1 for the right map, 0 for chance."""
         chance = _typical(self.chance)
-        return (_typical(gain) - chance) / max(_typical(self.promised) - chance, 1e-6)
+        # a promise no better than chance is none that could be kept or broken
+        promise = max(_typical(self.promised) - chance, 0.01 * abs(chance), 1e-6)
+        return (_typical(gain) - chance) / promise
 
     def verdict(self) -> Applicability:
         broken = self.kept(self.stated) < KEPT_PROMISE_ABOVE and _apart(self.promised, self.stated) > SIGNIFICANT
@@ -155,9 +169,6 @@ class _Judgement:
             gain = self.sample.gain(Assumption(stated, factor))
             if self._is_kept(gain):
                 return self._pixel_size(gain.poses)
-        if self._is_kept(self.sample.mirrored_gain()):
-            return Applicability(False, "hand", "the images show the mirror image of the map. Mirror the map "
-                                 "(relion_image_handler --invert_hand), and train a network for it")
         return Applicability(False, "another-molecule", self._another_molecule())
 
     def _is_kept(self, gain: Gain) -> bool:
@@ -165,8 +176,8 @@ class _Judgement:
 
     def _another_molecule(self) -> str:
         return (f"the images hold particles, and the map explains {100 * max(self.kept(self.stated), 0):.0f} % of what "
-                "it would if they were its own (chance taken away); no other contrast, CTF state, pixel size or hand "
-                "does better: another molecule, or mostly junk. Train a network for these particles, or look at the "
+                "it would if they were its own (chance taken away); no other contrast, CTF state or pixel size does "
+                "better: another molecule, or mostly junk. Train a network for these particles, or look at the "
                 "pictures of particles in the report and clean the set")
 
     def _is_better(self, gain: Gain, than: Gain) -> bool:

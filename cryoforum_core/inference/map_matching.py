@@ -24,7 +24,6 @@ from ..imaging.fourier import (
 )
 from ..imaging.masks import soft_sphere
 from ..imaging.noise import noise_power_spectrum
-from ..imaging.volume_frame import mirror_volume
 from ..matching.likelihood import MatchingImages, amplitude_from_power, predicted
 from ..matching.model import MatchingModel, SearchGrid
 from ..matching.refine import RefinedPoses, refine
@@ -114,14 +113,7 @@ class SampleMatching:
 
     def chance_gain(self) -> Gain:
         """Of a map that has this one's spectrum and outline, and another structure, in the same images."""
-        return self._gain_of(scrambled(self.volume, self.seed))
-
-    def mirrored_gain(self) -> Gain:
-        """Of the map's other hand."""
-        return self._gain_of(mirror_volume(self.volume))
-
-    def _gain_of(self, volume: Tensor) -> Gain:
-        model = self._searched(self._model(volume, self.max_radius_px))
+        model = self._searched(self._model(scrambled(self.volume, self.seed), self.max_radius_px))
         return self._search(SearchGrid.build(model, SEARCH_STEP_DEG, SEARCH_RADIUS_PX), model, self.images_ft, self.ctf)
 
     def gain(self, assumption: Assumption) -> Gain:

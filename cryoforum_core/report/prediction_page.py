@@ -33,7 +33,6 @@ _ALARM_TITLES = {
     "contrast": "The contrast of these images is the other one",
     "ctf-state": "The state of these images' CTF is another one",
     "pixel-size": "A pixel size is wrong",
-    "hand": "The map has the wrong hand",
     "another-molecule": "These are not the particles of this model",
     "symmetry": "The map has not this symmetry",
     "poses": "The orientations found do not fit the images",

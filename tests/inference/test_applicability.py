@@ -119,12 +119,6 @@ def test_flipped_phases_taken_as_raw_are_named(verdict, images):
     assert raw.cause == "ctf-state" and "--ctf-state raw" in raw.reason
 
 
-def test_the_other_hand_is_named(verdict, images, folder):
-    mirrored = torch.roll(torch.flip(blobs(), (0,)), 1, 0)
-    cf.write_map(folder / "mirrored.mrc", mirrored.numpy(), PIXEL)
-    assert verdict(images(), reference=folder / "mirrored.mrc").cause == "hand"
-
-
 @pytest.mark.parametrize("noise", ["white", "coloured"])
 def test_noise_only(verdict, images, noise):
     found = verdict(images(f"{noise} noise", snr=1e-6, noise=noise))

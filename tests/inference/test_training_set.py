@@ -48,7 +48,7 @@ def test_what_differs_from_the_training_is_said(simulated, network, tmp_path):
         return prediction_setup(config, cf.load_particles(particles, config), torch.device("cpu")).doubts
 
     assert doubts(simulated("white")) == ()
-    size, = doubts(simulated("white"), pixel_size_angstrom=4.8)
+    size, = doubts(simulated("white"), pixel_size_angstrom=4.7)
     assert "32 px of 5 A" in size
     assert any("another spectrum" in text for text in doubts(simulated("coloured")))
     assert any("symmetry c1, and c2" in text for text in doubts(simulated("white"), symmetry="c2"))
@@ -60,7 +60,7 @@ def test_checkpoints_of_before_are_not_compared_with(simulated, network, tmp_pat
     old = {name: value for name, value in json.loads(now).items() if name != "images"} | {"format": 1}
     metadata.write_text(json.dumps(old))
     try:
-        config = cf.PredictConfig(out=tmp_path / "run", particles=simulated("white"), model=network, pixel_size_angstrom=4.8)
+        config = cf.PredictConfig(out=tmp_path / "run", particles=simulated("white"), model=network, pixel_size_angstrom=4.7)
         setup = prediction_setup(config, cf.load_particles(simulated("white"), config), torch.device("cpu"))
     finally:
         metadata.write_text(now)
