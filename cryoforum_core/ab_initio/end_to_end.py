@@ -32,6 +32,7 @@ from ..model.encoder import MIN_BOX_SIZE_PX
 from ..model.fourier_volume import LearnableVolume
 from ..model.network import NetworkConfig, OrientationNetwork
 from ..mrc import write_map
+from ..particles.image_state import images_of
 from ..particles.image_stack import save_table
 from ..particles.preprocess import PreprocessSettings
 from ..run_directory import RunDirectory, atomic_path
@@ -510,5 +511,5 @@ def _save(setup: EndToEndSetup, run: RunDirectory, network: OrientationNetwork, 
           summary: dict) -> None:
     save_checkpoint(run.checkpoint, network, CheckpointMetadata(
         network=network.config, symmetry=setup.plan.symmetry, preprocessing=setup.views.settings.to_dict(),
-        noise_spectrum=None if image_model is None else image_model.noise_spectrum.tolist(),
+        images=images_of(setup.plan.particles, setup.plan.state), noise_spectrum=None if image_model is None else image_model.noise_spectrum.tolist(),
         signal_scale=None if image_model is None else image_model.signal_scale, training=summary, reference=run.map))

@@ -77,6 +77,14 @@ def symmetry_frame(volume: Tensor, group: Tensor, max_radius_px: float = 10.0, s
     return SymmetryFrame(rotation, -(quaternion_to_matrix(rotation).T @ centre_px), float(score))
 
 
+@torch.no_grad()
+def symmetry_score(transform: FourierVolume, group: Tensor, max_radius_px: float = 10.0, seed: int = 0) -> float:
+    """How symmetric a map is under ``group`` (G, 4) in its own frame and about its centre D // 2: 1 for a symmetric one."""
+    orbits = _orbits(group.float(), max_radius_px, _N_SAMPLES, torch.Generator().manual_seed(seed))
+    identity = group.new_tensor([[0.0, 0.0, 0.0, 1.0]]).float()
+    return float(_agreement(_samples(transform, identity, orbits))[0])
+
+
 def _search(transform: FourierVolume, group: Tensor, max_radius_px: float, generator: torch.Generator
             ) -> tuple[Tensor, Tensor, Tensor]:
     """Rotation (4,), centre (3,) in the map's own axes and pixels, and score."""

@@ -23,6 +23,7 @@ from ..particles.dataset import Particles
 from ..particles.image_stack import save_table
 from ..progress import Progress
 from ..run_directory import RunDirectory, atomic_path
+from .applicability import Applicability, judge, judge_poses
 from .calibration import Calibration, calibration, evidence_of, simulated_calibration, standardised
 from .error_model import ErrorModel
 from .junk import VERDICT_ARRAYS, strongest_rival, verdict_arrays
@@ -35,17 +36,17 @@ from .matched_posterior import (
     uniform_angles_rad,
 )
 from .matcher import Matcher, Matches, NetworkPoses
+from .measures import MEASURES
 from .preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
 from .simulated_images import ImageSource
 from .verdicts import AMBIGUOUS
+from .training_set import broken_symmetry
 
 logger = logging.getLogger("cryoforum")
 
 # an eighth of the set, within these limits: an exhaustive search of them must not cost more than the prediction
 MIN_CALIBRATION_IMAGES, MAX_CALIBRATION_IMAGES = 64, 256
 SHARD_IMAGES = 2048
-# the map's overall amplitude, regressed on matched images, against the one that the images' power asks for
-MODEL_APPLIES_ABOVE = 0.6
 N_GALLERY = 8
 N_POWER_IMAGES = 64
 
@@ -63,6 +64,8 @@ class PredictionSetup:
     symmetry: str
     labelled: ImagePreparation | None = None
     """particles with known poses, to learn the errors from"""
+    doubts: tuple[str, ...] = ()
+    """what differs from the network's training, in sentences"""
 
     @property
     def pixel_size_angstrom(self) -> float:
@@ -75,9 +78,16 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
 
     Finished parts are kept in ``parts/`` until the end: ``--resume`` goes on after them.
     """
+    for doubt in setup.doubts:
+        logger.warning(doubt)
     start = time.monotonic()
     simulating = None if setup.volume is None else _calibrated_matcher(config, particles, setup)
     matcher = simulating if config.refinement != "none" else None
+    verdict = applicability(config, setup)
+    if matcher is not None and verdict.applies:
+        verdict = judge_poses(verdict, matcher.explained)
+    if not verdict.applies:
+        logger.warning("This model does not apply to these particles (%s): %s.", verdict.cause, verdict.reason)
     parts_directory = run.path / "parts"
     parts_directory.mkdir(exist_ok=True)
     power_map = _power_map(matcher, setup)
@@ -97,10 +107,9 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     for path in parts_directory.iterdir():
         path.unlink()
     parts_directory.rmdir()
-    applies, reason = _applies(matcher)
     return {"n_particles": len(particles), "images_per_second": done / max(seconds, 1e-9),
             "median_expected_error_deg": float(np.median(arrays["expected_error_deg"])),
-            "model_applies": applies, "model_applies_reason": reason, "refinement": config.refinement,
+            **verdict.summary(), **_match_figures(arrays), "model_applies_doubts": list(setup.doubts), "refinement": config.refinement,
             "symmetry": setup.symmetry,
             "searched_fraction": float(arrays["searched"].mean()), "seconds": seconds,
             **(learnt.summary() if learnt is not None else {})}
@@ -138,6 +147,25 @@ def _network_poses(setup: PredictionSetup, rows: np.ndarray) -> NetworkPoses:
                         -estimate.shift_angstrom.float() / setup.pixel_size_angstrom)
 
 
+def _limits_px(config: PredictConfig, setup: PredictionSetup) -> tuple[float, float]:
+    """Finest frequency in cycles per box, and largest displacement in pixels."""
+    box, pixel_size_angstrom = setup.images.box_size_px, setup.pixel_size_angstrom
+    finest = box / 2 - 1
+    if config.resolution_angstrom is not None:
+        finest = min(finest, box * pixel_size_angstrom / config.resolution_angstrom)
+    return finest, (config.max_shift_angstrom or box * pixel_size_angstrom / 8) / pixel_size_angstrom
+
+
+def applicability(config: PredictConfig, setup: PredictionSetup) -> Applicability:
+    """Whether the map applies to the particles, before any of their poses is predicted."""
+    if setup.volume is None:
+        return Applicability(True, "none", "not judged: the network alone was used, without matching to a map")
+    broken = broken_symmetry(setup.volume, setup.group, setup.symmetry)
+    if broken is not None:
+        return Applicability(False, "symmetry", broken)
+    return judge(setup.images, setup.volume, setup.group, *_limits_px(config, setup), config.seed)
+
+
 def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: PredictionSetup) -> Matcher:
     n_sample = min(max(len(particles) // 8, MIN_CALIBRATION_IMAGES), MAX_CALIBRATION_IMAGES)
     # a stream of its own: a simulated set may have drawn its junk from the same seed
@@ -146,12 +174,8 @@ def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: Pred
     images_ft, ctf = setup.images.transforms(rows)
     box, pixel_size_angstrom = setup.images.box_size_px, setup.pixel_size_angstrom
     spectrum = noise_power_spectrum(ifft_image(images_ft), BACKGROUND_RADIUS_FRACTION * box)
-    max_shift_angstrom = config.max_shift_angstrom or box * pixel_size_angstrom / 8
-    finest = box / 2 - 1
-    if config.resolution_angstrom is not None:
-        finest = min(finest, box * pixel_size_angstrom / config.resolution_angstrom)
-    model = MatchingModel.estimate(setup.volume, images_ft, ctf, spectrum, setup.group, finest,
-                                   max_shift_angstrom / pixel_size_angstrom)
+    finest, max_shift_px = _limits_px(config, setup)
+    model = MatchingModel.estimate(setup.volume, images_ft, ctf, spectrum, setup.group, finest, max_shift_px)
     # the network alone is not asked for poses here: images are simulated with the contrast that matches show
     matcher = Matcher(model, adaptive=config.refinement != "local", seed=config.seed)
     matcher.calibrate(images_ft, ctf, _network_poses(setup, rows))
@@ -305,14 +329,14 @@ def pose_columns(particles: Particles, poses: Poses) -> dict[str, np.ndarray]:
     return columns | dict(zip(names, poses.shift_angstrom.numpy().T / unit))
 
 
-def _applies(matcher: Matcher | None) -> tuple[bool, str]:
-    if matcher is None:
-        return True, "not judged: the network alone was used, without matching to a map"
-    figure = f"the matched map explains {100 * matcher.explained:.0f} % of the signal's amplitude in the images"
-    if matcher.explained < MODEL_APPLIES_ABOVE:
-        return False, (f"{figure}, less than {100 * MODEL_APPLIES_ABOVE:.0f} %: another molecule, mostly junk, wrong "
-                       "pixel size or CTF")
-    return True, figure
+def _match_figures(arrays: dict[str, np.ndarray]) -> dict[str, float]:
+    """Distribution of the fit over the whole set, which is 0 with deviation 1 for what the model promises."""
+    fit, score = arrays["fit"], arrays["match_score"]
+    if not np.isfinite(score).any():
+        return {}
+    low, median, high = np.percentile(fit, [16, 50, 84])
+    return {"fit_median": float(median), "fit_deviation": float(high - low) / 2,
+            "poor_match_fraction": float((score < MEASURES["match-score"].usual_limit).mean())}
 
 
 def _gallery_rows(score: np.ndarray, reason: np.ndarray | None) -> Iterator[tuple[str, int]]:

@@ -20,6 +20,7 @@ from ..particles.preprocess import PreprocessSettings
 from .calibration import MIN_LABELLED
 from .predict import PredictionSetup
 from .preparation import ImagePreparation, matching_map
+from .training_set import doubts
 
 logger = logging.getLogger("cryoforum")
 
@@ -77,9 +78,10 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
     images = ImagePreparation(particles, state, box_size_px, device, settings)
     if labelled is not None:
         labelled = replace(images, particles=labelled, state=checked_image_state(labelled, config))
+    symmetry = normalise_name(config.symmetry or metadata.symmetry)
     return PredictionSetup(partial(network.predict, group=own_group), images,
-                           None if volume is None else volume.to(device), group,
-                           normalise_name(config.symmetry or metadata.symmetry), labelled)
+                           None if volume is None else volume.to(device), group, symmetry, labelled,
+                           doubts(metadata, images, symmetry, config.seed))
 
 
 def _labelled(config: PredictConfig, particles: Particles) -> Particles:

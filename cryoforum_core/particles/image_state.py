@@ -59,6 +59,12 @@ class ImageState:
         return cls(**values)
 
 
+def images_of(particles: Particles, state: ImageState) -> dict[str, int | float | str]:
+    """What a checkpoint keeps of the images a network was trained for."""
+    return {"box_size_px": particles.box_size_px, "pixel_size_angstrom": particles.pixel_size_angstrom,
+            **state.to_dict()}
+
+
 def determine_image_state(particles: Particles, image_input: ImageInputConfig, n_sample: int = 2000, seed: int = 0
                           ) -> ImageState:
     """The state as set in ``image_input``, else as the table says, else as measured on ``n_sample`` images.

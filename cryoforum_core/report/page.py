@@ -22,6 +22,14 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """What makes the results worthless as they are, and what to do; the first thing on the page."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
 class NextStep:
     """What to do next, and the command line that does it."""
 
@@ -63,6 +71,7 @@ class Page:
     pictures: tuple[Picture, ...]
     tables: tuple[Table, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
+    alarm: Alarm | None = None
 
 
 def command(job: str, **options: object) -> str:

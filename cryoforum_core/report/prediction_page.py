@@ -7,6 +7,7 @@ from . import plots
 from .error_pictures import error_picture, expected_against_true, shift_error_picture
 from .gallery import FILE_NAME, Gallery, read_gallery
 from .page import (
+    Alarm,
     NextStep,
     Page,
     Picture,
@@ -28,6 +29,15 @@ _UNEVEN_ABOVE = 0.05
 # fewer particles leave gaps by chance
 _MIN_FOR_COVERAGE = 200
 _DISPLAY_SIGMA_PX = 1.0
+_ALARM_TITLES = {
+    "noise-only": "There are no particles in these images",
+    "contrast": "The contrast of these images is the other one",
+    "ctf-state": "The state of these images' CTF is another one",
+    "pixel-size": "A pixel size is wrong",
+    "another-molecule": "These are not the particles of this model",
+    "symmetry": "The map has not this symmetry",
+    "poses": "The orientations found do not fit the images",
+}
 
 
 def prediction_page(files: RunFiles, truth: dict[str, np.ndarray] | None = None) -> Page:
@@ -50,8 +60,18 @@ def prediction_page(files: RunFiles, truth: dict[str, np.ndarray] | None = None)
         pictures = [error_picture(truth["error_deg"], truth["is_junk"]),
                     expected_against_true(expected, truth["error_deg"], truth["is_junk"]),
                     shift_error_picture(truth["shift_error_angstrom"], truth["is_junk"]), *pictures]
-    return Page("Orientations of particles", _verdict(files, posterior, density, truth), _next_steps(files), facts,
-                tuple(pictures), tuple(tables))
+    alarm = _alarm(files)
+    return Page("Orientations of particles", _verdict(files, posterior, density, truth),
+                () if alarm else _next_steps(files), facts, tuple(pictures), tuple(tables),
+                notes=tuple(files.summary.get("model_applies_doubts", ())), alarm=alarm)
+
+
+def _alarm(files: RunFiles) -> Alarm | None:
+    if files.summary.get("model_applies", True):
+        return None
+    title = _ALARM_TITLES.get(files.summary.get("model_applies_cause"), "This model does not apply to these particles")
+    reason = files.summary.get("model_applies_reason", "").rstrip(".")
+    return Alarm(title, f"{reason[:1].upper()}{reason[1:]}.")
 
 
 def _verdict(files: RunFiles, posterior: dict[str, np.ndarray], density: np.ndarray | None,
@@ -71,8 +91,7 @@ def _verdict(files: RunFiles, posterior: dict[str, np.ndarray], density: np.ndar
                          "image does not tell.")
     if files.summary.get("model_applies") is False:
         level = "poor"
-        reason = files.summary.get("model_applies_reason", "").rstrip(".")
-        sentences.append(f"The model may not apply to these particles: {reason}.")
+        sentences = ["Do not use these orientations before the cause above is removed.", *sentences]
     if truth is not None:
         good = truth["error_deg"][~truth["is_junk"]]
         sentences.append(f"Against the known poses the error is {degrees(np.median(good))} (median) and "

@@ -14,7 +14,7 @@ from ..model.checkpoint import REFERENCE, CheckpointMetadata, save_checkpoint
 from ..model.network import OrientationNetwork
 from ..mrc import write_map
 from ..particles.dataset import Particles
-from ..particles.image_state import ImageState, determine_image_state
+from ..particles.image_state import ImageState, determine_image_state, images_of
 from ..run_directory import RunDirectory
 from .inputs import TrainingInputs, check_inputs
 from .label_map import network_volume
@@ -138,7 +138,7 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
     summary = _summary(plan, result, plan.objective.evaluate(plan.network, plan.validation, as_predicted=True))
     save_checkpoint(run.checkpoint, plan.network, CheckpointMetadata(
         network=plan.inputs.network, symmetry=normalise_name(config.symmetry),
-        preprocessing=plan.inputs.settings.to_dict(), noise_spectrum=plan.image_model.noise_spectrum.tolist(),
+        preprocessing=plan.inputs.settings.to_dict(), images=images_of(plan.views.particles, plan.views.state), noise_spectrum=plan.image_model.noise_spectrum.tolist(),
         signal_scale=plan.image_model.signal_scale, training=summary, reference=run.checkpoint / REFERENCE))
     state_path.unlink()
     return summary

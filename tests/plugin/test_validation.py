@@ -193,3 +193,27 @@ def test_network_whose_files_are_gone(predict, tmp_path):
 
 def test_symmetry_of_predict(predict):
     assert "Unknown symmetry" in predict(symmetry="k3")
+
+
+def test_symmetry_of_predict_must_be_that_of_the_network(predict):
+    assert "trained with symmetry c1, and d2 is asked for" in predict(symmetry="d2")
+    assert predict(symmetry="d2", network={"symmetry": "d2"}) == ""
+    assert predict(symmetry="c1", network={"symmetry": "d2"}) == ""
+
+
+def test_a_network_that_does_not_apply_is_the_first_line_of_the_summary(project, tmp_path):
+    import json
+    from unittest import mock
+
+    from cryoforum.protocols import CryoForumProtPredict
+
+    protocol = project.newProtocol(CryoForumProtPredict, useGpu=False)
+    protocol.outputParticles = object()
+    summary = {"n_particles": 5, "images_per_second": 3.0, "median_expected_error_deg": 2.0, "model_applies": False,
+               "model_applies_cause": "pixel-size", "model_applies_reason": "pixels are of 5 A",
+               "model_applies_doubts": ["Another noise."]}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with mock.patch.object(protocol, "_runDirectory", lambda: str(tmp_path)):
+        lines = protocol._summary()
+    assert "DOES NOT APPLY" in lines[0] and "pixel-size" in lines[0] and "pixels are of 5 A." in lines[0]
+    assert "To check: Another noise." in lines

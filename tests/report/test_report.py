@@ -109,7 +109,8 @@ def test_training_that_learns_by_heart_is_told(tmp_path):
 
 def test_prediction_that_does_not_apply_is_red_with_its_reason(tmp_path):
     page = prediction_page(RunFiles(predict_run(tmp_path / "run", applies=False)[0]))
-    assert page.verdict.level == "poor" and "explains 31 %" in words(page) and "may not apply" in words(page)
+    assert page.verdict.level == "poor" and "explains 3 %" in page.alarm.text and "not the particles" in page.alarm.title
+    assert not page.next_steps
 
 
 def test_uneven_views_are_told(tmp_path):

@@ -108,7 +108,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
     def predictStep(self, options):
         summary = self._runEngine('predict', self._runDirectory(), self._predictOptions(), self._inputFiles())
         if not summary['model_applies']:
-            self.warning('The network may not fit these particles: %s' % summary['model_applies_reason'])
+            self.error('This network does not apply to these particles: %s' % summary['model_applies_reason'])
 
     def createOutputStep(self):
         particles = self.inputParticles.get()
@@ -130,8 +130,16 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         errors += self._validateNetwork(self.inputNetwork.get(),
                                         matchesOwnMap=self.refinement != REFINE_NONE and volume is None)
         if self._symmetry():
-            errors += self._validateSymmetry(self._symmetry())
+            errors += self._validateSymmetry(self._symmetry()) or self._validateNetworkSymmetry()
         return errors
+
+    def _validateNetworkSymmetry(self):
+        """ Problems of the symmetry asked for beside the one the network was trained with. """
+        network = self.inputNetwork.get()
+        if network is None or self._symmetry() in ('c1', (network.getSymmetry() or 'c1').lower()):
+            return []
+        return ['The network was trained with symmetry %s, and %s is asked for. Leave the symmetry empty, give c1, or '
+                'train a network with %s.' % (network.getSymmetry(), self._symmetry(), self._symmetry())]
 
     def _summary(self):
         if not hasattr(self, outputs.outputParticles.name):
@@ -141,7 +149,11 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                  % (summary['n_particles'], REFINEMENTS[self.refinement.get()], summary['images_per_second']),
                  'Median expected error: *%.2f°*' % summary['median_expected_error_deg']]
         if not summary['model_applies']:
-            lines.append('*Warning*: the network may not fit these particles. %s' % summary['model_applies_reason'])
+            # Scipion's summary knows no colours: the alarm is its first line, in bold and with a red sign
+            lines.insert(0, '\U0001F534 *THIS NETWORK DOES NOT APPLY TO THESE PARTICLES (%s)*: %s.'
+                         % (summary.get('model_applies_cause', 'cause unknown'),
+                            summary['model_applies_reason'].rstrip('.')))
+        lines += ['To check: %s' % doubt for doubt in summary.get('model_applies_doubts', [])]
         return lines + self._reportLines(self._runDirectory())
 
     def _methods(self):
