@@ -268,8 +268,9 @@ class SelectConfig(JobConfig):
                      "dispersion-trace", "dispersion-wigner"] = "auto"
     """What to judge particles by; auto is the match score where predict made one, else the expected error."""
     auto: bool = False
-    """Let the measure's distribution decide, as it also does without any criterion: two populations are parted, one
-    is kept whole."""
+    """Let the map decide: half maps of the best fractions by --measure are compared with those of as many particles
+    taken at random, and a fraction is kept only where its map is better; needs the images. Without this, and without
+    a criterion, the measure's distribution decides: two populations are parted, one is kept whole."""
     keep_fraction: Fraction | None = None
     """Keep this fraction, the best."""
     keep_count: PositiveInt | None = None

@@ -240,26 +240,37 @@ def reconstruct(config: ReconstructConfig) -> RunDirectory:
 @_once
 def select(config: SelectConfig) -> RunDirectory:
     """The trustworthy particles and the others: selected.star, rejected.star."""
-    from .inference import selection
+    from .inference import auto_selection, selection
     from .inference.measures import measures_of
+    from .inference.setup import map_selection_setup
     from .particles.table import ParticleTable
     from .report.run_files import RunFiles
 
     predicted = RunDirectory(config.run)
     with _Inputs(config) as inputs:
         inputs.read(_check_is_run_of, predicted, ("predict", "ab-initio"))
-        chosen = None
+        chosen = setup = None
         if predicted.orientation_posterior.is_file():
-            posterior = RunFiles(predicted).posterior()
+            files = RunFiles(predicted)
+            posterior = files.posterior()
             measures = measures_of(posterior)
             table = inputs.read(ParticleTable.read, predicted.particles)
             chosen = inputs.read(selection.select, measures, config.measure, keep_fraction=config.keep_fraction,
                                  keep_count=config.keep_count, threshold=config.threshold,
                                  max_error_deg=config.max_error_deg)
+        if config.auto and chosen is not None and inputs.device is not None:
+            setup = inputs.read(map_selection_setup, predicted, files.symmetry, chosen, measures,
+                                posterior["particle_id"], config.seed, inputs.device)
 
     def work(run: RunDirectory) -> dict:
-        selection.write_selection(chosen, measures, posterior["particle_id"], table, run)
-        return chosen.summary()
+        if not config.auto:
+            selection.write_selection(chosen, measures, posterior["particle_id"], table, run)
+            return chosen.summary()
+        by_map, found = auto_selection.select_by_map(chosen, measures, setup.ranked, setup.maker, setup.is_matched,
+                                                     config.seed)
+        selection.write_selection(by_map, measures, posterior["particle_id"], table, run)
+        auto_selection.write_auto_selection(found, run)
+        return by_map.summary() | {"auto": found.summary()}
 
     return _perform(config, inputs.device, f"particles of {config.run}", work)
 

@@ -46,6 +46,7 @@ class RunDirectory:
         "fsc": "fsc.csv",
         "selected": "selected.star",
         "rejected": "rejected.star",
+        "auto_selection": "auto_selection.csv",
         "truth": "truth.star",
         "report": "report.html",
         "live": "live.html",

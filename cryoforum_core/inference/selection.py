@@ -101,12 +101,16 @@ def _by_count(measure: Measure, values: np.ndarray, keep_fraction: float | None,
         flag = "--keep-count" if keep_count is not None else "--keep-fraction"
         raise InputError(f"The number of particles to keep must be 1 to {n_finite}, those that have a finite "
                          f"{measure.label}; {flag} asks for {count}. Choose another {flag}.")
-    # values that are not finite sort last; a stable sort keeps the earlier of equal rows
-    order = np.argsort(-np.where(np.isfinite(values), measure.quality(values), -np.inf), kind="stable")
+    order = best_first(measure, values)
     is_kept = np.zeros(len(values), dtype=bool)
     is_kept[order[:count]] = True
     explanation = f"Kept the best {count:,} of {len(values):,} particles by {measure.label}."
     return _selection(measure, [(measure, values, float(values[order[count - 1]]))], is_kept, explanation)
+
+
+def best_first(measure: Measure, values: np.ndarray) -> np.ndarray:
+    """Rows (n,) from the best value to the worst; of equal values the earlier row first, what is not finite last."""
+    return np.argsort(-np.where(np.isfinite(values), measure.quality(values), -np.inf), kind="stable")
 
 
 def _by_populations(measure: Measure, values: np.ndarray) -> Selection:
@@ -174,7 +178,7 @@ def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], pa
     measures and particle_id: (n,) of the run of predict. Rows are found by particle id, and stay in the table's order;
     the rejected ones also say why. Raises InputError where the table and the measures are not of the same particles.
     """
-    row_of = _rows_by_id(table, particle_id)
+    row_of = rows_by_id(table, particle_id)
     for path, members, more in ((run.selected, selection.kept, {}),
                                 (run.rejected, selection.rejected, {REASON_COLUMN: selection.reason})):
         order = np.argsort(row_of[members], kind="stable")
@@ -183,7 +187,7 @@ def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], pa
         save_table(table.subset(row_of[members][order]).with_columns(columns), path)
 
 
-def _rows_by_id(table: ParticleTable, particle_id: np.ndarray) -> np.ndarray:
+def rows_by_id(table: ParticleTable, particle_id: np.ndarray) -> np.ndarray:
     """Row of the table for each id (n,)."""
     column = next((column for column in PARTICLE_ID_COLUMNS if column in table.names), None)
     ids = np.arange(1, len(table) + 1) if column is None else table.integers(column)
