@@ -19,47 +19,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..imaging.masks import soft_sphere
-from ..imaging.projection import Reconstructor
-from ..imaging.resolution import fourier_shell_correlation, resolution_angstrom
 from ..particles.dataset import Particles
 from ..progress import Progress
 from ..run_directory import RunDirectory, atomic_path
+from .map_quality import HalfMapMaker, MapQuality
 from .measures import Measure
-from .preparation import ImagePreparation
-from .reconstruct import BATCH_IMAGES, WIENER, half_sets, insert_particles
 from .selection import Selection, best_first, rows_by_id, select
 
 # A random set is some of these groups, each inserted once: 3.4 GB of sums at the largest box.
-N_GROUPS, N_DRAWS, MAX_BOX_PX = 16, 8, 128
+N_GROUPS, N_DRAWS = 16, 8
 MIN_PARTICLES = 10 * N_GROUPS
-# In sixteenths, so that random sets of the same size are whole groups, and a little below all.
+# Between the sizes of random sets, in groups, figures are interpolated: they are smooth.
+RANDOM_SIZES = (8, 10, 12, 14, 15)
 FRACTIONS = (*(m / N_GROUPS for m in range(N_GROUPS // 2, N_GROUPS)), 0.97)
-# standard deviations of what removing as many at random does
-SIGNIFICANCE, TOLERANCE = 3.0, 2.0
+# Standard deviations of what removing as many at random does. Few are enough: of particles that are all alike the best
+# make a map that is worse by ten and more, so what chance lets pass is a choice between maps that are equally good.
+SIGNIFICANCE = 2.0
 # Poses that differ at a radius of 10 cycles per box: 8 pi^2 10^3 rotations, and displacements up to an eighth of the box
 # in steps of box / (2 pi 10). The logarithm makes the choice of 10 a small matter (8: 5.6, 14: 6.0 deviations).
 N_POSES = 8 * math.pi**2 * 10**3 * math.pi * (2 * math.pi * 10 / 8) ** 2
 # The worst sixteenth of particles that are all alike lies 2 deviations, 2 / sqrt(E) of their share, below the mean; it
 # looks no worse than empty images where 1 - 4 / sqrt(E) < sqrt(2 ln M / E): then the half maps cannot tell.
 MAX_DISCOUNT = 0.6
-_LARGEST_FSC = 1 - 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class MapQuality:
-    """What the half maps of a set of particles agree in."""
-
-    fsc: np.ndarray
-    """(B // 2 + 1,) of the masked half maps"""
-    information: float
-    """nats: half the logarithm of 1 + signal-to-noise ratio, summed over the map's independent values"""
-    resolution_angstrom: float
-    """FSC 0.143"""
 
 
 @dataclass(frozen=True)
@@ -106,70 +90,6 @@ class AutoSelection:
                 "resolution_random_angstrom": chosen.random_resolution_angstrom,
                 "information_kept_over_all": chosen.information / self.all.information,
                 "discount_of_empty_images": self.discount}
-
-
-class HalfMapMaker:
-    """Half maps of any part of a set of particles. Sums of disjoint parts add up."""
-
-    def __init__(self, particles: Particles, images: ImagePreparation, group: Tensor, seed: int):
-        self._images = replace(images, box_size_px=min(images.box_size_px, MAX_BOX_PX))
-        self._particles, self._group = particles, group
-        self._halves, _ = half_sets(particles, seed)
-        box = self._images.box_size_px
-        self._mask = soft_sphere(box, 0.45 * box, 0.05 * box, images.device)
-        # a mask takes its share of the noise's power away, and with it of the independent values in a shell
-        self._values_per_shell = _voxels_per_shell(box) * float(self._mask.square().mean()) / len(group)
-
-    @property
-    def n_symmetric(self) -> int:
-        """Rotations of the point group."""
-        return len(self._group)
-
-    def sums(self, rows: np.ndarray, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Sums of ``Reconstructor`` for both half sets of the particles ``rows`` (n,)."""
-        both = []
-        for half in (1, 2):
-            reconstructor = self._reconstructor()
-            of_half = rows[self._halves[rows] == half]
-            for batch in np.array_split(of_half, max(1, -(-len(of_half) // BATCH_IMAGES))):
-                insert_particles(reconstructor, self._particles, batch, self._images.transforms, self._group,
-                                 device=self._images.device)
-                progress.update(len(batch))
-            both.append(reconstructor.sums)
-        return both[0], both[1]
-
-    def quality(self, sums: tuple[Tensor, Tensor]) -> MapQuality:
-        first, second = (self._volume(of_half) * self._mask for of_half in sums)
-        correlation = fourier_shell_correlation(first, second)
-        fsc = correlation.cpu().numpy()
-        box = self._images.box_size_px
-        # log(1 + SNR) / 2 of the whole map, whose SNR is 2 FSC / (1 - FSC), is the inverse hyperbolic tangent of FSC;
-        # where there is no signal its mean is zero
-        shells = slice(1, box // 2)
-        information = (self._values_per_shell * np.arctanh(np.clip(fsc, -_LARGEST_FSC, _LARGEST_FSC)))[shells].sum()
-        return MapQuality(fsc, float(information),
-                          resolution_angstrom(correlation, box, self._images.pixel_size_angstrom))
-
-    def explained(self, quality: MapQuality, n: int) -> float:
-        """E of the average of the n particles that the half maps were made of."""
-        fsc = np.clip(quality.fsc, -_LARGEST_FSC, _LARGEST_FSC)[1:-1]
-        return float((self._values_per_shell[1:-1] * 2 * fsc / (1 - fsc)).sum() / n)
-
-    def _reconstructor(self) -> Reconstructor:
-        box = self._images.box_size_px
-        return Reconstructor(box, max_radius_px=box / 2 - 1, device=self._images.device)
-
-    def _volume(self, sums: Tensor) -> Tensor:
-        reconstructor = self._reconstructor()
-        reconstructor.sums = sums
-        return reconstructor.volume(WIENER)
-
-
-def _voxels_per_shell(box_size_px: int) -> np.ndarray:
-    """Of a transform (B, B, B): (B // 2 + 1,)."""
-    k = np.square(np.fft.fftfreq(box_size_px, 1 / box_size_px))
-    shells = np.sqrt(k[:, None, None] + k[None, :, None] + k).round().astype(int)
-    return np.bincount(shells.ravel())[:box_size_px // 2 + 1]
 
 
 def _added(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -238,21 +158,20 @@ def _best_qualities(maker: HalfMapMaker, ranked: np.ndarray, counts: np.ndarray,
 
 def _random_qualities(maker: HalfMapMaker, rows: np.ndarray, progress: Progress, rng: np.random.Generator
                       ) -> tuple[np.ndarray, list[list[MapQuality]]]:
-    """Sizes of random sets, and for each N_DRAWS qualities: half of the groups and more, less than all.
+    """Numbers of particles in random sets, and for each N_DRAWS qualities.
 
     A draw is an order of the groups, of which the first ones are taken.
     """
     groups = np.array_split(rng.permutation(rows), N_GROUPS)
     sums = [maker.sums(np.sort(group), progress) for group in groups]
-    sizes = range(N_GROUPS // 2, N_GROUPS)
-    qualities: list[list[MapQuality]] = [[] for _ in sizes]
+    qualities: list[list[MapQuality]] = [[] for _ in RANDOM_SIZES]
     for _ in range(N_DRAWS):
         taken = None
         for position, group in enumerate(rng.permutation(N_GROUPS)[:-1], start=1):
             taken = _added(taken, sums[group])
-            if position in sizes:
-                qualities[position - sizes.start].append(maker.quality(taken))
-    return np.array(sizes) * len(rows) / N_GROUPS, qualities
+            if position in RANDOM_SIZES:
+                qualities[RANDOM_SIZES.index(position)].append(maker.quality(taken))
+    return np.array(RANDOM_SIZES) * len(rows) / N_GROUPS, qualities
 
 
 def _discount(explained: float, n_symmetric: int) -> float:
@@ -313,9 +232,11 @@ def _choose(levels: tuple[Level, ...], discount: float, measure: Measure) -> tup
 
 
 def _is_better(level: Level, of_all: Level, discount: float) -> bool:
-    """More information than all, by more than chance gives; and a resolution that is not worse by more than that."""
+    """More information than all, by more than chance gives, and a resolution that is not worse by more than chance and
+    the loss of what empty images add."""
     needed = SIGNIFICANCE * level.random_information_deviation / (1 - discount)
-    tolerance = TOLERANCE * level.random_resolution_deviation_angstrom
+    added_by_empty = discount * (level.random_resolution_angstrom - of_all.resolution_angstrom)
+    tolerance = added_by_empty + SIGNIFICANCE * level.random_resolution_deviation_angstrom
     return (level.information - of_all.information > needed
             and level.resolution_angstrom <= of_all.resolution_angstrom + tolerance)
 

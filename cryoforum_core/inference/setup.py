@@ -21,7 +21,8 @@ from ..particles.image_check import ImageCheck, check_images
 from ..particles.image_state import ImageState, determine_image_state
 from ..particles.preprocess import PreprocessSettings
 from ..run_directory import RunDirectory
-from .auto_selection import HalfMapMaker, ranked_rows
+from .auto_selection import ranked_rows
+from .map_quality import HalfMapMaker
 from .predict import PredictionSetup
 from .preparation import ImagePreparation, matching_map
 from .selection import Selection

@@ -40,14 +40,12 @@ def _map_pictures(files: RunFiles) -> list[Picture]:
     percent_of_all = 100 / levels["random_information"][0]
     information = plots.kept_against_random(
         kept, percent_of_all * levels["information"], percent_of_all * levels["random_information"],
-        percent_of_all * levels["random_information_deviation"], chosen, "particles kept (%)",
-        "information in the map (% of all particles')", best_label)
+        percent_of_all * levels["random_information_deviation"], chosen, "information in the map (% of all particles')",
+        best_label)
     resolution = plots.kept_against_random(
         kept, levels["resolution_angstrom"], levels["random_resolution_angstrom"],
-        levels["random_resolution_deviation_angstrom"], chosen, "particles kept (%)",
-        "half-map resolution (Å)", best_label)
-    resolution.axes[0].invert_yaxis()
-    resolution.axes[0].legend(loc="lower right")
+        levels["random_resolution_deviation_angstrom"], chosen, "half-map resolution (Å)", best_label,
+        lower_is_better=True)
     return [Picture("Information in the map", "Decides what is kept: what the half maps agree in, summed over all "
                     "resolutions, less what empty images add by being matched to a map. Above 100 %, the map is better "
                     "than that of all particles. Bands: one and two standard deviations of random draws.", information),

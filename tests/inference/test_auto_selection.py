@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,8 @@ from cryoforum_core.cli import main
 from cryoforum_core.config import ImageInputConfig, SimulateConfig
 from cryoforum_core.errors import InputError
 from cryoforum_core.geometry.symmetry import symmetry_group
-from cryoforum_core.inference.auto_selection import HalfMapMaker, ranked_rows, select_by_map
+from cryoforum_core.inference.auto_selection import ranked_rows, select_by_map
+from cryoforum_core.inference.map_quality import HalfMapMaker
 from cryoforum_core.inference.selection import REASON_COLUMN, select
 from cryoforum_core.inference.setup import reconstruction_setup
 from cryoforum_core.jobs import simulate
@@ -68,7 +68,6 @@ def chosen_by_map(particles, measures, group=None, is_matched=True, seed=0):
     return select_by_map(suggested, measures, ranked, maker, is_matched, seed)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_junk_goes_and_the_map_is_better_than_after_random_removal(make_set):
     particles, is_junk = make_set(0.2)
     selection, found = chosen_by_map(particles, scores(is_junk))
@@ -183,7 +182,6 @@ def command(*arguments) -> int:
     return stop.value.code
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_select_auto_writes_the_levels_the_reasons_and_the_page(make_set, tmp_path):
     particles, is_junk = make_set(0.2)
     predicted = run_of_predict(tmp_path / "predict", particles, scores(is_junk))
