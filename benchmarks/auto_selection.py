@@ -1,9 +1,9 @@
 """Does choosing by the map keep the right particles? Simulated sets with junk of five kinds, and without.
 
-For each molecule, SNR and junk fraction: simulate, train for half a minute, predict by search, select --auto; then maps of
-all particles, of those kept, and of as many at random (three draws), judged by their half maps and by the true map. With
---poor-reference-particles the images are matched to a map made of so few particles, not to the true one, as they would be
-in practice. Defocus as in EMPIAR-10028 (1 to 2.8 um). Printed: a Markdown table for RESULTS.md.
+For each molecule, SNR and junk fraction: simulate, train for half a minute, predict by search, select --auto; then maps
+of all particles, of those kept, and of as many at random (three draws), judged by their half maps and by the true map.
+With --poor-reference-particles the images are matched to a map made of so few particles, not to the true one, as they
+would be in practice. Defocus as in EMPIAR-10028 (1 to 2.8 um). Printed: a Markdown table for RESULTS.md.
 
     python benchmarks/auto_selection.py --work /tmp/auto --maps 30S.mrc 70S.mrc --n-particles 1200
     python benchmarks/auto_selection.py --work /tmp/auto --maps 30S.mrc --snr 0.05 --poor-reference-particles 300
@@ -38,7 +38,7 @@ DEFOCUS = ("--defocus-min-angstrom", 10_000, "--defocus-max-angstrom", 28_000)
 
 @dataclass(frozen=True)
 class Judged:
-    """A map beside its other half and the true one: resolutions in Angstrom (FSC 0.143 and 0.5), information in nats."""
+    """Resolutions in Angstrom of half maps (FSC 0.143) and against the true map (0.5), where information is in nats."""
 
     half_map_angstrom: float
     true_angstrom: float

@@ -38,8 +38,9 @@ FRACTIONS = (*(m / N_GROUPS for m in range(N_GROUPS // 2, N_GROUPS)), 0.97)
 # Standard deviations of what removing as many at random does. Few are enough: of particles that are all alike the best
 # make a map that is worse by ten and more, so what chance lets pass is a choice between maps that are equally good.
 SIGNIFICANCE = 2.0
-# Poses that differ at a radius of 10 cycles per box: 8 pi^2 10^3 rotations, and displacements up to an eighth of the box
-# in steps of box / (2 pi 10). The logarithm makes the choice of 10 a small matter (8: 5.6, 14: 6.0 deviations).
+# Poses that differ at a radius of 10 cycles per box: 8 pi^2 10^3 rotations, and displacements up to an eighth of the
+# box in steps of box / (2 pi 10). The logarithm makes the choice of 10 a small matter (8: 5.6, 14: 6.0 deviations).
+# Measured: images of noise had shares of 0.22, 0.31, 0.19 and 0.32 where this says 0.26, 0.37, 0.25 and 0.43.
 N_POSES = 8 * math.pi**2 * 10**3 * math.pi * (2 * math.pi * 10 / 8) ** 2
 # The worst sixteenth of particles that are all alike lies 2 deviations, 2 / sqrt(E) of their share, below the mean; it
 # looks no worse than empty images where 1 - 4 / sqrt(E) < sqrt(2 ln M / E): then the half maps cannot tell.
@@ -106,8 +107,8 @@ def ranked_rows(suggested: Selection, measures: Mapping[str, np.ndarray], partic
     values = measures[suggested.measure.name]
     order = best_first(suggested.measure, values)[:int(np.isfinite(values).sum())]
     if len(order) < MIN_PARTICLES:
-        raise InputError(f"--auto needs at least {MIN_PARTICLES} particles, to compare maps of parts of them; there are "
-                         f"{len(order)}. Give --keep-fraction or a threshold, or leave out --auto.")
+        raise InputError(f"--auto needs at least {MIN_PARTICLES} particles, to compare maps of parts of them; there "
+                         f"are {len(order)}. Give --keep-fraction or a threshold, or leave out --auto.")
     return rows_by_id(particles.table, particle_id)[order]
 
 
@@ -222,13 +223,20 @@ def _choose(levels: tuple[Level, ...], discount: float, measure: Measure) -> tup
                         "by the distribution of a measure (without --auto) or by eye.")
     better = [level for level in levels[1:] if _is_better(level, of_all, discount)]
     if not better:
-        return of_all, (f"Do not filter: no fraction of the best particles by {measure.label} makes a map that is better "
-                        "than that of all.")
+        return of_all, (f"Do not filter: no fraction of the best particles by {measure.label} makes a map that is "
+                        "better than that of all.")
     chosen = max(better, key=lambda level: level.information)
-    return chosen, (f"Keep {100 * chosen.kept_fraction:.0f} %: {chosen.gain_angstrom:.2f} ± "
-                    f"{chosen.random_resolution_deviation_angstrom:.2f} Å better than removing as many at random (half "
-                    f"maps of what is kept: {chosen.resolution_angstrom:.2f} Å, of all: {of_all.resolution_angstrom:.2f} "
-                    f"Å, of as many at random: {chosen.random_resolution_angstrom:.2f} Å).")
+    return chosen, _sentence(chosen, of_all, discount)
+
+
+def _sentence(chosen: Level, of_all: Level, discount: float) -> str:
+    more = 100 * (chosen.information / of_all.information - 1)
+    # half maps of all often look finer; nobody should wonder why fewer were kept
+    part = ", to which junk that was matched to the map adds" if discount else ""
+    return (f"Keep {100 * chosen.kept_fraction:.0f} %: {chosen.gain_angstrom:.2f} ± "
+            f"{chosen.random_resolution_deviation_angstrom:.2f} Å better than removing as many at random (half maps: "
+            f"{chosen.resolution_angstrom:.2f} Å against {chosen.random_resolution_angstrom:.2f} Å), with {more:.1f} % "
+            f"more information in the map than that of all particles has ({of_all.resolution_angstrom:.2f} Å{part}).")
 
 
 def _is_better(level: Level, of_all: Level, discount: float) -> bool:

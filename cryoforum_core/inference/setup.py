@@ -71,7 +71,7 @@ def map_selection_setup(run: RunDirectory, symmetry: str, suggested: Selection, 
                         particle_id: np.ndarray, seed: int, device: torch.device) -> MapSelectionSetup:
     """The particles of a finished run with the poses that it found, their images read as it read them.
 
-    measures and particle_id: (n,) of the run. Raises InputError where images or poses are missing, or there are too few.
+    measures and particle_id: (n,) of the run. Raises InputError where images or poses are missing, or too few.
     """
     options = json.loads(run.config.read_text())
     image_input = ImageInputConfig(**{name: options[name] for name in ImageInputConfig.model_fields if name in options})

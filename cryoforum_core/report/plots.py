@@ -119,7 +119,8 @@ def kept_against_random(kept: np.ndarray, best: np.ndarray, random: np.ndarray, 
     axes.plot(kept, best, color=BLUE, marker="o", markersize=3, label=best_label, zorder=3)
     axes.plot(kept, random, color=GREY, label="as many at random")
     for width in (1, 2):
-        axes.fill_between(kept, random - width * deviation, random + width * deviation, color=GREY, alpha=0.2, linewidth=0)
+        reach = width * deviation
+        axes.fill_between(kept, random - reach, random + reach, color=GREY, alpha=0.2, linewidth=0)
     axes.axvline(kept[chosen], color="#111827", linewidth=1, label=f"kept: {kept[chosen]:.0f} %")
     axes.plot(kept[chosen], best[chosen], color=VERMILION, marker="o", markersize=6, linestyle="none", zorder=4)
     axes.set(xlabel="particles kept (%)", ylabel=y_label)

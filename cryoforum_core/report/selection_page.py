@@ -49,8 +49,8 @@ def _map_pictures(files: RunFiles) -> list[Picture]:
     return [Picture("Information in the map", "Decides what is kept: what the half maps agree in, summed over all "
                     "resolutions, less what empty images add by being matched to a map. Above 100 %, the map is better "
                     "than that of all particles. Bands: one and two standard deviations of random draws.", information),
-            Picture("Resolution of the half maps", "FSC 0.143, finer upwards, without correction for empty images, which "
-                    "make it look finer than it is: it is to be compared with the random line, not with all particles.",
+            Picture("Resolution of the half maps", "FSC 0.143, finer upwards, without correction for empty images, "
+                    "which make it look finer than it is: compare it with the random line, not with all particles.",
                     resolution)]
 
 

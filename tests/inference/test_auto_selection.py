@@ -189,7 +189,8 @@ def test_select_auto_writes_the_levels_the_reasons_and_the_page(make_set, tmp_pa
     run = RunDirectory(tmp_path / "kept")
     summary = run.read_summary()
     kept, rejected = ParticleTable.read(run.selected), ParticleTable.read(run.rejected)
-    assert summary["n_selected"] == len(kept) and summary["n_rejected"] == len(rejected) == sum(summary["reasons"].values())
+    assert summary["n_selected"] == len(kept)
+    assert summary["n_rejected"] == len(rejected) == sum(summary["reasons"].values())
     assert (rejected.strings(JUNK_KIND_COLUMN) != "none").sum() >= 0.9 * is_junk.sum()
     assert rejected.strings(REASON_COLUMN)[0].startswith("match-score=")
     with open(run.auto_selection, newline="") as file:
