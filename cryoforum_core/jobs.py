@@ -240,8 +240,9 @@ def reconstruct(config: ReconstructConfig) -> RunDirectory:
 @_once
 def select(config: SelectConfig) -> RunDirectory:
     """The trustworthy particles and the others: selected.star, rejected.star, recentre.star."""
-    from .inference import selection
+    from .inference import auto_selection, selection
     from .inference.measures import measures_of
+    from .inference.setup import map_selection_setup
     from .inference.verdicts import Judged
     from .particles.table import ParticleTable
     from .report.run_files import RunFiles
@@ -249,7 +250,7 @@ def select(config: SelectConfig) -> RunDirectory:
     predicted = RunDirectory(config.run)
     with _Inputs(config) as inputs:
         inputs.read(_check_is_run_of, predicted, ("predict", "ab-initio"))
-        chosen = None
+        chosen = setup = None
         if predicted.orientation_posterior.is_file():
             files = RunFiles(predicted)
             posterior = files.posterior()
@@ -259,10 +260,19 @@ def select(config: SelectConfig) -> RunDirectory:
                                  keep_count=config.keep_count, threshold=config.threshold,
                                  max_error_deg=config.max_error_deg, judged=judged, reasons=config.reasons,
                                  protect_views=config.protect_views)
+        if config.auto and chosen is not None and inputs.device is not None:
+            setup = inputs.read(map_selection_setup, predicted, files.symmetry, chosen, measures,
+                                posterior["particle_id"], config.seed, inputs.device)
 
     def work(run: RunDirectory) -> dict:
-        selection.write_selection(chosen, measures, posterior["particle_id"], table, run, judged)
-        return chosen.summary()
+        if not config.auto:
+            selection.write_selection(chosen, measures, posterior["particle_id"], table, run, judged)
+            return chosen.summary()
+        by_map, found = auto_selection.select_by_map(chosen, measures, setup.ranked, setup.maker, setup.is_matched,
+                                                     config.seed, judged)
+        selection.write_selection(by_map, measures, posterior["particle_id"], table, run, judged)
+        auto_selection.write_auto_selection(found, run)
+        return by_map.summary() | {"auto": found.summary()}
 
     return _perform(config, inputs.device, f"particles of {config.run}", work)
 

@@ -47,6 +47,7 @@ class RunDirectory:
         "selected": "selected.star",
         "rejected": "rejected.star",
         "recentre": "recentre.star",
+        "auto_selection": "auto_selection.csv",
         "truth": "truth.star",
         "report": "report.html",
         "live": "live.html",

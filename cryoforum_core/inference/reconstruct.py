@@ -62,7 +62,7 @@ def reconstruct_halves(particles: Particles, prepare: Callable[[np.ndarray], tup
         for half, reconstructor in parts.items():
             rows_of_half = np.flatnonzero(halves == half)
             for rows in np.array_split(rows_of_half, max(1, -(-len(rows_of_half) // BATCH_IMAGES))):
-                _insert(reconstructor, particles, rows, prepare, group, weights, device)
+                insert_particles(reconstructor, particles, rows, prepare, group, weights, device)
                 progress.update(len(rows))
     first, second = (reconstructor.volume(WIENER) for reconstructor in parts.values())
     parts[1].sums += parts[2].sums
@@ -71,14 +71,21 @@ def reconstruct_halves(particles: Particles, prepare: Callable[[np.ndarray], tup
     return HalfMaps(first, second, parts[1].volume(WIENER), fsc)
 
 
-def _insert(reconstructor: Reconstructor, particles: Particles, rows: np.ndarray, prepare, group: Tensor,
-            weights: np.ndarray | None, device: torch.device | str) -> None:
+def insert_particles(reconstructor: Reconstructor, particles: Particles, rows: np.ndarray,
+                     prepare: Callable[[np.ndarray], tuple[Tensor, Tensor]], group: Tensor,
+                     weights: np.ndarray | None = None, device: torch.device | str = "cpu") -> None:
+    """Inserts the particles ``rows`` (n,) at their poses; arguments as those of ``reconstruct_halves``.
+
+    The box of the images from ``prepare`` may be smaller than the particles', with the same field of view.
+    """
     if not len(rows):
         return
     images_ft, ctf = prepare(rows)
     poses = particles.poses[torch.from_numpy(rows)].to(device)
+    box = images_ft.shape[-2]
+    pixel_size_angstrom = particles.pixel_size_angstrom * particles.box_size_px / box
     # the origin offset is minus the displacement: shifting by it centres the particle
-    centred = images_ft * shift_phase(poses.shift_angstrom / particles.pixel_size_angstrom, particles.box_size_px)
+    centred = images_ft * shift_phase(poses.shift_angstrom / pixel_size_angstrom, box)
     weight = None if weights is None else torch.from_numpy(weights[rows]).to(centred.device, torch.float32)
     for element in group.to(poses.quaternion):
         reconstructor.insert(centred, ctf, compose(poses.quaternion, element), weight)

@@ -135,9 +135,8 @@ def _by_count(measure: Measure, values: np.ndarray, keep_fraction: float | None,
         flag = "--keep-count" if keep_count is not None else "--keep-fraction"
         raise InputError(f"The number of particles to keep must be 1 to {n_finite}, those that have a finite "
                          f"{measure.label}; {flag} asks for {count}. Choose another {flag}.")
-    # values that are not finite sort last; a stable sort keeps the earlier of equal rows
     quality = np.where(np.isfinite(values), measure.quality(values), -np.inf)
-    order = np.argsort(-quality, kind="stable")
+    order = best_first(measure, values)
     is_kept = np.zeros(len(values), dtype=bool)
     is_kept[order[:count]] = True
     explanation = f"Kept the best {count:,} of {len(values):,} particles by {measure.label}"
@@ -146,6 +145,11 @@ def _by_count(measure: Measure, values: np.ndarray, keep_fraction: float | None,
         explanation += f", {(is_kept & ~is_best).sum():,} of them to protect the share of their view"
     explanation += "."
     return _selection(measure, [(measure, values, float(values[order[count - 1]]))], is_kept, explanation)
+
+
+def best_first(measure: Measure, values: np.ndarray) -> np.ndarray:
+    """Rows (n,) from the best value to the worst; of equal values the earlier row first, what is not finite last."""
+    return np.argsort(-np.where(np.isfinite(values), measure.quality(values), -np.inf), kind="stable")
 
 
 def _by_populations(measure: Measure, values: np.ndarray, protected: Judged | None) -> Selection:
@@ -257,7 +261,7 @@ def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], pa
     were rejected as off-centre: these, with the origins that recentre them, to be extracted again. Raises InputError
     where the table and the measures are not of the same particles.
     """
-    row_of = _rows_by_id(table, particle_id)
+    row_of = rows_by_id(table, particle_id)
     reason = dict(zip(selection.rejected.tolist(), selection.reason.tolist(), strict=True))
     more = {} if judged is None else alternative_columns(judged, selection.rejected[selection.reason == AMBIGUOUS])
     for path, rows, is_rejected in ((run.selected, selection.kept, False), (run.rejected, selection.rejected, True)):
@@ -272,7 +276,7 @@ def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], pa
         save_table(recentred(table.subset(row_of[far]), judged.recentre_shift_angstrom[far]), run.recentre)
 
 
-def _rows_by_id(table: ParticleTable, particle_id: np.ndarray) -> np.ndarray:
+def rows_by_id(table: ParticleTable, particle_id: np.ndarray) -> np.ndarray:
     """Row of the table for each id (n,)."""
     column = next((column for column in PARTICLE_ID_COLUMNS if column in table.names), None)
     ids = np.arange(1, len(table) + 1) if column is None else table.integers(column)

@@ -110,6 +110,27 @@ def histogram(groups: Mapping[str, np.ndarray], x_label: str, marks: Mapping[str
 
 
 @_styled
+def kept_against_random(kept: np.ndarray, best: np.ndarray, random: np.ndarray, deviation: np.ndarray,
+                        chosen: int, y_label: str, best_label: str, lower_is_better: bool = False) -> Figure:
+    """A figure of merit (n,) of the best ``kept`` percent (n,), beside that of as many taken at random, with bands of
+    one and two of its standard deviations (n,); better is up. ``chosen``: the point that is marked."""
+    figure = Figure(HALF_WIDTH)
+    axes = figure.subplots()
+    axes.plot(kept, best, color=BLUE, marker="o", markersize=3, label=best_label, zorder=3)
+    axes.plot(kept, random, color=GREY, label="as many at random")
+    for width in (1, 2):
+        reach = width * deviation
+        axes.fill_between(kept, random - reach, random + reach, color=GREY, alpha=0.2, linewidth=0)
+    axes.axvline(kept[chosen], color="#111827", linewidth=1, label=f"kept: {kept[chosen]:.0f} %")
+    axes.plot(kept[chosen], best[chosen], color=VERMILION, marker="o", markersize=6, linestyle="none", zorder=4)
+    axes.set(xlabel="particles kept (%)", ylabel=y_label)
+    if lower_is_better:
+        axes.invert_yaxis()
+    axes.legend(loc="lower right")
+    return figure
+
+
+@_styled
 def scatter(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str, x_scale: Scale = "linear",
             y_scale: Scale = "linear", highlighted: np.ndarray | None = None, highlighted_label: str = "",
             with_median: bool = False, with_diagonal: bool = False) -> Figure:

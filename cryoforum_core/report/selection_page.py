@@ -46,7 +46,31 @@ def selection_page(files: RunFiles) -> Page:
              "chosen by": summary["measure"].replace("-", " ")}
     densities = _densities(kept, rejected, files.symmetry)
     return Page("Selection of particles", _verdict(summary, densities), _next_steps(files), facts,
-                tuple(_pictures(files, kept, rejected, densities)), _reasons(summary))
+                (*_map_pictures(files), *_pictures(files, kept, rejected, densities)), _reasons(summary))
+
+
+def _map_pictures(files: RunFiles) -> list[Picture]:
+    """How the map changes with what is kept, where the map decided."""
+    levels = files.csv_columns(files.run.auto_selection.name)
+    if levels is None:
+        return []
+    kept, chosen = 100 * levels["kept_fraction"], int(levels["chosen"].argmax())
+    best_label = f"best by {files.summary['measure'].replace('-', ' ')}"
+    percent_of_all = 100 / levels["random_information"][0]
+    information = plots.kept_against_random(
+        kept, percent_of_all * levels["information"], percent_of_all * levels["random_information"],
+        percent_of_all * levels["random_information_deviation"], chosen, "information in the map (% of all particles')",
+        best_label)
+    resolution = plots.kept_against_random(
+        kept, levels["resolution_angstrom"], levels["random_resolution_angstrom"],
+        levels["random_resolution_deviation_angstrom"], chosen, "half-map resolution (Å)", best_label,
+        lower_is_better=True)
+    return [Picture("Information in the map", "Decides what is kept: what the half maps agree in, summed over all "
+                    "resolutions, less what empty images add by being matched to a map. Above 100 %, the map is better "
+                    "than that of all particles. Bands: one and two standard deviations of random draws.", information),
+            Picture("Resolution of the half maps", "FSC 0.143, finer upwards, without correction for empty images, "
+                    "which make it look finer than it is: compare it with the random line, not with all particles.",
+                    resolution)]
 
 
 def _densities(kept: ParticleTable | None, rejected: ParticleTable | None, symmetry: str

@@ -162,3 +162,15 @@ def test_table_of_pictures_leaves_places_empty():
     image = np.random.default_rng(0).standard_normal((8, 8))
     figure = plots.picture_table({"A": [image, None], "B": [image, image]}, ["image", "projection"])
     assert [len(axes.images) for axes in figure.axes] == [1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("lower_is_better", [False, True])
+def test_what_is_kept_is_marked_beside_the_random_band_and_better_is_up(lower_is_better):
+    kept, best, random = np.array([100.0, 90.0, 80.0]), np.array([5.0, 5.2, 5.1]), np.array([5.0, 4.8, 4.5])
+    figure = plots.kept_against_random(kept, best, random, np.array([0.0, 0.1, 0.2]), 1, "figure", "best by score",
+                                       lower_is_better)
+    axes, = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["best by score", "as many at random",
+                                                                           "kept: 90 %"]
+    assert axes.yaxis_inverted() == lower_is_better
+    assert any(line.get_xydata().tolist() == [[90.0, 5.2]] for line in axes.lines)

@@ -1,0 +1,159 @@
+"""Does choosing by the map keep the right particles? Simulated sets with junk of five kinds, and without.
+
+For each molecule, SNR and junk fraction: simulate, train for half a minute, predict by search, select --auto; then maps
+of all particles, of those kept, and of as many at random (three draws), judged by their half maps and by the true map.
+With --poor-reference-particles the images are matched to a map made of so few particles, not to the true one, as they
+would be in practice. Defocus as in EMPIAR-10028 (1 to 2.8 um). Printed: a Markdown table for RESULTS.md.
+
+    python benchmarks/auto_selection.py --work /tmp/auto --maps 30S.mrc 70S.mrc --n-particles 1200
+    python benchmarks/auto_selection.py --work /tmp/auto --maps 30S.mrc --snr 0.05 --poor-reference-particles 300
+"""
+
+import argparse
+import contextlib
+import sys
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from cleanup import command, markdown_table
+from torch import Tensor
+
+from cryoforum_core.config import ImageInputConfig
+from cryoforum_core.imaging.masks import soft_sphere
+from cryoforum_core.imaging.resolution import fourier_shell_correlation, resolution_angstrom
+from cryoforum_core.inference.preparation import ImagePreparation
+from cryoforum_core.inference.reconstruct import half_sets, reconstruct_halves
+from cryoforum_core.inference.setup import reconstruction_setup
+from cryoforum_core.mrc import read_map
+from cryoforum_core.particles.dataset import Particles, load_particles
+from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
+from cryoforum_core.particles.table import ParticleTable
+
+RANDOM_DRAWS = 3
+DEFOCUS = ("--defocus-min-angstrom", 10_000, "--defocus-max-angstrom", 28_000)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Resolutions in Angstrom of half maps (FSC 0.143) and against the true map (0.5), where information is in nats."""
+
+    half_map_angstrom: float
+    true_angstrom: float
+    true_information: float
+
+
+class Judge:
+    """Makes maps of parts of a run's particles and compares them with the true map."""
+
+    def __init__(self, particles: Particles, images: ImagePreparation, true_map: Tensor):
+        self._particles, self._images, self._true_map = particles, images, true_map
+        self._halves, _ = half_sets(particles, seed=0)
+
+    def judge(self, rows: np.ndarray) -> Judged:
+        box, pixel_size_angstrom = self._particles.box_size_px, self._particles.pixel_size_angstrom
+        c1 = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+        maps = reconstruct_halves(self._particles.subset(rows), lambda some: self._images.transforms(rows[some]),
+                                  self._halves[rows], c1, box / 2 - 1, 0.45 * box)
+        mask = soft_sphere(box, 0.45 * box, 0.05 * box)
+        fsc = fourier_shell_correlation(maps.both * mask, self._true_map * mask)
+        # of a Gaussian map seen with noise, log(1 + SNR) / 2 for each value, and 1 + SNR = 1 / (1 - FSC^2)
+        shell = 4 * np.pi * np.arange(1, box // 2) ** 2
+        nats = -0.5 * np.log(1 - fsc[1:box // 2].clamp(-0.9999, 0.9999).square().numpy())
+        return Judged(resolution_angstrom(maps.fsc, box, pixel_size_angstrom),
+                      resolution_angstrom(fsc, box, pixel_size_angstrom, 0.5), float((shell * nats).sum()))
+
+
+def rows_kept(particles: Particles, selected: Path) -> np.ndarray:
+    """Rows (k,) of ``particles`` that a table of selected ones holds."""
+    ids = ParticleTable.read(selected).integers("rlnParticleId")
+    return np.flatnonzero(np.isin(particles.particle_id, ids))
+
+
+def predicted_set(options: argparse.Namespace, path: Path, snr: float, junk_fraction: float) -> tuple[Path, str]:
+    """Directory of the case's runs, and the name of the run of predict in it."""
+    name = path.stem.split("_")[0]
+    case = options.work / f"{name}_{snr:g}_{junk_fraction:g}"
+    case.mkdir(parents=True, exist_ok=True)
+    command(case, "simulate", "simulate", "--model", path, "--n-particles", options.n_particles, "--snr", snr,
+            "--junk-fraction", junk_fraction, *DEFOCUS, "--seed", options.seed)
+    particles = case / "simulate/particles.star"
+    command(options.work, "train", f"net_{name}", "--particles", particles, "--reference", path,
+            "--max-minutes", 0.5, "--network-box-size-px", 32)
+    reference, run = path, "predict"
+    if options.poor_reference_particles:
+        reference, run = poor_reference(case, options.poor_reference_particles, options.seed), "poor"
+    command(case, "predict", run, "--particles", particles, "--model", options.work / f"net_{name}",
+            "--reference", reference, "--refinement", "adaptive")
+    return case, run
+
+
+def poor_reference(case: Path, n_particles: int, seed: int) -> Path:
+    """A map of few of the set's particles at their true poses."""
+    truth = ParticleTable.read(case / "simulate/truth.star")
+    good = np.flatnonzero(truth.strings(JUNK_KIND_COLUMN) == "none")
+    some = case / "simulate/poor.star"
+    if not some.is_file():
+        truth.subset(np.sort(np.random.default_rng(seed).permutation(good)[:n_particles])).write(some)
+    command(case, "reconstruct", "poor_map", "--particles", some)
+    return case / "poor_map/map.mrc"
+
+
+def row_of_table(case: Path, run: str, seed: int) -> list[str]:
+    """Selects by the map and by the measure's distribution, and judges what each keeps."""
+    chosen = command(case, "select", f"auto_{run}", "--run", case / run, "--auto", "--seed", seed)
+    default = command(case, "select", f"default_{run}", "--run", case / run)
+    particles = load_particles(case / run / "particles.star", require_poses=True)
+    kind = ParticleTable.read(case / "simulate/truth.star").strings(JUNK_KIND_COLUMN)
+    images = reconstruction_setup(particles, ImageInputConfig(contrast="bright", ctf_state="raw"), torch.device("cpu"))
+    judge = Judge(particles, images, torch.from_numpy(read_map(case / "simulate/map.mrc")[0]))
+    kept, everything = rows_kept(particles, case / f"auto_{run}/selected.star"), np.arange(len(particles))
+    of_all, of_kept = judge.judge(everything), judge.judge(kept)
+    rng = np.random.default_rng(seed)
+    at_random = [judge.judge(np.sort(rng.permutation(len(particles))[:len(kept)])) for _ in range(RANDOM_DRAWS)]
+    auto, percent = chosen["auto"], 100 / of_all.true_information
+
+    def three(name: str) -> str:
+        values = getattr(of_all, name), getattr(of_kept, name), np.mean([getattr(r, name) for r in at_random])
+        return " / ".join(f"{value:.2f}" for value in values)
+
+    return [f"{case.name.replace('_', ', SNR ', 1).replace('_', ', junk ')}" + (", poor map" if run == "poor" else ""),
+            f"{100 * auto['kept_fraction']:.1f} %", f"{100 * default['n_selected'] / len(particles):.1f} %",
+            f"{100 * np.mean(kind != 'none'):.1f} → {100 * np.mean(kind[kept] != 'none'):.1f} %",
+            f"{auto['gain_over_random_angstrom']:.2f} ± {auto['gain_over_random_deviation_angstrom']:.2f}",
+            three("half_map_angstrom"), three("true_angstrom"),
+            f"{percent * of_kept.true_information:.1f} / "
+            f"{percent * np.mean([r.true_information for r in at_random]):.1f}",
+            f"{auto['discount_of_empty_images']:.2f}"]
+
+
+def main() -> None:
+    options = parse()
+    rows = []
+    for path, snr, junk_fraction in product(options.maps, options.snr, options.junk_fraction):
+        case, run = predicted_set(options, path, snr, junk_fraction)
+        with contextlib.redirect_stdout(sys.stderr):  # progress
+            rows.append(row_of_table(case, run, options.seed))
+        print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
+    print(f"{options.n_particles:,} images each; resolutions in Å, all / kept / as many at random.\n")
+    print(markdown_table(["set", "kept", "kept by default", "junk before → after", "gain over random (Å)",
+                          "half maps (FSC 0.143)", "true map (FSC 0.5)",
+                          "information about the true map, kept / random (% of all)", "discount"], rows))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="directory of all runs; finished ones are used again")
+    parser.add_argument("--maps", type=Path, nargs="+", required=True)
+    parser.add_argument("--snr", type=float, nargs="+", default=(0.1, 0.05))
+    parser.add_argument("--junk-fraction", type=float, nargs="+", default=(0.2, 0.0))
+    parser.add_argument("--n-particles", type=int, default=1200)
+    parser.add_argument("--poor-reference-particles", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
