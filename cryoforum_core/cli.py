@@ -5,6 +5,7 @@ not determine the result, 130 interrupted. Nothing here imports torch before the
 """
 
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -56,6 +57,8 @@ cryoforum JOB --help lists the options of a job. A typical sequence:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``cryoforum`` and ``python -m cryoforum_core``; ends the process with an exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # before PyTorch is loaded: threads that wait by spinning stop each other where other programs use the cores, too
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview(), end="")
         sys.exit(0)
