@@ -1,5 +1,5 @@
-"""Junk and its reasons: how surely junk of five kinds is told from particles, whether its reason is right, and what a set
-without junk loses; beside the older match score and Cryo-forum's measures of dispersion on the same network.
+"""Junk and its reasons: how surely junk of five kinds is told from particles, whether its reason is right, and what a
+set without junk loses; beside the older match score and Cryo-forum's measures of dispersion on the same network.
 
 Each set is simulated twice, with junk and without; public commands do the rest (simulate, train, predict, select). Runs
 that are finished are used again. Printed: a Markdown section for RESULTS.md.
@@ -64,7 +64,8 @@ def judge(work: Path, name: str) -> Judged:
     found = rejected & (kind != "none")
     n_clean = len(ParticleTable.read(work / f"{name}_clean_predict" / "particles.star"))
     return Judged(areas, float(found.sum() / (kind != "none").sum()), float(rejected[kind == "none"].mean()),
-                  float(right[found].mean()), {each: float(right[found & (kind == each)].mean()) for each in JUNK_KINDS},
+                  float(right[found].mean()),
+                  {each: float(right[found & (kind == each)].mean()) for each in JUNK_KINDS},
                   len(rejected_reasons(work, f"{name}_clean_select")) / n_clean)
 
 
@@ -78,8 +79,8 @@ def run_commands(options: argparse.Namespace, path: Path, snr: float, name: str)
     for suffix, n, junk, seed in (("", options.n_particles, options.junk_fraction, options.seed),
                                   ("_clean", options.n_clean, 0, options.seed + 1)):
         made = options.work / f"{name}{suffix}_set"
-        command(options.work, "simulate", made.name, "--model", path, "--n-particles", n, "--snr", snr, "--junk-fraction",
-                junk, "--defocus-min-angstrom", low, "--defocus-max-angstrom", high, "--seed", seed)
+        command(options.work, "simulate", made.name, "--model", path, "--n-particles", n, "--snr", snr,
+                "--junk-fraction", junk, "--defocus-min-angstrom", low, "--defocus-max-angstrom", high, "--seed", seed)
         if options.train is None:
             command(options.work, "train", train.name, "--particles", made / "particles.star", "--reference",
                     made / "map.mrc", "--max-minutes", options.train_minutes, "--network-box-size-px", 32)
@@ -103,8 +104,8 @@ def main() -> None:
                              f"{100 * result.reason_right:.1f} %",
                              *(f"{100 * result.reason_right_of[kind]:.0f} %" for kind in JUNK_KINDS),
                              f"{100 * result.clean_rejected:.2f} %"])
-    print(f"{options.n_particles:,} images with {options.junk_fraction:.0%} junk of five kinds; {options.n_clean:,} without. "
-          f"Area under the ROC curve, particles against junk:\n\n"
+    print(f"{options.n_particles:,} images with {options.junk_fraction:.0%} junk of five kinds; {options.n_clean:,} "
+          f"without. Area under the ROC curve, particles against junk:\n\n"
           f"{markdown_table(['set', 'measure', 'all junk', *JUNK_KINDS], areas)}\n\nThe default of select:\n")
     header = ["set", "junk found", "particles rejected", "reason right", *JUNK_KINDS, "rejected of a clean set"]
     print(markdown_table(header, verdicts))

@@ -1,7 +1,7 @@
 """Which images hold no good particle, and why: each is held against images of every kind that are made like the set's.
 
-For a data set and its map, images of particles and of four kinds of junk are simulated with the set's own CTFs, noise and
-box, and matched as the set's images are. What their statistics (``junk_statistics``) look like makes one normal
+For a data set and its map, images of particles and of four kinds of junk are simulated with the set's own CTFs, noise
+and box, and matched as the set's images are. What their statistics (``junk_statistics``) look like makes one normal
 distribution for each kind (quadratic discriminant analysis); an image's probability to be a particle is Bayes's rule,
 with the shares of the kinds found by expectation-maximisation on the set itself (Saerens, Latinne and Decaestecker,
 Neural Computation 14, 2002), and the particles' own distribution adapted to the set in the same steps. The width of a
@@ -10,43 +10,33 @@ pose's posterior is no part of it: a good particle in a view that many poses sha
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import JUNK_REASONS
-from ..geometry.rotations import random_quaternions
-from ..imaging.fourier import fft_volume, ifft_volume, shift_phase
-from ..imaging.projection import FourierVolume
-from ..matching.likelihood import MatchingImages
-from ..matching.model import MatchingModel
+from ..imaging.fourier import shift_phase
 from ..matching.refine import RefinedPoses
+from .junk_simulation import JunkSimulation
 from .junk_statistics import STATISTICS, PowerMap
 from .matched_posterior import Belief
 from .matcher import Matcher
 from .preparation import ImagePreparation
-from .simulated_images import ImageSource, SimulatedParticles, particles_like
-from .verdicts import AMBIGUOUS, NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, OVERLAP, PARTICLE
+from .verdicts import AMBIGUOUS, NOT_A_PARTICLE, OFF_CENTRE, PARTICLE, REASONS
 
 logger = logging.getLogger("cryoforum")
-
-REASONS = (PARTICLE, *JUNK_REASONS)
 
 # fewer have no shares of kinds to find; what is simulated is a quarter of the set, within limits
 MIN_IMAGES, MIN_SIMULATED, MAX_SIMULATED = 60, 180, 900
 RECENTRE_BATCH = 256
-PARTICLE_SHARE = 1 / 3
-# of the box: from the search's limit to where half of a particle is outside the box
-FARTHEST_BOXES = 0.5
-OTHER_CONTRAST = (0.6, 1.4)
 N_ITERATIONS = 20
+# in standard deviations of the noise: powers count as they are below, and by factors above
+POWER_SCALE = 3.0
 # a share that is not ruled out by finding none among so many images
 SMALLEST_SHARE = 1e-3
-# further outside than a normal distribution reaches: neither a particle nor a junk that was simulated
-FAR_OUT = 8.0
+# in standard deviations of particles: further than two of them upon each other, neither particle nor simulated junk
+FAR_OUT = 12.0
 # rivals so far away that they are another orientation, and with so much of the belief that the pose is not determined
 AMBIGUOUS_RAD, AMBIGUOUS_WEIGHT = math.radians(15.0), 0.2
 
@@ -117,29 +107,27 @@ def _log_normal(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) 
 
 def junk_features(statistics: np.ndarray) -> np.ndarray:
     """Statistics (n, s) on a scale on which kinds are about normal: powers spread by factors once they are large."""
-    return _SCALE * np.arcsinh(np.asarray(statistics, dtype=np.float64) / _SCALE)
-
-
-_SCALE = 3.0
+    return POWER_SCALE * np.arcsinh(np.asarray(statistics, dtype=np.float64) / POWER_SCALE)
 
 
 def judge(statistics: np.ndarray, simulated: list[np.ndarray]) -> Verdicts:
     """Verdicts on images by their statistics (n, s), from those of simulated images of each kind (n_k, s)."""
-    features = junk_features(statistics)
-    kinds = KindsOfImages.learn([junk_features(each) for each in simulated]).adapted(features, len(simulated[0]))
-    probability = kinds.probabilities(features)
-    probability[_has_foreign_power(statistics, probability[:, 0])] = np.eye(len(REASONS))[REASONS.index(NOT_A_PARTICLE)]
-    worst = 1 + probability[:, 1:].argmax(1)
-    kind = np.where(probability[:, 0] >= 0.5, 0, worst)
+    features, is_foreign = junk_features(statistics), has_foreign_power(statistics)
+    learnt = KindsOfImages.learn([junk_features(each) for each in simulated])
+    probability = learnt.adapted(features[~is_foreign], len(simulated[0])).probabilities(features)
+    probability[is_foreign] = np.eye(len(REASONS))[REASONS.index(NOT_A_PARTICLE)]
+    kind = np.where(probability[:, 0] >= 0.5, 0, 1 + probability[:, 1:].argmax(1))
     return Verdicts(np.array(REASONS)[kind], probability[:, 0].astype(np.float32))
 
 
-def _has_foreign_power(statistics: np.ndarray, particle_probability: np.ndarray) -> np.ndarray:
-    """bool (n,): power at the lowest or highest resolution that no particle has: contamination, an edge, no image."""
+def has_foreign_power(statistics: np.ndarray) -> np.ndarray:
+    """bool (n,): power at the lowest or highest resolution that no particle has: contamination, an edge, no image.
+
+    The half that fits better speaks for the particles.
+    """
+    fit = statistics[:, STATISTICS.index("fit")]
     shells = statistics[:, [STATISTICS.index("low_power"), STATISTICS.index("high_power")]]
-    particles = shells[particle_probability >= 0.5]
-    if not len(particles):
-        return np.zeros(len(shells), dtype=bool)
+    particles = shells[fit >= np.median(fit)]
     centre = np.median(particles, axis=0)
     deviation = 1.4826 * np.median(np.abs(particles - centre), axis=0)
     # in standard deviations of the noise, which no set's spread can be below
@@ -187,7 +175,7 @@ def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, images: Imag
 
 
 def strongest_rival(hypotheses: RefinedPoses, beliefs: Belief) -> Tensor:
-    """The most likely of the hypotheses (n, K, ...) after the first one: quaternions (n, 4); the first where it is alone."""
+    """The most likely of the hypotheses (n, K, ...) but the first: quaternions (n, 4)."""
     weight = beliefs.weight.clone()
     weight[:, 0] = 0
     return hypotheses.quaternion[torch.arange(len(weight), device=weight.device), weight.argmax(1)]
@@ -205,113 +193,3 @@ def recentring_px(images: ImagePreparation, matcher: Matcher, rows: np.ndarray, 
     centred = images_ft * shift_phase(-roughly, images.box_size_px)
     found = matcher.search(matcher.model.images(centred, ctf))
     return (roughly + found.displacement_px[:, 0]).cpu().numpy()
-
-
-# -- images of each kind, like the set's
-
-@dataclass(frozen=True, eq=False)
-class JunkSimulation:
-    """What is needed to make images of every kind like a data set's, and to match them.
-
-    ``volume`` (b, b, b) at the matching box: the particles, which the model's own map need not equal. ``search`` finds the best pose of images that have no right one; what has
-    one is matched from it, which is what a search that succeeds comes to.
-    """
-
-    images: ImagePreparation
-    volume: Tensor
-    model: MatchingModel
-    power_map: PowerMap
-    search: Callable[[MatchingImages], RefinedPoses]
-    contrast_deviation: float
-    seed: int
-
-    def statistics(self, quaternion: Tensor, displacement_px: Tensor, n: int) -> list[np.ndarray]:
-        """Statistics (n_k, s) of about ``n`` images, by ``REASONS``; poses of good particles (m, 4), (m, 2) are drawn
-        from, so that views and centring are the set's own."""
-        generator = torch.Generator().manual_seed(self.seed)
-        model = replace(self.model, volume=_sliced(self.volume, self.model))
-        source = ImageSource.like(self.images, model, self.contrast_deviation, self.seed)
-        results = []
-        for kind, reason in enumerate(REASONS):
-            n_kind = round(n * (PARTICLE_SHARE if kind == 0 else (1 - PARTICLE_SHARE) / (len(REASONS) - 1)))
-            of = torch.randint(len(quaternion), (n_kind,), generator=generator)
-            pose = quaternion[of], displacement_px[of]
-            results.append(self._of_kind(reason, source, *pose, generator))
-        return results
-
-    def _of_kind(self, reason: str, source: ImageSource, quaternion: Tensor, displacement_px: Tensor,
-                 generator: torch.Generator) -> np.ndarray:
-        n, box = len(quaternion), self.model.volume.box_size_px
-        if reason == OFF_CENTRE:
-            displacement_px = _far_displacements(n, self.model.max_displacement_px, box, generator)
-        if reason == OTHER_OBJECT:
-            parts = torch.arange(n).chunk(len(_OBJECT_RADII))
-            return np.concatenate([self._other_object(source, quaternion[part], displacement_px[part], radius, generator)
-                                   for part, radius in zip(parts, _OBJECT_RADII)])
-        simulated = particles_like(source, self.images, quaternion, displacement_px, self._draw(generator))
-        if reason == NOT_A_PARTICLE:
-            simulated = replace(simulated, contrast=torch.zeros_like(simulated.contrast))
-        if reason == OVERLAP:
-            where = _far_displacements(n, self.model.max_displacement_px, box, generator)
-            companion = torch.cat([random_quaternions(n, generator), where], dim=1)
-            simulated = replace(simulated, companion=companion.to(simulated.quaternion))
-        return self._matched(simulated, has_right_pose=reason in (PARTICLE, OVERLAP))
-
-    def _other_object(self, source: ImageSource, quaternion: Tensor, displacement_px: Tensor, radius: float,
-                      generator: torch.Generator) -> np.ndarray:
-        volume = _sliced(random_object(self.volume, radius, generator), self.model)
-        other = replace(source, model=replace(self.model, volume=volume))
-        simulated = particles_like(other, self.images, quaternion, displacement_px, self._draw(generator))
-        low, high = OTHER_CONTRAST
-        factor = low + (high - low) * torch.rand(len(quaternion), generator=generator)
-        simulated = replace(simulated, contrast=simulated.contrast * factor.to(simulated.contrast))
-        return self._matched(simulated, has_right_pose=False)
-
-    def _matched(self, simulated: SimulatedParticles, has_right_pose: bool) -> np.ndarray:
-        transforms = replace(self.images, particles=simulated).transforms(np.arange(len(simulated)))
-        images = self.model.images(*transforms)
-        poses = self.model.refine_from(images, simulated.quaternion[:, None], simulated.displacement_px[:, None]
-                                       ) if has_right_pose else self.search(images)
-        return self.power_map.statistics(images, poses[:, 0])["junk_statistics"].cpu().numpy()
-
-    @staticmethod
-    def _draw(generator: torch.Generator) -> int:
-        return int(torch.randint(2**31, (), generator=generator))
-
-
-def _sliced(volume: Tensor, model: MatchingModel) -> FourierVolume:
-    return FourierVolume.from_real(volume, max_radius_px=model.max_radius_px + 1)
-
-
-# of the map's radius: what is taken for a particle is about as large as one
-_OBJECT_RADII = (0.6, 0.8, 1.0, 1.2)
-
-
-def random_object(volume: Tensor, radius: float, generator: torch.Generator) -> Tensor:
-    """An object of chance (b, b, b) with the map's power in each shell, ``radius`` times as large as the map."""
-    box = len(volume)
-    axis = torch.arange(box, device=volume.device) - box // 2
-    squared = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis ** 2).float()
-    weight = volume.clamp_min(0)
-    # a Gaussian of the map's own second moment in each direction
-    variance = float((weight * squared).sum() / weight.sum()) / 3 * radius ** 2
-    noise = torch.randn(box, box, box, generator=generator).to(volume.device)
-    noise_ft = fft_volume(noise * torch.exp(-squared / (2 * variance)))
-    k = torch.fft.fftfreq(box, 1 / box, device=volume.device)
-    shells = (k[:, None, None] ** 2 + k[:, None] ** 2 + k[:box // 2 + 1] ** 2).sqrt().round().long()
-
-    def shell_power(values: Tensor) -> Tensor:
-        sums = torch.zeros(int(shells.max()) + 1, device=volume.device)
-        return sums.index_add(0, shells.flatten(), values.abs().square().flatten())
-
-    factor = (shell_power(fft_volume(volume)) / shell_power(noise_ft).clamp_min(1e-20)).sqrt()
-    return ifft_volume(noise_ft * factor[shells])
-
-
-def _far_displacements(n: int, nearest_px: float, box_size_px: int, generator: torch.Generator) -> Tensor:
-    """Displacements (n, 2) spread evenly over the ring from the search's limit to the box's edge."""
-    # as far from the limit again as a pose at the limit can be told from one within
-    inner, outer = 1.5 * nearest_px, max(FARTHEST_BOXES * box_size_px, 2 * nearest_px)
-    radius = (inner ** 2 + (outer ** 2 - inner ** 2) * torch.rand(n, generator=generator)).sqrt()
-    angle = 2 * math.pi * torch.rand(n, generator=generator)
-    return radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=-1)

@@ -19,6 +19,8 @@ from ..matching.model import RESIDUAL_MIN_RADIUS_PX, MatchingModel, match_qualit
 from ..matching.refine import RefinedPoses
 
 N_VIEWS = 64
+# images at a time: some ten transforms of each are held
+CHUNK = 64
 # in the order of the columns of ``PowerMap.statistics``
 STATISTICS = ("fit", "signal", "residual", "power_here", "power_elsewhere", "rest_here", "rest_elsewhere", "low_power",
               "high_power")
@@ -42,7 +44,7 @@ class PowerMap:
         return cls(model, torch.fft.rfft2(torch.fft.ifftshift(power / power.sum())))
 
     def of(self, images: MatchingImages, data: Tensor) -> Tensor:
-        """T (n, B, B) for whitened transforms (n, m), an image or what is left of it; index B // 2 is displacement 0."""
+        """T (n, B, B) of whitened transforms (n, m), whole or what is left of them; index B // 2 is displacement 0."""
         weight, box = _filter(images, self.model), images.box_size_px
         covariance = to_images(weight.square().to(data.dtype), images) / box ** 2
         power = to_images(data * weight, images).square() - covariance[:, box // 2, box // 2, None, None]
@@ -54,6 +56,10 @@ class PowerMap:
     def statistics(self, images: MatchingImages, poses: RefinedPoses) -> dict[str, Tensor]:
         """Of images matched at poses (n, ...), one for each: ``junk_statistics`` (n, s) by ``STATISTICS``, and
         ``elsewhere_px`` (n, 2), the displacement of the most power beyond the search's limit, in px."""
+        parts = [self._statistics(images[rows], poses[rows]) for rows in torch.arange(len(images)).split(CHUNK)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _statistics(self, images: MatchingImages, poses: RefinedPoses) -> dict[str, Tensor]:
         model, box = self.model, images.box_size_px
         expected = predicted(images, model.volume, poses.quaternion, poses.displacement_px)
         quality = match_quality(images, model, poses)

@@ -27,8 +27,8 @@ class Selection:
 
     A rule is what many rows share (``match-score<-4.1``), a reason adds the row's value (``match-score=-9<-4.1``).
     Where predict judged the images, both are what the image is (``overlapping-neighbour``), or ``error-beyond-limit``,
-    or ``ambiguous-orientation`` where another orientation is why. None holds a blank, so that every STAR reader takes it
-    as one value.
+    or ``ambiguous-orientation`` where another orientation is why. None holds a blank, so that every STAR reader takes
+    it as one value.
     """
 
     measure: Measure

@@ -15,6 +15,7 @@ from .view_cones import view_cones
 
 NOT_A_PARTICLE, OVERLAP, OFF_CENTRE, OTHER_OBJECT = JUNK_REASONS
 PARTICLE, AMBIGUOUS, BEYOND_LIMIT = "none", "ambiguous-orientation", "error-beyond-limit"
+REASONS = (PARTICLE, *JUNK_REASONS)
 _ALTERNATIVE_COLUMNS = ("rlnCryoforumAlternativeRot", "rlnCryoforumAlternativeTilt", "rlnCryoforumAlternativePsi")
 
 

@@ -148,8 +148,8 @@ def _cones(summary: dict) -> list[Picture]:
     if cones is None or not summary["n_rejected"]:
         return []
     before, after = np.array(cones["before"]), np.array(cones["after"])
-    return [Picture("Share of each view cone", "Each point is one of 48 cones of views; on or above the line nothing was "
-                    "lost. Points below it held junk.", plots.scatter(
+    return [Picture("Share of each view cone", "Each point is one of 48 cones of views; on or above the line nothing "
+                    "was lost. Points below it held junk.", plots.scatter(
                         before, after, "share before (%)", "share after (%)", with_diagonal=True))]
 
 
@@ -178,9 +178,10 @@ def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTab
     scale = "log" if measure in _ERRORS else "linear" if measure in _FRACTIONS else "asinh"
     pictures = []
     if (values := _both(kept, rejected, summary["column"])) is not None:
-        caption = ("Particles are near 1, junk near 0; few should lie between." if measure == "particle-probability" else
-                   "The border should lie in the valley between two hills; where there is one hill only, it is a matter "
-                   "of taste.")
+        caption = ("The border should lie in the valley between two hills; where there is one hill only, it is a "
+                   "matter of taste.")
+        if measure == "particle-probability":
+            caption = "Particles are near 1, junk near 0; few should lie between."
         pictures.append(Picture("Kept and rejected", caption,
                                 plots.histogram(values, label, marks, x_scale=scale)))
     if measure not in _ERRORS and (values := _both(kept, rejected, _EXPECTED_ERROR_COLUMN)) is not None:

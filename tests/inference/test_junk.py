@@ -10,11 +10,11 @@ import torch
 import cryoforum_core as cf
 from cryoforum_core.config import JUNK_REASONS
 from cryoforum_core.geometry.rotations import random_quaternions
-from cryoforum_core.inference.junk import REASONS, is_ambiguous, judge
+from cryoforum_core.inference.junk import is_ambiguous, judge
 from cryoforum_core.inference.junk_statistics import STATISTICS, PowerMap
 from cryoforum_core.inference.measures import measures_of
 from cryoforum_core.inference.selection import REASON_COLUMN, select
-from cryoforum_core.inference.verdicts import Judged
+from cryoforum_core.inference.verdicts import REASONS, Judged
 from cryoforum_core.matching.likelihood import predicted
 from cryoforum_core.particles.table import ParticleTable
 
@@ -50,8 +50,8 @@ def test_noise_alone_is_standard_everywhere(matched):
 def test_most_power_is_where_the_particle_is(matched):
     images, power_map, simulated = matched
     aside = torch.tensor([[0.25, -0.125]]).expand(len(images), 2) * images.box_size_px
-    signal = predicted(images, power_map.model.volume, random_quaternions(len(images), torch.Generator().manual_seed(3)),
-                       aside)
+    views = random_quaternions(len(images), torch.Generator().manual_seed(3))
+    signal = predicted(images, power_map.model.volume, views, aside)
     power = power_map.of(images, signal + noise_like(signal))
     best, place = power.flatten(1).max(1)
     found = torch.stack([place % images.box_size_px, place // images.box_size_px], -1) - images.box_size_px // 2
@@ -64,7 +64,8 @@ def test_most_power_is_where_the_particle_is(matched):
 def of_kind(reason: str, n: int, rng: np.random.Generator) -> np.ndarray:
     """Statistics (n, s) about as predict finds them at SNR 0.05."""
     centre = {"none": (0, 15, 0, 10, 11, 0, 2, 6, 0), "not-a-particle": (-9, 13.5, 1, 0, 2, 1.5, 3, 0, 0),
-              "overlapping-neighbour": (-.6, 15, 5, 12, 16, 2, 12, 11, -.6), "off-centre": (-8, 14, 6, 4, 12, 5, 11, 5, -1),
+              "overlapping-neighbour": (-.6, 15, 5, 12, 16, 2, 12, 11, -.6),
+              "off-centre": (-8, 14, 6, 4, 12, 5, 11, 5, -1),
               "another-object": (-7, 14, 5, 14, 16, 10, 12, 7, 0)}[reason]
     return np.array(centre) + rng.normal(0, 1, (n, len(STATISTICS))) * np.array([1, 1, 1, 3, 3, 1, 1, 2, 1])
 
