@@ -206,7 +206,8 @@ class _Judgement:
     def _pixel_size(self, poses) -> Applicability:
         """The pixel size at which the map fits best, from given poses."""
         state = self.sample.stated.state
-        gains = [self.sample.local_gain(Assumption(state, factor), poses, PIXEL_SIZE_FACTORS[0])
+        limits = PIXEL_SIZE_FACTORS[0], self.sample.pass_band_px(poses)
+        gains = [self.sample.local_gain(Assumption(state, factor), poses, *limits)
                  for factor in PIXEL_SIZE_FACTORS]
         middle = PIXEL_SIZE_FACTORS.index(1.0)
         best = max(range(len(gains)), key=lambda i: float(gains[i].per_image.mean()))
@@ -215,8 +216,7 @@ class _Judgement:
         figures = {"estimated_magnification": 1 / factor, "estimated_pixel_size_angstrom": pixel_size}
         if best == middle or abs(factor - 1) < PIXEL_SIZE_TOLERANCE or not self._is_better(gains[best], gains[middle]):
             return Applicability(True, "none", "", figures)
-        fixed = self.sample.local_gain(Assumption(state, PIXEL_SIZE_FACTORS[best], ctf_follows=False), poses,
-                                       PIXEL_SIZE_FACTORS[0])
+        fixed = self.sample.local_gain(Assumption(state, PIXEL_SIZE_FACTORS[best], ctf_follows=False), poses, *limits)
         whose = significance(gains[best].per_image - fixed.per_image)
         return Applicability(False, "pixel-size", self._pixel_size_reason(factor, whose), figures)
 

@@ -34,7 +34,10 @@ from .preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
 SEARCH_STEP_DEG, SEARCH_RADIUS_PX, N_HYPOTHESES = 10.0, 8.0, 6
 # shells up to which poses of the search are refined, given ones judged, and sizes compared
 REFINE_RADIUS_PX, LOCAL_RADIUS_PX, SCALE_RADIUS_PX = 16.0, 32.0, 22.0
+SMALLEST_RADIUS_PX = 4.0
 LOCAL_ITERATIONS = 4
+# the amplitude regressed in a shell, over the one that is promised, where the map has been filtered
+ATTENUATED_ABOVE = 1.5
 # every compact object has transforms of one sign and shape below: a wrong map explains these shells too
 SCRAMBLED_FROM_SHELL = 3.5
 # simulated displacements along x and y, as a part of the largest one searched
@@ -130,16 +133,34 @@ class SampleMatching:
         images = model.images(images_ft, ctf)
         return _gain(images, model, grid.search(images, n_hypotheses=N_HYPOTHESES, keep=1)[:, 0])
 
-    def local_gain(self, assumption: Assumption, poses: RefinedPoses, smallest_factor: float | None = None) -> Gain:
+    def pass_band_px(self, poses: RefinedPoses) -> float:
+        """The shell up to which the map is no weaker than the images say it should be, judged at poses (n,).
+
+        Beyond the edge of a low-pass filter the images hold more: a map made larger or smaller would gain by moving
+        that edge alone.
+        """
+        model = replace(self.model, max_radius_px=min(self.max_radius_px, SCALE_RADIUS_PX))
+        images = model.images(self.images_ft, self.ctf)
+        expected = predicted(images, model.volume, poses.quaternion, poses.displacement_px)
+        shells = images.radius.round().long()
+        cross = torch.bincount(shells, (images.data.conj() * expected).real.sum(0))
+        power = torch.bincount(shells, expected.abs().square().sum(0)).clamp_min(1e-12)
+        surely_above = cross / power - 2 * (0.5 / power).sqrt() > ATTENUATED_ABOVE
+        surely_above[:3] = False
+        return float(surely_above.nonzero()[0, 0]) - 1.5 if surely_above.any() else model.max_radius_px
+
+    def local_gain(self, assumption: Assumption, poses: RefinedPoses, smallest_factor: float | None = None,
+                   max_radius_px: float = SCALE_RADIUS_PX) -> Gain:
         """Of the map under an assumption, poses (n,) refined from given ones.
 
         Gains under several assumptions are compared on the same pixels: ``smallest_factor`` is the smallest
-        ``pixel_size_factor`` of them all, where they differ by it; sizes show at low resolution already.
+        ``pixel_size_factor`` of them all, where they differ by it; sizes show at low resolution already, and are
+        compared up to ``max_radius_px``.
         """
         images_ft, ctf = self._transforms(assumption)
         radius = self.max_radius_px
         if smallest_factor is not None:
-            radius = (min(radius, SCALE_RADIUS_PX) - 1) * smallest_factor
+            radius = max(min(radius, max_radius_px) - 1, SMALLEST_RADIUS_PX) * smallest_factor
         model = replace(_magnified(self.model, 1 / assumption.pixel_size_factor), max_radius_px=radius)
         images = model.images(images_ft, ctf)
         return _gain(images, model, refine(images, model.volume, poses.quaternion, poses.displacement_px,

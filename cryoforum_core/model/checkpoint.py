@@ -33,15 +33,15 @@ class CheckpointMetadata:
     """Settings of ``particles.preprocess``: prediction prepares images as training did."""
     noise_spectrum: list[float] | None = None
     """Noise power per Fourier shell of the prepared images, (B // 2 + 1,) of the network's box."""
-    images: dict = field(default_factory=dict)
-    """Of the particles it was trained for: ``box_size_px``, ``pixel_size_angstrom``, ``contrast`` and ``ctf_state``, as
-    they came; empty in checkpoints of format 1."""
     signal_scale: float | None = None
     """Prepared images are this times the CTF-modulated projection of the reference, plus noise."""
     training: dict = field(default_factory=dict)
     """Summary of the training."""
     reference: Path | None = None
     """The map beside the weights; None where there is none."""
+    images: dict = field(default_factory=dict)
+    """Of the particles it was trained for: ``box_size_px``, ``pixel_size_angstrom``, ``contrast`` and ``ctf_state``, as
+    they came; empty in checkpoints of format 1."""
 
 
 def save_checkpoint(directory: Path, network: OrientationNetwork, metadata: CheckpointMetadata) -> None:
