@@ -7,8 +7,8 @@ That agreement has a part that is no information: an image without the particle,
 which its noise looks most like the map, and so adds to what both half maps share ("Einstein from noise": Shatsky et
 al., J. Struct. Biol. 2009; Henderson, PNAS 2013). The inner product of an empty image with a projection that would
 explain E (in units of the noise's variance, summed over the image) is a normal deviate times sqrt(E); of M poses the
-best has sqrt(2 ln M) sqrt(E), where a particle has E. So every image, whatever it shows, brings the share
-``discount`` = sqrt(2 ln M / E) of what a particle brings, and that share is taken off in proportion to the number of
+best has some sqrt(2 ln M) sqrt(E), where a particle has E. So every image, whatever it shows, brings the share
+``discount``, some sqrt(2 ln M / E), of what a particle brings, and that share is taken off in proportion to the number of
 images: ``MapQuality`` of as many at random, times the discount. Without it half maps of sets with a fifth of junk ask
 for all of the junk to be kept, while the true map gets worse (``docs/decisions.md``).
 """
@@ -46,6 +46,7 @@ N_POSES = 8 * math.pi**2 * 10**3 * math.pi * (2 * math.pi * 10 / 8) ** 2
 # The worst sixteenth of particles that are all alike lies 2 deviations, 2 / sqrt(E) of their share, below the mean; it
 # looks no worse than empty images where 1 - 4 / sqrt(E) < sqrt(2 ln M / E): then the half maps cannot tell.
 MAX_DISCOUNT = 0.6
+EULER_GAMMA = 0.5772156649
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,14 @@ def _random_qualities(maker: HalfMapMaker, rows: np.ndarray, progress: Progress,
 
 
 def _discount(explained: float, n_symmetric: int) -> float:
-    """Share of a particle's signal that an empty image seems to have at its best pose; infinite without any signal."""
-    return math.sqrt(2 * math.log(N_POSES / n_symmetric) / explained) if explained > 0 else math.inf
+    """Share of a particle's signal that an empty image seems to have at its best pose; infinite without any signal.
+
+    That share is the mean of the largest of so many standard normal numbers, by Gumbel's limit.
+    """
+    logarithm = math.log(N_POSES / n_symmetric)
+    largest = math.sqrt(2 * logarithm) - (math.log(logarithm) + math.log(4 * math.pi) - 2 * EULER_GAMMA) / math.sqrt(
+        8 * logarithm)
+    return largest / math.sqrt(explained) if explained > 0 else math.inf
 
 
 def _levels(counts: np.ndarray, best: list[MapQuality], random_counts: np.ndarray, random: list[list[MapQuality]],
@@ -227,7 +234,10 @@ def _choose(levels: tuple[Level, ...], discount: float, measure: Measure) -> tup
     if not better:
         return of_all, (f"Do not filter: no fraction of the best particles by {measure.label} makes a map that is "
                         "better than that of all.")
-    chosen = max(better, key=lambda level: level.information)
+    best = max(better, key=lambda level: level.information)
+    # what one random draw may do to the best is no reason to leave out more: the levels are nested, and alike
+    enough = best.information - best.random_information_deviation / (1 - discount)
+    chosen = max((level for level in better if level.information >= enough), key=lambda level: level.n_kept)
     return chosen, _sentence(chosen, of_all, discount)
 
 
