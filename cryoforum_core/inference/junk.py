@@ -27,7 +27,7 @@ from .verdicts import AMBIGUOUS, NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, PARTI
 
 logger = logging.getLogger("cryoforum")
 
-# fewer have no shares of kinds to find; what is simulated is a quarter of the set, within limits
+# fewer have no shares of kinds to find; what is simulated is an eighth of the set, within limits
 MIN_IMAGES, MIN_SIMULATED, MAX_SIMULATED = 60, 180, 900
 RECENTRE_BATCH = 256
 N_ITERATIONS = 20
@@ -164,7 +164,7 @@ def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, images: Imag
     pixel = images.pixel_size_angstrom
     quaternion = torch.from_numpy(arrays["quaternion"][good])
     displacement_px = torch.from_numpy(-arrays["shift_angstrom"][good] / pixel)
-    n = min(max(len(statistics) // 4, MIN_SIMULATED), MAX_SIMULATED)
+    n = min(max(len(statistics) // 8, MIN_SIMULATED), MAX_SIMULATED)
     verdicts = judge(statistics, simulation.statistics(quaternion, displacement_px, n))
     verdicts, recentre_px = _looked_for_aside(verdicts, statistics, arrays["elsewhere_px"], rows, images, matcher)
     ambiguous = (verdicts.reason == PARTICLE) & is_ambiguous(arrays["weight"], arrays["rival_angle_rad"])
