@@ -81,7 +81,8 @@ def run_trial(kind: str, trial: int, options: argparse.Namespace) -> dict:
         summary = applicability(config, setup).summary()
     # where the images do not tell that they are flipped, they are taken as raw, and an alarm is right
     expected = "ctf-state" if kind.startswith("phases") and setup.images.state.ctf_state == "raw" else KINDS[kind]
-    return {"kind": kind, "expected": expected, "trial": trial, "map": own.stem, "snr": snr, "cpu_seconds": time.process_time() - start,
+    return {"kind": kind, "expected": expected, "trial": trial, "map": own.stem, "snr": snr,
+            "cpu_seconds": time.process_time() - start,
             **{name: value for name, value in summary.items() if name.startswith(("model", "promise", "estim", "sig"))}}
 
 

@@ -109,7 +109,8 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     parts_directory.rmdir()
     return {"n_particles": len(particles), "images_per_second": done / max(seconds, 1e-9),
             "median_expected_error_deg": float(np.median(arrays["expected_error_deg"])),
-            **verdict.summary(), **_match_figures(arrays), "model_applies_doubts": list(setup.doubts), "refinement": config.refinement,
+            **verdict.summary(), **_match_figures(arrays), "model_applies_doubts": list(setup.doubts),
+            "refinement": config.refinement,
             "symmetry": setup.symmetry,
             "searched_fraction": float(arrays["searched"].mean()), "seconds": seconds,
             **(learnt.summary() if learnt is not None else {})}

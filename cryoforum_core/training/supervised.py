@@ -138,7 +138,8 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
     summary = _summary(plan, result, plan.objective.evaluate(plan.network, plan.validation, as_predicted=True))
     save_checkpoint(run.checkpoint, plan.network, CheckpointMetadata(
         network=plan.inputs.network, symmetry=normalise_name(config.symmetry),
-        preprocessing=plan.inputs.settings.to_dict(), images=images_of(plan.views.particles, plan.views.state), noise_spectrum=plan.image_model.noise_spectrum.tolist(),
+        preprocessing=plan.inputs.settings.to_dict(), images=images_of(plan.views.particles, plan.views.state),
+        noise_spectrum=plan.image_model.noise_spectrum.tolist(),
         signal_scale=plan.image_model.signal_scale, training=summary, reference=run.checkpoint / REFERENCE))
     state_path.unlink()
     return summary

@@ -113,7 +113,8 @@ def predict_run(path, preferred: float = 0.0, applies: bool = True, matched: boo
     precision = (3 / np.deg2rad(expected) ** 2)[:, None]
     run = make_run(path, "predict", {"particles": "data/particles.star", "model": "run_train", "symmetry": "c1"}, {
         "n_particles": N, "images_per_second": 182.4, "median_expected_error_deg": float(np.median(expected)),
-        "model_applies": applies, "model_applies_cause": "none" if applies else "another-molecule", "refinement": "adaptive",
+        "model_applies": applies, "model_applies_cause": "none" if applies else "another-molecule",
+        "refinement": "adaptive",
         "model_applies_reason": "the matched map explains 92 % of the signal's amplitude" if applies else
         "the images hold particles, and the map explains 3 % of what it would of its own: another molecule"})
     arrays = {"particle_id": np.arange(1, N + 1), "quaternion": np.tile([0.0, 0, 0, 1], (N, 1)),
