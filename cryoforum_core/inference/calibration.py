@@ -26,10 +26,10 @@ from .simulated_images import ImageSource, particles_like
 
 logger = logging.getLogger("cryoforum")
 
-# a quarter of the set, within these limits: of 400, 90 % hold within 1.5 %, of 1000 within 1 %
+# a quarter of the set, within these limits: of 400, 90 % hold within 1.5 %, of 1000 within 1 %; no more than a small set has
 MIN_KNOWN, MAX_KNOWN = 400, 1000
-# below, a guarantee of 90 % says little
-MIN_LABELLED = 100
+# below, a guarantee of 90 % says little: it holds within 3 %
+FEWEST_KNOWN = 100
 # simulated views are those that were found, spread by so much
 VIEW_SPREAD_RAD = 0.15
 # standard deviation of displacements where those found are not trusted, as in training
@@ -89,7 +89,7 @@ def simulated_calibration(images: ImagePreparation, source: ImageSource, arrays:
 
 def n_simulated(n_particles: int) -> int:
     """How many images of the map stand for a set of so many particles."""
-    return min(max(n_particles // 4, MIN_KNOWN), MAX_KNOWN)
+    return min(max(n_particles // 4, min(n_particles, MIN_KNOWN), FEWEST_KNOWN), MAX_KNOWN)
 
 
 def calibration(found: dict[str, np.ndarray], truth: Poses, defocus_angstrom: Tensor, group: Tensor, coverage: float,
