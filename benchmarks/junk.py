@@ -1,5 +1,6 @@
 """Junk and its reasons: how surely junk of five kinds is told from particles, whether its reason is right, and what a
-set without junk loses; beside the older match score and Cryo-forum's measures of dispersion on the same network.
+set without junk loses; beside the older match score, Cryo-forum's measures of dispersion on the same network, and (with
+--relion) the largest value of RELION 3.1's probability distribution, after one iteration of its 3-D refinement from the map.
 
 Each set is simulated twice, with junk and without; public commands do the rest (simulate, train, predict, select). Runs
 that are finished are used again. Printed: a Markdown section for RESULTS.md.
@@ -9,6 +10,8 @@ that are finished are used again. Printed: a Markdown section for RESULTS.md.
 """
 
 import argparse
+import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,8 @@ from cryoforum_core.particles.table import ParticleTable
 REASON_OF = {"noise": "not-a-particle", "blank": "not-a-particle", "off-centre": "off-centre",
              "overlap": "overlapping-neighbour", "other-molecule": "another-object"}
 MEASURES_SHOWN = ("particle-probability", "match-score", "dispersion-max", "dispersion-trace", "dispersion-wigner")
+
+RELION = "rlnMaxValueProbDistribution"
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,27 @@ def rejected_reasons(work: Path, out: str) -> dict[int, str]:
     return dict(zip(table.integers("rlnParticleId").tolist(), table.strings(REASON_COLUMN).tolist(), strict=True))
 
 
-def judge(work: Path, name: str) -> Judged:
+def relion_probability(made: Path, out: Path) -> np.ndarray:
+    """rlnMaxValueProbDistribution (n,) in the order of the stack, by RELION, once."""
+    found = out / "run_it001_data.star"
+    if not found.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        table = ParticleTable.read(made / "particles.star")
+        box_angstrom = float(table.floats("rlnImageSize")[0] * table.floats("rlnImagePixelSize")[0])
+        with open(out / "log.txt", "w") as log:
+            subprocess.run(
+                ["relion_refine", "--i", "particles.star", "--ref", "map.mrc", "--o", out.resolve() / "run", "--iter", "1",
+                 "--ini_high", "20", "--ctf", "--K", "1", "--tau2_fudge", "4", "--particle_diameter",
+                 str(round(0.9 * box_angstrom)), "--flatten_solvent", "--zero_mask", "--sym", "C1", "--norm", "--scale",
+                 "--oversampling", "1", "--healpix_order", "2", "--offset_range", "6", "--offset_step", "2", "--pad", "1",
+                 "--dont_combine_weights_via_disc", "--preread_images", "--pool", "30", "--j", "1"],
+                cwd=made, check=True, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    table = ParticleTable.read(found)
+    number = np.array([int(image.partition("@")[0]) for image in table.strings("rlnImageName")])
+    return table.floats("rlnMaxValueProbDistribution")[np.argsort(number)]
+
+
+def judge(work: Path, name: str, with_relion: bool) -> Judged:
     """The finished runs of one set against what is true of it."""
     truth = ParticleTable.read(work / f"{name}_set" / "truth.star")
     kind_of = dict(zip(truth.integers("rlnParticleId").tolist(), truth.strings(JUNK_KIND_COLUMN).tolist(), strict=True))
@@ -59,6 +84,10 @@ def judge(work: Path, name: str) -> Judged:
         good = quality[kind == "none"]
         areas[measure] = {"all": roc_area(good, quality[kind != "none"])} | {
             each: roc_area(good, quality[kind == each]) for each in JUNK_KINDS}
+    if with_relion:
+        quality = relion_probability(work / f"{name}_set", work / f"{name}_relion")
+        areas[RELION] = {"all": roc_area(quality[kind == "none"], quality[kind != "none"])} | {
+            each: roc_area(quality[kind == "none"], quality[kind == each]) for each in JUNK_KINDS}
     rejected = np.array([i in reasons for i in ids])
     right = np.array([REASON_OF.get(k) == reasons.get(i) for k, i in zip(kind, ids, strict=True)])
     found = rejected & (kind != "none")
@@ -97,7 +126,7 @@ def main() -> None:
         for snr in options.snr:
             name = f"{path.stem}_{snr:g}"
             run_commands(options, path, snr, name)
-            result = judge(options.work, name)
+            result = judge(options.work, name, options.relion)
             areas += [[name, measure, *(f"{area[kind]:.4f}" for kind in ("all", *JUNK_KINDS))]
                       for measure, area in result.areas.items()]
             verdicts.append([name, f"{100 * result.junk_found:.1f} %", f"{100 * result.particles_rejected:.2f} %",
@@ -123,6 +152,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n-clean", type=int, default=1000)
     parser.add_argument("--junk-fraction", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--relion", action="store_true", help="RELION's probability too (relion_refine)")
     return parser.parse_args()
 
 
