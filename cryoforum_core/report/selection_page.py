@@ -6,9 +6,22 @@ import numpy as np
 
 from ..particles.image_stack import ImageStack, locate_images
 from ..particles.table import ParticleTable
+from ..run_directory import RunDirectory
 from . import plots
 from .gallery import FILE_NAME, read_gallery
-from .page import Level, NextStep, Page, Picture, Table, Verdict, beside, command, percent, significant
+from .page import (
+    Level,
+    NextStep,
+    Page,
+    Picture,
+    Table,
+    Verdict,
+    beside,
+    command,
+    degrees,
+    percent,
+    significant,
+)
 from .run_files import RunFiles, angles_deg, column
 from .view_coverage import view_density
 
@@ -18,7 +31,7 @@ _N_EXAMPLES, _EXAMPLES_PER_ROW, _DISPLAY_SIGMA_PX = 20, 10, 1.0
 _SEEN_ABOVE, _LOST_BELOW, _LOST_REGION = 0.5, 0.5, 0.01
 _FRACTIONS = ("figure-of-merit", "particle-probability")
 _ERRORS = ("expected-error", "error-bound")
-_EXPECTED_ERROR_COLUMN = "rlnCryoforumExpectedError"
+_EXPECTED_ERROR_COLUMN, REASON_COLUMN = "rlnCryoforumExpectedError", "rlnCryoforumReason"
 # what a reason means, and what can be done about it
 _MEANINGS = {
     "not-a-particle": ("No power above the noise, or power that no particle has: ice, carbon, an edge, an empty image.",
@@ -126,21 +139,51 @@ def _reasons(summary: dict) -> tuple[Table, ...]:
                   ("reason", "particles", "of all", "what it means", "what to do"), rows, wide=True),)
 
 
-def _gallery(files: RunFiles) -> list[Picture]:
-    """Rejected images beside the projections at their best poses, by reason; none where predict left no examples."""
-    path = Path(files.config["run"]) / FILE_NAME
-    if not path.is_file():
+def _gallery(files: RunFiles, kept: ParticleTable | None, rejected: ParticleTable | None) -> list[Picture]:
+    """Images beside the projections at their best poses, by what became of them here; none where predict left no
+    examples."""
+    predicted = RunFiles(RunDirectory(files.config["run"])) if (Path(files.config["run"]) / FILE_NAME).is_file() else None
+    table = None if predicted is None else files.table(predicted.run.particles)
+    if table is None or kept is None or rejected is None:
         return []
-    gallery = read_gallery(path)
-    examples = gallery.of([name for name in _MEANINGS if files.summary["reasons"].get(name) and name in gallery.kind])
-    if not len(examples.kind):
+    gallery = read_gallery(predicted.path / FILE_NAME)
+    row_of = {int(id_): row for row, id_ in enumerate(predicted.posterior()["particle_id"])}
+    images, outcome = _image_keys(table), _outcomes(kept, rejected)
+    of_example = np.array([outcome.get(images[row_of[int(id_)]], "") for id_ in gallery.particle_id])
+    chosen, groups = [], []
+    for name in (_KEPT, *_MEANINGS, _REJECTED):
+        # predict names a few examples more than once
+        _, rows = np.unique(np.where(of_example == name, gallery.particle_id, -1), return_index=True)
+        rows = rows[of_example[rows] == name]
+        rows = rows[np.argsort(-gallery.match_score[rows], kind="stable")]
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _EXAMPLES_PER_ROW)).round().astype(int))]
+        chosen += rows.tolist()
+        groups += [name.replace("-", " ")] * len(rows)
+    if not chosen:
         return []
-    titles = [f"{score:.1f}" for score in examples.match_score]
-    pairs = plots.image_pairs(plots.low_passed(examples.images, _DISPLAY_SIGMA_PX), examples.projections, titles,
-                              [name.replace("-", " ") for name in examples.kind])
-    return [Picture("Rejected, by reason", "Examples (upper rows, slightly smoothed) with their match score, above the "
-                    "map's projection at the best pose found for them. They should not be alike, or show something "
-                    "else, too.", pairs, wide=True)]
+    titles = [f"{degrees(gallery.expected_error_deg[row])}   {gallery.match_score[row]:.1f}" for row in chosen]
+    pairs = plots.image_pairs(plots.low_passed(gallery.images[chosen], _DISPLAY_SIGMA_PX), gallery.projections[chosen],
+                              titles, groups)
+    return [Picture("Kept and rejected beside their projections", "Examples (upper rows, slightly smoothed) with their "
+                    "expected error and match score, above the map's projection at the best pose found for them. What "
+                    "was kept should be like its projection; junk should be unlike it, or show something else, too.",
+                    pairs, wide=True)]
+
+
+_KEPT, _REJECTED = "kept", "rejected"
+
+
+def _outcomes(kept: ParticleTable, rejected: ParticleTable) -> dict[str, str]:
+    """By image (``_image_keys``): kept, or the reason why it was rejected, where it has a name of its own."""
+    reasons = rejected.strings(REASON_COLUMN) if len(rejected) else []
+    named = [str(reason) if reason in _MEANINGS else _REJECTED for reason in reasons]
+    return dict.fromkeys(_image_keys(kept), _KEPT) | dict(zip(_image_keys(rejected), named, strict=True))
+
+
+def _image_keys(table: ParticleTable) -> list[str]:
+    """What is left of image names when a table moves: the number in the stack and the stack's own name."""
+    parts = (name.rpartition("@") for name in table.strings("rlnImageName").tolist()) if len(table) else ()
+    return [f"{number}@{Path(stack).name}" for number, _, stack in parts]
 
 
 def _cones(summary: dict) -> list[Picture]:
@@ -160,7 +203,7 @@ def _pictures(files: RunFiles, kept: ParticleTable | None, rejected: ParticleTab
     if len(summary["reasons"]) > 1:
         pictures.append(Picture("Reasons", "How many particles each rule rejected.",
                                 plots.bars(summary["reasons"], "particles rejected")))
-    pictures += [*_cones(summary), *_gallery(files)]
+    pictures += [*_cones(summary), *_gallery(files, kept, rejected)]
     pictures += [picture for picture in (
         _examples(kept, "Kept", "They should look like the particle, as far as the noise lets it be seen."),
         _examples(rejected, "Rejected", "They should be empty, off-centre, crowded, or of something else."))
