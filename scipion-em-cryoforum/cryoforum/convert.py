@@ -39,7 +39,8 @@ from pyworkflow.object import Float, Integer, String
 
 from .constants import (CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER, ERROR_BOUND,
                         EXPECTED_ERROR, EXPECTED_SHIFT_ERROR, FIGURE_OF_MERIT, HALF_SET, MATCH_SCORE, NO_REASON,
-                        OFF_CENTRE, PARTICLE_PROBABILITY, REASON, SHIFT_ERROR_BOUND)
+                        OFF_CENTRE, PARTICLE_ATTRIBUTES, PARTICLE_PROBABILITY, REASON, REJECTION_REASON,
+                        SHIFT_ERROR_BOUND)
 
 MRC_EXTENSIONS = ('.mrc', '.mrcs')
 
@@ -396,12 +397,16 @@ def copyWithPredictions(particles, output, predictions, halfSets=None):
     ids, _ = readAttributes(particles, [])
     rows = predictions.rowOf(ids)
     values = {name: column.tolist() for name, column in predictions.attributes.items()}
+    # of an earlier prediction that found out more
+    outdated = [name for name in PARTICLE_ATTRIBUTES + [REJECTION_REASON] if name not in values]
 
     def update(particle, _):
         row = rows[particle.getObjId()]
         particle.setTransform(Transform(matrix=predictions.matrices[row]))
         for name, column in values.items():
             setAttribute(particle, name, column[row], String if name == REASON else Float)
+        for name in filter(particle.hasAttribute, outdated):
+            getattr(particle, name).set(None)
         if halfSets is not None:
             setAttribute(particle, HALF_SET, halfSets[particle.getObjId()], Integer)
 

@@ -265,13 +265,13 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
         first = particles.getFirstItem()
         if first is None:
             return ['The input set is empty: give a set with particles.']
-        if not first.hasAttribute(EXPECTED_ERROR):
+        if first.getAttributeValue(EXPECTED_ERROR) is None:
             return ['The particles have no uncertainties: give the output of "predict orientations" or "ab initio".']
         errors = []
-        if self.criterion == BY_REASON and not first.hasAttribute(REASON):
+        if self.criterion == BY_REASON and first.getAttributeValue(REASON) is None:
             errors.append('It is not known what kind of junk these particles are: predict their orientations with '
                           'adaptive refinement, or keep them by another criterion.')
-        elif not first.hasAttribute(self._measure().attribute):
+        elif not self._has(self._measure()):
             errors.append('The particles have no %s: predict their orientations with refinement, or choose another '
                           'measure.' % self._measure().label)
         if self.criterion == BY_REASON and not self._reasons():
@@ -360,7 +360,7 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
     def _has(self, measure):
         particles = self.inputParticles.get()
         first = None if particles is None else particles.getFirstItem()
-        return first is not None and first.hasAttribute(measure.attribute)
+        return first is not None and first.getAttributeValue(measure.attribute) is not None
 
     def _selectOptions(self):
         """ The engine's options (command line without the dashes). """

@@ -24,6 +24,7 @@ from pwem.viewers.viewers_data import RegistryViewerConfig
 
 from ..constants import PARTICLE_ATTRIBUTES, REJECTION_REASON
 from .viewer_orientations import CryoForumAbInitioViewer, CryoForumOrientationsViewer
+from .viewer_subset import CryoForumSubsetViewer
 
 
 def showParticleAttributes():
