@@ -1,5 +1,7 @@
 """Uncertainty subset: which particles are kept, and that both sets keep everything."""
 
+import time
+
 import numpy as np
 import pytest
 from particle_sets import make_particles, random_transforms, write_posterior, write_stack
@@ -288,3 +290,62 @@ def test_criteria_that_the_particles_do_not_allow_are_refused(project, predicted
     assert any("No kind of junk" in text for text in problems_of(project, judged, criterion=BY_REASON, **none))
     assert any("Unknown symmetry" in text for text in problems_of(project, judged, symmetry="q7"))
     assert not problems_of(project, judged, criterion=BY_REASON)
+
+
+# ------------------------- viewer -------------------------
+def make_viewer(project, protocol):
+    import pyworkflow as pw
+    from pyworkflow.viewer import DESKTOP_TKINTER
+
+    viewer = pw.Config.getDomain().findViewers(protocol, DESKTOP_TKINTER)[0](project=project, protocol=protocol)
+    viewer.setProtocol(protocol)
+    return viewer
+
+
+def test_the_viewer_shows_what_was_kept(project, cleaned):
+    viewer = make_viewer(project, cleaned)
+    assert type(viewer).__name__ == "CryoForumSubsetViewer"
+    entries = viewer._getVisualizeDict()
+    assert {name for name, _ in viewer._definition.iterParams()} >= set(entries)
+    assert viewer._showReport()[0].path.endswith("select/report.html")
+    axes, = viewer._showErrors()[0].getFigure().axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["kept", "rejected"]
+    before, after = viewer._showDirections()
+    assert "80 particles" in before.getFigure().axes[0].get_title() and "64" in after.getFigure().axes[0].get_title()
+    for name in ("showKept", "showRejected", "showRecentre"):
+        assert type(entries[name](name)[0]).__name__ == "MDView"
+    # the set was imported: nobody knows the run that found the orientations
+    assert type(viewer._showReliability()[0]).__name__ == "MessageView"
+
+
+def test_a_limit_in_the_viewer_is_shown_and_makes_a_new_subset(project, cleaned, judged):
+    """A run of its own beside the first, whose outputs stay; nothing is predicted."""
+    viewer = make_viewer(project, cleaned)
+    viewer.limit.set(8)
+    axes, = viewer._showLimit()[0].getFigure().axes
+    errors, reasons = (values(judged.outputParticles, name) for name in (EXPECTED_ERROR, "_cryoforumReason"))
+    within = {i for i, error in errors.items() if error <= 8 and reasons[i] in ("none", "ambiguous-orientation")}
+    assert any(f"within: {len(within)} of 64 particles" in text.get_text() for text in axes.get_legend().get_texts())
+    runs_before = {run.getObjId() for run in project.getRuns()}
+    assert "was started" in viewer._makeSubset()[0].getMessage()
+    subset, = (run for run in project.getRuns() if run.getObjId() not in runs_before)
+    for _ in range(600):
+        project._updateProtocol(subset)
+        if not subset.isActive() and subset.getStatus() != "launched":
+            break
+        time.sleep(0.5)
+    subset = project.getProtocol(subset.getObjId(), fromRuns=False)
+    assert subset.isFinished() and subset.getObjLabel() == "expected error (degrees) at most 8"
+    assert set(subset.outputParticles.getIdSet()) == within
+    assert cleaned.outputParticles.getSize() == 64
+
+
+def test_a_limit_that_is_not_known_is_no_new_run(project, predicted, subset):
+    from cryoforum.protocols.protocol_subset import KEEP_COUNT
+
+    viewer = make_viewer(project, subset(measure=BY_SCORE, criterion=KEEP_COUNT, keepCount=8))
+    viewer.limitMeasure.set(2)
+    runs_before = len(project.getRuns())
+    assert type(viewer._showLimit()[0]).__name__ == "MessageView"
+    assert "no probability to be a particle" in viewer._makeSubset()[0].getMessage()
+    assert len(project.getRuns()) == runs_before
