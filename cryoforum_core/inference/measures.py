@@ -77,7 +77,8 @@ def measures_of(posterior: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     refined the poses; a table of particles that others filtered and joined has kept the dispersions instead. A measure
     that is missing, or NaN for every particle, is left out.
     """
-    arrays = {PARTICLE_PROBABILITY: posterior.get("particle_probability"), "match-score": posterior.get("match_score"), "expected-error": posterior.get("expected_error_deg"),
+    arrays = {PARTICLE_PROBABILITY: posterior.get("particle_probability"), "match-score": posterior.get("match_score"),
+              "expected-error": posterior.get("expected_error_deg"),
               "error-bound": posterior.get("error_bound_deg"), "figure-of-merit": posterior.get("figure_of_merit"),
               **_dispersions(posterior)}
     measures = {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items() if values is not None}

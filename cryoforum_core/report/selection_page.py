@@ -8,7 +8,7 @@ from ..particles.image_stack import ImageStack, locate_images
 from ..particles.table import ParticleTable
 from ..run_directory import RunDirectory
 from . import plots
-from .gallery import FILE_NAME, read_gallery
+from .gallery import FILE_NAME, Gallery, read_gallery
 from .page import (
     Level,
     NextStep,
@@ -142,32 +142,36 @@ def _reasons(summary: dict) -> tuple[Table, ...]:
 def _gallery(files: RunFiles, kept: ParticleTable | None, rejected: ParticleTable | None) -> list[Picture]:
     """Images beside the projections at their best poses, by what became of them here; none where predict left no
     examples."""
-    predicted = RunFiles(RunDirectory(files.config["run"])) if (Path(files.config["run"]) / FILE_NAME).is_file() else None
-    table = None if predicted is None else files.table(predicted.run.particles)
-    if table is None or kept is None or rejected is None:
+    predicted = RunDirectory(files.config["run"])
+    table, path = files.table(predicted.particles), predicted.path / FILE_NAME
+    if table is None or kept is None or rejected is None or not path.is_file():
         return []
-    gallery = read_gallery(predicted.path / FILE_NAME)
-    row_of = {int(id_): row for row, id_ in enumerate(predicted.posterior()["particle_id"])}
-    images, outcome = _image_keys(table), _outcomes(kept, rejected)
-    of_example = np.array([outcome.get(images[row_of[int(id_)]], "") for id_ in gallery.particle_id])
-    chosen, groups = [], []
-    for name in (_KEPT, *_MEANINGS, _REJECTED):
-        # predict names a few examples more than once
-        _, rows = np.unique(np.where(of_example == name, gallery.particle_id, -1), return_index=True)
-        rows = rows[of_example[rows] == name]
-        rows = rows[np.argsort(-gallery.match_score[rows], kind="stable")]
-        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _EXAMPLES_PER_ROW)).round().astype(int))]
-        chosen += rows.tolist()
-        groups += [name.replace("-", " ")] * len(rows)
+    gallery, images, outcome = read_gallery(path), _image_keys(table), _outcomes(kept, rejected)
+    row_of = {int(id_): row for row, id_ in enumerate(RunFiles(predicted).posterior()["particle_id"])}
+    groups = _by_outcome(gallery, np.array([outcome.get(images[row_of[int(id_)]], "") for id_ in gallery.particle_id]))
+    chosen = [row for rows in groups.values() for row in rows]
     if not chosen:
         return []
     titles = [f"{degrees(gallery.expected_error_deg[row])}   {gallery.match_score[row]:.1f}" for row in chosen]
     pairs = plots.image_pairs(plots.low_passed(gallery.images[chosen], _DISPLAY_SIGMA_PX), gallery.projections[chosen],
-                              titles, groups)
+                              titles, [name.replace("-", " ") for name, rows in groups.items() for _ in rows])
     return [Picture("Kept and rejected beside their projections", "Examples (upper rows, slightly smoothed) with their "
                     "expected error and match score, above the map's projection at the best pose found for them. What "
                     "was kept should be like its projection; junk should be unlike it, or show something else, too.",
                     pairs, wide=True)]
+
+
+def _by_outcome(gallery: Gallery, outcome: np.ndarray) -> dict[str, list[int]]:
+    """A row's length of examples of each outcome, from the best match to the poorest."""
+    # predict names a few particles more than once
+    first = np.isin(np.arange(len(outcome)), np.unique(gallery.particle_id, return_index=True)[1])
+    groups = {}
+    for name in (_KEPT, *_MEANINGS, _REJECTED):
+        rows = np.flatnonzero(first & (outcome == name))
+        rows = rows[np.argsort(-gallery.match_score[rows], kind="stable")]
+        places = np.linspace(0, len(rows) - 1, min(len(rows), _EXAMPLES_PER_ROW)).round().astype(int)
+        groups[name] = rows[places].tolist()
+    return groups
 
 
 _KEPT, _REJECTED = "kept", "rejected"
@@ -191,15 +195,15 @@ def _cones(summary: dict) -> list[Picture]:
     if cones is None or not summary["n_rejected"]:
         return []
     before, after = np.array(cones["before"]), np.array(cones["after"])
-    return [Picture("Share of each view cone", "Each point is one of 48 cones of views; on or above the line nothing was "
-                    "lost. Points below it held junk.", plots.scatter(
+    return [Picture("Share of each view cone", "Each point is one of 48 cones of views; on or above the line nothing "
+                    "was lost. Points below it held junk.", plots.scatter(
                         before, after, "share before (%)", "share after (%)", with_diagonal=True))]
 
 
 def _pictures(files: RunFiles, kept: ParticleTable | None, rejected: ParticleTable | None,
               densities: dict[str, np.ndarray] | None) -> list[Picture]:
     summary = files.summary
-    pictures = _histograms(summary, kept, rejected)
+    pictures = _histograms(summary, kept, rejected, files.config.get("max_error_deg"))
     if len(summary["reasons"]) > 1:
         pictures.append(Picture("Reasons", "How many particles each rule rejected.",
                                 plots.bars(summary["reasons"], "particles rejected")))
@@ -214,7 +218,8 @@ def _pictures(files: RunFiles, kept: ParticleTable | None, rejected: ParticleTab
     return pictures
 
 
-def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTable | None) -> list[Picture]:
+def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTable | None, max_error_deg: float | None
+                ) -> list[Picture]:
     measure, threshold = summary["measure"], summary["threshold"]
     marks = {} if threshold is None else {f"border {significant(threshold)}": threshold}
     label = measure.replace("-", " ") + (" (degrees)" if measure in _ERRORS else "")
@@ -227,9 +232,10 @@ def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTab
         pictures.append(Picture("Kept and rejected", caption,
                                 plots.histogram(values, label, marks, x_scale=scale)))
     if measure not in _ERRORS and (values := _both(kept, rejected, _EXPECTED_ERROR_COLUMN)) is not None:
+        marks = {} if max_error_deg is None else {f"border {degrees(max_error_deg)}": max_error_deg}
         pictures.append(Picture("Expected errors of both", "What was rejected should lie at the right: its "
                                 "orientations were not to be trusted either.",
-                                plots.histogram(values, "expected error (degrees)", x_scale="log")))
+                                plots.histogram(values, "expected error (degrees)", marks, x_scale="log")))
     return pictures
 
 

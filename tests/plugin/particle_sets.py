@@ -71,8 +71,8 @@ def write_posterior(path, ids, transforms, pixel_size_angstrom, expected_error_d
                     recentre_shift_angstrom=None):
     """orientation_posterior.npz as the engine writes it, for the poses of ``transforms`` (n, 4, 4).
 
-    reason: (n,) what is junk and why; off-centre ones have a ``recentre_shift_angstrom`` (n, 2). Without reasons it is a
-    run whose images were not judged.
+    reason: (n,) what is junk and why; off-centre ones have a ``recentre_shift_angstrom`` (n, 2). Without reasons it is
+    a run whose images were not judged.
     """
     n = len(ids)
     a = np.transpose(transforms[:, :3, :3], (0, 2, 1))
@@ -89,8 +89,8 @@ def write_posterior(path, ids, transforms, pixel_size_angstrom, expected_error_d
 def _verdicts(reason, recentre_shift_angstrom, error):
     n, is_off = len(reason), reason == "off-centre"
     recentre = np.zeros((n, 2)) if recentre_shift_angstrom is None else recentre_shift_angstrom
-    return {"reason": reason, "particle_probability": np.where(np.isin(reason, ["none", "ambiguous-orientation"]),
-                                                              0.95, 0.05) - 1e-3 * np.arange(n) / n,
+    probability = np.where(np.isin(reason, ["none", "ambiguous-orientation"]), 0.95, 0.05) - 1e-3 * np.arange(n) / n
+    return {"reason": reason, "particle_probability": probability,
             "recentre_shift_angstrom": np.where(is_off[:, None], recentre, np.nan).astype(np.float32),
             "alternative_quaternion": np.full((n, 4), np.nan),
             "expected_shift_error_angstrom": 0.1 * error, "shift_error_bound_angstrom": 0.2 * error}

@@ -215,10 +215,12 @@ def test_every_particle_gets_its_own_uncertainty(folder):
 def test_what_the_images_are_and_how_far_off_their_shifts(folder):
     particles = make_particles(str(folder), n=3)
     aside = np.array([[0, 0], [30, -22], [0, 0]])
-    output, transforms = predicted(particles, folder, expected_error_deg=[1, 2, 3],
-                                   reason=["none", "off-centre", "ambiguous-orientation"], recentre_shift_angstrom=aside)
-    rows = [{name.removeprefix("_cryoforum"): value for name, value in p.getObjDict().items()} for p in output.iterItems()]
-    assert [row["Reason"] for row in rows] == ["none", "off-centre", "ambiguous-orientation"]
+    reasons = ["none", "off-centre", "ambiguous-orientation"]
+    output, transforms = predicted(particles, folder, expected_error_deg=[1, 2, 3], reason=reasons,
+                                   recentre_shift_angstrom=aside)
+    rows = [{name.removeprefix("_cryoforum"): value for name, value in particle.getObjDict().items()}
+            for particle in output.iterItems()]
+    assert [row["Reason"] for row in rows] == reasons
     assert [round(row["ParticleProbability"], 1) for row in rows] == [0.9, 0.0, 0.9]
     assert [row["ExpectedShiftError"] for row in rows] == pytest.approx([0.1, 0.2, 0.3])
     assert [row["ShiftErrorBound"] for row in rows] == pytest.approx([0.2, 0.4, 0.6])

@@ -284,7 +284,8 @@ def test_criteria_that_the_particles_do_not_allow_are_refused(project, predicted
     from cryoforum.protocols.protocol_subset import BY_MAP, BY_REASON
 
     assert any("adaptive refinement" in text for text in problems_of(project, predicted, criterion=BY_REASON))
-    assert any("no probability to be a particle" in text for text in problems_of(project, predicted, measure=PROBABILITY))
+    unknown = problems_of(project, predicted, measure=PROBABILITY)
+    assert any("no probability to be a particle" in text for text in unknown)
     assert any("At least 160 particles" in text for text in problems_of(project, judged, criterion=BY_MAP))
     none = dict.fromkeys(["rejectNoParticle", "rejectOverlap", "rejectOffCentre", "rejectOtherObject"], False)
     assert any("No kind of junk" in text for text in problems_of(project, judged, criterion=BY_REASON, **none))

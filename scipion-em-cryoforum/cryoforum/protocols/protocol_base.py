@@ -58,10 +58,10 @@ class CryoForumBase:
                       validators=[params.Range(0.01, 0.999, error='must be between 0.01 and 0.999')],
                       expertLevel=params.LEVEL_ADVANCED,
                       label='Confidence of the error bound',
-                      help='Every particle gets an expected error and an error bound, both in degrees. The orientations '
-                           'of this part of the particles are off by no more than their bound: with 0.9, those of 9 in '
-                           '10. More confidence makes larger bounds. The report tells how well this held on particles '
-                           'whose orientations are known.')
+                      help='Every particle gets an expected error and an error bound, both in degrees. The '
+                           'orientations of this part of the particles are off by no more than their bound: with 0.9, '
+                           'those of 9 in 10. More confidence makes larger bounds. The report tells how well this held '
+                           'on particles whose orientations are known.')
 
     def _defineImageParams(self, form):
         form.addParam('contrast', params.EnumParam, choices=['automatic', 'bright protein', 'dark protein'],

@@ -20,6 +20,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +40,8 @@ from .protocol_base import CryoForumBase
 from .source import findSource
 
 AUTOMATIC, BY_MAP, BY_REASON, KEEP_FRACTION, KEEP_COUNT, THRESHOLD, MAX_ERROR, MAX_BOUND = range(8)
-CRITERIA = ['automatic', 'what helps the map', 'reason', 'best fraction', 'best number', 'threshold',
-            'largest expected error', 'largest error bound']
+CRITERIA = ['automatic (no junk)', 'what helps the map', 'reason (kinds of junk)', 'best fraction', 'best number',
+            'threshold', 'largest expected error', 'largest error bound']
 # those that rank the particles by the measure that the form asks for
 RANKED = (AUTOMATIC, BY_MAP, KEEP_FRACTION, KEEP_COUNT, THRESHOLD)
 # those by which rare views can be protected: a limit is meant as it is
@@ -101,12 +102,12 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
                            'protocols: what is known of each particle are its attributes.')
         form.addParam('criterion', params.EnumParam, default=AUTOMATIC, choices=CRITERIA,
                       label='Keep by',
-                      help='*automatic*: what is more likely junk than a particle is rejected. Where that is not known '
-                           'the border is found in the distribution of the measure; where it shows one population '
-                           'only, all are kept.\n'
+                      help='*automatic (no junk)*: what is more likely junk than a particle is rejected. Where that is '
+                           'not known the border is found in the distribution of the measure; where it shows one '
+                           'population only, all are kept.\n'
                            '*what helps the map*: half maps of the best particles are compared with those of as many '
                            'at random; only what makes the map better is left out. Reads all images twice.\n'
-                           '*reason*: as automatic, for the kinds of junk that you choose.\n'
+                           '*reason (kinds of junk)*: as automatic, for the kinds of junk that you choose.\n'
                            '*best fraction* or *best number* of the particles, ranked by the measure.\n'
                            '*threshold*: particles whose measure is at least (scores) or at most (errors and '
                            'dispersions) the value.\n'
@@ -114,7 +115,6 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
                            'many degrees.\n'
                            '*largest error bound*: particles whose orientation is off by at most so many degrees with '
                            'the confidence that was asked for when it was found (90 % unless you changed it).')
-        self._defineCriterionParams(form)
         form.addParam('measure', params.EnumParam, choices=MEASURE_LABELS, default=BEST_MEASURE,
                       condition='criterion in %s' % list(RANKED),
                       label='Measure',
@@ -129,6 +129,7 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
                            '*error bound*: the orientation is within this angle with the stated confidence, degrees.\n'
                            '*figure of merit*: between 0 (no trust) and 1.\n'
                            '*dispersions*: the three measures of the Cryo-forum paper, from the network alone.')
+        self._defineCriterionParams(form)
         form.addParam('protectViews', params.BooleanParam, default=True,
                       condition='criterion in %s' % list(PROTECTING),
                       label='Protect rare views?',
@@ -223,7 +224,7 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
 
     def createOutputStep(self):
         summary = readSummary(self._runDirectory())
-        self.info(summary['explanation'])
+        self.info(inForm(summary['explanation']))
         reasons = readReasons(self._selectedFile('rejected.star'))
         self._writeSubset('outputParticles', '', readIds(self._selectedFile('selected.star')))
         self._writeSubset('outputParticlesRejected', '_rejected', reasons,
@@ -307,7 +308,7 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
         summary = readSummary(self._runDirectory())
         lines = ['Kept *%d* of %d particles (%.1f %%), rejected %d.' % (kept, kept + rejected,
                                                                       100. * kept / (kept + rejected), rejected),
-                 summary['explanation']]
+                 inForm(summary['explanation'])]
         if summary['reasons']:
             lines.append('Rejected: ' + ', '.join('%d %s' % (count, inWords(reason)) for reason, count in sorted(
                 summary['reasons'].items(), key=lambda item: -item[1])) + '.')
@@ -403,3 +404,10 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
 def inWords(reason):
     """ A reason of the engine for people: 'not-a-particle' -> 'not a particle'; rules with numbers stay. """
     return reason if any(sign in reason for sign in '<>=') else reason.replace('-', ' ')
+
+
+def inForm(explanation):
+    """ The engine's sentences with the form's names in the place of options of its command line. """
+    words = re.sub(r'; --measure .* together\.', '; "automatic" and "largest expected error" leave them out.',
+                   explanation)
+    return words.replace(' (without --auto)', '')

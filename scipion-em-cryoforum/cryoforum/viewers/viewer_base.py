@@ -22,6 +22,7 @@ import os
 import webbrowser
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import pyworkflow.protocol.params as params
 from pwem.viewers import EmPlotter, EmProtocolViewer
@@ -62,7 +63,7 @@ class ParticlesViewer(EmProtocolViewer):
                             'particle; about -4 for the match score.')
         group.addParam('showLimit', params.LabelParam, label='Show what is within it',
                        help='Histogram of all particles with the limit, and how many are within it.')
-        group.addParam('makeSubset', params.LabelParam, label='Make the subset',
+        group.addParam('makeSubset', params.LabelParam, label='Make the subset (new run)',
                        help='Starts a new *uncertainty subset* of the same particles with this limit. Orientations are '
                             'not computed again. With a limit of the expected error, junk is left out, too.')
 
@@ -139,8 +140,9 @@ class ParticlesViewer(EmProtocolViewer):
             everything = np.maximum(everything, 0.01)
             bins = np.geomspace(everything.min(), max(everything.max(), 1.01 * everything.min()) * 1.0001, nBins)
             axes.set_xscale('log')
-            for setFormatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-                setFormatter(lambda value, _: '%g' % value)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(lambda value, _: '%g' % value)
+            axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             bins = np.linspace(np.percentile(everything, 0.5), everything.max() + 1e-6, nBins)
         # the first bar holds whatever is worse

@@ -57,7 +57,8 @@ class CryoForumSubsetViewer(ParticlesViewer):
                        help='Histogram of kept and rejected particles, with the limit where there is one.')
         group.addParam('showDirections', params.LabelParam, label='View directions before and after',
                        help='How many particles there are along each viewing direction: of all, and of those kept.')
-        group.addParam('showKept', params.LabelParam, label='Table: kept')
+        group.addParam('showKept', params.LabelParam, label='Table: kept',
+                       help='Images with their uncertainties, to be sorted and selected.')
         group.addParam('showRejected', params.LabelParam, label='Table: rejected', help='With the reason for each.')
         group.addParam('showRecentre', params.LabelParam, label='Table: to be recentred',
                        help='Off-centre particles, with the shift that centres them: for *extract coordinates* with '
@@ -125,6 +126,5 @@ class CryoForumSubsetViewer(ParticlesViewer):
     def _directions(particles, when):
         title = 'View directions %s (%d particles)' % (when, particles.getSize())
         plotter = EmPlotter(x=1, y=1, windowTitle=title)
-        plotter.plotAngularDistributionFromSet(particles, title, type=PLOT_EULER_ANGLES, colormap=COLOR_MAP,
-                                               subtitle='Colour: number of particles.')
+        plotter.plotAngularDistributionFromSet(particles, title, type=PLOT_EULER_ANGLES, colormap=COLOR_MAP)
         return plotter
