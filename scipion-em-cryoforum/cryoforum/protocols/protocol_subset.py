@@ -230,11 +230,11 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
         self._writeSubset('outputParticlesRejected', '_rejected', reasons,
                           lambda particle: self._addReason(particle, reasons))
         self._writeSubset('outputParticlesRecentre', '_recentre', readIds(self._selectedFile('recentre.star')),
-                          self._recentre)
+                          self._recentre, is2D=True)
 
-    def _writeSubset(self, name, suffix, ids, change=None):
-        """ One output with the particles of ``ids``, each changed; none where there are none (Scipion has no empty
-        outputs). """
+    def _writeSubset(self, name, suffix, ids, change=None, is2D=False):
+        """ One output with the particles of ``ids``, each changed, in the end with a 2D alignment; none where there are
+        no ids (Scipion has no empty outputs). """
         wanted = set(ids)
         if not wanted:
             self.info('%s has no particles: it is no output.' % name)
@@ -242,7 +242,7 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
         particles = self.inputParticles.get()
         output = self._createSetOfParticles(suffix)
         output.copyInfo(particles)
-        if change == self._recentre:
+        if is2D:
             output.setAlignment2D()
         output.copyItems(reopen(particles), doClone=False, rowFilter=lambda row: row['id'] in wanted,
                          updateItemCallback=None if change is None else lambda particle, _: change(particle))
@@ -255,8 +255,8 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
 
     def _recentre(self, particle):
         """ A 2D alignment that is a shift only: an orientation was not found where the particle is not. """
-        shift = [particle.getAttributeValue(name) for name in (CENTRE_X, CENTRE_Y)]
-        particle.setTransform(Transform(matrix=shiftToTransform(shift, particle.getSamplingRate())))
+        shift, pixelSize = [particle.getAttributeValue(name) for name in (CENTRE_X, CENTRE_Y)], self._pixelSize()
+        particle.setTransform(Transform(matrix=shiftToTransform(shift, pixelSize)))
 
     # --------------------------- INFO functions ------------------------------
     def _validate(self):
@@ -333,6 +333,9 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
     # --------------------------- UTILS functions -----------------------------
     def _runDirectory(self):
         return self._getExtraPath('select')
+
+    def _pixelSize(self):
+        return self.inputParticles.get().getSamplingRate()
 
     def _selectedFile(self, name):
         return os.path.join(self._runDirectory(), name)
