@@ -74,13 +74,21 @@ def measures_of(posterior: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The measures (n,) float64 that the arrays of ``orientation_posterior.npz`` hold, by name.
 
     The dispersions are those of the network's own matrix (``network_eigenvalues`` (n, 4), ascending) where predict
-    refined the poses. A measure that is missing, or NaN for every particle, is left out.
+    refined the poses; a table of particles that others filtered and joined has kept the dispersions instead. A measure
+    that is missing, or NaN for every particle, is left out.
     """
-    eigenvalues = posterior["network_eigenvalues" if "network_eigenvalues" in posterior else "eigenvalues"]
-    ascending = torch.as_tensor(np.asarray(eigenvalues), dtype=torch.float64)
-    arrays = {PARTICLE_PROBABILITY: posterior.get("particle_probability"), "match-score": posterior.get("match_score"), "expected-error": posterior.get("expected_error_deg"),
+    arrays = {PARTICLE_PROBABILITY: posterior.get("particle_probability"), "match-score": posterior.get("match_score"),
+              "expected-error": posterior.get("expected_error_deg"),
               "error-bound": posterior.get("error_bound_deg"), "figure-of-merit": posterior.get("figure_of_merit"),
-              "dispersion-max": dispersion_max(ascending), "dispersion-trace": dispersion_trace(ascending),
-              "dispersion-wigner": dispersion_wigner(ascending)}
+              **_dispersions(posterior)}
     measures = {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items() if values is not None}
     return {name: values for name, values in measures.items() if not np.isnan(values).all()}
+
+
+def _dispersions(posterior: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
+    eigenvalues = posterior.get("network_eigenvalues", posterior.get("eigenvalues"))
+    if eigenvalues is None:
+        return {f"dispersion-{name}": posterior.get(f"dispersion_{name}") for name in ("max", "trace", "wigner")}
+    ascending = torch.as_tensor(np.asarray(eigenvalues), dtype=torch.float64)
+    return {"dispersion-max": dispersion_max(ascending), "dispersion-trace": dispersion_trace(ascending),
+            "dispersion-wigner": dispersion_wigner(ascending)}

@@ -6,9 +6,22 @@ import numpy as np
 
 from ..particles.image_stack import ImageStack, locate_images
 from ..particles.table import ParticleTable
+from ..run_directory import RunDirectory
 from . import plots
-from .gallery import FILE_NAME, read_gallery
-from .page import Level, NextStep, Page, Picture, Table, Verdict, beside, command, percent, significant
+from .gallery import FILE_NAME, Gallery, read_gallery
+from .page import (
+    Level,
+    NextStep,
+    Page,
+    Picture,
+    Table,
+    Verdict,
+    beside,
+    command,
+    degrees,
+    percent,
+    significant,
+)
 from .run_files import RunFiles, angles_deg, column
 from .view_coverage import view_density
 
@@ -18,7 +31,7 @@ _N_EXAMPLES, _EXAMPLES_PER_ROW, _DISPLAY_SIGMA_PX = 20, 10, 1.0
 _SEEN_ABOVE, _LOST_BELOW, _LOST_REGION = 0.5, 0.5, 0.01
 _FRACTIONS = ("figure-of-merit", "particle-probability")
 _ERRORS = ("expected-error", "error-bound")
-_EXPECTED_ERROR_COLUMN = "rlnCryoforumExpectedError"
+_EXPECTED_ERROR_COLUMN, REASON_COLUMN = "rlnCryoforumExpectedError", "rlnCryoforumReason"
 # what a reason means, and what can be done about it
 _MEANINGS = {
     "not-a-particle": ("No power above the noise, or power that no particle has: ice, carbon, an edge, an empty image.",
@@ -126,21 +139,55 @@ def _reasons(summary: dict) -> tuple[Table, ...]:
                   ("reason", "particles", "of all", "what it means", "what to do"), rows, wide=True),)
 
 
-def _gallery(files: RunFiles) -> list[Picture]:
-    """Rejected images beside the projections at their best poses, by reason; none where predict left no examples."""
-    path = Path(files.config["run"]) / FILE_NAME
-    if not path.is_file():
+def _gallery(files: RunFiles, kept: ParticleTable | None, rejected: ParticleTable | None) -> list[Picture]:
+    """Images beside the projections at their best poses, by what became of them here; none where predict left no
+    examples."""
+    predicted = RunDirectory(files.config["run"])
+    table, path = files.table(predicted.particles), predicted.path / FILE_NAME
+    if table is None or kept is None or rejected is None or not path.is_file():
         return []
-    gallery = read_gallery(path)
-    examples = gallery.of([name for name in _MEANINGS if files.summary["reasons"].get(name) and name in gallery.kind])
-    if not len(examples.kind):
+    gallery, images, outcome = read_gallery(path), _image_keys(table), _outcomes(kept, rejected)
+    row_of = {int(id_): row for row, id_ in enumerate(RunFiles(predicted).posterior()["particle_id"])}
+    groups = _by_outcome(gallery, np.array([outcome.get(images[row_of[int(id_)]], "") for id_ in gallery.particle_id]))
+    chosen = [row for rows in groups.values() for row in rows]
+    if not chosen:
         return []
-    titles = [f"{score:.1f}" for score in examples.match_score]
-    pairs = plots.image_pairs(plots.low_passed(examples.images, _DISPLAY_SIGMA_PX), examples.projections, titles,
-                              [name.replace("-", " ") for name in examples.kind])
-    return [Picture("Rejected, by reason", "Examples (upper rows, slightly smoothed) with their match score, above the "
-                    "map's projection at the best pose found for them. They should not be alike, or show something "
-                    "else, too.", pairs, wide=True)]
+    titles = [f"{degrees(gallery.expected_error_deg[row])}   {gallery.match_score[row]:.1f}" for row in chosen]
+    pairs = plots.image_pairs(plots.low_passed(gallery.images[chosen], _DISPLAY_SIGMA_PX), gallery.projections[chosen],
+                              titles, [name.replace("-", " ") for name, rows in groups.items() for _ in rows])
+    return [Picture("Kept and rejected beside their projections", "Examples (upper rows, slightly smoothed) with their "
+                    "expected error and match score, above the map's projection at the best pose found for them. What "
+                    "was kept should be like its projection; junk should be unlike it, or show something else, too.",
+                    pairs, wide=True)]
+
+
+def _by_outcome(gallery: Gallery, outcome: np.ndarray) -> dict[str, list[int]]:
+    """A row's length of examples of each outcome, from the best match to the poorest."""
+    # predict names a few particles more than once
+    first = np.isin(np.arange(len(outcome)), np.unique(gallery.particle_id, return_index=True)[1])
+    groups = {}
+    for name in (_KEPT, *_MEANINGS, _REJECTED):
+        rows = np.flatnonzero(first & (outcome == name))
+        rows = rows[np.argsort(-gallery.match_score[rows], kind="stable")]
+        places = np.linspace(0, len(rows) - 1, min(len(rows), _EXAMPLES_PER_ROW)).round().astype(int)
+        groups[name] = rows[places].tolist()
+    return groups
+
+
+_KEPT, _REJECTED = "kept", "rejected"
+
+
+def _outcomes(kept: ParticleTable, rejected: ParticleTable) -> dict[str, str]:
+    """By image (``_image_keys``): kept, or the reason why it was rejected, where it has a name of its own."""
+    reasons = rejected.strings(REASON_COLUMN) if len(rejected) else []
+    named = [str(reason) if reason in _MEANINGS else _REJECTED for reason in reasons]
+    return dict.fromkeys(_image_keys(kept), _KEPT) | dict(zip(_image_keys(rejected), named, strict=True))
+
+
+def _image_keys(table: ParticleTable) -> list[str]:
+    """What is left of image names when a table moves: the number in the stack and the stack's own name."""
+    parts = (name.rpartition("@") for name in table.strings("rlnImageName").tolist()) if len(table) else ()
+    return [f"{number}@{Path(stack).name}" for number, _, stack in parts]
 
 
 def _cones(summary: dict) -> list[Picture]:
@@ -156,11 +203,11 @@ def _cones(summary: dict) -> list[Picture]:
 def _pictures(files: RunFiles, kept: ParticleTable | None, rejected: ParticleTable | None,
               densities: dict[str, np.ndarray] | None) -> list[Picture]:
     summary = files.summary
-    pictures = _histograms(summary, kept, rejected)
+    pictures = _histograms(summary, kept, rejected, files.config.get("max_error_deg"))
     if len(summary["reasons"]) > 1:
         pictures.append(Picture("Reasons", "How many particles each rule rejected.",
                                 plots.bars(summary["reasons"], "particles rejected")))
-    pictures += [*_cones(summary), *_gallery(files)]
+    pictures += [*_cones(summary), *_gallery(files, kept, rejected)]
     pictures += [picture for picture in (
         _examples(kept, "Kept", "They should look like the particle, as far as the noise lets it be seen."),
         _examples(rejected, "Rejected", "They should be empty, off-centre, crowded, or of something else."))
@@ -171,7 +218,8 @@ def _pictures(files: RunFiles, kept: ParticleTable | None, rejected: ParticleTab
     return pictures
 
 
-def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTable | None) -> list[Picture]:
+def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTable | None, max_error_deg: float | None
+                ) -> list[Picture]:
     measure, threshold = summary["measure"], summary["threshold"]
     marks = {} if threshold is None else {f"border {significant(threshold)}": threshold}
     label = measure.replace("-", " ") + (" (degrees)" if measure in _ERRORS else "")
@@ -185,9 +233,10 @@ def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTab
         pictures.append(Picture("Kept and rejected", caption,
                                 plots.histogram(values, label, marks, x_scale=scale)))
     if measure not in _ERRORS and (values := _both(kept, rejected, _EXPECTED_ERROR_COLUMN)) is not None:
+        marks = {} if max_error_deg is None else {f"border {degrees(max_error_deg)}": max_error_deg}
         pictures.append(Picture("Expected errors of both", "What was rejected should lie at the right: its "
                                 "orientations were not to be trusted either.",
-                                plots.histogram(values, "expected error (degrees)", x_scale="log")))
+                                plots.histogram(values, "expected error (degrees)", marks, x_scale="log")))
     return pictures
 
 

@@ -36,6 +36,8 @@ def buildArguments(job, options):
             continue
         if isinstance(value, bool):
             words.append('--%s' % flag if value else '--no-%s' % flag)
+        elif isinstance(value, (list, tuple)):
+            words += ['--%s' % flag, *map(str, value)]
         else:
             words += ['--%s' % flag, str(value)]
     return ' '.join(map(shlex.quote, words))

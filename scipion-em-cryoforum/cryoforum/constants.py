@@ -31,11 +31,18 @@ DEFAULT_TORCH = 'torch==2.13.0'  # tested
 ENGINE_DISTRIBUTION = 'cryoforum-core'
 MINIMUM_ENGINE_PYTHON = (3, 11)
 
-# Attributes of a predicted particle. Angles are in degrees.
+# Attributes of a predicted particle. Angles are in degrees, shifts in Angstrom.
 EXPECTED_ERROR = '_cryoforumExpectedError'
 ERROR_BOUND = '_cryoforumErrorBound'
+EXPECTED_SHIFT_ERROR = '_cryoforumExpectedShiftError'
+SHIFT_ERROR_BOUND = '_cryoforumShiftErrorBound'
+REASON = '_cryoforumReason'
+PARTICLE_PROBABILITY = '_cryoforumParticleProbability'
 FIGURE_OF_MERIT = '_cryoforumFigureOfMerit'
 MATCH_SCORE = '_cryoforumMatchScore'
+# rlnOrigin that centres the particle: its shift, or where an off-centre one really lies
+CENTRE_X = '_cryoforumCentreX'
+CENTRE_Y = '_cryoforumCentreY'
 DISPERSION_MAX = '_cryoforumDispersionMax'
 DISPERSION_TRACE = '_cryoforumDispersionTrace'
 DISPERSION_WIGNER = '_cryoforumDispersionWigner'
@@ -43,8 +50,15 @@ REJECTION_REASON = '_cryoforumRejectionReason'
 # the half set (1 or 2) of a particle, as RELION's plugin calls it
 HALF_SET = '_rlnRandomSubset'
 
-PARTICLE_ATTRIBUTES = [EXPECTED_ERROR, ERROR_BOUND, FIGURE_OF_MERIT, MATCH_SCORE,
+PARTICLE_ATTRIBUTES = [EXPECTED_ERROR, ERROR_BOUND, REASON, PARTICLE_PROBABILITY, FIGURE_OF_MERIT, MATCH_SCORE,
+                       EXPECTED_SHIFT_ERROR, SHIFT_ERROR_BOUND, CENTRE_X, CENTRE_Y,
                        DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER]
+
+# what the engine calls kinds of images that hold no good particle
+NOT_A_PARTICLE, OVERLAP, OFF_CENTRE, OTHER_OBJECT = JUNK_REASONS = (
+    'not-a-particle', 'overlapping-neighbour', 'off-centre', 'another-object')
+NO_REASON = 'none'
+DEFAULT_COVERAGE = 0.9  # the engine's own
 
 SYMMETRY_HELP = ('Point group of the molecule in RELION notation: c1, c2, ..., d1, d2, ..., t, o, i (or i1 to i4). '
                  'See [[https://relion.readthedocs.io/en/latest/Reference/Conventions.html#symmetry]'

@@ -31,13 +31,16 @@ from typing import Dict
 import mrcfile
 import numpy as np
 from emtable import Table
+from scipy.spatial.transform import Rotation
 
 from pwem.emlib.image import ImageHandler
 from pwem.objects import Transform
-from pyworkflow.object import Float, Integer
+from pyworkflow.object import Float, Integer, String
 
-from .constants import (DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER, ERROR_BOUND, EXPECTED_ERROR,
-                        FIGURE_OF_MERIT, HALF_SET, MATCH_SCORE)
+from .constants import (CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER, ERROR_BOUND,
+                        EXPECTED_ERROR, EXPECTED_SHIFT_ERROR, FIGURE_OF_MERIT, HALF_SET, MATCH_SCORE, NO_REASON,
+                        OFF_CENTRE, PARTICLE_ATTRIBUTES, PARTICLE_PROBABILITY, REASON, REJECTION_REASON,
+                        SHIFT_ERROR_BOUND)
 
 MRC_EXTENSIONS = ('.mrc', '.mrcs')
 
@@ -68,12 +71,14 @@ def readColumns(emSet, names):
 def readAttributes(emSet, names):
     """ Numerical attributes of the enabled items of a set: (ids (n,) int, dict name -> (n,) float array).
 
-    Attributes the set lacks are left out; a value that is missing in one item is NaN.
+    Attributes the set lacks are left out; a value that is missing in one item is NaN. The reason is text, and what was
+    not judged has none.
     """
     columns = readColumns(emSet, ['id', 'enabled', *names])
     enabled = np.array(columns.pop('enabled'), dtype=bool)
     ids = np.array(columns.pop('id'), dtype=np.int64)[enabled]
-    return ids, {name: np.array([np.nan if x is None else x for x in column], dtype=float)[enabled]
+    return ids, {name: (np.array([x or NO_REASON for x in column], dtype=str) if name == REASON else
+                        np.array([np.nan if x is None else x for x in column], dtype=float))[enabled]
                  for name, column in columns.items()}
 
 
@@ -91,6 +96,18 @@ def transformsToRelion(matrices):
     rot = np.where(polar, np.arctan2(sign * a[:, 0, 1], sign * a[:, 0, 0]), np.arctan2(a[:, 2, 1], a[:, 2, 0]))
     psi = np.where(polar, 0.0, np.arctan2(a[:, 1, 2], -a[:, 0, 2]))
     return np.rad2deg(np.stack([rot, tilt, psi], axis=1)), shift
+
+
+def transformsToQuaternions(matrices):
+    """ Scipion's matrices (n, 4, 4) -> quaternions (n, 4), xyzw, of RELION's A. """
+    return Rotation.from_matrix(np.transpose(np.asarray(matrices, dtype=float)[:, :3, :3], (0, 2, 1))).as_quat()
+
+
+def shiftToTransform(shiftAngstrom, pixelSize):
+    """ Origin (2,) in Angstrom -> Scipion's matrix (4, 4) of a 2D alignment that is a shift only. """
+    matrix = np.eye(4)
+    matrix[:2, 3] = np.asarray(shiftAngstrom, dtype=float) / pixelSize
+    return matrix
 
 
 def quaternionsToTransforms(quaternions, shiftAngstrom, pixelSize):
@@ -232,7 +249,49 @@ def writeReferenceMap(volume, mapFile):
         mrc.voxel_size = volume.getSamplingRate()
 
 
+# attribute of a particle -> array of the engine's results, (n,)
+ENGINE_ARRAYS = {EXPECTED_ERROR: 'expected_error_deg', ERROR_BOUND: 'error_bound_deg',
+                 PARTICLE_PROBABILITY: 'particle_probability', FIGURE_OF_MERIT: 'figure_of_merit',
+                 MATCH_SCORE: 'match_score', EXPECTED_SHIFT_ERROR: 'expected_shift_error_angstrom',
+                 SHIFT_ERROR_BOUND: 'shift_error_bound_angstrom'}
+DISPERSION_ARRAYS = {DISPERSION_MAX: 'dispersion_max', DISPERSION_TRACE: 'dispersion_trace',
+                     DISPERSION_WIGNER: 'dispersion_wigner'}
+
+
+def writePosterior(particles, posteriorFile):
+    """ Writes what the enabled particles of a set know of themselves as the engine's orientation_posterior.npz; returns
+    their ids (n,). """
+    names = {**ENGINE_ARRAYS, **DISPERSION_ARRAYS}
+    ids, values = readAttributes(particles, [*names, REASON, CENTRE_X, CENTRE_Y])
+    arrays = {names[name]: column for name, column in values.items() if name in names}
+    # a reason goes with the view from which it was found
+    if REASON in values and particles.hasAlignmentProj():
+        columns = readColumns(particles, ['enabled', '_transform._matrix'])
+        matrices = [json.loads(text) for text, enabled in zip(columns['_transform._matrix'], columns['enabled'])
+                    if enabled]
+        centre = np.stack([values[CENTRE_X], values[CENTRE_Y]], axis=1)
+        isOff = values[REASON] == OFF_CENTRE
+        arrays.update(reason=values[REASON], quaternion=transformsToQuaternions(matrices),
+                      recentre_shift_angstrom=np.where(isOff[:, None], centre, np.nan),
+                      alternative_quaternion=np.full((len(ids), 4), np.nan))
+    np.savez(posteriorFile, particle_id=ids, **arrays)
+    return ids
+
+
 # -------------------------------- reading results --------------------------------
+def readIds(starFile):
+    """ Particle ids of a STAR file of the engine, in its order; none where there is no such file. """
+    if not os.path.exists(starFile):
+        return []
+    return [int(row.rlnParticleId) for row in Table.iterRows('particles@%s' % starFile)]
+
+
+def readReasons(starFile):
+    """ dict particle id -> why it was rejected, from the engine's rejected.star. """
+    return {int(row.rlnParticleId): str(row.rlnCryoforumReason)
+            for row in Table.iterRows('particles@%s' % starFile)} if os.path.exists(starFile) else {}
+
+
 @dataclass(frozen=True)
 class Predictions:
     """ What the engine found: matrices (n, 4, 4) as Scipion stores them, and attribute name -> (n,) values. """
@@ -260,22 +319,30 @@ def readPredictions(posteriorFile, pixelSize):
         # the dispersions are the network's own; refined orientations come with the eigenvalues of their matching
         eigenvalues = arrays['network_eigenvalues' if 'network_eigenvalues' in arrays else 'eigenvalues']
         spacing = np.diff(eigenvalues.astype(float), axis=1)
-        attributes = {EXPECTED_ERROR: arrays['expected_error_deg'],
-                      ERROR_BOUND: arrays['error_bound_deg'],
-                      FIGURE_OF_MERIT: arrays['figure_of_merit'],
-                      **({MATCH_SCORE: arrays['match_score']} if 'match_score' in arrays else {}),
-                      **_dispersions(spacing)}
+        attributes = {name: np.asarray(arrays[array], dtype=float) for name, array in ENGINE_ARRAYS.items()
+                      if array in arrays}
+        attributes.update(_dispersions(spacing))
+        attributes.update(_centres(arrays))
+        reason = {REASON: arrays['reason'].astype(str)} if 'reason' in arrays else {}
         ids = np.array([int(i) for i in arrays['particle_id']], dtype=np.int64)
         matrices = quaternionsToTransforms(arrays['quaternion'], arrays['shift_angstrom'], pixelSize)
     # a network alone matches nothing: its results have no match score
-    attributes = {name: np.asarray(values, dtype=float) for name, values in attributes.items()
-                  if not np.isnan(values).all()}
+    attributes = {name: values for name, values in attributes.items() if not np.isnan(values).all()}
     for name, values in list(attributes.items()) + [('orientation', matrices)]:
         bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
         if len(bad):
             raise ValueError('%s is not finite for %d particles (ids %s); the engine must give every particle a value.'
                              % (name, len(bad), ', '.join(str(ids[i]) for i in bad[:10])))
-    return Predictions(ids, matrices, attributes)
+    return Predictions(ids, matrices, {**attributes, **reason})
+
+
+def _centres(arrays):
+    """ Where each particle is: its own shift, or the one that recentres it where it was found off-centre. """
+    if 'recentre_shift_angstrom' not in arrays:
+        return {}
+    recentre = arrays['recentre_shift_angstrom']
+    x, y = np.where(np.isfinite(recentre), recentre, arrays['shift_angstrom']).astype(float).T
+    return {CENTRE_X: x, CENTRE_Y: y}
 
 
 def readFsc(csvFile):
@@ -330,12 +397,16 @@ def copyWithPredictions(particles, output, predictions, halfSets=None):
     ids, _ = readAttributes(particles, [])
     rows = predictions.rowOf(ids)
     values = {name: column.tolist() for name, column in predictions.attributes.items()}
+    # of an earlier prediction that found out more
+    outdated = [name for name in PARTICLE_ATTRIBUTES + [REJECTION_REASON] if name not in values]
 
     def update(particle, _):
         row = rows[particle.getObjId()]
         particle.setTransform(Transform(matrix=predictions.matrices[row]))
         for name, column in values.items():
-            setAttribute(particle, name, column[row])
+            setAttribute(particle, name, column[row], String if name == REASON else Float)
+        for name in filter(particle.hasAttribute, outdated):
+            getattr(particle, name).set(None)
         if halfSets is not None:
             setAttribute(particle, HALF_SET, halfSets[particle.getObjId()], Integer)
 

@@ -67,8 +67,13 @@ def _particle(i, identifier, stack, acquisition, transform, enabled):
     return particle
 
 
-def write_posterior(path, ids, transforms, pixel_size_angstrom, expected_error_deg=None, match_score=None):
-    """orientation_posterior.npz as the engine writes it, for the poses of ``transforms`` (n, 4, 4)."""
+def write_posterior(path, ids, transforms, pixel_size_angstrom, expected_error_deg=None, match_score=None, reason=None,
+                    recentre_shift_angstrom=None):
+    """orientation_posterior.npz as the engine writes it, for the poses of ``transforms`` (n, 4, 4).
+
+    reason: (n,) what is junk and why; off-centre ones have a ``recentre_shift_angstrom`` (n, 2). Without reasons it is
+    a run whose images were not judged.
+    """
     n = len(ids)
     a = np.transpose(transforms[:, :3, :3], (0, 2, 1))
     shift_px = np.einsum("nij,nj->ni", a, transforms[:, :3, 3])[:, :2]
@@ -77,4 +82,15 @@ def write_posterior(path, ids, transforms, pixel_size_angstrom, expected_error_d
     np.savez(path, particle_id=np.asarray(ids), quaternion=Rotation.from_matrix(a).as_quat(),
              bingham=np.tile(np.eye(4), (n, 1, 1)), eigenvalues=eigenvalues, expected_error_deg=error,
              error_bound_deg=2 * error, shift_angstrom=shift_px * pixel_size_angstrom, figure_of_merit=1 / (1 + error),
-             match_score=1 - error / 100 if match_score is None else match_score)
+             match_score=1 - error / 100 if match_score is None else match_score,
+             **({} if reason is None else _verdicts(np.asarray(reason), recentre_shift_angstrom, error)))
+
+
+def _verdicts(reason, recentre_shift_angstrom, error):
+    n, is_off = len(reason), reason == "off-centre"
+    recentre = np.zeros((n, 2)) if recentre_shift_angstrom is None else recentre_shift_angstrom
+    probability = np.where(np.isin(reason, ["none", "ambiguous-orientation"]), 0.95, 0.05) - 1e-3 * np.arange(n) / n
+    return {"reason": reason, "particle_probability": probability,
+            "recentre_shift_angstrom": np.where(is_off[:, None], recentre, np.nan).astype(np.float32),
+            "alternative_quaternion": np.full((n, 4), np.nan),
+            "expected_shift_error_angstrom": 0.1 * error, "shift_error_bound_angstrom": 0.2 * error}

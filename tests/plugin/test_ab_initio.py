@@ -329,6 +329,20 @@ def test_a_stopped_run_goes_on_with_resume(project, running, stand_in, finished_
     assert "Going on with the unfinished run" in Path(running._getLogsPath("run.stdout")).read_text()
 
 
+def test_its_particles_are_judged_and_the_map_can_decide(launch, done):
+    """The images are read again through the set, with the poses that it has."""
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import BY_MAP
+
+    first = done.outputParticles.getFirstItem()
+    for name in ("Reason", "ParticleProbability", "ExpectedShiftError", "ShiftErrorBound", "CentreX"):
+        assert first.getAttributeValue("_cryoforum" + name) is not None, name
+    subset = launch(CryoForumProtSubset, inputParticles=(done, "outputParticles"), criterion=BY_MAP)
+    decided = json.loads(Path(subset._selectedFile("summary.json")).read_text())["auto"]
+    assert subset.outputParticles.getSize() == round(decided["kept_fraction"] * N)
+    assert subset.summary()[1].startswith(("Keep ", "Do not filter"))
+
+
 # ------------------------- viewer -------------------------
 def make_viewer(project, protocol):
     import pyworkflow as pw

@@ -18,8 +18,8 @@ from engine_data import errors_deg, import_star, map_correlation, simulate, star
 BOX_PX = 32
 CPU = {"useGpu": False, "numberOfThreads": 2}
 ATTRIBUTES = ["_cryoforum" + name for name in (
-    "ExpectedError", "ErrorBound", "FigureOfMerit", "MatchScore", "DispersionMax", "DispersionTrace",
-    "DispersionWigner")]
+    "ExpectedError", "ErrorBound", "FigureOfMerit", "MatchScore", "ParticleProbability", "ExpectedShiftError",
+    "ShiftErrorBound", "CentreX", "CentreY", "DispersionMax", "DispersionTrace", "DispersionWigner")]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,19 @@ def test_the_subset_is_the_engines_own(predicted, subset, tmp_path):
                     "--run", str(Path(predicted._getExtraPath("predict")).absolute())], check=True, capture_output=True)
     selected = {row["rlnParticleId"] for row in star_rows(tmp_path / "select/selected.star")}
     assert selected == set(subset.outputParticles.getIdSet())
+
+
+def test_reasons_and_examples_go_on_to_the_subset(predicted, subset, truth):
+    """The report shows examples of the run that found the orientations, as they were judged here."""
+    from cryoforum.protocols.source import findSource
+
+    source = findSource(subset)
+    assert source.directory == predicted._runDirectory() and source.symmetry == "c1"
+    assert "Kept and rejected beside their projections" in Path(subset._selectedFile("report.html")).read_text()
+    for particle in subset.outputParticlesRejected.iterItems():
+        reason = particle.getAttributeValue("_cryoforumRejectionReason")
+        assert reason == particle.getAttributeValue("_cryoforumReason") != "none"
+    assert "Error bounds are to hold for 90 %" in "\n".join(predicted.summary())
 
 
 def test_relion_reconstructs_the_molecule(launch, predicted, subset, data):

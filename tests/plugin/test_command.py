@@ -20,6 +20,13 @@ def test_options_become_flags():
                                       "Runs/1 extra/it's.star"]
 
 
+def test_an_option_with_several_values_is_one_flag():
+    from cryoforum.command import buildArguments
+
+    assert buildArguments("select", {"reasons": ["off-centre", "not-a-particle"]}) == (
+        "select --reasons off-centre not-a-particle")
+
+
 def test_without_a_gpu_none_is_visible():
     """Scipion's placeholder would stay "0" when the user chose No."""
     from cryoforum.command import buildProgram

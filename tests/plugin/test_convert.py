@@ -212,6 +212,49 @@ def test_every_particle_gets_its_own_uncertainty(folder):
         assert isinstance(first.getAttributeValue("_cryoforum" + name), float)
 
 
+def test_what_the_images_are_and_how_far_off_their_shifts(folder):
+    particles = make_particles(str(folder), n=3)
+    aside = np.array([[0, 0], [30, -22], [0, 0]])
+    reasons = ["none", "off-centre", "ambiguous-orientation"]
+    output, transforms = predicted(particles, folder, expected_error_deg=[1, 2, 3], reason=reasons,
+                                   recentre_shift_angstrom=aside)
+    rows = [{name.removeprefix("_cryoforum"): value for name, value in particle.getObjDict().items()}
+            for particle in output.iterItems()]
+    assert [row["Reason"] for row in rows] == reasons
+    assert [round(row["ParticleProbability"], 1) for row in rows] == [0.9, 0.0, 0.9]
+    assert [row["ExpectedShiftError"] for row in rows] == pytest.approx([0.1, 0.2, 0.3])
+    assert [row["ShiftErrorBound"] for row in rows] == pytest.approx([0.2, 0.4, 0.6])
+    # the centre is where the particle is: by its own shift, or aside
+    assert [rows[1]["CentreX"], rows[1]["CentreY"]] == [30, -22]
+    own = np.linalg.inv(transforms[1])[:2, 3] * -PIXEL_SIZE_ANGSTROM
+    assert [rows[0]["CentreX"], rows[0]["CentreY"]] == pytest.approx(own)
+
+
+def test_the_engines_arrays_come_back_as_they_were(folder):
+    from cryoforum.convert import writePosterior
+
+    aside = np.array([[0, 0], [30, -22], [0, 0]])
+    particles = make_particles(str(folder), n=3)
+    output, _ = predicted(particles, folder, reason=["none", "off-centre", "another-object"],
+                          recentre_shift_angstrom=aside)
+    writePosterior(output, str(folder / "again.npz"))
+    with np.load(folder / "posterior.npz") as before, np.load(folder / "again.npz") as after:
+        for name in set(before) & set(after) - {"quaternion", "alternative_quaternion"}:
+            np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+        np.testing.assert_allclose(np.abs((after["quaternion"] * before["quaternion"]).sum(1)), 1)
+        assert {"reason", "particle_probability", "recentre_shift_angstrom", "dispersion_max"} <= set(after)
+
+
+def test_what_an_earlier_prediction_knew_more_does_not_stay(folder):
+    particles = make_particles(str(folder), n=3)
+    once, _ = predicted(particles, folder, reason=["none", "none", "not-a-particle"])
+    (folder / "again").mkdir()
+    twice, _ = predicted(once, folder / "again", match_score=np.full(3, np.nan))
+    for particle in twice.iterItems():
+        for name in ("Reason", "ParticleProbability", "MatchScore", "ExpectedShiftError"):
+            assert particle.getAttributeValue("_cryoforum" + name) is None, name
+
+
 def test_results_are_joined_by_id_not_by_row(folder):
     particles = make_particles(str(folder), n=6)
     shuffled = np.array([16, 1, 10, 4, 13, 7])

@@ -1,28 +1,32 @@
 """Uncertainty subset: which particles are kept, and that both sets keep everything."""
 
+import time
+
 import numpy as np
 import pytest
-from particle_sets import make_particles, random_transforms, write_posterior
+from particle_sets import make_particles, random_transforms, write_posterior, write_stack
 
 N = 10
 EXPECTED_ERROR, MATCH_SCORE = "_cryoforumExpectedError", "_cryoforumMatchScore"
 REASON = "_cryoforumRejectionReason"
+# places in the form's list of measures
+BEST, PROBABILITY, BY_SCORE, BY_ERROR, BY_BOUND, BY_MERIT, BY_DISPERSION = range(7)
 
 
 @pytest.fixture(scope="module")
 def scored(launch, project):
-    """scored(label, match scores, expected errors) -> a protocol with a predicted set of these values."""
+    """scored(label, match scores, expected errors, ...) -> a protocol with a predicted set of these values."""
     from cryoforum.convert import copyWithPredictions, readAttributes, readPredictions
     from pwem.objects import SetOfParticles
     from pwem.protocols import ProtImportParticles
 
-    def run(label, match_score, expected_error_deg=None):
+    def run(label, match_score, expected_error_deg=None, **verdicts):
         n = len(match_score)
         folder = project.getTmpPath(label.replace(" ", "_"))
         particles = make_particles(folder, n=n)
         ids, _ = readAttributes(particles, [])
         write_posterior(f"{folder}/posterior.npz", ids, random_transforms(n), 4.0, match_score=match_score,
-                        expected_error_deg=expected_error_deg)
+                        expected_error_deg=expected_error_deg, **verdicts)
         output = SetOfParticles(filename=f"{folder}/predicted.sqlite")
         copyWithPredictions(particles, output, readPredictions(f"{folder}/posterior.npz", 4.0))
         output.write()
@@ -57,7 +61,7 @@ def values(particles, name):
 def test_fraction_by_expected_error(subset, predicted):
     from cryoforum.protocols.protocol_subset import KEEP_FRACTION
 
-    protocol = subset(measure=1, criterion=KEEP_FRACTION, keepFraction=0.6)
+    protocol = subset(measure=BY_ERROR, criterion=KEEP_FRACTION, keepFraction=0.6)
     kept, rejected = protocol.outputParticles, protocol.outputParticlesRejected
     assert sorted(values(kept, EXPECTED_ERROR).values()) == [3, 6, 9, 12, 15, 18]
     assert sorted(values(rejected, EXPECTED_ERROR).values()) == [21, 24, 27, 30]
@@ -68,7 +72,7 @@ def test_fraction_by_expected_error(subset, predicted):
 def test_both_sets_keep_everything(subset, predicted):
     from cryoforum.protocols.protocol_subset import KEEP_COUNT
 
-    protocol = subset(measure=0, criterion=KEEP_COUNT, keepCount=7)
+    protocol = subset(measure=BY_SCORE, criterion=KEEP_COUNT, keepCount=7)
     before = {p.getObjId(): p.clone() for p in predicted.outputParticles.iterItems()}
     sizes = []
     for output in (protocol.outputParticles, protocol.outputParticlesRejected):
@@ -83,7 +87,7 @@ def test_both_sets_keep_everything(subset, predicted):
 def test_best_count_by_match_score(subset):
     from cryoforum.protocols.protocol_subset import KEEP_COUNT
 
-    protocol = subset(measure=0, criterion=KEEP_COUNT, keepCount=7)
+    protocol = subset(measure=BY_SCORE, criterion=KEEP_COUNT, keepCount=7)
     assert min(values(protocol.outputParticles, MATCH_SCORE).values()) > max(
         values(protocol.outputParticlesRejected, MATCH_SCORE).values())
 
@@ -91,9 +95,9 @@ def test_best_count_by_match_score(subset):
 def test_threshold_is_inclusive_and_knows_which_way_is_better(subset):
     from cryoforum.protocols.protocol_subset import THRESHOLD
 
-    by_error = subset(measure=1, criterion=THRESHOLD, threshold=12)
+    by_error = subset(measure=BY_ERROR, criterion=THRESHOLD, threshold=12)
     assert sorted(values(by_error.outputParticles, EXPECTED_ERROR).values()) == [3, 6, 9, 12]
-    by_score = subset(measure=0, criterion=THRESHOLD, threshold=0.5)
+    by_score = subset(measure=BY_SCORE, criterion=THRESHOLD, threshold=0.5)
     assert min(values(by_score.outputParticles, MATCH_SCORE).values()) >= 0.5
     assert by_score.outputParticles.getSize() == 5
 
@@ -101,17 +105,17 @@ def test_threshold_is_inclusive_and_knows_which_way_is_better(subset):
 def test_largest_error_ignores_the_measure(subset):
     from cryoforum.protocols.protocol_subset import MAX_ERROR
 
-    protocol = subset(measure=0, criterion=MAX_ERROR, maxError=10)
+    protocol = subset(measure=BY_SCORE, criterion=MAX_ERROR, maxError=10)
     assert sorted(values(protocol.outputParticles, EXPECTED_ERROR).values()) == [3, 6, 9]
 
 
 def test_rejected_particles_say_why(subset):
     from cryoforum.protocols.protocol_subset import MAX_ERROR
 
-    protocol = subset(measure=0, criterion=MAX_ERROR, maxError=10)
+    protocol = subset(measure=BY_SCORE, criterion=MAX_ERROR, maxError=10)
     errors = values(protocol.outputParticlesRejected, EXPECTED_ERROR)
     for identifier, reason in values(protocol.outputParticlesRejected, REASON).items():
-        assert "expected error" in reason and f"{errors[identifier]:g}" in reason
+        assert reason == f"expected-error={errors[identifier]:g}>10"
     assert not protocol.outputParticles.getFirstItem().hasAttribute(REASON)
 
 
@@ -123,7 +127,7 @@ def test_ids_decide_after_other_protocols_changed_the_set(launch, predicted):
 
     filtered = launch(ProtSetFilter, inputSet=(predicted, "outputParticles"),
                       formula="item._cryoforumExpectedError.get() > 5")
-    protocol = launch(CryoForumProtSubset, inputParticles=(filtered, "outputParticles"), measure=1,
+    protocol = launch(CryoForumProtSubset, inputParticles=(filtered, "outputParticles"), measure=BY_ERROR,
                       criterion=KEEP_COUNT, keepCount=2)
     before = values(predicted.outputParticles, EXPECTED_ERROR)
     kept = values(protocol.outputParticles, EXPECTED_ERROR)
@@ -169,11 +173,180 @@ def test_one_population_is_kept_whole(launch, scored):
     assert "one population" in protocol.summary()[1]
 
 
-def test_no_automatic_border_for_dispersions(project, predicted):
-    from cryoforum.protocols import CryoForumProtSubset
-    from cryoforum.protocols.protocol_subset import AUTOMATIC
+def test_dispersions_are_measures_like_the_others(subset, predicted):
+    """The engine gets them from the attributes: the matrices of the network are no part of a set."""
+    from cryoforum.protocols.protocol_subset import KEEP_COUNT
 
-    protocol = project.newProtocol(CryoForumProtSubset, criterion=AUTOMATIC, measure=4)
-    protocol.inputParticles.set(predicted)
+    protocol = subset(measure=BY_DISPERSION, criterion=KEEP_COUNT, keepCount=3)
+    dispersion = values(predicted.outputParticles, "_cryoforumDispersionMax")
+    assert set(values(protocol.outputParticles, EXPECTED_ERROR)) == set(sorted(dispersion, key=dispersion.get)[:3])
+
+
+def test_largest_error_bound(subset):
+    from cryoforum.protocols.protocol_subset import MAX_BOUND
+
+    kept = subset(criterion=MAX_BOUND, maxBound=25).outputParticles
+    assert sorted(values(kept, "_cryoforumErrorBound").values()) == [6, 12, 18, 24]
+
+
+# ------------------------- reasons -------------------------
+PIXEL = 4.0
+REASONS = ["none"] * 60 + ["ambiguous-orientation"] * 4 + ["not-a-particle"] * 6 + ["off-centre"] * 5 + [
+    "another-object"] * 3 + ["overlapping-neighbour"] * 2
+ASIDE_PX = np.array([[6.0 + i, -5.0] for i in range(len(REASONS))])
+
+
+@pytest.fixture(scope="module")
+def judged(scored):
+    """80 particles whose images were judged; off-centre ones lie at coordinate - ASIDE_PX in their micrograph."""
+    n, rng = len(REASONS), np.random.default_rng(5)
+    return scored("judged", rng.normal(0, 1, n), rng.uniform(1, 20, n), reason=REASONS,
+                  recentre_shift_angstrom=PIXEL * ASIDE_PX)
+
+
+@pytest.fixture(scope="module")
+def cleaned(launch, judged):
+    from cryoforum.protocols import CryoForumProtSubset
+
+    return launch(CryoForumProtSubset, "cleaned", inputParticles=(judged, "outputParticles"))
+
+
+def test_junk_is_rejected_with_its_reason(cleaned):
+    """Without a word from the user: by the probability to be a particle. An ambiguous orientation is no junk."""
+    kept, rejected = cleaned.outputParticles, cleaned.outputParticlesRejected
+    assert kept.getSize() == 64 and rejected.getSize() == 16
+    assert set(values(kept, "_cryoforumReason").values()) == {"none", "ambiguous-orientation"}
+    assert values(rejected, REASON) == values(rejected, "_cryoforumReason")
+    assert any("6 not a particle, 5 off centre, 3 another object, 2 overlapping neighbour" in line
+               for line in cleaned.summary())
+
+
+def test_off_centre_particles_are_found_where_they_really_are(launch, project, cleaned):
+    """Scipion's own protocol puts the coordinates of the recentre set on the particles."""
+    from pwem.objects import Acquisition, Micrograph, SetOfMicrographs
+    from pwem.protocols import ProtExtractCoords, ProtImportMicrographs
+
+    recentre = cleaned.outputParticlesRecentre
+    assert recentre.getSize() == 5 and recentre.hasAlignment2D()
+    assert cleaned.outputParticlesRejected.hasAlignmentProj()
+    filename = project.getTmpPath("micrographs.sqlite")
+    micrographs = SetOfMicrographs(filename=filename)
+    micrographs.setSamplingRate(PIXEL)
+    micrographs.setAcquisition(Acquisition(voltage=300, sphericalAberration=2.7, amplitudeContrast=0.1))
+    for number in range(1, 21):
+        micrograph = Micrograph(location=project.getTmpPath(f"mic_{number}.mrc"))
+        micrograph.setMicName(f"mic_{number}.mrc")
+        micrograph.setSamplingRate(PIXEL)
+        write_stack(micrograph.getFileName(), 1)
+        micrographs.append(micrograph)
+    micrographs.write()
+    pictures = launch(ProtImportMicrographs, "micrographs", importFrom=ProtImportMicrographs.IMPORT_FROM_SCIPION,
+                      sqliteFile=filename, samplingRate=PIXEL, voltage=300, sphericalAberration=2.7,
+                      amplitudeContrast=0.1)
+    extracted = launch(ProtExtractCoords, "coordinates", inputParticles=(cleaned, "outputParticlesRecentre"),
+                       inputMicrographs=(pictures, "outputMicrographs"), applyShifts=True)
+    rows = [row for row, reason in enumerate(REASONS) if reason == "off-centre"]
+    expected = sorted((100 + row - ASIDE_PX[row, 0], 200 + row - ASIDE_PX[row, 1]) for row in rows)
+    assert sorted(c.getPosition() for c in extracted.outputCoordinates.iterItems()) == expected
+
+
+def test_kinds_of_junk_that_may_stay(launch, judged):
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import BY_REASON
+
+    protocol = launch(CryoForumProtSubset, inputParticles=(judged, "outputParticles"), criterion=BY_REASON,
+                      rejectOverlap=False, rejectOtherObject=False)
+    assert sorted(values(protocol.outputParticlesRejected, REASON).values()) == ["not-a-particle"] * 6 + [
+        "off-centre"] * 5
+
+
+def test_a_largest_error_leaves_out_junk_too(launch, judged):
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import MAX_ERROR
+
+    protocol = launch(CryoForumProtSubset, inputParticles=(judged, "outputParticles"), criterion=MAX_ERROR, maxError=10)
+    assert max(values(protocol.outputParticles, EXPECTED_ERROR).values()) <= 10
+    assert set(values(protocol.outputParticles, "_cryoforumReason").values()) <= {"none", "ambiguous-orientation"}
+    beyond = values(protocol.outputParticlesRejected, REASON).values()
+    assert "error-beyond-limit" in beyond and "off-centre" in beyond
+
+
+def problems_of(project, source, **parameters):
+    from cryoforum.protocols import CryoForumProtSubset
+
+    protocol = project.newProtocol(CryoForumProtSubset, **parameters)
+    protocol.inputParticles.set(source)
     protocol.inputParticles.setExtended("outputParticles")
-    assert any("cannot be found automatically" in problem for problem in protocol.validate())
+    return protocol.validate()
+
+
+def test_criteria_that_the_particles_do_not_allow_are_refused(project, predicted, judged):
+    from cryoforum.protocols.protocol_subset import BY_MAP, BY_REASON
+
+    assert any("adaptive refinement" in text for text in problems_of(project, predicted, criterion=BY_REASON))
+    unknown = problems_of(project, predicted, measure=PROBABILITY)
+    assert any("no probability to be a particle" in text for text in unknown)
+    assert any("At least 160 particles" in text for text in problems_of(project, judged, criterion=BY_MAP))
+    none = dict.fromkeys(["rejectNoParticle", "rejectOverlap", "rejectOffCentre", "rejectOtherObject"], False)
+    assert any("No kind of junk" in text for text in problems_of(project, judged, criterion=BY_REASON, **none))
+    assert any("Unknown symmetry" in text for text in problems_of(project, judged, symmetry="q7"))
+    assert not problems_of(project, judged, criterion=BY_REASON)
+
+
+# ------------------------- viewer -------------------------
+def make_viewer(project, protocol):
+    import pyworkflow as pw
+    from pyworkflow.viewer import DESKTOP_TKINTER
+
+    viewer = pw.Config.getDomain().findViewers(protocol, DESKTOP_TKINTER)[0](project=project, protocol=protocol)
+    viewer.setProtocol(protocol)
+    return viewer
+
+
+def test_the_viewer_shows_what_was_kept(project, cleaned):
+    viewer = make_viewer(project, cleaned)
+    assert type(viewer).__name__ == "CryoForumSubsetViewer"
+    entries = viewer._getVisualizeDict()
+    assert {name for name, _ in viewer._definition.iterParams()} >= set(entries)
+    assert viewer._showReport()[0].path.endswith("select/report.html")
+    axes, = viewer._showErrors()[0].getFigure().axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["kept", "rejected"]
+    before, after = viewer._showDirections()
+    assert "80 particles" in before.getFigure().axes[0].get_title() and "64" in after.getFigure().axes[0].get_title()
+    for name in ("showKept", "showRejected", "showRecentre"):
+        assert type(entries[name](name)[0]).__name__ == "MDView"
+    # the set was imported: nobody knows the run that found the orientations
+    assert type(viewer._showReliability()[0]).__name__ == "MessageView"
+
+
+def test_a_limit_in_the_viewer_is_shown_and_makes_a_new_subset(project, cleaned, judged):
+    """A run of its own beside the first, whose outputs stay; nothing is predicted."""
+    viewer = make_viewer(project, cleaned)
+    viewer.limit.set(8)
+    axes, = viewer._showLimit()[0].getFigure().axes
+    errors, reasons = (values(judged.outputParticles, name) for name in (EXPECTED_ERROR, "_cryoforumReason"))
+    within = {i for i, error in errors.items() if error <= 8 and reasons[i] in ("none", "ambiguous-orientation")}
+    assert any(f"within: {len(within)} of 64 particles" in text.get_text() for text in axes.get_legend().get_texts())
+    runs_before = {run.getObjId() for run in project.getRuns()}
+    assert "was started" in viewer._makeSubset()[0].getMessage()
+    subset, = (run for run in project.getRuns() if run.getObjId() not in runs_before)
+    for _ in range(600):
+        project._updateProtocol(subset)
+        if not subset.isActive() and subset.getStatus() != "launched":
+            break
+        time.sleep(0.5)
+    subset = project.getProtocol(subset.getObjId(), fromRuns=False)
+    assert subset.isFinished() and subset.getObjLabel() == "expected error (degrees) at most 8"
+    assert set(subset.outputParticles.getIdSet()) == within
+    assert cleaned.outputParticles.getSize() == 64
+
+
+def test_a_limit_that_is_not_known_is_no_new_run(project, predicted, subset):
+    from cryoforum.protocols.protocol_subset import KEEP_COUNT
+
+    viewer = make_viewer(project, subset(measure=BY_SCORE, criterion=KEEP_COUNT, keepCount=8))
+    viewer.limitMeasure.set(2)
+    runs_before = len(project.getRuns())
+    assert type(viewer._showLimit()[0]).__name__ == "MessageView"
+    assert "no probability to be a particle" in viewer._makeSubset()[0].getMessage()
+    assert len(project.getRuns()) == runs_before

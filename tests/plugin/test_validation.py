@@ -72,7 +72,7 @@ def predict(project, imported, tmp_path):
     from cryoforum.objects import CryoForumNetwork
     from cryoforum.protocols import CryoForumProtPredict, CryoForumProtTrain
 
-    def problems(particles=None, network=None, map_=None, **parameters):
+    def problems(particles=None, network=None, map_=None, known=None, **parameters):
         trained = project.newProtocol(CryoForumProtTrain)
         project.saveProtocol(trained)
         (tmp_path / "run/checkpoint").mkdir(parents=True, exist_ok=True)
@@ -82,6 +82,8 @@ def predict(project, imported, tmp_path):
         protocol = project.newProtocol(CryoForumProtPredict, **{"useGpu": False, **parameters})
         point(protocol.inputParticles, particles or imported(), "outputParticles")
         point(protocol.inputNetwork, trained, "outputNetwork")
+        if known is not None:
+            point(protocol.calibrationParticles, known, "outputParticles")
         if map_ is not None:
             point(protocol.referenceVolume, map_, "outputVolume")
         return "\n".join(protocol.validate())
@@ -199,6 +201,18 @@ def test_symmetry_of_predict_must_be_that_of_the_network(predict):
     assert "trained with symmetry c1, and d2 is asked for" in predict(symmetry="d2")
     assert predict(symmetry="d2", network={"symmetry": "d2"}) == ""
     assert predict(symmetry="c1", network={"symmetry": "d2"}) == ""
+
+
+def test_particles_with_known_orientations_must_be_many_and_like_the_others(predict, imported):
+    text = predict(known=imported("known", aligned=False, pixel_size_angstrom=3.0))
+    assert "At least 100 particles with known orientations are needed to learn errors from; the set has 4" in text
+    assert "must have the box and pixel size of the others, 16 px of 4.000 Å; they have 16 px of 3.000 Å" in text
+    assert "have none: give the output of a 3D refinement" in text
+
+
+@pytest.mark.parametrize("coverage", [0, 1, 1.5])
+def test_a_confidence_is_between_0_and_1(predict, coverage):
+    assert "must be between 0.01 and 0.999" in predict(coverage=coverage)
 
 
 def test_a_network_that_does_not_apply_is_the_first_line_of_the_summary(project, tmp_path):

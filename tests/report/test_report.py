@@ -169,6 +169,18 @@ def test_views_that_are_lost_are_told(tmp_path):
     assert page.verdict.level == "caution" and "Some viewing directions lost" in words(page)
 
 
+def test_examples_are_shown_by_what_became_of_them(runs, tmp_path, monkeypatch):
+    """The best are kept and the worst rejected here; predict itself did not say so."""
+    from cryoforum_core.report import plots
+
+    groups = []
+    real = plots.image_pairs
+    monkeypatch.setattr(plots, "image_pairs", lambda *arrays: (groups.extend(arrays[3]), real(*arrays))[1])
+    run = select_run(tmp_path / "select", runs["predict"], measure="match-score", keep_fraction=0.75)
+    assert "Kept and rejected beside their projections" in titles_of(selection_page(RunFiles(run)))
+    assert groups == ["kept"] * 10 + ["rejected"] * 8
+
+
 def test_selection_shows_images_of_both_sets_where_they_are(runs, tmp_path):
     predicted, _ = predict_run(tmp_path / "run", with_images=True)
     assert {"Kept", "Rejected"} < set(titles_of(selection_page(RunFiles(select_run(tmp_path / "select", predicted)))))

@@ -121,6 +121,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
                       label='Batch size', help='Images computed together; fewer take less memory.')
         form.addParam('learningRate', params.FloatParam, default=0, validators=[params.GE(0)], **advanced,
                       label='Learning rate', help="Largest learning rate of the network. 0: the method's own.")
+        self._defineCoverageParam(form)
         self._defineImageParams(form)
 
     def _defineEndToEndParams(self, form):
@@ -276,6 +277,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
                      % (summary['n_particles'], summary['symmetry'], summary['resolution_angstrom']))
         if summary.get('median_expected_error_deg') is not None:
             lines.append('Median expected error of the orientations: *%.2f°*' % summary['median_expected_error_deg'])
+        lines += self._boundLines(summary)
         if summary.get('seeds_agreement_deg') is not None:
             lines.append('The best two searches agree to %.1f°.' % summary['seeds_agreement_deg'])
         if summary.get('validation_median_error_deg') is not None:
@@ -344,6 +346,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
                    'hand_reference': None if self.handReference.get() is None else self._referenceFile(),
                    'train_minutes': self.trainMinutes.get() or None,
                    'network_box_size_px': self.networkBox.get() or None,
+                   'coverage': self.coverage.get(),
                    'batch_size': self.batchSize.get(), 'learning_rate': self.learningRate.get() or None,
                    **self._imageOptions()}
         if self.method == HYBRID:

@@ -27,7 +27,7 @@ from pyworkflow.constants import NEW
 
 from .. import Plugin
 from ..command import buildArguments, buildProgram, escapePercent, prepareRun, readSummary, tail
-from ..constants import SYMMETRY_HELP
+from ..constants import DEFAULT_COVERAGE, SYMMETRY_HELP
 from ..convert import writeParticlesStar, writeReferenceMap
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
@@ -52,6 +52,16 @@ class CryoForumBase:
         form.addHidden(params.GPU_LIST, params.StringParam, default='0',
                        label='GPU ID',
                        help='Number of the GPU to use (the first one is 0). One GPU is used.')
+
+    def _defineCoverageParam(self, form):
+        form.addParam('coverage', params.FloatParam, default=DEFAULT_COVERAGE,
+                      validators=[params.Range(0.01, 0.999, error='must be between 0.01 and 0.999')],
+                      expertLevel=params.LEVEL_ADVANCED,
+                      label='Confidence of the error bound',
+                      help='Every particle gets an expected error and an error bound, both in degrees. The '
+                           'orientations of this part of the particles are off by no more than their bound: with 0.9, '
+                           'those of 9 in 10. More confidence makes larger bounds. The report tells how well this held '
+                           'on particles whose orientations are known.')
 
     def _defineImageParams(self, form):
         form.addParam('contrast', params.EnumParam, choices=['automatic', 'bright protein', 'dark protein'],
@@ -111,6 +121,15 @@ class CryoForumBase:
             message = tail(self._getLogsPath('run.stderr'))
             raise RuntimeError('cryoforum %s stopped (exit code %d).\n%s' % (job, error.returncode, message)) from None
         return readSummary(runDirectory)
+
+    @staticmethod
+    def _boundLines(summary):
+        """ What the error bounds promise, and whether it held. """
+        if summary.get('error_bound_coverage') is None:
+            return []
+        return ['Error bounds are to hold for %.3g %% of the particles; on %s they held for *%.3g %%*.'
+                % (100 * summary['error_bound_coverage'], summary['calibration_source'],
+                   100 * summary['error_bound_held'])]
 
     def _reportLines(self, runDirectory):
         """ A link to the engine's report, for the summary. """

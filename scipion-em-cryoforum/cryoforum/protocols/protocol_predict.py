@@ -27,11 +27,12 @@ from pwem.protocols import EMProtocol
 
 from ..command import readSummary
 from ..constants import SYMMETRY_HELP
-from ..convert import copyWithPredictions, readPredictions
-from .protocol_base import CryoForumBase
+from ..convert import copyWithPredictions, readPredictions, writeParticlesStar
+from .protocol_base import TOLERANCE, CryoForumBase
 
 REFINEMENTS = ['none', 'local', 'adaptive']
 REFINE_NONE, REFINE_LOCAL, REFINE_ADAPTIVE = range(3)
+MIN_LABELLED = 100  # the engine's own
 
 
 class outputs(Enum):
@@ -84,6 +85,13 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                       label='Largest shift (Å)', help='0: an eighth of the box.')
         form.addParam('symmetry', params.StringParam, default='', expertLevel=params.LEVEL_ADVANCED,
                       label='Symmetry', help='Left empty, it is the network\'s. ' + SYMMETRY_HELP)
+        self._defineCoverageParam(form)
+        form.addParam('calibrationParticles', params.PointerParam, pointerClass='SetOfParticles', allowsNull=True,
+                      pointerCondition='hasAlignmentProj', expertLevel=params.LEVEL_ADVANCED,
+                      label='Particles with known orientations (optional)',
+                      help='How large errors are is learnt from images of the map that are made like yours, or from '
+                           'these particles: at least %d with orientations that you trust, found with this map, of the '
+                           'same box and pixel size, and not used in training.' % MIN_LABELLED)
         form.addParam('batchSize', params.IntParam, default=256, validators=[params.Positive],
                       expertLevel=params.LEVEL_ADVANCED,
                       label='Batch size', help='Images computed together; fewer take less memory.')
@@ -98,12 +106,15 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
-        volume = self._reference()
-        return '%s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName())
+        volume, known = self._reference(), self.calibrationParticles.get()
+        return '%s, %s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName(),
+                               known and known.getFileName())
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
         self._convertInput(self._reference(), withPoses=False)
+        if self.calibrationParticles.get() is not None:
+            writeParticlesStar(self.calibrationParticles.get(), self._knownFile(), self._getExtraPath('stacks'))
 
     def predictStep(self, options):
         summary = self._runEngine('predict', self._runDirectory(), self._predictOptions(), self._inputFiles())
@@ -121,6 +132,8 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         self._defineSourceRelation(self.inputNetwork, output)
         if self._reference() is not None:
             self._defineSourceRelation(self.referenceVolume, output)
+        if self.calibrationParticles.get() is not None:
+            self._defineSourceRelation(self.calibrationParticles, output)
 
     # --------------------------- INFO functions ------------------------------
     def _validate(self):
@@ -131,6 +144,25 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                                         matchesOwnMap=self.refinement != REFINE_NONE and volume is None)
         if self._symmetry():
             errors += self._validateSymmetry(self._symmetry()) or self._validateNetworkSymmetry()
+        return errors + self._validateKnown()
+
+    def _validateKnown(self):
+        """ Problems of the particles with known orientations. """
+        particles, known = self.inputParticles.get(), self.calibrationParticles.get()
+        if particles is None or known is None:
+            return []
+        errors = []
+        if known.getSize() < MIN_LABELLED:
+            errors.append('At least %d particles with known orientations are needed to learn errors from; the set has '
+                          '%d. Give more, or leave it empty.' % (MIN_LABELLED, known.getSize()))
+        if not known.hasAlignmentProj():
+            errors.append('The particles with known orientations have none: give the output of a 3D refinement, or '
+                          'leave it empty.')
+        if (known.getXDim() != particles.getXDim()
+                or abs(known.getSamplingRate() / particles.getSamplingRate() - 1) > TOLERANCE):
+            errors.append('The particles with known orientations must have the box and pixel size of the others, %s; '
+                          'they have %d px of %.3f Å. Extract them alike.'
+                          % (self._fieldOfView(), known.getXDim(), known.getSamplingRate()))
         return errors
 
     def _validateNetworkSymmetry(self):
@@ -147,7 +179,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         summary = readSummary(self._runDirectory())
         lines = ['%d particles with orientations (refinement: %s), %.0f images per second.'
                  % (summary['n_particles'], REFINEMENTS[self.refinement.get()], summary['images_per_second']),
-                 'Median expected error: *%.2f°*' % summary['median_expected_error_deg']]
+                 'Median expected error: *%.2f°*' % summary['median_expected_error_deg'], *self._boundLines(summary)]
         if not summary['model_applies']:
             # Scipion's summary knows no colours: the alarm is its first line, in bold and with a red sign
             lines.insert(0, '\U0001F534 *THIS NETWORK DOES NOT APPLY TO THESE PARTICLES (%s)*: %s.'
@@ -177,9 +209,13 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
     def _symmetry(self):
         return (self.symmetry.get() or '').strip().lower()
 
+    def _knownFile(self):
+        return self._getExtraPath('known_particles.star')
+
     def _inputFiles(self):
         model = os.path.join(self.inputNetwork.get().getRunDirectory(), 'summary.json')
-        return [self._starFile(), model] + ([] if self._reference() is None else [self._referenceFile()])
+        return ([self._starFile(), model] + ([] if self._reference() is None else [self._referenceFile()])
+                + ([] if self.calibrationParticles.get() is None else [self._knownFile()]))
 
     def _predictOptions(self):
         """ The engine's options (command line without the dashes). """
@@ -190,5 +226,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                 'resolution_angstrom': self.resolution.get() or None,
                 'max_shift_angstrom': self.maxShift.get() or None,
                 'symmetry': self._symmetry() or None,
+                'coverage': self.coverage.get(),
+                'calibration_particles': None if self.calibrationParticles.get() is None else self._knownFile(),
                 'batch_size': self.batchSize.get(),
                 **self._imageOptions()}

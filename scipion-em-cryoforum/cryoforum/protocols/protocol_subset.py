@@ -20,181 +20,243 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
 import pyworkflow.protocol.params as params
-from pwem.objects import SetOfParticles
+from pwem.objects import SetOfParticles, Transform
 from pwem.protocols import EMProtocol
 from pyworkflow.object import String
 
-from ..constants import (DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER, ERROR_BOUND, EXPECTED_ERROR,
-                         FIGURE_OF_MERIT, MATCH_SCORE, REJECTION_REASON)
 from ..command import readSummary
-from ..convert import readAttributes, reopen, setAttribute, writeParticlesStar
+from ..constants import (CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER, ERROR_BOUND,
+                         EXPECTED_ERROR, FIGURE_OF_MERIT, JUNK_REASONS, MATCH_SCORE, PARTICLE_PROBABILITY, REASON,
+                         REJECTION_REASON, SYMMETRY_HELP)
+from ..convert import (readAttributes, readIds, readReasons, reopen, setAttribute, shiftToTransform,
+                       writeParticlesStar, writePosterior)
 from .protocol_base import CryoForumBase
+from .source import findSource
 
-AUTOMATIC, KEEP_FRACTION, KEEP_COUNT, THRESHOLD, MAX_ERROR = range(5)
+AUTOMATIC, BY_MAP, BY_REASON, KEEP_FRACTION, KEEP_COUNT, THRESHOLD, MAX_ERROR, MAX_BOUND = range(8)
+CRITERIA = ['automatic (no junk)', 'what helps the map', 'reason (kinds of junk)', 'best fraction', 'best number',
+            'threshold', 'largest expected error', 'largest error bound']
+# those that rank the particles by the measure that the form asks for
+RANKED = (AUTOMATIC, BY_MAP, KEEP_FRACTION, KEEP_COUNT, THRESHOLD)
+# those by which rare views can be protected: a limit is meant as it is
+PROTECTING = (AUTOMATIC, KEEP_FRACTION, KEEP_COUNT)
+MINIMUM_FOR_MAPS = 160  # the engine's own
 
 
 @dataclass(frozen=True)
 class Measure:
-    """ A measure of trust: its attribute, what a person and the engine call it, whether a higher value is better, and
-    its array in the engine's results (None: made from others). """
+    """ A measure of trust: its attribute, what a person and the engine call it, and whether a higher value is better.
+    """
     attribute: str
     label: str
     engineName: str
     higherIsBetter: bool
-    array: Optional[str] = None
 
 
-MEASURES = [
-    Measure(MATCH_SCORE, 'match score', 'match-score', True, 'match_score'),
-    Measure(EXPECTED_ERROR, 'expected error (degrees)', 'expected-error', False, 'expected_error_deg'),
-    Measure(ERROR_BOUND, 'error bound (degrees)', 'error-bound', False, 'error_bound_deg'),
-    Measure(FIGURE_OF_MERIT, 'figure of merit', 'figure-of-merit', True, 'figure_of_merit'),
-    Measure(DISPERSION_MAX, 'largest dispersion', 'dispersion-max', False),
-    Measure(DISPERSION_TRACE, 'sum of dispersions', 'dispersion-trace', False),
-    Measure(DISPERSION_WIGNER, 'Wigner log-likelihood of the dispersions', 'dispersion-wigner', False)]
-EXPECTED_ERROR_MEASURE = MEASURES[1]
+PROBABILITY_MEASURE = Measure(PARTICLE_PROBABILITY, 'probability to be a particle', 'particle-probability', True)
+MATCH_MEASURE = Measure(MATCH_SCORE, 'match score', 'match-score', True)
+ERROR_MEASURE = Measure(EXPECTED_ERROR, 'expected error (degrees)', 'expected-error', False)
+BOUND_MEASURE = Measure(ERROR_BOUND, 'error bound (degrees)', 'error-bound', False)
+MEASURES = [PROBABILITY_MEASURE, MATCH_MEASURE, ERROR_MEASURE, BOUND_MEASURE,
+            Measure(FIGURE_OF_MERIT, 'figure of merit', 'figure-of-merit', True),
+            Measure(DISPERSION_MAX, 'largest dispersion', 'dispersion-max', False),
+            Measure(DISPERSION_TRACE, 'sum of dispersions', 'dispersion-trace', False),
+            Measure(DISPERSION_WIGNER, 'Wigner log-likelihood of the dispersions', 'dispersion-wigner', False)]
+# the form's list starts with the choice of the first of these that the particles have
+BEST_MEASURE = 0
+PREFERRED = [PROBABILITY_MEASURE, MATCH_MEASURE, ERROR_MEASURE]
+MEASURE_LABELS = ['the best that there is'] + [measure.label for measure in MEASURES]
+
+REASON_PARAMS = ['rejectNoParticle', 'rejectOverlap', 'rejectOffCentre', 'rejectOtherObject']  # of JUNK_REASONS
+
+
+def measureIndex(measure):
+    """ The place of a measure in the form's list. """
+    return 1 + MEASURES.index(measure)
 
 
 class CryoForumProtSubset(EMProtocol, CryoForumBase):
-    """ Keeps the particles whose orientations can be trusted, by an uncertainty that *predict orientations* or
-    *ab initio* found.
+    """ Keeps the particles whose orientations can be trusted, by what *predict orientations* or *ab initio* found out
+    about each of them.
 
-    This is the clean-up at the 3-D level: junk, wrong molecules and images too noisy to be oriented have wide
-    uncertainties or match the map poorly. Both sets are outputs, the particles kept and those rejected.
+    This is the clean-up at the 3-D level: junk, wrong molecules and images too noisy to be oriented are recognised
+    without 2-D classes. Outputs: the particles kept, those rejected with the reason, and off-centre particles with the
+    shift that centres them, for *extract coordinates* (with shifts applied) and a new extraction.
     """
     _label = 'uncertainty subset'
-    _possibleOutputs = {'outputParticles': SetOfParticles, 'outputParticlesRejected': SetOfParticles}
+    _possibleOutputs = {'outputParticles': SetOfParticles, 'outputParticlesRejected': SetOfParticles,
+                        'outputParticlesRecentre': SetOfParticles}
 
     # -------------------------- DEFINE param functions -----------------------
     def _defineParams(self, form):
         form.addSection(label='Input')
         form.addParam('inputParticles', params.PointerParam, pointerClass='SetOfParticles', important=True,
                       label='Input particles',
-                      help='Output of *predict orientations* or *ab initio*, also after filtering, joining or '
-                           'exporting by other protocols: the uncertainties are attributes of the particles.')
-        form.addParam('measure', params.EnumParam, choices=[measure.label for measure in MEASURES], default=0,
-                      label='Measure',
-                      help='*match score*: how well the image agrees with the map at its orientation, and how little '
-                           'else is in it; finds junk best. 0 is a usual particle, below -4 it is hardly ever one. It '
-                           'needs a prediction with refinement.\n'
-                           '*expected error*: how far off the orientation is expected to be, degrees.\n'
-                           '*error bound*: the orientation is within this angle at the stated coverage, degrees.\n'
-                           '*figure of merit*: between 0 (no trust) and 1.\n'
-                           '*dispersions*: the three measures of the Cryo-forum paper, from the network alone.')
-        form.addParam('criterion', params.EnumParam, default=AUTOMATIC,
-                      choices=['automatic', 'best fraction', 'best number', 'threshold', 'largest expected error'],
+                      help='Output of *predict orientations* or *ab initio*, also after filtering or joining by other '
+                           'protocols: what is known of each particle are its attributes.')
+        form.addParam('criterion', params.EnumParam, default=AUTOMATIC, choices=CRITERIA,
                       label='Keep by',
-                      help='*automatic*: the border between particles and junk is found in the distribution of the '
-                           'measure; where it shows one population only, all particles are kept. For the first four '
-                           'measures.\n'
+                      help='*automatic (no junk)*: what is more likely junk than a particle is rejected. Where that is '
+                           'not known the border is found in the distribution of the measure; where it shows one '
+                           'population only, all are kept.\n'
+                           '*what helps the map*: half maps of the best particles are compared with those of as many '
+                           'at random; only what makes the map better is left out. Reads all images twice.\n'
+                           '*reason (kinds of junk)*: as automatic, for the kinds of junk that you choose.\n'
                            '*best fraction* or *best number* of the particles, ranked by the measure.\n'
                            '*threshold*: particles whose measure is at least (scores) or at most (errors and '
-                           'dispersions) the value below.\n'
-                           '*largest expected error*: particles whose expected error is at most so many degrees, '
-                           'whatever the measure above.')
+                           'dispersions) the value.\n'
+                           '*largest expected error*: particles whose orientation is expected to be off by at most so '
+                           'many degrees.\n'
+                           '*largest error bound*: particles whose orientation is off by at most so many degrees with '
+                           'the confidence that was asked for when it was found (90 % unless you changed it).')
+        form.addParam('measure', params.EnumParam, choices=MEASURE_LABELS, default=BEST_MEASURE,
+                      condition='criterion in %s' % list(RANKED),
+                      label='Measure',
+                      help='*the best that there is*: the probability to be a particle, else the match score, else the '
+                           'expected error.\n'
+                           '*probability to be a particle*: 0 to 1; finds junk best. Known after adaptive refinement '
+                           'and ab initio.\n'
+                           '*match score*: how well the image agrees with the map at its orientation, and how little '
+                           'else is in it. 0 is a usual particle, below -4 it is hardly ever one. Known after '
+                           'refinement.\n'
+                           '*expected error*: how far off the orientation is expected to be, degrees.\n'
+                           '*error bound*: the orientation is within this angle with the stated confidence, degrees.\n'
+                           '*figure of merit*: between 0 (no trust) and 1.\n'
+                           '*dispersions*: the three measures of the Cryo-forum paper, from the network alone.')
+        self._defineCriterionParams(form)
+        form.addParam('protectViews', params.BooleanParam, default=True,
+                      condition='criterion in %s' % list(PROTECTING),
+                      label='Protect rare views?',
+                      help='No viewing direction loses more of its share than the share of junk found in it: of views '
+                           'that are hard to orient, the best particles stay. Without it, a few well-seen views may '
+                           'take over.')
+        form.addParam('symmetry', params.StringParam, default='', expertLevel=params.LEVEL_ADVANCED,
+                      label='Symmetry',
+                      help='Of the molecule; equal views count as one. Left empty, it is the one with which the '
+                           'orientations were found. ' + SYMMETRY_HELP)
+        form.addParallelSection(threads=4, mpi=0)
+
+    def _defineCriterionParams(self, form):
+        line = form.addGroup('Reject', condition='criterion == %d' % BY_REASON)
+        for name, label, text in zip(REASON_PARAMS, (
+                'Images without a particle?', 'Overlapping neighbours?', 'Off-centre particles?', 'Other objects?'), (
+                'No power above the noise, or power that no particle has: ice, carbon, an edge, an empty image.',
+                'The particle matches, and there is another one beside it in the box.',
+                'Nothing matches at the centre; a particle lies aside. They are also an output, with the shift that '
+                'centres them.',
+                'There is something at the centre, but not this molecule in any orientation.')):
+            line.addParam(name, params.BooleanParam, default=True, label=label, help=text,
+                          condition='criterion == %d' % BY_REASON)
         form.addParam('keepFraction', params.FloatParam, default=0.8, validators=[params.Range(0, 1)],
                       condition='criterion == %d' % KEEP_FRACTION,
                       label='Fraction to keep', help='Between 0 and 1: 0.8 keeps the best 80 %.')
         form.addParam('keepCount', params.IntParam, default=10000, validators=[params.Positive],
                       condition='criterion == %d' % KEEP_COUNT,
                       label='Number to keep', help='The best so many particles.')
-        form.addParam('threshold', params.FloatParam, default=-4,
+        form.addParam('threshold', params.FloatParam, default=0.5,
                       condition='criterion == %d' % THRESHOLD,
                       label='Threshold',
-                      help='A value of the measure: see its column in the table of the input set (Analyze results).')
+                      help='A value of the measure: see its column in the table of the input set (Analyze results). '
+                           'Usual: 0.5 for the probability to be a particle, -4 for the match score.')
         form.addParam('maxError', params.FloatParam, default=10, validators=[params.Positive],
                       condition='criterion == %d' % MAX_ERROR,
                       label='Largest expected error (degrees)',
                       help='About 10° still helps a map at 10 Å or worse; a few degrees for fine detail.')
+        form.addParam('rejectJunk', params.BooleanParam, default=True,
+                      condition='criterion == %d' % MAX_ERROR,
+                      label='Leave out junk, too?',
+                      help='Also rejects what is more likely junk than a particle, whatever its expected error. It has '
+                           'no effect where that is not known.')
+        form.addParam('maxBound', params.FloatParam, default=20, validators=[params.Positive],
+                      condition='criterion == %d' % MAX_BOUND,
+                      label='Largest error bound (degrees)',
+                      help='Errors of 9 in 10 particles are below their bound, unless you asked for another confidence '
+                           'when the orientations were found.')
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
         inputFile = self.inputParticles.get().getFileName()
-        if self.criterion == AUTOMATIC:
-            self._insertFunctionStep(self.findBorderStep, inputFile, self._measure().engineName)
-        self._insertFunctionStep(self.createOutputStep, inputFile, self._rule())
+        self._insertFunctionStep(self.convertInputStep, inputFile, self._givenSymmetry())
+        self._insertFunctionStep(self.selectStep, str(sorted(self._selectOptions().items())))
+        self._insertFunctionStep(self.createOutputStep)
 
     # -------------------------- STEPS functions ------------------------------
-    def findBorderStep(self, inputFile, measureName):
-        """ The engine's select finds the border, from the attributes of this set: other protocols may have filtered
-        or joined it since it was predicted. """
-        measured = self._getExtraPath('measured')
-        self._writeMeasured(measured)
-        options = {'run': measured, 'measure': measureName}
-        self._runEngine('select', self._runDirectory(), options, [os.path.join(measured, 'particles.star'),
-                                                                 os.path.join(measured, 'orientation_posterior.npz')])
-
-    def _writeMeasured(self, folder):
-        """ The set in the form of a run of the engine's predict. """
+    def convertInputStep(self, inputFile, symmetry):
+        """ The set in the form of a run of the engine's predict, from the attributes of its particles: other protocols
+        may have filtered or joined them since their orientations were found. """
         particles = self.inputParticles.get()
-        os.makedirs(folder, exist_ok=True)
-        writeParticlesStar(particles, os.path.join(folder, 'particles.star'), self._getExtraPath('stacks'))
-        ids, values = readAttributes(particles, [measure.attribute for measure in MEASURES if measure.array])
-        arrays = {measure.array: values[measure.attribute] for measure in MEASURES if measure.attribute in values}
-        np.savez(os.path.join(folder, 'orientation_posterior.npz'), particle_id=ids,
-                 eigenvalues=np.zeros((len(ids), 4)), **arrays)
-        for name in ('config.json', 'summary.json'):
-            with open(os.path.join(folder, name), 'w') as file:
-                json.dump({'job': 'predict'}, file)
+        os.makedirs(self._measuredFile(), exist_ok=True)
+        writeParticlesStar(particles, self._measuredFile('particles.star'), self._getExtraPath('stacks'))
+        writePosterior(particles, self._measuredFile('orientation_posterior.npz'))
+        source = findSource(self)
+        options = {} if source is None else {name: source.options[name] for name in (
+            'contrast', 'ctf_state', 'refinement') if name in source.options}
+        self._writeMeasured('config.json', {**options, 'job': 'predict'})
+        self._writeMeasured('summary.json', {'job': 'predict', 'symmetry': self._symmetry(source)})
+        if source is not None:
+            self._copyGallery(source)
 
-    def createOutputStep(self, inputFile, rule):
-        particles = self.inputParticles.get()
-        measure = self._measure()
-        ids, values = readAttributes(particles, [measure.attribute])
-        values = values[measure.attribute]
-        kept = self._keep(values)
-        self.info('%s: %d of %d particles kept' % (rule, kept.sum(), len(ids)))
-        self._writeSubset('outputParticles', '', ids[kept])
-        reasons = dict(zip(ids[~kept].tolist(), values[~kept].tolist()))
-        self._writeSubset('outputParticlesRejected', '_rejected', ids[~kept], reasons)
+    def _writeMeasured(self, name, values):
+        with open(self._measuredFile(name), 'w') as file:
+            json.dump(values, file)
 
-    def _keep(self, values):
-        """ Mask (n,) of the particles to keep; equal values are ranked by id. """
-        measure = self._measure()
-        # ascending: surest first; a particle without a value cannot be trusted
-        unsureness = np.where(np.isnan(values), np.inf, -values if measure.higherIsBetter else values)
-        if self.criterion in (KEEP_FRACTION, KEEP_COUNT):
-            count = (int(round(self.keepFraction.get() * len(values))) if self.criterion == KEEP_FRACTION
-                     else self.keepCount.get())
-            kept = np.zeros(len(values), dtype=bool)
-            kept[np.argsort(unsureness, kind='stable')[:count]] = True
-            return kept
-        border = self._border()
-        if border is None:
-            return np.isfinite(unsureness)
-        return unsureness <= (-border if measure.higherIsBetter else border)
-
-    def _border(self):
-        """ Worst value of the measure that is kept; None where everything is. """
-        if self.criterion == AUTOMATIC:
-            return readSummary(self._runDirectory())['threshold']
-        return self.maxError.get() if self.criterion == MAX_ERROR else self.threshold.get()
-
-    def _writeSubset(self, name, suffix, ids, reasons=None):
-        """ One output with the particles of ``ids``; none where there are no ids (Scipion has no empty outputs). """
-        if len(ids) == 0:
-            self.warning('%s has no particles: it is no output.' % name)
+    def _copyGallery(self, source):
+        """ Examples that are still in the set: ids may have been given anew when sets were joined. """
+        if not os.path.exists(source.file('gallery.npz')):
             return
-        wanted = set(ids.tolist())
-        label = self._measure().label
+        ids, values = readAttributes(self.inputParticles.get(), [MATCH_SCORE])
+        scores = dict(zip(ids.tolist(), values.get(MATCH_SCORE, np.full(len(ids), np.nan)).tolist()))
+        with np.load(source.file('gallery.npz'), allow_pickle=False) as arrays:
+            same = [abs(scores.get(int(i), np.nan) - score) < 1e-3
+                    for i, score in zip(arrays['particle_id'], arrays['match_score'])]
+            np.savez(self._measuredFile('gallery.npz'), **{name: values[same] for name, values in arrays.items()})
+
+    def selectStep(self, options):
+        self._runEngine('select', self._runDirectory(), self._selectOptions(), [
+            self._measuredFile(name) for name in ('particles.star', 'orientation_posterior.npz', 'config.json',
+                                                  'summary.json')])
+
+    def createOutputStep(self):
+        summary = readSummary(self._runDirectory())
+        self.info(inForm(summary['explanation']))
+        reasons = readReasons(self._selectedFile('rejected.star'))
+        self._writeSubset('outputParticles', '', readIds(self._selectedFile('selected.star')))
+        self._writeSubset('outputParticlesRejected', '_rejected', reasons,
+                          lambda particle: self._addReason(particle, reasons))
+        self._writeSubset('outputParticlesRecentre', '_recentre', readIds(self._selectedFile('recentre.star')),
+                          self._recentre, is2D=True)
+
+    def _writeSubset(self, name, suffix, ids, change=None, is2D=False):
+        """ One output with the particles of ``ids``, each changed, in the end with a 2D alignment; none where there are
+        no ids (Scipion has no empty outputs). """
+        wanted = set(ids)
+        if not wanted:
+            self.info('%s has no particles: it is no output.' % name)
+            return
         particles = self.inputParticles.get()
         output = self._createSetOfParticles(suffix)
         output.copyInfo(particles)
-
-        def addReason(particle, _):
-            value = reasons[particle.getObjId()]
-            setAttribute(particle, REJECTION_REASON, '%s %.4g' % (label, value), String)
-
+        if is2D:
+            output.setAlignment2D()
         output.copyItems(reopen(particles), doClone=False, rowFilter=lambda row: row['id'] in wanted,
-                         updateItemCallback=None if reasons is None else addReason)
+                         updateItemCallback=None if change is None else lambda particle, _: change(particle))
         self._defineOutputs(**{name: output})
         self._defineTransformRelation(self.inputParticles, output)
+
+    @staticmethod
+    def _addReason(particle, reasons):
+        setAttribute(particle, REJECTION_REASON, reasons[particle.getObjId()], String)
+
+    def _recentre(self, particle):
+        """ A 2D alignment that is a shift only: an orientation was not found where the particle is not. """
+        shift, pixelSize = [particle.getAttributeValue(name) for name in (CENTRE_X, CENTRE_Y)], self._pixelSize()
+        particle.setTransform(Transform(matrix=shiftToTransform(shift, pixelSize)))
 
     # --------------------------- INFO functions ------------------------------
     def _validate(self):
@@ -204,16 +266,31 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
         first = particles.getFirstItem()
         if first is None:
             return ['The input set is empty: give a set with particles.']
+        if first.getAttributeValue(EXPECTED_ERROR) is None:
+            return ['The particles have no uncertainties: give the output of "predict orientations" or "ab initio".']
         errors = []
-        if not first.hasAttribute(EXPECTED_ERROR):
-            errors.append('The particles have no uncertainties: give the output of "predict orientations" or '
-                          '"ab initio".')
-        elif not first.hasAttribute(self._measure().attribute):
+        if self.criterion == BY_REASON and first.getAttributeValue(REASON) is None:
+            errors.append('It is not known what kind of junk these particles are: predict their orientations with '
+                          'adaptive refinement, or keep them by another criterion.')
+        elif not self._has(self._measure()):
             errors.append('The particles have no %s: predict their orientations with refinement, or choose another '
                           'measure.' % self._measure().label)
-        if self.criterion == AUTOMATIC and self._measure().array is None:
-            errors.append('The border cannot be found automatically for the %s: choose one of the first four measures, '
-                          'or another way to keep particles.' % self._measure().label)
+        if self.criterion == BY_REASON and not self._reasons():
+            errors.append('No kind of junk is chosen: say Yes to at least one.')
+        if self.criterion == BY_MAP:
+            errors += self._validateMaps()
+        if self._givenSymmetry():
+            errors += self._validateSymmetry(self._givenSymmetry())
+        return errors
+
+    def _validateMaps(self):
+        particles, errors = self.inputParticles.get(), []
+        if not particles.hasAlignmentProj():
+            errors.append('The particles have lost their orientations, so no maps can be made: choose another '
+                          'criterion than "what helps the map".')
+        if particles.getSize() < MINIMUM_FOR_MAPS:
+            errors.append('At least %d particles are needed to compare maps; the set has %d. Choose another criterion '
+                          'than "what helps the map".' % (MINIMUM_FOR_MAPS, particles.getSize()))
         return errors
 
     def _warnings(self):
@@ -224,21 +301,31 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
         return []
 
     def _summary(self):
-        kept = getattr(self, 'outputParticles', None)
-        rejected = getattr(self, 'outputParticlesRejected', None)
-        if kept is None and rejected is None:
+        outputs = [getattr(self, name, None) for name in self._possibleOutputs]
+        kept, rejected, recentre = [0 if output is None else output.getSize() for output in outputs]
+        if not kept + rejected:
             return ['The subset is not ready yet.']
-        sizes = [0 if output is None else output.getSize() for output in (kept, rejected)]
-        return ['Kept *%d* of %d particles (%.1f %%), rejected %d.' % (sizes[0], sum(sizes),
-                                                                      100. * sizes[0] / sum(sizes), sizes[1]),
-                self._explanation()]
+        summary = readSummary(self._runDirectory())
+        lines = ['Kept *%d* of %d particles (%.1f %%), rejected %d.' % (kept, kept + rejected,
+                                                                      100. * kept / (kept + rejected), rejected),
+                 inForm(summary['explanation'])]
+        if summary['reasons']:
+            lines.append('Rejected: ' + ', '.join('%d %s' % (count, inWords(reason)) for reason, count in sorted(
+                summary['reasons'].items(), key=lambda item: -item[1])) + '.')
+        if summary.get('n_short_of_view_shares'):
+            lines.append('Some views lost more than their junk: they miss %d particles. See the report.'
+                         % summary['n_short_of_view_shares'])
+        if recentre:
+            lines.append('%d particles are off-centre: *extract coordinates* of outputParticlesRecentre with "Apply '
+                         'particle shifts", then extract them again.' % recentre)
+        return lines + self._reportLines(self._runDirectory())
 
     def _methods(self):
         kept = getattr(self, 'outputParticles', None)
         if kept is None:
             return []
         return ['%d particles were kept by the uncertainty of their orientations (%s) with cryoforum.'
-                % (kept.getSize(), self._rule())]
+                % (kept.getSize(), self.rule())]
 
     def _citations(self):
         return ['Chung2023']
@@ -247,25 +334,83 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
     def _runDirectory(self):
         return self._getExtraPath('select')
 
-    def _explanation(self):
-        """ How the border came about. """
-        found = os.path.exists(os.path.join(self._runDirectory(), 'summary.json'))
-        if found and self.criterion == AUTOMATIC:
-            return readSummary(self._runDirectory())['explanation']
-        return self._rule()
+    def _pixelSize(self):
+        return self.inputParticles.get().getSamplingRate()
+
+    def _selectedFile(self, name):
+        return os.path.join(self._runDirectory(), name)
+
+    def _measuredFile(self, *names):
+        return self._getExtraPath('measured', *names)
+
+    def _givenSymmetry(self):
+        return (self.symmetry.get() or '').strip().lower()
+
+    def _symmetry(self, source):
+        return self._givenSymmetry() or (source.symmetry if source is not None else 'c1')
+
+    def _reasons(self):
+        """ Kinds of junk to reject. """
+        return [reason for reason, name in zip(JUNK_REASONS, REASON_PARAMS) if getattr(self, name).get()]
 
     def _measure(self):
-        return EXPECTED_ERROR_MEASURE if self.criterion == MAX_ERROR else MEASURES[self.measure.get()]
+        if self.criterion in (MAX_ERROR, MAX_BOUND, BY_REASON):
+            return {MAX_ERROR: ERROR_MEASURE, MAX_BOUND: BOUND_MEASURE,
+                    BY_REASON: PROBABILITY_MEASURE}[self.criterion.get()]
+        if self.measure != BEST_MEASURE:
+            return MEASURES[self.measure.get() - 1]
+        return next((measure for measure in PREFERRED if self._has(measure)), ERROR_MEASURE)
 
-    def _rule(self):
+    def _has(self, measure):
+        particles = self.inputParticles.get()
+        first = None if particles is None else particles.getFirstItem()
+        return first is not None and first.getAttributeValue(measure.attribute) is not None
+
+    def _selectOptions(self):
+        """ The engine's options (command line without the dashes). """
+        criterion, options = self.criterion.get(), {'run': self._measuredFile(), 'measure': self._measure().engineName}
+        if criterion == BY_MAP:
+            options['auto'] = True
+        elif criterion == BY_REASON:
+            options['reasons'] = self._reasons()
+        elif criterion == KEEP_FRACTION:
+            options['keep_fraction'] = self.keepFraction.get()
+        elif criterion == KEEP_COUNT:
+            options['keep_count'] = min(self.keepCount.get(), self.inputParticles.get().getSize())
+        elif criterion in (THRESHOLD, MAX_BOUND):
+            options['threshold'] = (self.threshold if criterion == THRESHOLD else self.maxBound).get()
+        elif criterion == MAX_ERROR:
+            options['max_error_deg'] = self.maxError.get()
+            if self.rejectJunk and self._has(PROBABILITY_MEASURE):
+                options.update(measure=PROBABILITY_MEASURE.engineName, threshold=0.5)
+        if criterion in PROTECTING:
+            options['protect_views'] = self.protectViews.get()
+        return options
+
+    def rule(self):
         """ The rule in words. """
-        measure = self._measure()
-        if self.criterion == AUTOMATIC:
+        criterion, measure = self.criterion.get(), self._measure()
+        if criterion == AUTOMATIC:
             return '%s, border found automatically' % measure.label
-        if self.criterion == KEEP_FRACTION:
+        if criterion == BY_MAP:
+            return '%s, as many as make the best map' % measure.label
+        if criterion == BY_REASON:
+            return 'without %s' % ', '.join(inWords(reason) for reason in self._reasons())
+        if criterion == KEEP_FRACTION:
             return 'best %.4g %% by %s' % (100 * self.keepFraction.get(), measure.label)
-        if self.criterion == KEEP_COUNT:
+        if criterion == KEEP_COUNT:
             return 'best %d by %s' % (self.keepCount.get(), measure.label)
-        if self.criterion == MAX_ERROR:
-            return '%s at most %.4g' % (measure.label, self.maxError.get())
-        return '%s at %s %.4g' % (measure.label, 'least' if measure.higherIsBetter else 'most', self.threshold.get())
+        limit = {THRESHOLD: self.threshold, MAX_ERROR: self.maxError, MAX_BOUND: self.maxBound}[criterion].get()
+        return '%s at %s %.4g' % (measure.label, 'least' if measure.higherIsBetter else 'most', limit)
+
+
+def inWords(reason):
+    """ A reason of the engine for people: 'not-a-particle' -> 'not a particle'; rules with numbers stay. """
+    return reason if any(sign in reason for sign in '<>=') else reason.replace('-', ' ')
+
+
+def inForm(explanation):
+    """ The engine's sentences with the form's names in the place of options of its command line. """
+    words = re.sub(r'; --measure .* together\.', '; "automatic" and "largest expected error" leave them out.',
+                   explanation)
+    return words.replace(' (without --auto)', '')

@@ -31,9 +31,9 @@ from pwem.protocols import ProtImportParticles, ProtImportVolumes
 from pyworkflow.tests import BaseTest, setupTestProject
 
 from .. import Plugin
-from ..constants import EXPECTED_ERROR, MATCH_SCORE
+from ..constants import EXPECTED_ERROR, MATCH_SCORE, REASON
 from ..protocols import CryoForumProtAbInitio, CryoForumProtPredict, CryoForumProtSubset, CryoForumProtTrain
-from ..protocols.protocol_subset import KEEP_FRACTION, MAX_ERROR
+from ..protocols.protocol_subset import KEEP_FRACTION, MATCH_MEASURE, MAX_ERROR, measureIndex
 
 N_PARTICLES = 60
 CPU = {'useGpu': False, 'numberOfThreads': 2}
@@ -117,11 +117,12 @@ class TestCryoForum(SimulatedData):
         for particle in particles.iterItems():
             self.assertTrue(np.isfinite(particle.getAttributeValue(EXPECTED_ERROR)))
             self.assertTrue(particle.hasCTF())
+            self.assertTrue(particle.getAttributeValue(REASON))
 
     def test_subset(self):
         subset = self._launch('subset', CryoForumProtSubset,
                               {'inputParticles': (self.predict, 'outputParticles')}, criterion=KEEP_FRACTION,
-                              keepFraction=0.9)
+                              keepFraction=0.9, measure=measureIndex(MATCH_MEASURE), protectViews=False)
         self.assertSetSize(subset.outputParticles, 54)
         self.assertSetSize(subset.outputParticlesRejected, 6)
         worstKept = min(p.getAttributeValue(MATCH_SCORE) for p in subset.outputParticles.iterItems())
@@ -133,5 +134,5 @@ class TestCryoForum(SimulatedData):
         limit = 0.5 * (errors[39] + errors[40])
         subset = self._launch('subset by error', CryoForumProtSubset,
                               {'inputParticles': (self.predict, 'outputParticles')}, criterion=MAX_ERROR,
-                              maxError=limit)
+                              maxError=limit, rejectJunk=False)
         self.assertSetSize(subset.outputParticles, 40)

@@ -24,12 +24,13 @@ from pwem.viewers.viewers_data import RegistryViewerConfig
 
 from ..constants import PARTICLE_ATTRIBUTES, REJECTION_REASON
 from .viewer_orientations import CryoForumAbInitioViewer, CryoForumOrientationsViewer
+from .viewer_subset import CryoForumSubsetViewer
 
 
 def showParticleAttributes():
     """ Makes our attributes visible in Scipion's table of any set of particles that has them, beside the image. """
     config = RegistryViewerConfig.getConfig(SetOfParticles)
-    ours = PARTICLE_ATTRIBUTES + [REJECTION_REASON]
+    ours = [*PARTICLE_ATTRIBUTES[:2], REJECTION_REASON, *PARTICLE_ATTRIBUTES[2:]]
     for key in (ORDER, VISIBLE):
         labels = [name for name in config[key].split() if name not in ours]
         after = labels.index('_filename') + 1

@@ -19,38 +19,27 @@
 """What "Analyze results" opens for a run that found orientations: its report, plots and tables."""
 
 import os
-import webbrowser
 
 import mrcfile
 import numpy as np
 
 import pyworkflow.protocol.params as params
-from pwem.viewers import EmPlotter, EmProtocolViewer
-from pwem.viewers.mdviewer.viewer import MDView
+from pwem.viewers import EmPlotter
 from pwem.viewers.plotter import PLOT_EULER_ANGLES
 from pwem.viewers.viewer_angular_dist import AngularDistributionViewer
 from pwem.viewers.viewer_chimera import Chimera, ChimeraView
 from pwem.viewers.viewer_fsc import FscViewer
-from pyworkflow.viewer import DESKTOP_TKINTER, View
+from pyworkflow.viewer import DESKTOP_TKINTER
 
 from ..command import isFinished
 from ..constants import EXPECTED_ERROR, MATCH_SCORE
-from ..convert import readAttributes
 from ..protocols import CryoForumProtAbInitio, CryoForumProtPredict
+from .viewer_base import PageView, ParticlesViewer, newSubsetOf
 
 COLOR_MAP = 'cividis'
 
 
-class PageView(View):
-    """ A page of the engine, in the user's browser. """
-    def __init__(self, path):
-        self.path = path
-
-    def show(self):
-        webbrowser.open_new_tab('file://%s' % os.path.abspath(self.path))
-
-
-class CryoForumOrientationsViewer(EmProtocolViewer):
+class CryoForumOrientationsViewer(ParticlesViewer):
     """ The report, and what the uncertainties of the particles look like. """
     _label = 'orientations and their uncertainty'
     _targets = [CryoForumProtPredict]
@@ -60,10 +49,12 @@ class CryoForumOrientationsViewer(EmProtocolViewer):
         form.addSection(label='Results')
         self._definePageParams(form)
         self._defineParticleParams(form)
+        self._defineLimitParams(form)
 
     def _definePageParams(self, form):
         form.addParam('showReport', params.LabelParam, important=True, label='Report (browser)',
-                      help='Verdict, what to do next, and figures: one page, which can be sent around.')
+                      help='Verdict, what to do next, how reliable the stated errors are, and figures: one page, which '
+                           'can be sent around.')
 
     def _defineParticleParams(self, form):
         group = form.addGroup('Particles')
@@ -80,7 +71,7 @@ class CryoForumOrientationsViewer(EmProtocolViewer):
 
     def _getVisualizeDict(self):
         return {'showReport': self._showReport, 'showErrors': self._showErrors, 'showScores': self._showScores,
-                'showDirections': self._showDirections, 'showTable': self._showTable}
+                'showDirections': self._showDirections, 'showTable': self._showTable, **self._getLimitDict()}
 
     # ------------------------------ pages ------------------------------
     def _runFile(self, name):
@@ -98,41 +89,24 @@ class CryoForumOrientationsViewer(EmProtocolViewer):
     def _particles(self):
         return getattr(self.protocol, 'outputParticles', None)
 
+    def _allParticles(self):
+        return self._particles()
+
+    def _newSubset(self):
+        return newSubsetOf(self._project, self.protocol)
+
     def _showErrors(self, _=None):
-        return self._histogram(EXPECTED_ERROR, 'Expected errors', 'expected error (degrees)', logarithmic=True)
+        return self._distribution(EXPECTED_ERROR, 'Expected errors', 'expected error (degrees)', logarithmic=True)
 
     def _showScores(self, _=None):
-        return self._histogram(MATCH_SCORE, 'Match with the map', 'match score')
+        return self._distribution(MATCH_SCORE, 'Match with the map', 'match score')
 
-    def _histogram(self, attribute, title, label, logarithmic=False):
-        values = self._values(attribute)
-        if values is None:
-            return [self.infoMessage('The particles have no %s.' % label.split(' (')[0], title)]
-        plotter = EmPlotter(x=1, y=1, windowTitle=title)
-        axes = plotter.createSubPlot(title, label, 'particles')
-        nBins = int(np.clip(3 * len(values) ** (1 / 3), 10, 80))
-        if logarithmic:
-            values = np.maximum(values, 0.01)
-            bins = np.geomspace(values.min(), max(values.max(), 1.01 * values.min()), nBins)
-            axes.set_xscale('log')
-            for setFormatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-                setFormatter(lambda value, _: '%g' % value)
-        else:
-            bins = np.linspace(np.percentile(values, 0.5), values.max() + 1e-6, nBins)
-            values = np.maximum(values, bins[0])  # the first bar holds whatever is worse
-        axes.hist(values, bins=bins, color='#0072B2')
-        axes.axvline(np.median(values), color='k', label='median %.3g' % np.median(values))
-        axes.legend()
-        return [plotter]
-
-    def _values(self, attribute):
-        """ Values (n,) of the output particles; None without any. """
-        particles = self._particles()
-        if particles is None:
-            return None
-        values = readAttributes(particles, [attribute])[1].get(attribute)
-        values = None if values is None else values[np.isfinite(values)]
-        return values if values is not None and len(values) else None
+    def _distribution(self, attribute, title, label, logarithmic=False):
+        groups = self._groups(self._particles(), attribute)
+        if groups is None:
+            return self._missing(label, title)
+        median = np.median(np.concatenate(list(groups.values())))
+        return self._histogram(groups, title, label, logarithmic, {'median %.3g' % median: median})
 
     def _showDirections(self, _=None):
         if self._particles() is None:
@@ -140,12 +114,7 @@ class CryoForumOrientationsViewer(EmProtocolViewer):
         return AngularDistributionViewer.plotAngularDistribution(self._particles(), COLOR_MAP, PLOT_EULER_ANGLES)
 
     def _showTable(self, _=None):
-        if self._particles() is None:
-            return self._notReady('Table of particles')
-        return [MDView(self._particles(), self.protocol, self._project.port)]
-
-    def _notReady(self, title):
-        return [self.infoMessage('The protocol has no output yet.', title)]
+        return self._table('outputParticles')
 
 
 class CryoForumAbInitioViewer(CryoForumOrientationsViewer):
