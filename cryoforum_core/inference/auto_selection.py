@@ -234,10 +234,7 @@ def _choose(levels: tuple[Level, ...], discount: float, measure: Measure) -> tup
     if not better:
         return of_all, (f"Do not filter: no fraction of the best particles by {measure.label} makes a map that is "
                         "better than that of all.")
-    best = max(better, key=lambda level: level.information)
-    # what one random draw may do to the best is no reason to leave out more: the levels are nested, and alike
-    enough = best.information - best.random_information_deviation / (1 - discount)
-    chosen = max((level for level in better if level.information >= enough), key=lambda level: level.n_kept)
+    chosen = max(better, key=lambda level: level.information)
     return chosen, _sentence(chosen, of_all, discount)
 
 
