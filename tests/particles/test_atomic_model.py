@@ -1,5 +1,4 @@
 import gzip
-import time
 from pathlib import Path
 
 import gemmi
@@ -86,13 +85,11 @@ def test_mmcif_and_gz_give_the_same_model(model_path, tmp_path):
     assert not is_atomic_model("map.mrc")
 
 
-def test_default_molecule_fills_most_of_the_box_and_is_quick():
-    start = time.monotonic()
+def test_default_molecule_fills_most_of_the_box():
     model = read_atomic_model(DATA / "ribosome_30s_4v4r.pdb.gz")
     pixel = default_pixel_size_angstrom(model, 64)
     volume = potential_map(model, 64, pixel).numpy()
     assert len(model.element) == 51918
-    assert time.monotonic() - start < 20
     assert 2 * model.radius_angstrom / (64 * pixel) == pytest.approx(0.7, abs=0.005)
     axis = np.arange(64) - 32
     radius = np.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2)

@@ -293,7 +293,7 @@ def running(project, make, stand_in):
     protocol.setObjLabel("running")
     with stand_in(live=LIVE):
         project.launchProtocol(protocol, wait=False)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not os.path.exists(protocol._runFile("progress.json")):
         assert time.monotonic() < deadline, "the engine did not start"
         time.sleep(0.3)

@@ -217,7 +217,7 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(project, imported, refer
         pointer.setExtended(output)
     project.launchProtocol(protocol, wait=False)
     checkpoint = Path(protocol._getExtraPath("train/checkpoint"))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (checkpoint.is_dir() and any(checkpoint.iterdir())):
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.5)

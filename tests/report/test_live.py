@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -106,14 +105,6 @@ def test_a_finished_run_links_to_its_report(run):
 def test_text_of_the_run_cannot_become_html(run):
     write_live(run, progress(message="<script>alert(1)</script>"), None, 6.0, {}, [])
     assert "<script>" not in run.live.read_text()
-
-
-def test_it_takes_a_fraction_of_a_second(run):
-    volume = np.random.default_rng(0).normal(size=(64,) * 3)
-    write_live(run, progress(), volume, 3.0, {"half maps": fsc()}, history())  # matplotlib looks for its fonts once
-    start = time.process_time()
-    write_live(run, progress(), volume, 3.0, {"half maps": fsc()}, history(100))
-    assert time.process_time() - start < 1.0
 
 
 def test_it_needs_no_torch():
