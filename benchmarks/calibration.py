@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cryoforum_core.geometry.even_directions import even_directions
 from cryoforum_core.geometry.pose_errors import align_poses, rotation_errors_deg
 from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import quaternion_to_matrix
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.inference.measures import measures_of
 from cryoforum_core.particles.dataset import load_particles
-from cryoforum_core.report.promise_pictures import view_cones
 
 DISPERSIONS = ("dispersion-max", "dispersion-trace", "dispersion-wigner")
 N_BINS = 10
@@ -66,7 +66,7 @@ def judged(run: Path, truth: Path, symmetry: str, is_ab_initio: bool) -> dict:
     defocus = known.ctf.defocus_u_angstrom.numpy()
     quarter = np.digitize(defocus, np.quantile(defocus, (0.25, 0.5, 0.75)))
     views = quaternion_to_matrix(known_poses.quaternion)[:, 2].numpy()
-    cone = (views @ view_cones(N_CONES).T).argmax(1)
+    cone = (views @ even_directions(N_CONES).T).argmax(1)
     of_cones = np.array([within[cone == i].mean() for i in range(N_CONES) if (cone == i).any()])
     measures = measures_of(posterior)
     return {"n": len(error), "held": float(within.mean()), "quartiles": [float(within[quarter == i].mean()) for i in range(4)],

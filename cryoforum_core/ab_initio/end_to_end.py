@@ -106,7 +106,8 @@ def end_to_end(plan: AbInitioPlan, run: RunDirectory, watch: Watch | None = None
     """Trains, writes all files of the run, and returns the summary, with ``converged`` and why.
 
     ``watch``: figures for ``metrics.csv`` that the training must not know, of the model, the images and the rows that
-    it learns from; nothing else depends on them. ``clock`` counts the seconds of ``--train-minutes``; a comparison on a shared machine takes those of its process.
+    it learns from; nothing else depends on them. ``clock`` counts the seconds of ``--train-minutes``; a comparison on a
+    shared machine takes those of its process.
     """
     live = LiveRun(run, SHARES)
     run.checkpoint.mkdir(parents=True, exist_ok=True)
@@ -511,5 +512,6 @@ def _save(setup: EndToEndSetup, run: RunDirectory, network: OrientationNetwork, 
           summary: dict) -> None:
     save_checkpoint(run.checkpoint, network, CheckpointMetadata(
         network=network.config, symmetry=setup.plan.symmetry, preprocessing=setup.views.settings.to_dict(),
-        images=images_of(setup.plan.particles, setup.plan.state), noise_spectrum=None if image_model is None else image_model.noise_spectrum.tolist(),
+        images=images_of(setup.plan.particles, setup.plan.state),
+        noise_spectrum=None if image_model is None else image_model.noise_spectrum.tolist(),
         signal_scale=None if image_model is None else image_model.signal_scale, training=summary, reference=run.map))

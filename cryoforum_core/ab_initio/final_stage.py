@@ -2,6 +2,7 @@
 where the match is poor; then what is believed about each pose."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,11 +12,15 @@ from ..geometry.poses import Poses
 from ..imaging.fourier import resize_volume
 from ..imaging.projection import FourierVolume
 from ..inference.calibration import Calibration, calibration, n_simulated, poses_like
+from ..inference.gallery import write_gallery
 from ..inference.junk import verdict_arrays
+from ..inference.junk_simulation import JunkSimulation
 from ..inference.junk_statistics import PowerMap
 from ..inference.matcher import Matcher
 from ..inference.predict import PredictionSetup, matched_arrays
+from ..inference.preparation import ImagePreparation
 from ..inference.simulated_images import ImageSource, SimulatedParticles, particles_like
+from ..matching.model import MatchingModel
 from ..model.orientation_head import PoseEstimate
 from ..progress import Progress
 from .half_maps import BATCH_IMAGES, HalfMapPair, HalfSetRefinement, matching_model, next_radius_px
@@ -47,28 +52,24 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
                   show) -> tuple[dict[str, np.ndarray], Calibration]:
     """Arrays of ``inference.predict.finalise`` for all N particles, in their order, and what their errors are; the
     refinement's poses follow."""
-    max_radius_px = next_radius_px(pair, plan.max_radius_px)
-    box = refinement.round_box_px(max_radius_px)
-    images = replace(plan.images, box_size_px=box)
-    scale = box / plan.particles.box_size_px
+    images, max_radius_px = _final_images(plan, refinement, pair)
+    box, scale = images.box_size_px, images.box_size_px / plan.particles.box_size_px
     setup = PredictionSetup(None, images, None, plan.group, plan.symmetry)
-    parts, order, known_parts, verdicts = [], [], [], []
+    of_halves, order, found_known, known = [], [], [], []
     with Progress(len(plan.particles), "match finally") as progress:
         for half in (1, 2):
             of_half = np.flatnonzero(refinement.halves == half)
-            model = matching_model(resize_volume(pair.reference[half - 1], box), _cropped(pair.noise_spectrum, box),
-                                   plan.group, max_radius_px, refinement.max_displacement_px * scale)
-            matcher = Matcher(model, adaptive=True, seed=plan.config.seed)
+            matcher = Matcher(_model(plan, refinement, pair, pair.reference[half - 1], images, max_radius_px),
+                              adaptive=True, seed=plan.config.seed)
             draw = np.random.default_rng([plan.config.seed, half])
             n_calibration = min(max(len(of_half) // 8, MIN_CALIBRATION), MAX_CALIBRATION)
             some = np.sort(draw.permutation(of_half)[:n_calibration])
             transforms = images.transforms(some)
             matcher.calibrate(*transforms, _known(refinement, network, some, scale, images))
-            power_map, of_this_half = PowerMap.build(matcher.model, transforms[1]), len(parts)
+            power_map, parts = PowerMap.build(matcher.model, transforms[1]), []
             for rows in np.array_split(of_half, max(1, -(-len(of_half) // BATCH_IMAGES))):
-                known = _known(refinement, network, rows, scale, images)
                 transforms = images.transforms(rows)
-                matches = matcher.match(*transforms, known)
+                matches = matcher.match(*transforms, _known(refinement, network, rows, scale, images))
                 found = matched_arrays(matches, setup) | power_map.statistics(matcher.model.images(*transforms),
                                                                              matches.hypotheses[:, 0])
                 index = torch.from_numpy(rows).to(plan.device)
@@ -77,18 +78,44 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
                 order.append(rows)
                 progress.update(len(rows))
                 show(progress.done / progress.total)
-            truth = _truth_like(pair, half, box)
-            known_parts.append(_match_known(setup, matcher, truth, _joined(parts), plan.config.seed + half))
-            verdicts.append(verdict_arrays(_joined(parts[of_this_half:]), of_half, images, truth, matcher, power_map))
+            truth, arrays = _truth_like(pair, half, box), _joined(parts)
+            source = ImageSource.like(images, replace(matcher.model, volume=FourierVolume.from_real(
+                truth, max_radius_px=max_radius_px + 1)), matcher.contrast_deviation, plan.config.seed + half)
+            simulation = JunkSimulation(images, source, truth, power_map, matcher.search, plan.config.seed)
+            of_halves.append(arrays | verdict_arrays(arrays, of_half, simulation, matcher))
+            particles = particles_like(source, images, *poses_like(arrays, images, n_simulated(len(plan.particles)) // 2,
+                                                                   plan.config.seed + half), plan.config.seed + half)
+            found_known.append(_find_known(setup, matcher, particles))
+            known.append(particles)
     back = np.argsort(np.concatenate(order))
-    arrays = {name: values[back] for name, values in (_joined(parts) | _joined(verdicts)).items()}
-    found = _joined([part for part, _ in known_parts])
-    known = [particles for _, particles in known_parts]
+    arrays = {name: values[back] for name, values in _joined(of_halves).items()}
     truth = Poses(*(torch.cat([getattr(particles.poses, name) for particles in known])
                     for name in ("quaternion", "shift_angstrom")))
     defocus = torch.cat([particles.ctf.defocus_u_angstrom for particles in known])
-    return arrays, calibration(found, truth, defocus, plan.group, plan.config.coverage,
+    return arrays, calibration(_joined(found_known), truth, defocus, plan.group, plan.config.coverage,
                                f"{len(defocus)} simulated images of the half maps")
+
+
+def write_final_gallery(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair, path: Path,
+                        arrays: dict[str, np.ndarray]) -> None:
+    """Particles beside projections of the mean of the two maps, from the arrays of ``inference.predict.finalise``."""
+    images, max_radius_px = _final_images(plan, refinement, pair)
+    mean = 0.5 * (pair.reference[0] + pair.reference[1])
+    write_gallery(path, images, _model(plan, refinement, pair, mean, images, max_radius_px), arrays)
+
+
+def _final_images(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair
+                  ) -> tuple[ImagePreparation, float]:
+    """The images at the box of the last matching, and its finest frequency in cycles per box."""
+    max_radius_px = next_radius_px(pair, plan.max_radius_px)
+    return replace(plan.images, box_size_px=refinement.round_box_px(max_radius_px)), max_radius_px
+
+
+def _model(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair, volume: Tensor,
+           images: ImagePreparation, max_radius_px: float) -> MatchingModel:
+    box = images.box_size_px
+    return matching_model(resize_volume(volume, box), _cropped(pair.noise_spectrum, box), plan.group, max_radius_px,
+                          refinement.max_displacement_px * box / plan.particles.box_size_px)
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -107,22 +134,15 @@ def _truth_like(pair: HalfMapPair, half: int, box: int) -> Tensor:
     return resize_volume(own + (other - own) / 2 ** 0.5, box)
 
 
-def _match_known(setup: PredictionSetup, matcher: Matcher, volume: Tensor, arrays: dict[str, np.ndarray], seed: int
-                 ) -> tuple[dict[str, np.ndarray], SimulatedParticles]:
-    """Half of the images that errors are learnt from, simulated from a map and found in the half's own, by search: the
-    rounds before have found the set's poses as well."""
-    model, images = matcher.model, setup.images
-    truth = replace(model, volume=FourierVolume.from_real(volume, max_radius_px=model.max_radius_px + 1))
-    source = ImageSource.like(images, truth, matcher.contrast_deviation, seed)
-    n = n_simulated(len(images.particles)) // 2
-    known = particles_like(source, images, *poses_like(arrays, images, n, seed), seed)
-    prepared, found = replace(images, particles=known), []
+def _find_known(setup: PredictionSetup, matcher: Matcher, particles: SimulatedParticles) -> dict[str, np.ndarray]:
+    """Arrays of images simulated to learn errors from, by search: the rounds before have found the set's poses as well."""
+    prepared, found, n = replace(setup.images, particles=particles), [], len(particles)
     with Progress(n, "learn errors") as progress:
         for rows in np.array_split(np.arange(n), max(1, -(-n // BATCH_IMAGES))):
             matches = matcher.find(*prepared.transforms(rows))
             found.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, setup).items()})
             progress.update(len(rows))
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}, known
+    return _joined(found)
 
 
 def _cropped(spectrum: Tensor, box: int) -> Tensor:
@@ -132,7 +152,7 @@ def _cropped(spectrum: Tensor, box: int) -> Tensor:
 
 
 def _known(refinement: HalfSetRefinement, network: PoseEstimate | None, rows: np.ndarray, scale: float,
-           images) -> KnownPoses:
+           images: ImagePreparation) -> KnownPoses:
     index = torch.from_numpy(rows).to(images.device)
     quaternion = refinement.poses.quaternion[index]
     displacement = refinement.poses.displacement_px[index] * scale

@@ -38,7 +38,7 @@ _REFINE_ITERATIONS = 3
 # At radius 12 one particle in ten of the noisiest sets fits a wrong pose better than its own, by 7 at most; the details
 # that tell come later (``docs/decisions.md``, Ab initio).
 N_HYPOTHESES, KEPT_WITHIN_SCORE, N_SEARCHED_HYPOTHESES = 4, 15.0, 16
-MAX_EXPLAINED_IMAGES, MAX_COMPARED_IMAGES, MIN_PROMISING_FSC = 1000, 400, 0.3
+MAX_EXPLAINED_IMAGES, MIN_PROMISING_FSC = 1000, 0.3
 # posterior weights below this are not worth an insertion
 _SMALLEST_WEIGHT = 0.02
 
@@ -225,32 +225,6 @@ class HalfSetRefinement:
                 found.index_add_(0, shell, explained_power(images, model).sum(0))
                 signal.index_add_(0, shell, (images.data.abs().square() - 1).sum(0))
         return found, signal
-
-    def map_error_share(self, pair: HalfMapPair, max_radius_px: float) -> float:
-        """Variance of the poses that the noise of the maps causes, relative to that which the noise of the images causes.
-
-        Poses of the same images, refined against one and the other half map, differ by the noise of both maps alone: half
-        the mean square of that angle is what one map adds to the information's inverse. From the medians, which particles
-        that jump to another pose do not reach; of a three-dimensional Gaussian, 3 / 2.366 of the median is the mean.
-        """
-        self._scaled = replace(self.images, box_size_px=self.round_box_px(max_radius_px))
-        box, angles, variances = self._scaled.box_size_px, [], []
-        noise_spectrum = _resized(pair.noise_spectrum, self.box_size_px, box)
-        models = [matching_model(resize_volume(reference, box), noise_spectrum, self.group, max_radius_px,
-                                 self.max_displacement_px * box / self.box_size_px) for reference in pair.reference]
-        for half in (1, 2):
-            rows = np.flatnonzero(self.halves == half)[:MAX_COMPARED_IMAGES]
-            for some in np.array_split(rows, max(1, -(-len(rows) // BATCH_IMAGES))):
-                images = MatchingImages.from_transforms(*self._scaled.transforms(some), noise_spectrum, max_radius_px)
-                index = torch.from_numpy(some).to(self.images.device)
-                start = self.poses.quaternion[index, 0], self._displacement(index)[:, 0]
-                own, other = (refine(images, models[which].volume, *start, 2 * _REFINE_ITERATIONS,
-                                     models[which].max_displacement_px) for which in (half - 1, 2 - half))
-                angles.append(angular_distance_rad(own.quaternion, other.quaternion))
-                precision = torch.linalg.eigvalsh(rotation_information(own.information.double()))
-                variances.append(precision.clamp_min(0.1).reciprocal().sum(1))
-        mean_square = torch.cat(angles).square().median() * 3 / 2.366
-        return float(mean_square / (2 * torch.cat(variances).median()))
 
     def _displacement(self, rows: Tensor) -> Tensor:
         return self.poses.displacement_px[rows] * (self._scaled.box_size_px / self.box_size_px)

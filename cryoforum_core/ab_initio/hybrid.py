@@ -32,7 +32,7 @@ from ..model.orientation_head import PoseEstimate
 from ..mrc import write_map
 from ..progress import format_duration
 from ..run_directory import RunDirectory, atomic_path
-from .final_stage import match_finally
+from .final_stage import match_finally, write_final_gallery
 from .half_maps import HalfMapPair, HalfSetRefinement, PoseTable, next_radius_px, pose_change_deg
 from .live import LiveRun
 from .network_stage import train_on_poses
@@ -108,10 +108,15 @@ class _HybridRun:
         with self.live.stage("network"):
             answers, figures = self._network(refinement)
         with self.live.stage("final matching"):
-            arrays, pair, explained = self._final(refinement, pair, answers)
+            arrays, pair, explained, learnt = self._final(refinement, pair, answers)
         with self.live.stage("maps"):
             maps = self._write(arrays)
+            if learnt is not None:
+                learnt.write(self.run)
+                write_final_gallery(self.plan, refinement, pair, self.run.gallery, arrays)
         self.live.log_times()
+        if learnt is not None:
+            figures = figures | learnt.summary()
         summary = self._summary(outcome, pair, explained, maps, rounds, figures, arrays)
         self.live.show(1.0, message="finished" if summary["converged"] else "did not converge")
         shutil.rmtree(self.stages)
@@ -149,7 +154,8 @@ class _HybridRun:
         group = compose(compose(turn, plan.group), inverse(turn))
         angles = agreement_deg(results, group)
         starts = [{"seed": result.seed, "score": result.score, "structure": result.structure,
-                   "explained": result.explained, "angle_to_best_deg": angles.get(result.seed, 0.0), "chosen": result is best} for result in results]
+                   "explained": result.explained, "angle_to_best_deg": angles.get(result.seed, 0.0),
+                   "chosen": result is best} for result in results]
         return SearchOutcome(volume, best.found_structure, best.structure, best.structure_error, starts,
                              min(angles.values()) if angles else None, symmetry_score, hand)
 
@@ -272,7 +278,7 @@ class _HybridRun:
 
     # ---------------------------------------------------------------- end
     def _final(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None
-               ) -> tuple[dict[str, np.ndarray], HalfMapPair, float]:
+               ) -> tuple[dict[str, np.ndarray], HalfMapPair, float, Calibration | None]:
         if "refinement" in self.config.skip:
             explained = refinement.explained(pair, COMMON_RADIUS_PX)
         if "refinement" in self.config.skip and answers is not None:
@@ -288,15 +294,13 @@ class _HybridRun:
         if "refinement" not in self.config.skip:
             pair = refinement.reconstruct(pair.noise_spectrum, next_radius_px(pair, self.plan.max_radius_px))
             pair, matched, learnt = self._once_more(refinement, pair, matched, learnt)
-            learnt.write(self.run)
             explained = refinement.explained(pair, COMMON_RADIUS_PX)
         said = answers or PoseEstimate(torch.from_numpy(matched["quaternion"]), torch.from_numpy(matched["bingham"]),
                                        torch.from_numpy(matched["shift_angstrom"]))
         matched["network_quaternion"] = said.quaternion.cpu().numpy()
         matched["network_eigenvalues"] = torch.linalg.eigvalsh(said.bingham).cpu().numpy()
-        self._learnt = learnt
         arrays = finalise(matched, self.plan.group.cpu(), learnt and learnt.model, self.config.coverage)
-        return arrays, pair, explained
+        return arrays, pair, explained, learnt
 
     def _once_more(self, refinement: HalfSetRefinement, pair: HalfMapPair, matched: dict, learnt: Calibration
                    ) -> tuple[HalfMapPair, dict, Calibration]:
@@ -306,11 +310,8 @@ class _HybridRun:
         images' amplitude with their noise, know the poses too well (``docs/decisions.md``, Ab initio). The errors were
         learnt with the spreads as they were stated before; what the median one was then, it is now.
         """
-        radius_px = next_radius_px(pair, self.plan.max_radius_px)
-        pair = refinement.local_round(_outlined(pair), radius_px)
-        share = refinement.map_error_share(_outlined(pair), radius_px)
-        logger.info("the noise of the maps adds %.0f %% to the errors of the poses", 100 * ((1 + share) ** 0.5 - 1))
-        poses, information = self._poses(refinement), refinement.poses.information.double() / (1 + share)
+        pair = refinement.local_round(_outlined(pair), next_radius_px(pair, self.plan.max_radius_px))
+        poses, information = self._poses(refinement), refinement.poses.information.double()
         deviation = torch.linalg.eigvalsh(information).clamp_min(0.1).rsqrt().float()
         before, now = (np.median(np.linalg.norm(spread, axis=1)) for spread in (
             matched["local_deviation_rad"], deviation.cpu().numpy()))
@@ -354,8 +355,7 @@ class _HybridRun:
                 "symmetry_score": outcome.symmetry_score, "sampled_fraction": pair.sampled_fraction,
                 "explained_fraction": explained if math.isfinite(explained) else None,
                 "rounds": rounds, "stages": {name: round(s, 1) for name, s in self.live.seconds.items()},
-                "search_seconds": round(self.live.seconds["search"], 1), **figures, **self.plan.state.to_dict(),
-                **(self._learnt.summary() if self._learnt is not None else {})}
+                "search_seconds": round(self.live.seconds["search"], 1), **figures, **self.plan.state.to_dict()}
 
     @property
     def _common_angstrom(self) -> float:

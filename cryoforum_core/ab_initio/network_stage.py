@@ -37,7 +37,8 @@ class NetworkAnswers:
 
 
 def train_on_poses(plan: AbInitioPlan, run: RunDirectory, posterior: PosePosterior, minutes: float) -> NetworkAnswers:
-    """Trains on what is believed of the N poses, writes ``checkpoint/`` and ``metrics.csv``, and answers for every particle."""
+    """Trains on what is believed of the N poses, writes ``checkpoint/`` and ``metrics.csv``, and answers for every
+    particle."""
     config = plan.config
     labelled = replace(plan.particles, poses=posterior.best().to("cpu"))
     budget = 1.0 - (0.0 if "end-to-end" in config.skip else END_TO_END_SHARE)

@@ -90,12 +90,26 @@ def resize_volume(volume: Tensor, new_box_size_px: int) -> Tensor:
     return ifft_volume(padded * (new_box_size_px / size) ** 2)
 
 
+def volume_radius_px(size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Fourier radius of each voxel of a map's half-complex grid, in cycles per box: (D, D, D // 2 + 1)."""
+    k = torch.fft.fftfreq(size, 1.0 / size, device=device)
+    kx = torch.arange(size // 2 + 1, device=device, dtype=k.dtype)
+    return torch.sqrt(k[:, None, None].square() + k[None, :, None].square() + kx.square())
+
+
+def with_shell_power(volume_ft: Tensor, like_ft: Tensor) -> Tensor:
+    """A map's transform (D, D, D // 2 + 1) scaled to the power of another in each shell."""
+    shells = volume_radius_px(volume_ft.shape[0], volume_ft.device).round().long()
+
+    def power(transform: Tensor) -> Tensor:
+        return torch.bincount(shells.flatten(), transform.abs().square().flatten())
+
+    return volume_ft * (power(like_ft) / power(volume_ft).clamp_min(1e-30)).sqrt()[shells]
+
+
 def low_pass_volume(volume: Tensor, radius_px: float, width_px: float = 0.7) -> Tensor:
     """A map (b, b, b) without the frequencies beyond a radius in cycles per box, with a soft edge."""
-    box = len(volume)
-    k = torch.fft.fftfreq(box, 1.0 / box, device=volume.device)
-    kx = torch.arange(box // 2 + 1, device=volume.device, dtype=k.dtype)
-    radius = torch.sqrt(k[:, None, None].square() + k[None, :, None].square() + kx.square())
+    radius = volume_radius_px(len(volume), volume.device)
     return ifft_volume(fft_volume(volume) * torch.sigmoid((radius_px - radius) / width_px))
 
 

@@ -3,16 +3,15 @@
 import torch
 from torch import Tensor
 
-from .fourier import fft_volume
+from .fourier import fft_volume, volume_radius_px
 
 
 def fourier_shell_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Correlation of two maps (D, D, D) in each shell of their transforms: (D // 2 + 1,), shell 0 included."""
     size = first.shape[-1]
     a, b = fft_volume(first.double()), fft_volume(second.double())
-    k = torch.fft.fftfreq(size, 1.0 / size, device=first.device, dtype=torch.float64).square()
-    half = torch.arange(size // 2 + 1, device=first.device, dtype=torch.float64)
-    shells = torch.sqrt(k[:, None, None] + k[None, :, None] + half.square()).round().long()
+    half = torch.arange(size // 2 + 1, device=first.device)
+    shells = volume_radius_px(size, first.device).round().long()
     # columns kx > 0 stand for two pixels of the full transform
     multiplicity = torch.where((half == 0) | (half == size // 2), 1.0, 2.0)
     n_shells = size // 2 + 1

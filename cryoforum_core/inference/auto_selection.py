@@ -119,7 +119,8 @@ def select_by_map(suggested: Selection, measures: Mapping[str, np.ndarray], rank
     """The best fraction of the particles, or all of them, whichever makes the better map.
 
     ``suggested``: what the measure's distribution suggests, one of the fractions tried. ``ranked``: of ``ranked_rows``.
-    ``is_matched``: the poses were found by matching to a map; ``judged`` gives the reasons of the rejected. Rows whose measure is not finite are always rejected.
+    ``is_matched``: the poses were found by matching to a map; ``judged`` gives the reasons of the rejected. Rows whose
+    measure is not finite are always rejected.
     """
     found = _compare(maker, ranked, _counts(len(ranked), len(suggested.kept)), suggested.measure, is_matched, seed)
     # the levels that were tried are the best ones as they are

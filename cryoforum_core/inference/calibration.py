@@ -34,7 +34,6 @@ FEWEST_KNOWN = 100
 VIEW_SPREAD_RAD = 0.15
 # standard deviation of displacements where those found are not trusted, as in training
 UNTRUSTED_SHIFT_BOXES = 0.04
-FILE_NAME, TABLE_NAME = "calibration.npz", "calibration.csv"
 
 Predict = Callable[[ImagePreparation, np.ndarray], dict[str, np.ndarray]]
 """(images, rows (n,)) -> the arrays of a prediction before it is finalised, (n, ...) each."""
@@ -62,12 +61,12 @@ class Calibration:
 
     def write(self, run: RunDirectory) -> None:
         """calibration.npz (one row for each known particle), calibration.csv (promised and held)."""
-        with atomic_path(run.path / FILE_NAME) as temporary:
+        with atomic_path(run.calibration) as temporary:
             np.savez(temporary, expected_error_deg=self.held.expected_error_deg.numpy(),
                      error_bound_deg=self.held.bound_deg.numpy(), error_deg=self.held.error_deg.numpy(),
-                     view_direction=quaternion_to_matrix(self.quaternion)[:, 2].numpy(), defocus_angstrom=self.defocus_angstrom.numpy(),
-                     coverage=self.coverage)
-        with atomic_path(run.path / TABLE_NAME) as temporary, open(temporary, "w", newline="") as file:
+                     view_direction=quaternion_to_matrix(self.quaternion)[:, 2].numpy(),
+                     defocus_angstrom=self.defocus_angstrom.numpy(), coverage=self.coverage)
+        with atomic_path(run.promises) as temporary, open(temporary, "w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(("promised_fraction", "held_fraction", "n_particles"))
             for level, held in zip(self.held.levels, self.held.held, strict=True):

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..imaging.fourier import shift_phase
 from ..matching.refine import RefinedPoses
 from .junk_simulation import JunkSimulation
-from .junk_statistics import STATISTICS, PowerMap
+from .junk_statistics import STATISTICS
 from .matched_posterior import Belief
 from .matcher import WRONG_BY_LOG_LIKELIHOOD, Matcher
 from .preparation import ImagePreparation
@@ -144,12 +144,10 @@ def has_foreign_power(statistics: np.ndarray) -> np.ndarray:
 VERDICT_ARRAYS = ("reason", "particle_probability", "recentre_shift_angstrom", "alternative_quaternion")
 
 
-def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, images: ImagePreparation, volume: Tensor,
-                   matcher: Matcher, power_map: PowerMap) -> dict[str, np.ndarray]:
+def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, simulation: JunkSimulation, matcher: Matcher
+                   ) -> dict[str, np.ndarray]:
     """What joins the arrays of n matched images (``predict.matched_arrays`` and ``PowerMap.statistics``), those of
     ``rows`` (n,): ``VERDICT_ARRAYS``. Nothing for fewer than ``MIN_IMAGES``, which are no population.
-
-    volume: the map (b, b, b) of which particles are simulated, at the matching box.
 
     ``recentre_shift_angstrom`` (n, 2): the origin offset that recentres an off-centre image, else NaN;
     ``alternative_quaternion`` (n, 4): the other orientation of an ambiguous one, else NaN.
@@ -159,8 +157,7 @@ def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, images: Imag
         return {}
     fit = statistics[:, STATISTICS.index("fit")]
     good = np.flatnonzero(fit >= np.median(fit))
-    simulation = JunkSimulation(images, volume, matcher.model, power_map, matcher.search,
-                                matcher.contrast_deviation, matcher.seed)
+    images = simulation.images
     pixel = images.pixel_size_angstrom
     quaternion = torch.from_numpy(arrays["quaternion"][good])
     displacement_px = torch.from_numpy(-arrays["shift_angstrom"][good] / pixel)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..geometry.rotations import random_quaternions
-from ..imaging.fourier import fft_volume, ifft_volume
+from ..imaging.fourier import fft_volume, ifft_volume, with_shell_power
 from ..imaging.projection import FourierVolume
 from ..matching.likelihood import MatchingImages
 from ..matching.model import MatchingModel
@@ -31,44 +31,45 @@ OBJECT_RADII = (0.6, 0.8, 1.0, 1.2)
 class JunkSimulation:
     """What is needed to make images of every kind like a data set's, and to match them.
 
-    ``volume`` (b, b, b) at the matching box: the particles, which the model's own map need not equal. ``search`` finds
-    the best pose of images that have no right one; what has one is matched from it, which is what a search that
-    succeeds comes to.
+    ``source`` makes images of particles, of the map ``volume`` (b, b, b) at the matching box; the map that they are
+    matched to, the power map's, need not equal it. ``search`` finds the best pose of images that have no right one;
+    what has one is matched from it, which is what a search that succeeds comes to.
     """
 
     images: ImagePreparation
+    source: ImageSource
     volume: Tensor
-    model: MatchingModel
     power_map: PowerMap
     search: Callable[[MatchingImages], RefinedPoses]
-    contrast_deviation: float
     seed: int
+
+    @property
+    def model(self) -> MatchingModel:
+        """That images are matched with."""
+        return self.power_map.model
 
     def statistics(self, quaternion: Tensor, displacement_px: Tensor, n: int) -> list[np.ndarray]:
         """Statistics (n_k, s) of about ``n`` images, by ``REASONS``; poses of good particles (m, 4), (m, 2) are drawn
         from, so that views and centring are the set's own."""
         generator = torch.Generator().manual_seed(self.seed)
-        model = replace(self.model, volume=_sliced(self.volume, self.model))
-        source = ImageSource.like(self.images, model, self.contrast_deviation, self.seed)
         results = []
         for kind, reason in enumerate(REASONS):
             n_kind = round(n * (PARTICLE_SHARE if kind == 0 else (1 - PARTICLE_SHARE) / (len(REASONS) - 1)))
             of = torch.randint(len(quaternion), (n_kind,), generator=generator)
             pose = quaternion[of], displacement_px[of]
-            results.append(self._of_kind(reason, source, *pose, generator))
+            results.append(self._of_kind(reason, *pose, generator))
         return results
 
-    def _of_kind(self, reason: str, source: ImageSource, quaternion: Tensor, displacement_px: Tensor,
-                 generator: torch.Generator) -> np.ndarray:
+    def _of_kind(self, reason: str, quaternion: Tensor, displacement_px: Tensor, generator: torch.Generator) -> np.ndarray:
         n, box = len(quaternion), self.model.volume.box_size_px
         if reason == OFF_CENTRE:
             displacement_px = _far_displacements(n, self.model.max_displacement_px, box, generator)
         if reason == OTHER_OBJECT:
             parts = torch.arange(n).chunk(len(OBJECT_RADII))
             return np.concatenate([
-                self._other_object(source, quaternion[part], displacement_px[part], radius, generator)
+                self._other_object(quaternion[part], displacement_px[part], radius, generator)
                 for part, radius in zip(parts, OBJECT_RADII)])
-        simulated = particles_like(source, self.images, quaternion, displacement_px, self._draw(generator))
+        simulated = particles_like(self.source, self.images, quaternion, displacement_px, self._draw(generator))
         if reason == NOT_A_PARTICLE:
             simulated = replace(simulated, contrast=torch.zeros_like(simulated.contrast))
         if reason == OVERLAP:
@@ -77,10 +78,12 @@ class JunkSimulation:
             simulated = replace(simulated, companion=companion.to(simulated.quaternion))
         return self._matched(simulated, has_right_pose=reason in (PARTICLE, OVERLAP))
 
-    def _other_object(self, source: ImageSource, quaternion: Tensor, displacement_px: Tensor, radius: float,
-                      generator: torch.Generator) -> np.ndarray:
-        volume = _sliced(random_object(self.volume, radius, generator), self.model)
-        other = replace(source, model=replace(self.model, volume=volume))
+    def _other_object(self, quaternion: Tensor, displacement_px: Tensor, radius: float, generator: torch.Generator
+                      ) -> np.ndarray:
+        model = self.source.model
+        volume = FourierVolume.from_real(random_object(self.volume, radius, generator),
+                                         max_radius_px=model.max_radius_px + 1)
+        other = replace(self.source, model=replace(model, volume=volume))
         simulated = particles_like(other, self.images, quaternion, displacement_px, self._draw(generator))
         low, high = OTHER_CONTRAST
         factor = low + (high - low) * torch.rand(len(quaternion), generator=generator)
@@ -99,10 +102,6 @@ class JunkSimulation:
         return int(torch.randint(2**31, (), generator=generator))
 
 
-def _sliced(volume: Tensor, model: MatchingModel) -> FourierVolume:
-    return FourierVolume.from_real(volume, max_radius_px=model.max_radius_px + 1)
-
-
 def random_object(volume: Tensor, radius: float, generator: torch.Generator) -> Tensor:
     """An object of chance (b, b, b) with the map's power in each shell, ``radius`` times as large as the map."""
     box = len(volume)
@@ -113,15 +112,7 @@ def random_object(volume: Tensor, radius: float, generator: torch.Generator) -> 
     variance = float((weight * squared).sum() / weight.sum()) / 3 * radius ** 2
     noise = torch.randn(box, box, box, generator=generator).to(volume.device)
     noise_ft = fft_volume(noise * torch.exp(-squared / (2 * variance)))
-    k = torch.fft.fftfreq(box, 1 / box, device=volume.device)
-    shells = (k[:, None, None] ** 2 + k[:, None] ** 2 + k[:box // 2 + 1] ** 2).sqrt().round().long()
-
-    def shell_power(values: Tensor) -> Tensor:
-        sums = torch.zeros(int(shells.max()) + 1, device=volume.device)
-        return sums.index_add(0, shells.flatten(), values.abs().square().flatten())
-
-    factor = (shell_power(fft_volume(volume)) / shell_power(noise_ft).clamp_min(1e-20)).sqrt()
-    return ifft_volume(noise_ft * factor[shells])
+    return ifft_volume(with_shell_power(noise_ft, fft_volume(volume)))
 
 
 def _far_displacements(n: int, nearest_px: float, box_size_px: int, generator: torch.Generator) -> Tensor:

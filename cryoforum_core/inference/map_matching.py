@@ -17,10 +17,11 @@ from ..imaging.fourier import (
     fft_volume,
     ifft_image,
     ifft_volume,
-    radius_px,
     shell_average,
     shell_index,
     shift_phase,
+    volume_radius_px,
+    with_shell_power,
 )
 from ..imaging.masks import soft_sphere
 from ..imaging.noise import noise_power_spectrum
@@ -203,7 +204,11 @@ def _amplitude(images_ft: Tensor, ctf: Tensor, noise_spectrum: Tensor, map_power
 
 
 def simulated_transforms(model: MatchingModel, ctf: Tensor, seed: int) -> Tensor:
-    """Transforms (n, b, b // 2 + 1) of images as the model says they are, at random views, with CTFs of that shape."""
+    """Transforms (n, b, b // 2 + 1) of images as the model says they are, at random views, with CTFs of that shape.
+
+    Unlike ``simulated_images`` they never leave the matching box: they are compared with transforms of a sample, and are
+    not prepared as files are.
+    """
     generator = torch.Generator().manual_seed(seed)
     n, box_size_px, device = len(ctf), ctf.shape[-2], ctf.device
     views = random_quaternions(n, generator, device=device)
@@ -224,13 +229,6 @@ def scrambled(volume: Tensor, seed: int) -> Tensor:
     square_radius = sum((spread.sum(axes) * offset.square()).sum() for axes in ((0, 1), (0, 2), (1, 2)))
     # a solid ball of radius R has a mean square radius of 3/5 R^2
     ball = soft_sphere(size, float((square_radius * 5 / 3).sqrt()), device=volume.device)
-    own, other = fft_volume(volume), fft_volume(noise * ball)
-    radius = torch.sqrt(torch.fft.fftfreq(size, 1 / size, device=volume.device)[:, None, None].square()
-                        + radius_px(size, volume.device).square())
-    shells = radius.round().long()
-
-    def power(transform: Tensor) -> Tensor:
-        return torch.bincount(shells.flatten(), transform.abs().square().flatten())[shells]
-
-    scale = (power(own) / power(other).clamp_min(1e-30)).sqrt()
-    return ifft_volume(torch.where(radius < SCRAMBLED_FROM_SHELL, own, other * scale))
+    own = fft_volume(volume)
+    other = with_shell_power(fft_volume(noise * ball), own)
+    return ifft_volume(torch.where(volume_radius_px(size, volume.device) < SCRAMBLED_FROM_SHELL, own, other))

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from ..imaging.fourier import volume_radius_px
 from ..imaging.masks import soft_sphere
 from ..imaging.projection import Reconstructor
 from ..imaging.resolution import fourier_shell_correlation, resolution_angstrom
@@ -89,6 +91,8 @@ class HalfMapMaker:
 
 def _voxels_per_shell(box_size_px: int) -> np.ndarray:
     """Of a transform (B, B, B): (B // 2 + 1,)."""
-    k = np.square(np.fft.fftfreq(box_size_px, 1 / box_size_px))
-    shells = np.sqrt(k[:, None, None] + k[None, :, None] + k).round().astype(int)
-    return np.bincount(shells.ravel())[:box_size_px // 2 + 1]
+    shells = volume_radius_px(box_size_px).round().long()
+    # columns kx > 0 stand for two voxels of the whole transform
+    multiplicity = torch.full((box_size_px // 2 + 1,), 2.0)
+    multiplicity[[0, -1]] = 1.0
+    return torch.bincount(shells.flatten(), multiplicity.expand_as(shells).flatten())[:box_size_px // 2 + 1].numpy()

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import DEFAULT_COVERAGE, JUNK_REASONS, PredictConfig
+from ..config import DEFAULT_COVERAGE, PredictConfig
 from ..geometry.orientation_posterior import OrientationPosterior
 from ..geometry.poses import Poses
 from ..geometry.symmetry import symmetric_distance_rad
 from ..imaging.fourier import ifft_image
 from ..imaging.noise import noise_power_spectrum
-from ..matching.likelihood import predicted
 from ..matching.model import MatchingModel
 from ..model.orientation_head import PoseEstimate
 from ..particles.dataset import Particles
@@ -26,8 +25,10 @@ from ..run_directory import RunDirectory, atomic_path
 from .applicability import Applicability, judge, judge_poses
 from .calibration import Calibration, calibration, evidence_of, simulated_calibration, standardised
 from .error_model import ErrorModel
+from .gallery import write_gallery
 from .junk import VERDICT_ARRAYS, strongest_rival, verdict_arrays
-from .junk_statistics import PowerMap, to_images
+from .junk_simulation import JunkSimulation
+from .junk_statistics import PowerMap
 from .matched_posterior import (
     belief,
     bingham_from_information,
@@ -39,7 +40,6 @@ from .matcher import Matcher, Matches, NetworkPoses
 from .measures import MEASURES
 from .preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
 from .simulated_images import ImageSource
-from .verdicts import AMBIGUOUS
 from .training_set import broken_symmetry
 
 logger = logging.getLogger("cryoforum")
@@ -47,7 +47,6 @@ logger = logging.getLogger("cryoforum")
 # an eighth of the set, within these limits: an exhaustive search of them must not cost more than the prediction
 MIN_CALIBRATION_IMAGES, MAX_CALIBRATION_IMAGES = 64, 256
 SHARD_IMAGES = 2048
-N_GALLERY = 8
 N_POWER_IMAGES = 64
 
 
@@ -94,16 +93,19 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     done = _predict_parts(config, particles, setup, matcher, power_map, parts_directory)
     seconds = time.monotonic() - start
     raw = _read_parts(parts_directory, len(particles))
-    learnt = _calibration(config, setup, simulating, raw, lambda images, rows: _predict_rows(
+    source = None if simulating is None else ImageSource.like(setup.images, simulating.model,
+                                                              simulating.contrast_deviation, config.seed)
+    learnt = _calibration(config, setup, source, raw, lambda images, rows: _predict_rows(
         replace(setup, images=images), matcher, rows, config.batch_size))
     if power_map is not None:
-        raw |= verdict_arrays(raw, np.arange(len(particles)), setup.images, setup.volume, matcher, power_map)
+        simulation = JunkSimulation(setup.images, source, setup.volume, power_map, matcher.search, config.seed)
+        raw |= verdict_arrays(raw, np.arange(len(particles)), simulation, matcher)
     arrays = finalise(raw, setup.group, learnt and learnt.model, config.coverage)
     write_predictions(run, particles, arrays)
     if learnt is not None:
         learnt.write(run)
     if matcher is not None:
-        _write_gallery(run.path / "gallery.npz", particles, setup, matcher, arrays)
+        write_gallery(run.gallery, setup.images, matcher.model, arrays)
     for path in parts_directory.iterdir():
         path.unlink()
     parts_directory.rmdir()
@@ -116,16 +118,15 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
             **(learnt.summary() if learnt is not None else {})}
 
 
-def _calibration(config: PredictConfig, setup: PredictionSetup, matcher: Matcher | None, arrays: dict[str, np.ndarray],
-                 predict_rows) -> Calibration | None:
+def _calibration(config: PredictConfig, setup: PredictionSetup, source: ImageSource | None,
+                 arrays: dict[str, np.ndarray], predict_rows) -> Calibration | None:
     """Of the labelled particles that were given, else of images of the map; None where there is neither."""
     if setup.labelled is not None:
         known = setup.labelled.particles
         return calibration(predict_rows(setup.labelled, np.arange(len(known))), known.poses, known.ctf.defocus_u_angstrom,
                            setup.group, config.coverage, f"{len(known)} labelled particles")
-    if matcher is None or not config.calibrate:
+    if source is None or not config.calibrate:
         return None
-    source = ImageSource.like(setup.images, matcher.model, matcher.contrast_deviation, config.seed)
     return simulated_calibration(setup.images, source, arrays, predict_rows, setup.group, config.coverage, config.seed)
 
 
@@ -272,6 +273,9 @@ def finalise(arrays: dict[str, np.ndarray], group: Tensor, learnt: ErrorModel | 
     anything else in the image; 0 for a usual particle, below -4 hardly ever one. NaN for the network alone.
     """
     bingham = torch.from_numpy(arrays["bingham"])
+    if learnt is not None:
+        # the spreads are that many times wider than they say
+        bingham = bingham / learnt.scale ** 2
     is_matched = "weight" in arrays
     evidence = evidence_of(arrays)
     model = learnt or ErrorModel.unlearnt(uniform_angles_rad(group.cpu()), coverage)
@@ -289,7 +293,7 @@ def finalise(arrays: dict[str, np.ndarray], group: Tensor, learnt: ErrorModel | 
                         (x.numpy() for x in model.expected_shift_error_angstrom(evidence)), strict=True))
     else:
         merit, score = np.exp(-expected / 30.0), arrays["fit"]
-    return {"quaternion": arrays["quaternion"], "bingham": arrays["bingham"],
+    return {"quaternion": arrays["quaternion"], "bingham": bingham.numpy(),
             "eigenvalues": torch.linalg.eigvalsh(bingham).numpy(), "expected_error_deg": expected,
             "error_bound_deg": bound, "shift_angstrom": arrays["shift_angstrom"], "figure_of_merit": merit,
             "match_score": score, "fit": arrays["fit"], "residual": arrays["residual"],
@@ -338,36 +342,3 @@ def _match_figures(arrays: dict[str, np.ndarray]) -> dict[str, float]:
     low, median, high = np.percentile(fit, [16, 50, 84])
     return {"fit_median": float(median), "fit_deviation": float(high - low) / 2,
             "poor_match_fraction": float((score < MEASURES["match-score"].usual_limit).mean())}
-
-
-def _gallery_rows(score: np.ndarray, reason: np.ndarray | None) -> Iterator[tuple[str, int]]:
-    """Rows of the best and usual matches, from all over the poorest tenth, and of each reason, with their kind."""
-    order = np.argsort(-score, kind="stable")
-    each = min(N_GALLERY, max(1, len(order) // 3))
-    middle = len(order) // 2 - each // 2
-    # the very last ones are all alike: blank images, where there are some
-    poorest = order[-max(each, len(order) // 10):]
-    worst = poorest[np.linspace(0, len(poorest) - 1, each).round().astype(int)]
-    for kind, rows in (("best", order[:each]), ("median", order[middle:middle + each]), ("worst", worst)):
-        yield from ((kind, int(row)) for row in rows)
-    for name in () if reason is None else (*JUNK_REASONS, AMBIGUOUS):
-        rows = np.flatnonzero(reason == name)
-        # from all over the set
-        for place in np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int)):
-            yield name, int(rows[place])
-
-
-def _write_gallery(path: Path, particles: Particles, setup: PredictionSetup, matcher: Matcher,
-                   arrays: dict[str, np.ndarray]) -> None:
-    """Images beside the map's projections at their poses, for the report."""
-    kinds, rows = zip(*_gallery_rows(arrays["match_score"], arrays.get("reason")))
-    rows = np.array(rows)
-    images_ft, ctf = setup.images.transforms(rows)
-    images, device = matcher.model.images(images_ft, ctf), images_ft.device
-    model = predicted(images, matcher.model.volume, torch.from_numpy(arrays["quaternion"][rows]).to(device),
-                      torch.from_numpy(-arrays["shift_angstrom"][rows] / setup.pixel_size_angstrom).to(device))
-    projections = to_images(model, images)
-    with atomic_path(path) as temporary:
-        np.savez(temporary, images=ifft_image(images_ft).cpu().numpy(), projections=projections.cpu().numpy(),
-                 kind=np.array(kinds), particle_id=particles.particle_id[rows],
-                 match_score=arrays["match_score"][rows], expected_error_deg=arrays["expected_error_deg"][rows])

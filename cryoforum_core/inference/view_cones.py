@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ..geometry.even_directions import even_directions
+
 N_CONES = 48
 
 
@@ -11,16 +13,7 @@ def view_cones(directions: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     ``matrices`` (G, 3, 3) of the point group: equivalent views share a cone, the first of those that they lie in.
     """
     equivalents = np.einsum("ni,gij->ngj", directions, matrices)
-    return (equivalents @ _axes().T).argmax(-1).min(-1)
-
-
-def _axes() -> np.ndarray:
-    """Directions (N_CONES, 3) spread evenly over the sphere (Fibonacci lattice)."""
-    index = np.arange(N_CONES) + 0.5
-    height = 1 - 2 * index / N_CONES
-    angle = np.pi * (1 + 5 ** 0.5) * index
-    flat = np.sqrt(1 - height ** 2)
-    return np.stack([flat * np.cos(angle), flat * np.sin(angle), height], axis=-1)
+    return (equivalents @ even_directions(N_CONES).T).argmax(-1).min(-1)
 
 
 def quotas(cone: np.ndarray, is_junk: np.ndarray, n_kept: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Examples of particles beside the projections that match them, as predict leaves them in gallery.npz."""
+"""Examples of particles beside the projections that match them, as a run leaves them in gallery.npz."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-FILE_NAME = "gallery.npz"
-
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
     """k examples. ``images`` and ``projections`` (k, B, B) [y, x], protein bright, the projections with the particle's
-    pose, shift and CTF; ``kind`` (k,) best, median, worst, or a reason of select; ``match_score`` and ``expected_error_deg`` (k,)."""
+    pose, shift and CTF; ``kind`` (k,) best, median, worst, or a reason of select; ``match_score`` and
+    ``expected_error_deg`` (k,)."""
 
     images: np.ndarray
     projections: np.ndarray

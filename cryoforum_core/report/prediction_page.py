@@ -5,7 +5,7 @@ import numpy as np
 from ..particles.table import ParticleTable
 from . import plots
 from .error_pictures import error_picture, expected_against_true, shift_error_picture
-from .gallery import FILE_NAME, Gallery, read_gallery
+from .gallery import Gallery, read_gallery
 from .page import (
     Alarm,
     NextStep,
@@ -132,8 +132,8 @@ def pose_pictures(files: RunFiles, posterior: dict[str, np.ndarray], table: Part
                                 "missing, bright ones are preferred.", plots.view_maps({"all particles": density})))
     pictures.append(Picture("Displacements", "A cloud about the middle; a sharp border means that the largest shift "
                             "searched is too small.", plots.shift_map(posterior["shift_angstrom"])))
-    if (files.path / FILE_NAME).is_file():
-        pictures.append(_gallery_picture(read_gallery(files.path / FILE_NAME)))
+    if files.run.gallery.is_file():
+        pictures.append(_gallery_picture(read_gallery(files.run.gallery)))
     return pictures
 
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from ..geometry.even_directions import even_directions
 from . import plots
 from .page import Picture, Table, degrees, percent
 from .run_files import RunFiles
 
-FILE_NAME, TABLE_NAME = "calibration.npz", "calibration.csv"
 # few enough groups of views to hold the particles that tell a broken promise from chance
 N_GROUPS, MIN_IN_GROUP = 12, 20
 _FLOOR_DEG = 1e-3
@@ -14,9 +14,9 @@ _FLOOR_DEG = 1e-3
 
 def promises(files: RunFiles) -> tuple[list[Table], list[Picture]]:
     """Tables and pictures; nothing where a run has learnt no errors."""
-    if not (files.path / FILE_NAME).is_file():
+    if not files.run.calibration.is_file():
         return [], []
-    with np.load(files.path / FILE_NAME, allow_pickle=False) as arrays:
+    with np.load(files.run.calibration, allow_pickle=False) as arrays:
         known = dict(arrays)
     picture = Picture(
         "Expected error, tested", "Where the points lie on the dashed line, an expected error is the mean error of those "
@@ -29,7 +29,7 @@ def promises(files: RunFiles) -> tuple[list[Table], list[Picture]]:
 def _table(files: RunFiles, known: dict[str, np.ndarray]) -> Table:
     within, coverage = known["error_deg"] <= known["error_bound_deg"], float(known["coverage"])
     rows = []
-    columns = files.csv_columns(TABLE_NAME) or {}
+    columns = files.csv_columns(files.run.promises.name) or {}
     for promised, held in zip(columns.get("promised_fraction", ()), columns.get("held_fraction", ()), strict=True):
         rows.append((f"bound for {percent(promised)}", "all", percent(held)))
     quarter = np.digitize(known["defocus_angstrom"], np.quantile(known["defocus_angstrom"], (0.25, 0.5, 0.75)))
@@ -45,16 +45,8 @@ def _table(files: RunFiles, known: dict[str, np.ndarray]) -> Table:
                  "either way are chance.", ("promise", "particles", "held"), tuple(rows))
 
 
-def view_cones(n: int) -> np.ndarray:
-    """Axes (n, 3) of groups of views, evenly spread over the sphere (golden-angle spiral)."""
-    i = np.arange(n) + 0.5
-    z, azimuth = 1 - 2 * i / n, np.pi * (1 + 5 ** 0.5) * i
-    radius = np.sqrt(1 - z * z)
-    return np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth), z], axis=1)
-
-
 def _by_cone(within: np.ndarray, view_direction: np.ndarray) -> np.ndarray:
     """Part of the particles whose bound holds, of each group of views that has enough particles to tell."""
-    cone = (view_direction @ view_cones(N_GROUPS).T).argmax(axis=1)
+    cone = (view_direction @ even_directions(N_GROUPS).T).argmax(axis=1)
     groups = [within[cone == number] for number in range(N_GROUPS)]
     return np.array([group.mean() for group in groups if len(group) >= MIN_IN_GROUP])

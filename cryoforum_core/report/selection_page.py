@@ -8,7 +8,7 @@ from ..particles.image_stack import ImageStack, locate_images
 from ..particles.table import ParticleTable
 from ..run_directory import RunDirectory
 from . import plots
-from .gallery import FILE_NAME, Gallery, read_gallery
+from .gallery import Gallery, read_gallery
 from .page import (
     Level,
     NextStep,
@@ -143,7 +143,7 @@ def _gallery(files: RunFiles, kept: ParticleTable | None, rejected: ParticleTabl
     """Images beside the projections at their best poses, by what became of them here; none where predict left no
     examples."""
     predicted = RunDirectory(files.config["run"])
-    table, path = files.table(predicted.particles), predicted.path / FILE_NAME
+    table, path = files.table(predicted.particles), predicted.gallery
     if table is None or kept is None or rejected is None or not path.is_file():
         return []
     gallery, images, outcome = read_gallery(path), _image_keys(table), _outcomes(kept, rejected)

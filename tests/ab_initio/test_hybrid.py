@@ -55,6 +55,18 @@ def test_orientations_and_map_are_those_of_the_molecule(evaluation):
     assert found["median_shift_error_angstrom"] < 6  # half a pixel
 
 
+def test_examples_of_particles_lie_beside_the_projections_of_the_map_that_they_match(run):
+    with np.load(run.gallery) as arrays:
+        examples = dict(arrays)
+    best = examples["kind"] == "best"
+    images, projections = (examples[name][best].reshape(best.sum(), -1) for name in ("images", "projections"))
+    own = np.array([np.corrcoef(*pair)[0, 1] for pair in zip(images, projections)])
+    other = np.array([np.corrcoef(*pair)[0, 1] for pair in zip(images, np.roll(projections, 1, axis=0))])
+    assert own.min() > 0.5 and own.mean() > other.mean() + 0.1
+    ids = np.load(run.orientation_posterior)["particle_id"]
+    assert np.isin(examples["particle_id"], ids).all()
+
+
 def test_the_summary_says_what_was_found_and_how_it_is_known(run):
     summary = run.read_summary()
     assert summary["converged"] and "half sets" in summary["converged_reason"]

@@ -50,7 +50,10 @@ class PageView(View):
 
 
 class ParticlesViewer(EmProtocolViewer):
-    """ Histograms and tables of the particles of a run, and new subsets of them. """
+    """ Histograms and tables of the particles of a run, and new subsets of them.
+
+    Each viewer says which: ``_allParticles()``, the set that a new limit chooses from (None where there is none yet),
+    ``_newSubset()``, a protocol with these particles as input, and ``_usualLimit()``, in degrees. """
 
     def _defineLimitParams(self, form):
         group = form.addGroup('New subset with another limit')
@@ -69,18 +72,6 @@ class ParticlesViewer(EmProtocolViewer):
 
     def _getLimitDict(self):
         return {'showLimit': self._showLimit, 'makeSubset': self._makeSubset}
-
-    # ------------------------------ the particles, of each viewer ------------------------------
-    def _usualLimit(self):
-        return 10
-
-    def _allParticles(self):
-        """ The set whose particles a new limit chooses from; None where there is none yet. """
-        raise NotImplementedError
-
-    def _newSubset(self):
-        """ A protocol with these particles as input. """
-        raise NotImplementedError
 
     # ------------------------------ limits ------------------------------
     def _showLimit(self, _=None):

@@ -89,6 +89,9 @@ class CryoForumOrientationsViewer(ParticlesViewer):
     def _particles(self):
         return getattr(self.protocol, 'outputParticles', None)
 
+    def _usualLimit(self):
+        return 10
+
     def _allParticles(self):
         return self._particles()
 
