@@ -287,8 +287,8 @@ class SelectConfig(JobConfig):
     a criterion, what is more likely junk than a particle is rejected; of the other measures the distribution decides:
     two populations are parted, one is kept whole."""
     reasons: tuple[JunkReason, ...] = JUNK_REASONS
-    """Kinds of junk to reject for their probability; those that are left out are kept. What is off-centre is also
-    written to recentre.star, with the origins that recentre it: extract it again from there."""
+    """Kinds of junk to reject, by themselves and beside a limit of errors; those that are left out are kept. What is
+    off-centre is also written to recentre.star, with the origins that recentre it: extract it again from there."""
     protect_views: bool = True
     """Keep rare views: no view cone's share falls by more than the share of junk found in it. Limits given by
     --threshold and --max-error-deg hold as they are."""
@@ -297,7 +297,8 @@ class SelectConfig(JobConfig):
     keep_count: PositiveInt | None = None
     """Keep so many, the best."""
     max_error_deg: PositiveFloat | None = None
-    """Keep particles whose expected error is at most this; may go with --threshold on another measure."""
+    """Keep particles whose expected error is at most this, and no junk; may go with --threshold on another measure. For
+    bounds: --measure error-bound --threshold."""
     threshold: float | None = None
     """Keep particles whose --measure is at least (scores) or at most (errors and dispersions) this."""
 

@@ -66,8 +66,8 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
     a particle goes; of the other measures the distribution decides (``find_valley``): where it is no two populations,
     everything is kept. Rows whose measure is not finite are always rejected.
 
-    judged: what predict said of the rows. ``reasons`` are the kinds of junk to reject for their probability; others are
-    kept. ``protect_views``: no view cone's share falls by more than the share of junk found in it. The probability does
+    judged: what predict said of the rows. ``reasons`` are the kinds of junk to reject, without a criterion and beside a
+    limit of errors: junk has no orientation that could be right; others are kept. ``protect_views``: no view cone's share falls by more than the share of junk found in it. The probability does
     so by itself: each image is judged by itself. By count, a cone's best particles come before better ones of other
     cones; from beyond a valley they come back. A limit that was given is meant: nothing beyond it is kept for its view.
 
@@ -86,17 +86,22 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
     elif threshold is None and max_error_deg is None:
         selection = _by_populations(chosen, values, protected)
     else:
-        selection = _by_given_limits(chosen, values, measures, threshold, max_error_deg)
+        selection = _by_given_limits(chosen, values, measures, threshold, max_error_deg, judged)
     return selection if judged is None else _with_verdicts(selection, judged)
 
 
 def _by_given_limits(chosen: Measure, values: np.ndarray, measures: Mapping[str, np.ndarray], threshold: float | None,
-                     max_error_deg: float | None) -> Selection:
+                     max_error_deg: float | None, judged: Judged | None) -> Selection:
     limits = [(chosen, values, threshold)] if threshold is not None else []
     if max_error_deg is not None:
         limits.append((MEASURES["expected-error"], measures["expected-error"], max_error_deg))
     explanation = "Kept by " + " and ".join(
-        f"{m.label} of at {'least' if m.higher_is_better else 'most'} {m.text(limit)}" for m, _, limit in limits) + "."
+        f"{m.label} of at {'least' if m.higher_is_better else 'most'} {m.text(limit)}" for m, _, limit in limits)
+    if chosen.name in _ERRORS and judged is not None and judged.reasons:
+        # overlapping particles are junk with the right orientation
+        limits.append((MEASURES[PARTICLE_PROBABILITY], np.where(judged.is_junk, 0.0, 1.0), 0.5))
+        explanation += ", without what is more likely junk than a particle"
+    explanation += "."
     return _by_limits(limits, explanation)
 
 
@@ -219,8 +224,8 @@ def _with_verdicts(selection: Selection, judged: Judged) -> Selection:
                                                                                    minlength=N_CONES)
     explanation, n_junk = selection.explanation, int(judged.is_junk[selection.kept].sum())
     if n_junk and selection.measure.name != PARTICLE_PROBABILITY:
-        explanation += (f" {n_junk:,} of those kept are more likely junk; --measure {PARTICLE_PROBABILITY} leaves them "
-                        "out, also with --threshold 0.5 and --max-error-deg together.")
+        explanation += (f" {n_junk:,} of those kept are more likely junk; --measure {PARTICLE_PROBABILITY}, or a limit of "
+                        "errors alone, leaves them out.")
     return replace(selection, reason=reason.astype(str), rule=rule.astype(str), explanation=explanation,
                    cones=shares(judged.cone, is_kept, judged.is_junk), n_short=int(missing.clip(0).sum()))
 

@@ -218,6 +218,20 @@ def test_errors_beyond_the_limit_are_told_from_junk_and_from_ambiguous_orientati
     assert selection.reason.tolist() == ["off-centre", "error-beyond-limit", "ambiguous-orientation"]
 
 
+def test_a_limit_of_errors_leaves_out_junk_of_the_kinds_that_matter():
+    """An overlapping particle is oriented well, and its bound says so."""
+    reason = np.array(["none", "overlapping-neighbour", "off-centre", "none"])
+    judged = Judged(reason, np.zeros(4, dtype=int), np.full((4, 2), np.nan), np.full((4, 4), np.nan))
+    measures = {"expected-error": np.array([1.0, 1.0, 2.0, 20.0]), "error-bound": np.array([2.0, 2.0, 4.0, 40.0])}
+    for limit in ({"max_error_deg": 10.0}, {"measure": "error-bound", "threshold": 10.0}):
+        selection = select(measures, judged=judged, **limit)
+        assert selection.kept.tolist() == [0] and "junk" in selection.explanation
+        assert selection.reason.tolist() == ["overlapping-neighbour", "off-centre", "error-beyond-limit"]
+        assert select(measures, judged=judged, reasons=("off-centre",), **limit).kept.tolist() == [0, 1]
+        everything = select(measures, judged=judged, reasons=(), **limit)
+        assert everything.kept.tolist() == [0, 1, 2] and "junk" not in everything.explanation
+
+
 def test_runs_without_verdicts_have_none():
     assert Judged.of({"quaternion": np.zeros((2, 4))}) is None
     assert "particle-probability" not in measures_of({"eigenvalues": np.zeros((2, 4))})

@@ -260,15 +260,21 @@ def test_kinds_of_junk_that_may_stay(launch, judged):
         "off-centre"] * 5
 
 
-def test_a_largest_error_leaves_out_junk_too(launch, judged):
-    from cryoforum.protocols import CryoForumProtSubset
-    from cryoforum.protocols.protocol_subset import MAX_ERROR
+@pytest.mark.parametrize("criterion", ["MAX_ERROR", "MAX_BOUND"])
+def test_a_limit_of_errors_leaves_out_junk_unless_that_is_not_wanted(launch, judged, criterion):
+    from cryoforum.protocols import CryoForumProtSubset, protocol_subset
 
-    protocol = launch(CryoForumProtSubset, inputParticles=(judged, "outputParticles"), criterion=MAX_ERROR, maxError=10)
+    good = {"none", "ambiguous-orientation"}
+    options = dict(inputParticles=(judged, "outputParticles"), criterion=getattr(protocol_subset, criterion), maxError=10,
+                   maxBound=20)
+    protocol = launch(CryoForumProtSubset, **options)
     assert max(values(protocol.outputParticles, EXPECTED_ERROR).values()) <= 10
-    assert set(values(protocol.outputParticles, "_cryoforumReason").values()) <= {"none", "ambiguous-orientation"}
+    assert set(values(protocol.outputParticles, "_cryoforumReason").values()) <= good
     beyond = values(protocol.outputParticlesRejected, REASON).values()
     assert "error-beyond-limit" in beyond and "off-centre" in beyond
+    with_junk = launch(CryoForumProtSubset, rejectJunk=False, **options).outputParticles
+    assert not set(values(with_junk, "_cryoforumReason").values()) <= good
+    assert with_junk.getSize() > protocol.outputParticles.getSize()
 
 
 def problems_of(project, source, **parameters):

@@ -168,16 +168,16 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
                       condition='criterion == %d' % MAX_ERROR,
                       label='Largest expected error (degrees)',
                       help='About 10° still helps a map at 10 Å or worse; a few degrees for fine detail.')
-        form.addParam('rejectJunk', params.BooleanParam, default=True,
-                      condition='criterion == %d' % MAX_ERROR,
-                      label='Leave out junk, too?',
-                      help='Also rejects what is more likely junk than a particle, whatever its expected error. It has '
-                           'no effect where that is not known.')
         form.addParam('maxBound', params.FloatParam, default=20, validators=[params.Positive],
                       condition='criterion == %d' % MAX_BOUND,
                       label='Largest error bound (degrees)',
                       help='Errors of 9 in 10 particles are below their bound, unless you asked for another confidence '
                            'when the orientations were found.')
+        form.addParam('rejectJunk', params.BooleanParam, default=True,
+                      condition='criterion in %s' % [MAX_ERROR, MAX_BOUND],
+                      label='Leave out junk, too?',
+                      help='Also rejects what is more likely junk than a particle, whatever its error. It has no effect '
+                           'where that is not known.')
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
@@ -381,8 +381,8 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
             options['threshold'] = (self.threshold if criterion == THRESHOLD else self.maxBound).get()
         elif criterion == MAX_ERROR:
             options['max_error_deg'] = self.maxError.get()
-            if self.rejectJunk and self._has(PROBABILITY_MEASURE):
-                options.update(measure=PROBABILITY_MEASURE.engineName, threshold=0.5)
+        if criterion in (MAX_ERROR, MAX_BOUND) and not self.rejectJunk:
+            options['reasons'] = []
         if criterion in PROTECTING:
             options['protect_views'] = self.protectViews.get()
         return options
@@ -411,6 +411,5 @@ def inWords(reason):
 
 def inForm(explanation):
     """ The engine's sentences with the form's names in the place of options of its command line. """
-    words = re.sub(r'; --measure .* together\.', '; "automatic" and "largest expected error" leave them out.',
-                   explanation)
+    words = re.sub(r'; --measure .* leaves them out\.', '; "automatic" and limits of errors leave them out.', explanation)
     return words.replace(' (without --auto)', '')

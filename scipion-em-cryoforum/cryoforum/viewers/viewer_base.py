@@ -32,8 +32,8 @@ from pyworkflow.viewer import View
 from ..constants import PARTICLE_PROBABILITY
 from ..convert import readAttributes
 from ..protocols import CryoForumProtSubset
-from ..protocols.protocol_subset import (BOUND_MEASURE, ERROR_MEASURE, MATCH_MEASURE, MAX_ERROR, PROBABILITY_MEASURE,
-                                         THRESHOLD, measureIndex)
+from ..protocols.protocol_subset import (BOUND_MEASURE, ERROR_MEASURE, MATCH_MEASURE, MAX_BOUND, MAX_ERROR,
+                                         PROBABILITY_MEASURE, THRESHOLD, measureIndex)
 
 # of a limit that is set in a viewer; errors come first
 LIMITED = [ERROR_MEASURE, BOUND_MEASURE, PROBABILITY_MEASURE, MATCH_MEASURE]
@@ -68,7 +68,7 @@ class ParticlesViewer(EmProtocolViewer):
                        help='Histogram of all particles with the limit, and how many are within it.')
         group.addParam('makeSubset', params.LabelParam, label='Make the subset (new run)',
                        help='Starts a new *uncertainty subset* of the same particles with this limit. Orientations are '
-                            'not computed again. With a limit of the expected error, junk is left out, too.')
+                            'not computed again. With a limit of errors, junk is left out, too.')
 
     def _getLimitDict(self):
         return {'showLimit': self._showLimit, 'makeSubset': self._makeSubset}
@@ -105,9 +105,9 @@ class ParticlesViewer(EmProtocolViewer):
             return self._notReady(title)
         protocol = self._newSubset()
         measure, limit = LIMITED[self.limitMeasure.get()], self.limit.get()
-        if measure == ERROR_MEASURE:
-            protocol.criterion.set(MAX_ERROR)
-            protocol.maxError.set(limit)
+        if measure in (ERROR_MEASURE, BOUND_MEASURE):
+            protocol.criterion.set(MAX_ERROR if measure == ERROR_MEASURE else MAX_BOUND)
+            (protocol.maxError if measure == ERROR_MEASURE else protocol.maxBound).set(limit)
         else:
             protocol.criterion.set(THRESHOLD)
             protocol.measure.set(measureIndex(measure))
