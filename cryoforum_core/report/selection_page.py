@@ -22,6 +22,7 @@ from .page import (
     percent,
     significant,
 )
+from .promise_pictures import promises
 from .run_files import RunFiles, angles_deg, column
 from .view_coverage import view_density
 
@@ -58,8 +59,11 @@ def selection_page(files: RunFiles) -> Page:
              "fraction kept": percent(n_kept / (n_kept + n_rejected)),
              "chosen by": summary["measure"].replace("-", " ")}
     densities = _densities(kept, rejected, files.symmetry)
+    predicted = RunDirectory(files.config["run"])
+    promised, tested = promises(RunFiles(predicted)) if predicted.finished else ([], [])
     return Page("Selection of particles", _verdict(summary, densities), _next_steps(files), facts,
-                (*_map_pictures(files), *_pictures(files, kept, rejected, densities)), _reasons(summary))
+                (*_map_pictures(files), *_pictures(files, kept, rejected, densities), *tested),
+                (*_reasons(summary), *promised))
 
 
 def _map_pictures(files: RunFiles) -> list[Picture]:

@@ -81,6 +81,12 @@ def test_the_run_says_what_was_promised_and_what_held(run):
     assert "Promised and held" in page and "quarter of defocus" in page and "Expected error, tested" in page
 
 
+def test_a_selection_repeats_what_its_particles_were_promised(run, folder):
+    selection = cf.select(cf.SelectConfig(out=folder / "selection", run=run.path, keep_fraction=0.9))
+    page = selection.report.read_text()
+    assert "Promised and held" in page and "400 simulated images of the map" in page and "Expected error, tested" in page
+
+
 def test_labelled_particles_are_learnt_from_instead(folder, data, network):
     labelled = simulated(folder, "labelled", n_particles=150, seed=2)
     run = cf.predict(cf.PredictConfig(out=folder / "by_labels", particles=data.particles, model=network.path,

@@ -21,6 +21,7 @@
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -198,13 +199,21 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
         options = {} if source is None else {name: source.options[name] for name in (
             'contrast', 'ctf_state', 'refinement') if name in source.options}
         self._writeMeasured('config.json', {**options, 'job': 'predict'})
-        self._writeMeasured('summary.json', {'job': 'predict', 'symmetry': self._symmetry(source)})
+        promised = {} if source is None else self._copyPromises(source)
+        self._writeMeasured('summary.json', {'job': 'predict', 'symmetry': self._symmetry(source), **promised})
         if source is not None:
             self._copyGallery(source)
 
     def _writeMeasured(self, name, values):
         with open(self._measuredFile(name), 'w') as file:
             json.dump(values, file)
+
+    def _copyPromises(self, source):
+        """ What the error bounds promise and how often that held, for the report; what the summary says of it. """
+        for name in ('calibration.npz', 'calibration.csv'):
+            if os.path.exists(source.file(name)):
+                shutil.copy(source.file(name), self._measuredFile(name))
+        return {name: value for name, value in readSummary(source.directory).items() if name == 'calibration_source'}
 
     def _copyGallery(self, source):
         """ Examples that are still in the set: ids may have been given anew when sets were joined. """
