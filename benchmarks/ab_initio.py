@@ -48,7 +48,7 @@ from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.masks import soft_sphere
 from cryoforum_core.imaging.resolution import fourier_shell_correlation, resolution_angstrom
-from cryoforum_core.inference.predict import pose_columns
+from cryoforum_core.particles.fields import pose_columns
 from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_stack import save_table
@@ -207,7 +207,7 @@ def relion_map(data: SimulatedSet, poses: Poses | None, out: Path) -> Tensor:
         particles = load_particles(data.truth, require_poses=True)
         poses = particles.poses if poses is None else poses
         star = out.with_suffix(".star")
-        save_table(particles.table.with_columns(pose_columns(particles, poses)), star)
+        save_table(particles.table.with_columns(pose_columns(particles.table, poses, particles.pixel_size_angstrom)), star)
         # RELION looks for images from where it runs
         subprocess.run(["relion_reconstruct", "--i", star.resolve(), "--o", path.resolve(), "--ctf", "--pad", "2"],
                        cwd=star.parent, check=True, capture_output=True)

@@ -213,11 +213,11 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     particle_diameter_angstrom: PositiveFloat | None = None
     """Diameter of the sphere in which the map may have density; default: 90 % of the box."""
     max_shift_angstrom: PositiveFloat | None = None
-    """Largest displacement searched; default: an eighth of the box."""
+    """Largest displacement searched; default: an eighth of the box (hybrid)."""
     resolution_angstrom: PositiveFloat | None = None
     """Finest resolution used; default: the Nyquist limit."""
     hand_reference: Path | None = None
-    """Map of known hand, of the same or a similar molecule; without one the hand stays undetermined."""
+    """Map of known hand, of the same or a similar molecule; without one the hand stays undetermined (hybrid)."""
     search_steps: PositiveInt = 400
     """Steps of the search from a random start (hybrid)."""
     train_minutes: PositiveFloat | None = None
@@ -283,9 +283,9 @@ class SelectConfig(JobConfig):
     match score, the expected error."""
     auto: bool = False
     """Let the map decide: half maps of the best fractions by --measure are compared with those of as many particles
-    taken at random, and a fraction is kept only where its map is better; needs the images. Without this, and without
-    a criterion, what is more likely junk than a particle is rejected; of the other measures the distribution decides:
-    two populations are parted, one is kept whole."""
+    taken at random, and a fraction is kept only where its map is better; needs the images, and protects no views.
+    Without this, and without a criterion, what is more likely junk than a particle is rejected; of the other measures
+    the distribution decides: two populations are parted, one is kept whole."""
     reasons: tuple[JunkReason, ...] = JUNK_REASONS
     """Kinds of junk to reject, by themselves and beside a limit of errors; those that are left out are kept. What is
     off-centre is also written to recentre.star, with the origins that recentre it: extract it again from there."""

@@ -105,6 +105,7 @@ def _perform(config: JobConfig, device: torch.device, purpose: str, work: Callab
     if config.job != "report":
         _write_report(run, about_the_run | summary)
     run.write_summary(about_the_run | summary)
+    run.remove_temporary()
     logger.info("%s done in %s", config.job, format_duration(seconds))
     for name, value in summary.items():
         if isinstance(value, int | float | str):
@@ -157,12 +158,21 @@ def simulate(config: SimulateConfig) -> RunDirectory:
                     lambda run: simulation.simulate(config, run, molecule, other, inputs.device))
 
 
-@_once
 def ab_initio(config: AbInitioConfig, watch: Callable[..., dict[str, float]] | None = None) -> RunDirectory:
-    """Map, half maps, poses and a trained network, from images and CTF alone. Raises NotConverged at its end.
+    """Map, half maps, poses and a trained network, from images and CTF alone. Raises NotConverged at its end, also where
+    the run had ended so before.
 
     ``watch``: figures to be noted while the end-to-end method trains (``ab_initio.run.Watch``).
     """
+    run = _finished_ab_initio(config, watch=watch)
+    summary = run.read_summary()
+    if not summary["converged"]:
+        raise NotConverged(f"{summary['converged_reason']} The report shows it: {run.report}")
+    return run
+
+
+@_once
+def _finished_ab_initio(config: AbInitioConfig, watch: Callable[..., dict[str, float]] | None) -> RunDirectory:
     from .ab_initio.run import plan_ab_initio, run_ab_initio
     from .particles.dataset import load_particles
 
@@ -172,11 +182,7 @@ def ab_initio(config: AbInitioConfig, watch: Callable[..., dict[str, float]] | N
         if particles is not None and inputs.device is not None:
             plan = inputs.read(plan_ab_initio, config, particles, inputs.device)
     purpose = f"{len(particles)} particles of {particles.box_size_px} px, method {config.method}"
-    run = _perform(config, inputs.device, purpose, lambda run: run_ab_initio(plan, run, watch))
-    summary = run.read_summary()
-    if not summary["converged"]:
-        raise NotConverged(f"{summary['converged_reason']} The report shows it: {run.report}")
-    return run
+    return _perform(config, inputs.device, purpose, lambda run: run_ab_initio(plan, run, watch))
 
 
 @_once
@@ -249,9 +255,13 @@ def select(config: SelectConfig) -> RunDirectory:
 
     predicted = RunDirectory(config.run)
     with _Inputs(config) as inputs:
-        inputs.read(_check_is_run_of, predicted, ("predict", "ab-initio"))
+        is_run = inputs.read(_check_is_run_of, predicted, ("predict", "ab-initio"))
         chosen = setup = None
-        if predicted.orientation_posterior.is_file():
+        if is_run and not predicted.orientation_posterior.is_file():
+            inputs.read(_refuse, f"select needs what a run believes about its orientations; {predicted.path} has no "
+                                 f"{predicted.orientation_posterior.name} (poses that no network and no matching found). "
+                                 "Run predict with its network.")
+        elif is_run:
             files = RunFiles(predicted)
             posterior = files.posterior()
             measures, judged = measures_of(posterior), Judged.of(posterior, files.symmetry)
@@ -261,14 +271,16 @@ def select(config: SelectConfig) -> RunDirectory:
                                  max_error_deg=config.max_error_deg, judged=judged, reasons=config.reasons,
                                  protect_views=config.protect_views)
         if config.auto and chosen is not None and inputs.device is not None:
-            setup = inputs.read(map_selection_setup, predicted, files.symmetry, chosen, measures,
+            judged = judged and judged.only(config.reasons)
+            ranking = selection.spared(measures, judged)
+            setup = inputs.read(map_selection_setup, predicted, files.symmetry, chosen, ranking,
                                 posterior["particle_id"], config.seed, inputs.device)
 
     def work(run: RunDirectory) -> dict:
         if not config.auto:
             selection.write_selection(chosen, measures, posterior["particle_id"], table, run, judged)
             return chosen.summary()
-        by_map, found = auto_selection.select_by_map(chosen, measures, setup.ranked, setup.maker, setup.is_matched,
+        by_map, found = auto_selection.select_by_map(chosen, ranking, setup.ranked, setup.maker, setup.is_matched,
                                                      config.seed, judged)
         selection.write_selection(by_map, measures, posterior["particle_id"], table, run, judged)
         auto_selection.write_auto_selection(found, run)
@@ -289,11 +301,12 @@ def report(config: ReportConfig) -> RunDirectory:
                     lambda run: write_report(reported, run.report, config.truth))
 
 
-def _check_is_run_of(run: RunDirectory, jobs: tuple[str, ...]) -> None:
-    """Raises InputError where ``run`` is not a finished run (of one of ``jobs``, or of any where there are none)."""
+def _check_is_run_of(run: RunDirectory, jobs: tuple[str, ...]) -> bool:
+    """True; raises InputError where ``run`` is not a finished run (of one of ``jobs``, or of any where there are none)."""
     found = run.read_summary().get("job")
     if jobs and found not in jobs:
         raise InputError(f"--run must be a run of {' or '.join(jobs)}; {run.path} is one of {found}. Check the path.")
+    return True
 
 
 @_once

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,9 @@ class RunDirectory:
         "progress": "progress.json",
         "summary": "summary.json",
     }
+
+    # what --resume goes on from; a finished run needs it no more
+    TEMPORARY = ("stages", "parts", "checkpoint/training_state.pt")
 
     # how --out is spelled, and where the run computes, change nothing
     NO_OPTIONS = frozenset({"job", "resume", "device", "out"})
@@ -124,6 +128,14 @@ class RunDirectory:
         """Writes ``summary.json``: the mark of a finished run."""
         with atomic_path(self.summary) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
+
+    def remove_temporary(self) -> None:
+        """Removes what only an unfinished run needs; to be called when the summary is there."""
+        for path in (self.path / name for name in self.TEMPORARY):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def read_summary(self) -> dict:
         """The summary of a finished run; InputError where the run did not finish."""

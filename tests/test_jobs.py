@@ -1,6 +1,7 @@
 """The jobs from Python, end to end on a small set: simulate, train, predict, select, reconstruct, evaluate, report."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -89,6 +90,25 @@ def test_report_of_another_run_with_the_truth(chain):
                                        truth=chain["made"].truth))
     text = page.report.read_text()
     assert "<html" in text and "src=\"http" not in text
+
+
+def test_a_run_that_believes_nothing_is_no_run_to_select_from(chain, tmp_path):
+    shutil.copytree(chain["poses"].path, tmp_path / "run")
+    (tmp_path / "run/orientation_posterior.npz").unlink()
+    with pytest.raises(cf.InputError, match="believes"):
+        cf.select(cf.SelectConfig(out=tmp_path / "selection", run=tmp_path / "run"))
+    assert not (tmp_path / "selection").exists()
+
+
+def test_bounds_of_a_network_alone_have_the_coverage_asked_for(chain):
+    bounds = []
+    for coverage in (0.5, 0.95):
+        run = cf.predict(cf.PredictConfig(out=chain["folder"] / f"alone_{coverage}", particles=chain["made"].particles,
+                                          model=chain["network"].path, refinement="none", calibrate=False,
+                                          coverage=coverage))
+        with np.load(run.orientation_posterior, allow_pickle=False) as arrays:
+            bounds.append(arrays["error_bound_deg"])
+    assert (bounds[0] < bounds[1]).all()
 
 
 def test_refinement_none_is_the_network_alone(chain):

@@ -25,13 +25,12 @@ from ..imaging.fourier import crop_image, fft_image, ifft_image, shell_index
 from ..imaging.masks import soft_circle
 from ..imaging.noise import noise_power_spectrum
 from ..imaging.resolution import resolution_angstrom
-from ..inference.predict import finalise, pose_columns
-from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_fsc
+from ..inference.predict import finalise
+from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_half_maps
 from ..model.checkpoint import CheckpointMetadata, save_checkpoint
 from ..model.encoder import MIN_BOX_SIZE_PX
 from ..model.fourier_volume import LearnableVolume
 from ..model.network import NetworkConfig, OrientationNetwork
-from ..mrc import write_map
 from ..particles.image_state import images_of
 from ..particles.image_stack import save_table
 from ..particles.preprocess import PreprocessSettings
@@ -149,7 +148,7 @@ def _finish(setup: EndToEndSetup, run: RunDirectory, result: LoopResult, live: L
     found = find_poses(setup)
     halves, halves_source = half_sets(plan.particles, plan.config.seed)
     maps = _reconstruct(plan, found, halves)
-    _write_maps(plan, run, maps)
+    write_half_maps(run, maps, plan.particles.pixel_size_angstrom)
     image_model = _image_model(setup, maps)
     projections = _projections(setup, found, maps, image_model) if setup.has_encoder and image_model is not None else []
     if setup.has_encoder:
@@ -174,13 +173,13 @@ def prepare(plan: AbInitioPlan) -> EndToEndSetup:
     images, noise_amplitude = _prepared_images(views, some)
     stream = EpochStream(images, rows, held_out, config.batch_size, config.seed, _pose_steps_from(config, len(rows)))
     model = _model(plan, views, noise_amplitude, stream)
-    estimated = images.batches(some)
+    estimated = list(images.batches(some))
     power = mean_square(estimated)
     model.input_scale.fill_(power ** -0.5)
     generator = torch.Generator().manual_seed(config.seed)
     fit_grey_values(model, estimated, lambda batch: (
         random_quaternions(len(batch), generator).to(plan.device), torch.zeros(len(batch), 2, device=plan.device)))
-    return EndToEndSetup(plan, views, images, model, EndToEndObjective(stream, power, images.batches(held_out)),
+    return EndToEndSetup(plan, views, images, model, EndToEndObjective(stream, power, list(images.batches(held_out))),
                          held_out, noise_amplitude)
 
 
@@ -310,13 +309,6 @@ def _reconstruct(plan: AbInitioPlan, found: FoundPoses, halves: np.ndarray) -> H
                               plan.mask_radius_px, device=plan.device)
 
 
-def _write_maps(plan: AbInitioPlan, run: RunDirectory, maps: HalfMaps) -> None:
-    box, pixel_size_angstrom = plan.particles.box_size_px, plan.particles.pixel_size_angstrom
-    for path, volume in ((run.map, maps.both), (run.map_half1, maps.first), (run.map_half2, maps.second)):
-        write_map(path, volume.cpu().numpy(), pixel_size_angstrom)
-    write_fsc(run, maps.fsc, box, pixel_size_angstrom)
-
-
 def _image_model(setup: EndToEndSetup, maps: HalfMaps) -> ImageModel | None:
     """Noise and signal of the images against the final map; None where they hold nothing like it."""
     try:
@@ -364,14 +356,15 @@ def _write_poses(plan: AbInitioPlan, run: RunDirectory, found: FoundPoses, halve
     """particles.star, with the half sets of the maps; and where an encoder has a belief about them, its expected errors
     and the posterior."""
     poses = Poses(found.quaternion.double(), found.shift_angstrom.double())
-    columns = pose_columns(plan.particles, poses) | {"rlnRandomSubset": halves.astype(int)}
+    columns = pose_columns(plan.particles.table, poses, plan.particles.pixel_size_angstrom) | {"rlnRandomSubset": halves.astype(int)}
     if found.bingham.any():
         n = len(found.quaternion)
         nothing = np.full(n, np.nan, np.float32)
         arrays = finalise({"quaternion": found.quaternion.numpy(), "bingham": found.bingham.numpy(), "fit": nothing,
                            "residual": nothing, "shift_angstrom": found.shift_angstrom.numpy(),
                            "network_quaternion": found.quaternion.numpy(), "searched": np.zeros(n, bool),
-                           "network_eigenvalues": torch.linalg.eigvalsh(found.bingham).numpy()}, plan.group)
+                           "network_eigenvalues": torch.linalg.eigvalsh(found.bingham).numpy()}, plan.group,
+                          coverage=plan.config.coverage)
         columns |= {"rlnCryoforumExpectedError": arrays["expected_error_deg"],
                     "rlnCryoforumErrorBound": arrays["error_bound_deg"],
                     "rlnCryoforumFigureOfMerit": arrays["figure_of_merit"]}

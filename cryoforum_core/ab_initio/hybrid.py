@@ -1,13 +1,14 @@
 """The hybrid method: search from a random start, half maps, network, and a last matching of every particle.
 
-Each stage leaves its result in ``stages/`` of the run, so that ``--resume`` goes on with the next one; the directory is
-removed at the end.
+Each stage leaves its result in ``stages/`` of the run, so that ``--resume`` goes on with the next one, until the run's
+summary is written.
 """
 
+import json
 import logging
 import math
-import shutil
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,9 +28,8 @@ from ..inference.calibration import Calibration
 from ..inference.matched_posterior import bingham_from_information
 from ..inference.predict import finalise, write_predictions
 from ..inference.preparation import matching_map
-from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_fsc
+from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_half_maps
 from ..model.orientation_head import PoseEstimate
-from ..mrc import write_map
 from ..progress import format_duration
 from ..run_directory import RunDirectory, atomic_path
 from .final_stage import match_finally, write_final_gallery
@@ -52,6 +52,8 @@ logger = logging.getLogger("cryoforum")
 
 # the common start of both half sets knows nothing beyond this radius, so that what they agree in there is their own
 COMMON_RADIUS_PX = 8.0
+# about z, xyzw
+HALF_TURN_Z = (0.0, 0.0, 1.0, 0.0)
 GLOBAL_STEP_DEG, GLOBAL_RADIUS_PX, GLOBAL_MAX_RADIUS_PX = 10.0, 10.0, 12.0
 MIN_ROUNDS, MAX_ROUNDS = 2, 6
 # half maps must agree so many shells beyond the common start
@@ -97,19 +99,33 @@ class _HybridRun:
         self.stages = run.path / "stages"
         self.stages.mkdir(exist_ok=True)
         self.halves, self.halves_source = half_sets(plan.particles, self.config.seed)
+        if self.config.resume and self._seconds_path.is_file():
+            # the network's time is a part of what was spent before
+            self.live.seconds = json.loads(self._seconds_path.read_text())
+
+    @property
+    def _seconds_path(self) -> Path:
+        return self.stages / "seconds.json"
+
+    @contextmanager
+    def _stage(self, name: str):
+        with self.live.stage(name):
+            yield
+        with atomic_path(self._seconds_path) as temporary:
+            temporary.write_text(json.dumps(self.live.seconds))
 
     def go(self) -> dict:
         logger.info("Expect about %s on this device; the time left is shown as it goes.",
                     format_duration(estimated_seconds(self.plan)))
-        with self.live.stage("search"):
+        with self._stage("search"):
             outcome = self._kept("search", SearchOutcome, self._search)
-        with self.live.stage("half maps"):
+        with self._stage("half maps"):
             refinement, pair, rounds = self._half_maps(outcome)
-        with self.live.stage("network"):
+        with self._stage("network"):
             answers, figures = self._network(refinement)
-        with self.live.stage("final matching"):
+        with self._stage("final matching"):
             arrays, pair, explained, learnt = self._final(refinement, pair, answers)
-        with self.live.stage("maps"):
+        with self._stage("maps"):
             maps = self._write(arrays)
             if learnt is not None:
                 learnt.write(self.run)
@@ -119,7 +135,6 @@ class _HybridRun:
             figures = figures | learnt.summary()
         summary = self._summary(outcome, pair, explained, maps, rounds, figures, arrays)
         self.live.show(1.0, message="finished" if summary["converged"] else "did not converge")
-        shutil.rmtree(self.stages)
         return summary
 
     def _kept(self, name: str, kind: type, compute: Callable):
@@ -171,20 +186,25 @@ class _HybridRun:
 
     def _framed(self, volume: Tensor) -> tuple[Tensor, float | None, str, Tensor]:
         """The map centred, turned to the symmetry's axes or to the reference, with the reference's hand; and the turn
-        (4,) that brought it to the axes."""
+        (4,) that brought it there from the frame of the searches, but for the hand: rotations ``turn g turn^-1`` of
+        that frame are ``g`` here."""
         turn = torch.tensor([0.0, 0.0, 0.0, 1.0], device=volume.device)
         score, hand = None, "undetermined"
         if self.config.hand_reference is not None:
             reference = matching_map(self.config.hand_reference, self.plan.particles).to(volume.device)
             found = align_to_reference(volume, resize_volume(reference, len(volume)), COMMON_RADIUS_PX)
-            volume = mirror_volume(volume) if found.is_mirrored else volume
+            if found.is_mirrored:
+                # mirrored in z: a rotation about any axis is then the one about the axis turned by 180 degrees about z
+                volume, turn = mirror_volume(volume), turn.new_tensor(HALF_TURN_Z)
             volume, hand = move_volume(volume, found.rotation, found.translation_px), "as in the reference"
+            turn = compose(turn, found.rotation.to(turn))
         if len(self.plan.group) > 1:
             frame = symmetry_frame(volume, self.plan.group, GLOBAL_RADIUS_PX, self.config.seed)
             score = float(frame.score)
             logger.info("symmetry %s: the map agrees with its symmetrised copy to %.2f", self.plan.symmetry, score)
         if score is not None and score >= NO_SYMMETRY_BELOW:
-            volume, turn = move_volume(volume, frame.rotation, frame.translation_px), frame.rotation.to(turn)
+            volume = move_volume(volume, frame.rotation, frame.translation_px)
+            turn = compose(turn, frame.rotation.to(turn))
         elif self.config.hand_reference is None:
             centre = centre_of_mass_px(volume, self.plan.mask_radius_px * len(volume) / self.plan.particles.box_size_px)
             volume = move_volume(volume, turn, -centre)
@@ -261,12 +281,19 @@ class _HybridRun:
     def _network(self, refinement: HalfSetRefinement) -> tuple[PoseEstimate | None, dict]:
         if "distillation" in self.config.skip:
             return None, {}
+        kept = self._kept("network", _KeptAnswers, lambda: self._train(refinement))
+        return PoseEstimate(*(x.cpu() for x in (kept.quaternion, kept.bingham, kept.shift_angstrom))), kept.figures
+
+    def _train(self, refinement: HalfSetRefinement) -> "_KeptAnswers":
         spent = sum(self.live.seconds.values()) / 60
         minutes = self.config.train_minutes or max(MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT * spent)
         logger.info("training the network for %.1f minutes", minutes)
         self.live.show(0.01, f"training for {minutes:.1f} minutes; the curve is in the report at the end")
         answers = train_on_poses(self.plan, self.run, self._posterior(refinement.poses), minutes)
-        return answers.estimate, answers.figures
+        estimate = answers.estimate
+        return _KeptAnswers(estimate.quaternion, estimate.bingham, estimate.shift_angstrom,
+                            {name: value if isinstance(value, bool | int | str) else float(value)
+                             for name, value in answers.figures.items()})
 
     def _poses(self, refinement: HalfSetRefinement) -> Poses:
         quaternion, displacement_px = refinement.poses.best()
@@ -293,7 +320,7 @@ class _HybridRun:
         self._round_number = MAX_ROUNDS + 1
         if "refinement" not in self.config.skip:
             pair = refinement.reconstruct(pair.noise_spectrum, next_radius_px(pair, self.plan.max_radius_px))
-            pair, matched, learnt = self._once_more(refinement, pair, matched, learnt)
+            pair, matched = self._once_more(refinement, pair, matched, learnt)
             explained = refinement.explained(pair, COMMON_RADIUS_PX)
         said = answers or PoseEstimate(torch.from_numpy(matched["quaternion"]), torch.from_numpy(matched["bingham"]),
                                        torch.from_numpy(matched["shift_angstrom"]))
@@ -303,35 +330,31 @@ class _HybridRun:
         return arrays, pair, explained, learnt
 
     def _once_more(self, refinement: HalfSetRefinement, pair: HalfMapPair, matched: dict, learnt: Calibration
-                   ) -> tuple[HalfMapPair, dict, Calibration]:
+                   ) -> tuple[HalfMapPair, dict]:
         """The particles found at last have improved the maps: one more local round against them.
 
         What is believed about the poses is that round's, too: the maps that images were matched to before, brought to the
         images' amplitude with their noise, know the poses too well (``docs/decisions.md``, Ab initio). The errors were
-        learnt with the spreads as they were stated before; what the median one was then, it is now.
+        learnt with the spreads as they were stated before: in that unit they stay, so that the median is the same.
         """
         pair = refinement.local_round(_outlined(pair), next_radius_px(pair, self.plan.max_radius_px))
         poses, information = self._poses(refinement), refinement.poses.information.double()
         deviation = torch.linalg.eigvalsh(information).clamp_min(0.1).rsqrt().float()
-        before, now = (np.median(np.linalg.norm(spread, axis=1)) for spread in (
+        before, now = (float(np.median(np.linalg.norm(spread, axis=1))) for spread in (
             matched["local_deviation_rad"], deviation.cpu().numpy()))
         logger.info("errors are %.2f times what the last round says, from %s", learnt.model.scale * before / now,
                     learnt.source)
-        learnt = replace(learnt, model=replace(learnt.model, scale=learnt.model.scale * float(before / now)))
+        bingham = bingham_from_information(poses.quaternion, information.float() * (now / before) ** 2)
         return pair, matched | {"quaternion": poses.quaternion.cpu().numpy(),
-                                "shift_angstrom": poses.shift_angstrom.cpu().numpy(),
-                                "bingham": bingham_from_information(poses.quaternion, information.float()).cpu().numpy(),
-                                "local_deviation_rad": deviation.cpu().numpy()}, learnt
+                                "shift_angstrom": poses.shift_angstrom.cpu().numpy(), "bingham": bingham.cpu().numpy(),
+                                "local_deviation_rad": deviation.cpu().numpy() * (before / now)}
 
     def _write(self, arrays: dict[str, np.ndarray]) -> HalfMaps:
         plan, particles = self.plan, self.plan.particles
         poses = Poses(torch.from_numpy(arrays["quaternion"]).float(), torch.from_numpy(arrays["shift_angstrom"]).float())
         maps = reconstruct_halves(replace(particles, poses=poses), plan.images.transforms, self.halves,
                                   plan.group, plan.max_radius_px, plan.mask_radius_px, device=plan.device)
-        for path, volume in ((self.run.map, maps.both), (self.run.map_half1, maps.first),
-                             (self.run.map_half2, maps.second)):
-            write_map(path, volume.cpu().numpy(), particles.pixel_size_angstrom)
-        write_fsc(self.run, maps.fsc, particles.box_size_px, particles.pixel_size_angstrom)
+        write_half_maps(self.run, maps, particles.pixel_size_angstrom)
         write_predictions(self.run, particles, arrays, {"rlnRandomSubset": self.halves.astype(int)})
         self.live.map(maps.both, particles.pixel_size_angstrom, {"half maps": maps.fsc}, self._resolution(maps))
         return maps
@@ -408,6 +431,16 @@ class _KeptRounds:
     def pair(self) -> HalfMapPair:
         return HalfMapPair((self.raw_first, self.raw_second), (self.reference_first, self.reference_second), self.fsc,
                            self.noise_spectrum, self.sampled_fraction)
+
+
+@dataclass(frozen=True)
+class _KeptAnswers:
+    """What the network says of all particles (``PoseEstimate``), and its figures; plain tensors and numbers."""
+
+    quaternion: Tensor
+    bingham: Tensor
+    shift_angstrom: Tensor
+    figures: dict
 
 
 def estimated_seconds(plan: AbInitioPlan) -> float:

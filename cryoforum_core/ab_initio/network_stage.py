@@ -9,7 +9,7 @@ import torch
 
 from ..config import TrainConfig
 from ..geometry.pose_posterior import PosePosterior
-from ..imaging.fourier import crop_volume
+from ..imaging.fourier import resize_volume
 from ..model.checkpoint import load_checkpoint, save_checkpoint
 from ..model.orientation_head import PoseEstimate
 from ..run_directory import RunDirectory
@@ -64,7 +64,7 @@ def _end_to_end(plan: AbInitioPlan, run: RunDirectory, training: TrainingPlan, m
     n_held_out = max(1, min(500, len(shuffled) // 10))
     state_path = run.checkpoint / "end_to_end_state.pt"
     before = training.objective.evaluate(training.network, training.validation)
-    tuned = fine_tune_end_to_end(training.network, crop_volume(training.volume, box), images,
+    tuned = fine_tune_end_to_end(training.network, resize_volume(training.volume, box), images,
                                  np.sort(shuffled[n_held_out:]), np.sort(shuffled[:n_held_out]),
                                  training.views.mask.to(plan.device), training.inputs.group.to(plan.device), minutes,
                                  state_path, run.path / _METRICS_OF_END_TO_END)

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from ..config import AbInitioConfig
 from ..geometry.symmetry import normalise_name, symmetry_group
-from ..inference.preparation import ImagePreparation
+from ..inference.preparation import ImagePreparation, matching_map
 from ..inference.setup import reconstruction_setup
 from ..particles.dataset import Particles
 from ..particles.fields import Problems
 from ..particles.image_state import ImageState
 from ..run_directory import RunDirectory
+from ..training.inputs import check_network_box
 from ..training.prepared_images import PreparedImages
 
 # fewer images determine no map at the noise of electron micrographs
@@ -73,6 +74,11 @@ def plan_ab_initio(config: AbInitioConfig, particles: Particles, device: torch.d
         problems.append(f"Ab initio needs at least {MIN_PARTICLES} particles; {config.particles} has {len(particles)}. "
                         "Give more particles, or train from a --reference map.")
     images = problems.attempt(reconstruction_setup, particles, config, device)
+    if "distillation" not in config.skip:
+        problems.attempt(check_network_box, config.network_box_size_px, particles.box_size_px)
+    if config.hand_reference is not None:
+        # it is needed after the searches: what is wrong with it must be said before them
+        problems.attempt(matching_map, config.hand_reference, particles)
     problems.raise_if_any()
     return AbInitioPlan(config, particles, images, group, normalise_name(config.symmetry), device)
 

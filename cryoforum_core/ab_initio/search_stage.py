@@ -115,7 +115,7 @@ def run_search(images: SearchImages, settings: StochasticSettings, seed: int, st
     """One search to its end. ``show(search, log_evidence)`` is called every 20 steps."""
     search = StochasticSearch(images.seen, settings, seed)
     if resume and state_path.is_file():
-        search.load_state_dict(torch.load(state_path, weights_only=True))
+        search.load_state_dict(torch.load(state_path, map_location="cpu", weights_only=True))
     recent: list[float] = []
     with Progress(settings.steps, f"search from random start {seed}", "steps", search.step_number) as progress:
         while search.step_number < settings.steps:

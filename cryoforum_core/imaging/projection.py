@@ -128,23 +128,29 @@ def slice_points(quaternion: Tensor, k: Tensor) -> Tensor:
     return k @ matrix[:, :2, :]
 
 
+MAX_INSERTION_BYTES = 4 * 2**30
+
+
 def _reach(padding: int, max_radius_px: float) -> int:
     return int(padding * max_radius_px) + 1
 
 
-def _half_space_grid(points: Tensor, padding: float, shape: torch.Size) -> tuple[Tensor, Tensor]:
+def _half_space_grid(points: Tensor, padding: float, shape: torch.Size, max_rows: int | None = None
+                     ) -> tuple[Tensor, Tensor]:
     """Signs (n, m), -1 where points (n, m, 3) are mirrored to kx >= 0, and coordinates (rows, 1, 1, p, 3) for
-    grid_sample."""
+    grid_sample, with no more rows than ``max_rows``."""
     sign = torch.where(points[..., 0] < 0, -1.0, 1.0).to(points.dtype)
     scaled = points * (sign * padding)[..., None]
     half_z, last_x = (shape[-3] - 1) / 2, shape[-1] - 1
     grid = torch.stack([scaled[..., 0] * (2.0 / last_x) - 1.0, scaled[..., 1] / half_z, scaled[..., 2] / half_z], dim=-1)
-    return sign, grid.reshape(*_rows(points), 3)
+    return sign, grid.reshape(*_rows(points, max_rows), 3)
 
 
-def _rows(points: Tensor) -> tuple[int, int, int, int]:
+def _rows(points: Tensor, max_rows: int | None) -> tuple[int, int, int, int]:
     n, m = points.shape[:2]
+    # the CPU kernels share the rows among the threads
     threads = torch.get_num_threads() if points.device.type == "cpu" else 1
+    threads = threads if max_rows is None else min(threads, max_rows)
     rows = next(rows for rows in range(min(threads, n), 0, -1) if n % rows == 0) if n else 1
     return rows, 1, 1, n * m // rows if n else 0
 
@@ -166,7 +172,9 @@ class Reconstructor:
 
     def insert_points(self, values: Tensor, weights: Tensor, points: Tensor) -> None:
         """Adds complex ``values`` (n, m) and real ``weights`` (n, m) at ``points`` (n, m, 3) in cycles per box."""
-        sign, grid = _half_space_grid(points, self.padding, self.sums.shape)
+        # each row gets sums of its own before they are added: 0.8 GB at 256 px
+        max_rows = max(1, MAX_INSERTION_BYTES // (self.sums.numel() * self.sums.element_size()))
+        sign, grid = _half_space_grid(points, self.padding, self.sums.shape, max_rows)
         contribution = torch.stack([values.real, values.imag * sign, weights]).to(self.sums.dtype)
         rows = len(grid)
         contribution = contribution.reshape(3, rows, 1, 1, -1).movedim(1, 0).contiguous()

@@ -27,7 +27,8 @@ def resolution_angstrom(fsc: Tensor, box_size_px: int, pixel_size_angstrom: floa
     """Where the FSC first falls below ``threshold``, interpolated between shells; the Nyquist limit if it never does."""
     extent_angstrom = box_size_px * pixel_size_angstrom
     for shell in range(1, len(fsc)):
-        if fsc[shell] < threshold:
+        # also where it is no number: nothing agrees there
+        if not fsc[shell] >= threshold:
             before, after = float(fsc[shell - 1]), float(fsc[shell])
             fraction = (before - threshold) / (before - after) if before > after else 0.0
             return extent_angstrom / max(shell - 1 + fraction, 0.5)

@@ -124,7 +124,8 @@ def select_by_map(suggested: Selection, measures: Mapping[str, np.ndarray], rank
     """
     found = _compare(maker, ranked, _counts(len(ranked), len(suggested.kept)), suggested.measure, is_matched, seed)
     # the levels that were tried are the best ones as they are
-    selection = select(measures, suggested.measure.name, keep_count=found.chosen.n_kept, judged=judged, protect_views=False)
+    selection = select(measures, suggested.measure.name, keep_count=found.chosen.n_kept, judged=judged,
+                       **({} if judged is None else {"reasons": judged.reasons}), protect_views=False)
     return replace(selection, explanation=found.explanation,
                    threshold=None if found.chosen is found.all else selection.threshold), found
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,8 +136,9 @@ class ErrorModel:
         lost = LostModel.fit(evidence.features(), is_lost)
         anywhere = stated.lost_angle_rad
         copies = error_rad[is_lost].repeat_interleave(round(len(anywhere) / PRIOR_LOST))
-        angles = torch.quantile(torch.cat([copies, anywhere]),
-                                (torch.arange(N_LOST_SAMPLES, dtype=torch.float64) + 0.5) / N_LOST_SAMPLES)
+        # numpy's: torch's takes 16 million values at most, and many labelled particles may be lost
+        angles = torch.from_numpy(np.quantile(torch.cat([copies, anywhere]).numpy(),
+                                              (np.arange(N_LOST_SAMPLES) + 0.5) / N_LOST_SAMPLES))
         shift_rms = evidence.shift_deviation_angstrom.double().square().sum(1).sqrt()
         ratio = shift_error_angstrom.double() / shift_rms
         shift_scale = float(shift_error_angstrom.double().mean() / shift_rms.mean())

@@ -19,6 +19,7 @@ from ..imaging.noise import noise_power_spectrum
 from ..matching.model import MatchingModel
 from ..model.orientation_head import PoseEstimate
 from ..particles.dataset import Particles
+from ..particles.fields import pose_columns
 from ..particles.image_stack import save_table
 from ..progress import Progress
 from ..run_directory import RunDirectory, atomic_path
@@ -75,7 +76,7 @@ class PredictionSetup:
 def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setup: PredictionSetup) -> dict:
     """Predicts every particle and writes the run's files; returns the summary (see ``design``: command line).
 
-    Finished parts are kept in ``parts/`` until the end: ``--resume`` goes on after them.
+    Finished parts are kept in ``parts/`` until the run's summary is written: ``--resume`` goes on after them.
     """
     for doubt in setup.doubts:
         logger.warning(doubt)
@@ -106,9 +107,6 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
         learnt.write(run)
     if matcher is not None:
         write_gallery(run.gallery, setup.images, matcher.model, arrays)
-    for path in parts_directory.iterdir():
-        path.unlink()
-    parts_directory.rmdir()
     return {"n_particles": len(particles), "images_per_second": done / max(seconds, 1e-9),
             "median_expected_error_deg": float(np.median(arrays["expected_error_deg"])),
             **verdict.summary(), **_match_figures(arrays), "model_applies_doubts": list(setup.doubts),
@@ -282,7 +280,7 @@ def finalise(arrays: dict[str, np.ndarray], group: Tensor, learnt: ErrorModel | 
     if is_matched or learnt is not None:
         expected, bound = (x.numpy() for x in model.expected_error_deg(evidence))
     else:
-        posterior = OrientationPosterior.from_bingham(bingham, torch.from_numpy(arrays["quaternion"]))
+        posterior = OrientationPosterior.from_bingham(bingham, torch.from_numpy(arrays["quaternion"]), coverage)
         expected, bound = posterior.expected_error_deg.numpy(), posterior.error_bound_deg.numpy()
     more = {}
     if is_matched:
@@ -319,19 +317,10 @@ def write_predictions(run: RunDirectory, particles: Particles, arrays: dict[str,
         columns |= {"rlnCryoforumReason": arrays["reason"],
                     "rlnCryoforumParticleProbability": arrays["particle_probability"]}
     columns |= more_columns or {}
-    save_table(particles.table.with_columns({**pose_columns(particles, poses), **columns}), run.particles)
+    of_poses = pose_columns(particles.table, poses, particles.pixel_size_angstrom)
+    save_table(particles.table.with_columns({**of_poses, **columns}), run.particles)
     with atomic_path(run.orientation_posterior) as temporary:
         np.savez(temporary, particle_id=particles.particle_id, **arrays)
-
-
-def pose_columns(particles: Particles, poses: Poses) -> dict[str, np.ndarray]:
-    """RELION's columns of poses: origins in Angstrom, or in pixels where the table is RELION 3.0's."""
-    rot, tilt, psi = poses.euler_deg().numpy().T
-    columns = {"rlnAngleRot": rot, "rlnAngleTilt": tilt, "rlnAnglePsi": psi}
-    names, unit = ("rlnOriginXAngst", "rlnOriginYAngst"), 1.0
-    if particles.table.version == "3.0":
-        names, unit = ("rlnOriginX", "rlnOriginY"), particles.pixel_size_angstrom
-    return columns | dict(zip(names, poses.shift_angstrom.numpy().T / unit))
 
 
 def _match_figures(arrays: dict[str, np.ndarray]) -> dict[str, float]:

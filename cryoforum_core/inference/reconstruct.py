@@ -104,13 +104,18 @@ def reconstruct(config: ReconstructConfig, run: RunDirectory, particles: Particl
         config.mask_radius_angstrom / pixel_size_angstrom)
     weights = None if config.weight_by is None else particles.table.floats(config.weight_by)
     maps = reconstruct_halves(particles, prepare, halves, group, max_radius_px, mask_radius_px, weights, device)
-    for path, volume in ((run.map, maps.both), (run.map_half1, maps.first), (run.map_half2, maps.second)):
-        write_map(path, volume.cpu().numpy(), pixel_size_angstrom)
-    write_fsc(run, maps.fsc, box, pixel_size_angstrom)
+    write_half_maps(run, maps, pixel_size_angstrom)
     return {"resolution_angstrom": resolution_angstrom(maps.fsc, box, pixel_size_angstrom),
             "resolution_fsc_05_angstrom": resolution_angstrom(maps.fsc, box, pixel_size_angstrom, 0.5),
             "n_particles": len(particles), "half_sets": source, "box_size_px": box,
             "pixel_size_angstrom": pixel_size_angstrom}
+
+
+def write_half_maps(run: RunDirectory, maps: HalfMaps, pixel_size_angstrom: float) -> None:
+    """map.mrc, map_half1.mrc, map_half2.mrc and fsc.csv."""
+    for path, volume in ((run.map, maps.both), (run.map_half1, maps.first), (run.map_half2, maps.second)):
+        write_map(path, volume.cpu().numpy(), pixel_size_angstrom)
+    write_fsc(run, maps.fsc, len(maps.both), pixel_size_angstrom)
 
 
 def write_fsc(run: RunDirectory, fsc: Tensor, box_size_px: int, pixel_size_angstrom: float) -> None:

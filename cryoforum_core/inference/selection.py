@@ -74,12 +74,9 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
     Raises InputError where the measure is missing, criteria contradict each other, or nothing would be kept.
     """
     chosen = _chosen_measure(measures, measure, keep_fraction, keep_count, threshold, max_error_deg)
-    values = np.asarray(measures[chosen.name], dtype=np.float64)
     if judged is not None:
         judged = judged.only(reasons)
-        if chosen.name == PARTICLE_PROBABILITY:
-            # what is junk for a reason that does not matter here is as good as a particle
-            values = np.where(judged.is_spared, 1.0, values)
+    values = np.asarray(spared(measures, judged)[chosen.name], dtype=np.float64)
     protected = judged if protect_views else None
     if keep_fraction is not None or keep_count is not None:
         selection = _by_count(chosen, values, keep_fraction, keep_count, protected)
@@ -90,6 +87,13 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
     return selection if judged is None else _with_verdicts(selection, judged)
 
 
+def spared(measures: Mapping[str, np.ndarray], judged: Judged | None) -> dict[str, np.ndarray]:
+    """Measures (n,) by which to rank: junk of a kind that does not matter is as good as a particle."""
+    if judged is None or PARTICLE_PROBABILITY not in measures:
+        return dict(measures)
+    return dict(measures) | {PARTICLE_PROBABILITY: np.where(judged.is_spared, 1.0, measures[PARTICLE_PROBABILITY])}
+
+
 def _by_given_limits(chosen: Measure, values: np.ndarray, measures: Mapping[str, np.ndarray], threshold: float | None,
                      max_error_deg: float | None, judged: Judged | None) -> Selection:
     limits = [(chosen, values, threshold)] if threshold is not None else []
@@ -97,7 +101,10 @@ def _by_given_limits(chosen: Measure, values: np.ndarray, measures: Mapping[str,
         limits.append((MEASURES["expected-error"], measures["expected-error"], max_error_deg))
     explanation = "Kept by " + " and ".join(
         f"{m.label} of at {'least' if m.higher_is_better else 'most'} {m.text(limit)}" for m, _, limit in limits)
-    if chosen.name in _ERRORS and judged is not None and judged.reasons:
+    # a limit of the probability itself says what is junk enough
+    errors_matter = max_error_deg is not None or chosen.name in _ERRORS
+    is_own_limit = chosen.name == PARTICLE_PROBABILITY and threshold is not None
+    if errors_matter and not is_own_limit and judged is not None and judged.reasons:
         # overlapping particles are junk with the right orientation
         limits.append((MEASURES[PARTICLE_PROBABILITY], np.where(judged.is_junk, 0.0, 1.0), 0.5))
         explanation += ", without what is more likely junk than a particle"

@@ -148,5 +148,5 @@ def _refinement_error_deg(device) -> float:
                                    symmetry_group("c1", device=device), BOX_SIZE_PX / 2 - 1, 6.0)
     axis = torch.nn.functional.normalize(torch.randn(N_IMAGES, 3, generator=generator), dim=-1)
     start = compose(quaternion, rotation_vector_to_quaternion(torch.deg2rad(6.0 * axis))).to(device)
-    refined = refine(model.images(images_ft, ctf.to(device)), model.volume, start, displacement.to(device), iterations=10)
-    return float(angular_distance_deg(refined.quaternion.cpu(), quaternion).median())
+    refined = model.refine_from(model.images(images_ft, ctf.to(device)), start[:, None], displacement.to(device)[:, None])
+    return float(angular_distance_deg(refined.quaternion[:, 0].cpu(), quaternion).median())

@@ -5,6 +5,7 @@ import numpy as np
 from ..geometry.even_directions import even_directions
 
 N_CONES = 48
+CHUNK = 4096
 
 
 def view_cones(directions: np.ndarray, matrices: np.ndarray) -> np.ndarray:
@@ -12,8 +13,10 @@ def view_cones(directions: np.ndarray, matrices: np.ndarray) -> np.ndarray:
 
     ``matrices`` (G, 3, 3) of the point group: equivalent views share a cone, the first of those that they lie in.
     """
-    equivalents = np.einsum("ni,gij->ngj", directions, matrices)
-    return (equivalents @ even_directions(N_CONES).T).argmax(-1).min(-1)
+    axes = even_directions(N_CONES).T
+    # every equivalent of a direction is compared with every cone: of icosahedral sets 2,880 numbers each
+    parts = np.array_split(directions, len(directions) // CHUNK + 1)
+    return np.concatenate([(np.einsum("ni,gij->ngj", part, matrices) @ axes).argmax(-1).min(-1) for part in parts])
 
 
 def quotas(cone: np.ndarray, is_junk: np.ndarray, n_kept: int) -> np.ndarray:

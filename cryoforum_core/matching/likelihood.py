@@ -56,7 +56,8 @@ class MatchingImages:
 
     def up_to(self, max_radius_px: float) -> "MatchingImages":
         """The same images without the pixels beyond ``max_radius_px``."""
-        m = int(torch.searchsorted(self.radius, torch.as_tensor(max_radius_px, dtype=self.radius.dtype), right=True))
+        # pixels are sorted by radius
+        m = int((self.radius <= max_radius_px).sum())
         return MatchingImages(self.data[:, :m], self.transfer[:, :m], self.k[:m], self.radius[:m], self.box_size_px)
 
     def displacement_phase(self, displacement_px: Tensor) -> Tensor:

@@ -184,8 +184,13 @@ def pose_columns(table: ParticleTable, poses: Poses, pixel_size_angstrom: float)
     """Poses as the columns that RELION reads from this table: origins in Angstrom in RELION 3.1, in pixels in 3.0;
     other origin columns that the table has are kept in step."""
     euler_deg = poses.euler_deg().double().cpu().numpy()
-    origin_angstrom = poses.shift_angstrom.double().cpu().numpy()
-    columns = {name: euler_deg[:, axis] for axis, name in enumerate(ANGLE_COLUMNS)}
+    angles = {name: euler_deg[:, axis] for axis, name in enumerate(ANGLE_COLUMNS)}
+    return angles | origin_columns(table, poses.shift_angstrom.double().cpu().numpy(), pixel_size_angstrom)
+
+
+def origin_columns(table: ParticleTable, origin_angstrom: np.ndarray, pixel_size_angstrom: float) -> dict[str, np.ndarray]:
+    """The origins (N, 2) alone, as ``pose_columns`` has them."""
+    columns = {}
     for axis, (in_px, in_angstrom) in enumerate((("rlnOriginX", "rlnOriginXAngst"), ("rlnOriginY", "rlnOriginYAngst"))):
         if table.version == "3.1" or in_angstrom in table.names:
             columns[in_angstrom] = origin_angstrom[:, axis]

@@ -3,6 +3,7 @@ and prediction: its settings are stored in the checkpoint, its data-set part (``
 """
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from ..imaging.fourier import crop_image_ft, fft_image, ifft_image
 from ..imaging.masks import soft_circle
 from .image_check import is_constant
 from .image_state import CTFState, ImageState
+
+logger = logging.getLogger("cryoforum")
 
 MAX_DEFAULT_BOX_PX = 128
 _SCALE_TOLERANCE = 0.02
@@ -108,14 +111,19 @@ def normalise(images: Tensor, state: ImageState, background_radius_fraction: flo
     """Images (n, B, B) with bright protein, and a background of mean 0 and standard deviation 1.
 
     The background is what lies outside the circle of ``background_radius_fraction`` boxes (RELION's normalisation).
-    Images with a constant background, which have no noise to go by, become 0.
+    Images with a constant background, which have no noise to go by, become 0, and so do images with values that are no
+    numbers: one of them must not make a map of all the others one of NaN.
     """
     box_size_px = images.shape[-1]
     circle = soft_circle(box_size_px, background_radius_fraction * box_size_px, 0.0, images.device)
     background = images[:, circle == 0]
     mean = background.mean(1)[:, None, None]
     spread = background.std(1)[:, None, None]
-    without_noise = is_constant(background)[:, None, None]
+    is_broken = ~torch.isfinite(images).flatten(1).all(1)
+    if is_broken.any():
+        logger.warning("%d of %d images read together hold NaN or infinite values; they count as empty.",
+                       int(is_broken.sum()), len(images))
+    without_noise = (is_constant(background) | is_broken)[:, None, None]
     sign = -1.0 if state.contrast == "dark" else 1.0
     scaled = (images - mean) * (sign / torch.where(without_noise, torch.ones_like(spread), spread))
     return torch.where(without_noise, torch.zeros_like(scaled), scaled)

@@ -401,7 +401,7 @@ def fine_tune_end_to_end(network: OrientationNetwork, volume: Tensor, images: Pr
     sphere_px = settings.mask_radius_px or 0.45 * box_size_px
     model = AutoEncoder(copy.deepcopy(network), LearnableVolume(volume.to(device), sphere_px, _density_unit(volume)),
                         mask, settings.options, group.to(device)).to(device)
-    evaluated = images.batches(held_out)
+    evaluated = list(images.batches(held_out))
     model.eval()
     factor = fit_grey_values(model, evaluated, lambda batch: _network_poses(model, batch))
     objective = EndToEndObjective(EpochStream(images, rows, held_out, settings.batch_size, settings.seed),

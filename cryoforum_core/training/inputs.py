@@ -86,14 +86,19 @@ def _settings(config: TrainConfig, particles: Particles,
             raise InputError(problems)
         return settings
     wanted = config.network_box_size_px
-    if wanted is not None and (wanted % 2 or not MIN_BOX_SIZE_PX <= wanted <= box_size_px):
-        raise InputError(f"The network's box must be even, at least {MIN_BOX_SIZE_PX} px and at most that of the "
-                         f"particles, {box_size_px} px; --network-box-size-px is {wanted}.")
-    if box_size_px < MIN_BOX_SIZE_PX:
-        raise InputError(f"The particles' box must be at least {MIN_BOX_SIZE_PX} px; it is {box_size_px} px.")
+    check_network_box(wanted, box_size_px)
     if wanted is None and device.type == "cpu":
         wanted = min(CPU_BOX_SIZE_PX, box_size_px)
     return PreprocessSettings.for_images(box_size_px, pixel_size_angstrom, wanted)
+
+
+def check_network_box(wanted_px: int | None, box_size_px: int) -> None:
+    """Raises InputError where a network cannot work at the box asked for, or at that of the particles."""
+    if wanted_px is not None and (wanted_px % 2 or not MIN_BOX_SIZE_PX <= wanted_px <= box_size_px):
+        raise InputError(f"The network's box must be even, at least {MIN_BOX_SIZE_PX} px and at most that of the "
+                         f"particles, {box_size_px} px; --network-box-size-px is {wanted_px}.")
+    if box_size_px < MIN_BOX_SIZE_PX:
+        raise InputError(f"The particles' box must be at least {MIN_BOX_SIZE_PX} px; it is {box_size_px} px.")
 
 
 def read_reference(path: Path, particles: Particles) -> Tensor:

@@ -1,6 +1,6 @@
 """Prepared images of a particle set without labels, batch by batch: what an auto-encoder learns from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,9 +57,9 @@ class PreparedImages:
         rows = rows.to(self._kept.images.device)
         return ImageBatch(rows, self._kept.images[rows], self._kept.ctf[rows])
 
-    def batches(self, rows: np.ndarray, size: int = _BATCH) -> list[ImageBatch]:
-        """The images of ``rows`` in parts of at most ``size``."""
-        return [self.at(part) for part in np.array_split(rows, -(-len(rows) // size))]
+    def batches(self, rows: np.ndarray, size: int = _BATCH) -> Iterator[ImageBatch]:
+        """The images of ``rows`` in parts of at most ``size``, one after the other."""
+        return (self.at(part) for part in np.array_split(rows, -(-len(rows) // size)))
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,6 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
         preprocessing=plan.inputs.settings.to_dict(), images=images_of(plan.views.particles, plan.views.state),
         noise_spectrum=plan.image_model.noise_spectrum.tolist(),
         signal_scale=plan.image_model.signal_scale, training=summary, reference=run.checkpoint / REFERENCE))
-    state_path.unlink()
     return summary
 
 

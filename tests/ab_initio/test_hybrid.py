@@ -137,13 +137,73 @@ def test_a_set_of_noise_does_not_converge(folder):
         stack.append(images)
     ParticleTable.read(source.particles).write(noise / "particles.star")
     out = folder / "of_noise"
-    with pytest.raises(NotConverged, match="had not seen"):
-        jobs.ab_initio(AbInitioConfig(out=out, particles=noise / "particles.star", contrast="bright", ctf_state="raw",
-                                      skip=("distillation", "refinement"), **FAST | {"search_steps": 40}))
+    config = AbInitioConfig(out=out, particles=noise / "particles.star", contrast="bright", ctf_state="raw",
+                            skip=("distillation", "refinement"), **FAST | {"search_steps": 40})
+    # a script that runs it again with --resume must not take it for a good one
+    for resume in (False, True):
+        with pytest.raises(NotConverged, match="had not seen"):
+            jobs.ab_initio(config.model_copy(update={"resume": resume}))
     summary = json.loads((out / "summary.json").read_text())
     assert not summary["converged"] and len(summary["seeds"]) > 1  # it tried again
     assert "had not seen" in (out / "report.html").read_text()
-    assert not (out / "checkpoint").exists()
+    assert not (out / "checkpoint").exists() and not (out / "stages").exists()
+
+
+def test_a_network_that_was_trained_before_the_stop_is_kept(folder, data, run, monkeypatch):
+    """Stopped in the last matching; nothing before it is done again."""
+    from cryoforum_core.ab_initio import hybrid
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    config = AbInitioConfig(out=folder / "stopped_late", particles=data.particles, **FAST | {"search_steps": 40})
+    with monkeypatch.context() as patched:
+        patched.setattr(hybrid, "match_finally", stop)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.ab_initio(config)
+    network = (config.out / "checkpoint/model.safetensors").read_bytes()
+    for never in ("run_search", "train_on_poses"):
+        monkeypatch.setattr(hybrid, never, stop)
+    resumed = _tolerant(config.model_copy(update={"resume": True}))
+    assert (config.out / "checkpoint/model.safetensors").read_bytes() == network
+    assert resumed.read_summary()["steps"] > 0 and resumed.read_summary()["stages"]["network"] > 1
+    assert not (config.out / "checkpoint/training_state.pt").exists()
+
+
+def test_the_group_in_the_frame_of_the_searches():
+    """A map with D2 that the searches found turned, mirrored and elsewhere is brought onto the reference; ``turn`` takes the
+    group back to where they found it."""
+    from types import SimpleNamespace
+
+    from cryoforum_core.ab_initio.hybrid import _HybridRun
+    from cryoforum_core.geometry.rotations import compose, inverse, random_quaternions
+    from cryoforum_core.geometry.symmetry import symmetry_group
+    from cryoforum_core.imaging.volume_frame import mirror_volume, move_volume
+    from cryoforum_core.particles.simulate import load_molecule
+
+    group = symmetry_group("d2")
+    reference = load_molecule(DEFAULT_OTHER_MODEL, BOX, None).volume
+    volume = move_volume(mirror_volume(reference), random_quaternions(1, torch.Generator().manual_seed(3))[0],
+                         torch.tensor([1.0, -0.5, 0.7]))
+    for hand_reference in (None, reference):
+        searches = _HybridRun.__new__(_HybridRun)
+        searches.plan = SimpleNamespace(group=group, symmetry="d2", mask_radius_px=14.0, particles=SimpleNamespace(box_size_px=BOX))
+        searches.config = SimpleNamespace(hand_reference=hand_reference, seed=0)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("cryoforum_core.ab_initio.hybrid.matching_map", lambda path, particles: reference)
+            framed, score, _, turn = searches._framed(volume)
+        assert score > 0.9
+        centred = move_volume(volume, torch.tensor([0.0, 0, 0, 1]), -_centre(volume))
+        for element in compose(compose(turn, group), inverse(turn)):
+            turned = move_volume(centred, element, torch.zeros(3))
+            assert torch.corrcoef(torch.stack([turned.flatten(), centred.flatten()]))[0, 1] > 0.85
+
+
+def _centre(volume):
+    """Of a map of high contrast."""
+    axis = torch.arange(BOX) - BOX // 2.0
+    weight = (volume - 0.2 * volume.max()).clamp_min(0)
+    return torch.stack([(weight.sum(sums) * axis).sum() for sums in ((0, 1), (0, 2), (1, 2))]) / weight.sum()
 
 
 def test_a_stopped_run_goes_on_to_the_same_result_in_the_frame_of_a_reference(folder, data):

@@ -88,3 +88,5 @@ def test_resolution_is_where_the_curve_crosses():
     # crossing half-way between shells 3 and 4 of a 100 A field of view
     assert resolution_angstrom(fsc, 10, 10.0) == pytest.approx(100 / 3.5)
     assert resolution_angstrom(torch.ones(6), 10, 10.0) == 20.0
+    # maps of no numbers agree nowhere
+    assert resolution_angstrom(torch.full((6,), torch.nan), 10, 10.0) >= 100

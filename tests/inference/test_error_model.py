@@ -36,6 +36,13 @@ def test_without_known_particles_gaussian_errors_are_as_matches_say():
     assert 0.87 < (true <= bound).float().mean() < 0.93
 
 
+def test_any_number_of_known_particles_may_be_lost():
+    n = 40_000
+    error_rad = torch.where(torch.arange(n) % 4 == 0, 0.015, 2.0)
+    model = ErrorModel.fit(evidence(torch.full((n, 3), 0.01)), error_rad, torch.ones(n), UNIFORM, 0.9)
+    assert abs(model.lost_angle_rad.median() - 2.0) < 1e-6
+
+
 def test_a_lost_particle_expects_the_error_of_a_random_pose():
     nothing_fits = evidence(torch.full((1, 3), 0.01), torch.full((1,), -20.0))
     for name, mean_deg in (("c1", 126.5), ("d2", 75.0)):

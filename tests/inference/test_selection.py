@@ -6,6 +6,7 @@ import pytest
 from cryoforum_core.errors import InputError
 from cryoforum_core.inference.measures import MEASURES, measures_of
 from cryoforum_core.inference.selection import REASON_COLUMN, select, write_selection
+from cryoforum_core.inference.verdicts import Judged, recentred
 from cryoforum_core.particles.star import read_star
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.run_directory import RunDirectory
@@ -48,6 +49,17 @@ def test_largest_error_alone_and_together_with_a_threshold():
     assert both.kept.tolist() == [4]
     assert both.summary()["reasons"] == {"match-score<0.26": 4, "expected-error>2": 1}
     assert both.reason[0] == "expected-error=3>2"
+
+
+def test_a_largest_error_leaves_out_junk_beside_any_measure_but_a_limit_of_the_probability_is_its_own():
+    reason = np.array(["none", "overlapping-neighbour", "none"])
+    judged = Judged(reason, np.zeros(3, dtype=int), np.full((3, 2), np.nan), np.full((3, 4), np.nan))
+    measures = {"match-score": np.array([0.0, 0.0, 0.0]), "expected-error": np.array([1.0, 1.0, 9.0]),
+                "particle-probability": np.array([1.0, 0.3, 1.0])}
+    for options, kept in (({"measure": "match-score", "threshold": -4.0}, [0]), ({}, [0]),
+                          ({"measure": "particle-probability"}, [0]),
+                          ({"measure": "particle-probability", "threshold": 0.2}, [0, 1])):
+        assert select(measures, **options, max_error_deg=5.0, judged=judged).kept.tolist() == kept
 
 
 @pytest.mark.parametrize("criteria", [
@@ -237,3 +249,15 @@ def test_default_rejects_scattered_junk_that_is_no_second_population():
     selection = select({"match-score": score})
     assert set(range(44)) <= set(selection.rejected.tolist())
     assert (selection.kept >= 48).sum() >= 339
+
+
+@pytest.mark.parametrize("names", [("rlnOriginX", "rlnOriginY"), ("rlnOriginXAngst", "rlnOriginYAngst"),
+                                   ("rlnOriginX", "rlnOriginY", "rlnOriginXAngst", "rlnOriginYAngst")])
+def test_every_origin_of_a_recentred_table_is_the_new_one(names):
+    """Tables without optics groups may have origins in Angstrom, which are read before those in pixels."""
+    columns = {name: np.zeros(2) for name in names}
+    table = ParticleTable.from_columns(columns | {"rlnImagePixelSize": np.full(2, 4.0)})
+    new = recentred(table, np.array([[8.0, -4.0], [2.0, 0.0]]))
+    for name in names:
+        expected = np.array([8.0, 2.0] if "X" in name else [-4.0, 0.0])
+        assert np.allclose(new.floats(name), expected if name.endswith("Angst") else expected / 4)

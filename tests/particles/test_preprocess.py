@@ -46,6 +46,17 @@ def test_constant_images_become_zero_and_harm_no_other():
     assert torch.equal(normal[[0, 1, 3, 4, 5]], expected[[0, 1, 3, 4, 5]])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_that_are_no_numbers_become_zero_and_harm_no_other(value):
+    """A check of a sample of a large set may miss them."""
+    images = noisy_images()
+    expected = normalise(images, BRIGHT_RAW)
+    images[2, 3, 4] = value
+    normal = normalise(images, BRIGHT_RAW)
+    assert torch.equal(normal[2], torch.zeros(BOX, BOX))
+    assert torch.equal(normal[[0, 1, 3, 4, 5]], expected[[0, 1, 3, 4, 5]])
+
+
 def test_default_box_is_the_images_own_up_to_128():
     assert PreprocessSettings.for_images(100, 2.0) == PreprocessSettings(100, 2.0)
     large = PreprocessSettings.for_images(320, 1.0)

@@ -96,7 +96,7 @@ def make_model(options: AutoEncoderOptions = AutoEncoderOptions(shifts=False), h
 
 def make_objective(data: CleanSet, pose_steps_from: int | None = None, batch_size: int = 40) -> EndToEndObjective:
     stream = EpochStream(data.images, data.rows, data.held_out, batch_size, 0, pose_steps_from)
-    held_out = data.images.batches(data.held_out)
+    held_out = list(data.images.batches(data.held_out))
     return EndToEndObjective(stream, mean_square(held_out), held_out)
 
 
@@ -238,7 +238,7 @@ def test_turns_tell_poses_that_are_found_from_others(clean):
         quaternion = torch.stack([compose(turn, b) if a is None else a for a, b in zip(poses, turned, strict=True)])
         return [PoseEstimate(quaternion, torch.zeros(len(images), 4, 4), torch.zeros(len(images), 2))]
 
-    batches = clean.images.batches(clean.held_out)
+    batches = list(clean.images.batches(clean.held_out))
     ignorant = turn_errors_deg(model.eval(), batches)
     model._answers = knowing
     assert turn_errors_deg(model, batches).max() < 0.1 and ignorant.median() > 20

@@ -59,6 +59,7 @@ def test_endless_projections_teach_orientations(taught, particle_set):
     assert (estimate.shift_angstrom - batch.shift_angstrom).norm(dim=1).median() < 4.0
     assert metadata.symmetry == "c1" and metadata.preprocessing["box_size_px"] == 24
     assert metadata.training["validation_median_error_deg"] == summary["validation_median_error_deg"]
+    run.remove_temporary()  # as the job does in the end
     assert not list(run.checkpoint.glob("*.pt")) and run.metrics.is_file()
 
 
