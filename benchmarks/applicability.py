@@ -99,10 +99,11 @@ def make_set(kind: str, trial: int, own: Path, snr: float, folder: Path, options
              ) -> tuple[Path, dict]:
     """The particles of a trial, and the settings of ``predict`` with which they are judged."""
     molecule = own
+    others = [path for path in options.maps if path != own]
+    other = at_size_of(others[(trial // len(options.maps)) % len(others)], own, folder)
     if kind == "another molecule":
-        others = [path for path in options.maps if path != own]
-        molecule = at_size_of(others[(trial // len(options.maps)) % len(others)], own, folder)
-    extra = {"matched, 20 % junk": {"junk_fraction": 0.2},
+        molecule = other
+    extra = {"matched, 20 % junk": {"junk_fraction": 0.2, "other_model": other},
              "matched, 80 % preferred views": {"preferred_view_fraction": 0.8}}.get(kind, {})
     snr = {"noise only": NO_SIGNAL, "matched, SNR 0.02": 0.02}.get(kind, snr)
     noise = "coloured" if kind == "noise only" and trial % 2 else "white"

@@ -307,18 +307,11 @@ class _HybridRun:
     def _final(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None
                ) -> tuple[dict[str, np.ndarray], HalfMapPair, float, Calibration | None]:
         if "refinement" in self.config.skip:
-            explained = refinement.explained(pair, COMMON_RADIUS_PX)
-        if "refinement" in self.config.skip and answers is not None:
-            # what the network alone says
-            refinement.poses = PoseTable.of(answers.quaternion.to(self.plan.device),
-                                            -answers.shift_angstrom.to(self.plan.device)
-                                            / self.plan.particles.pixel_size_angstrom)
-        if "refinement" not in self.config.skip:
-            matched, learnt = match_finally(self.plan, refinement, _outlined(pair), answers, self.live.show)
+            matched, explained = self._unmatched(refinement, pair, answers)
+            learnt = None
         else:
-            matched, learnt = _unmatched(refinement, self.plan), None
-        self._round_number = MAX_ROUNDS + 1
-        if "refinement" not in self.config.skip:
+            matched, learnt = match_finally(self.plan, refinement, _outlined(pair), answers, self.live.show)
+            self._round_number = MAX_ROUNDS + 1
             pair = refinement.reconstruct(pair.noise_spectrum, next_radius_px(pair, self.plan.max_radius_px))
             pair, matched = self._once_more(refinement, pair, matched, learnt)
             explained = refinement.explained(pair, COMMON_RADIUS_PX)
@@ -328,6 +321,22 @@ class _HybridRun:
         matched["network_eigenvalues"] = torch.linalg.eigvalsh(said.bingham).cpu().numpy()
         arrays = finalise(matched, self.plan.group.cpu(), learnt and learnt.model, self.config.coverage)
         return arrays, pair, explained, learnt
+
+    def _unmatched(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None
+                   ) -> tuple[dict[str, np.ndarray], float]:
+        """The rounds' poses as they are, or what the network alone says, with nothing known about their errors; and what
+        the half maps explain."""
+        explained = refinement.explained(pair, COMMON_RADIUS_PX)
+        pixel_size_angstrom = self.plan.particles.pixel_size_angstrom
+        if answers is not None:
+            refinement.poses = PoseTable.of(answers.quaternion.to(self.plan.device),
+                                            -answers.shift_angstrom.to(self.plan.device) / pixel_size_angstrom)
+        (quaternion, displacement_px), n = refinement.poses.best(), len(refinement.halves)
+        nothing = np.full(n, np.nan, dtype=np.float32)
+        flat = np.broadcast_to(np.eye(4, dtype=np.float32), (n, 4, 4)).copy()
+        return {"quaternion": quaternion.cpu().numpy(), "bingham": flat, "fit": nothing, "residual": nothing,
+                "searched": np.zeros(n, dtype=bool),
+                "shift_angstrom": -displacement_px.cpu().numpy() * pixel_size_angstrom}, explained
 
     def _once_more(self, refinement: HalfSetRefinement, pair: HalfMapPair, matched: dict, learnt: Calibration
                    ) -> tuple[HalfMapPair, dict]:
@@ -460,13 +469,3 @@ def estimated_seconds(plan: AbInitioPlan) -> float:
 def _outlined(pair: HalfMapPair) -> HalfMapPair:
     """Without solvent, once the half maps agree in an outline that is not that of their common start."""
     return pair.without_solvent() if pair.resolution_radius_px > COMMON_RADIUS_PX + 3 else pair
-
-
-def _unmatched(refinement: HalfSetRefinement, plan: AbInitioPlan) -> dict[str, np.ndarray]:
-    """The refinement's poses as they are, with nothing known about their errors."""
-    (quaternion, displacement_px), n = refinement.poses.best(), len(refinement.halves)
-    nothing = np.full(n, np.nan, dtype=np.float32)
-    flat = np.broadcast_to(np.eye(4, dtype=np.float32), (n, 4, 4)).copy()
-    shift = -displacement_px.cpu().numpy() * plan.particles.pixel_size_angstrom
-    return {"quaternion": quaternion.cpu().numpy(), "bingham": flat, "fit": nothing, "residual": nothing,
-            "searched": np.zeros(n, dtype=bool), "shift_angstrom": shift}
