@@ -56,7 +56,7 @@ def _next_steps(files: RunFiles, median: float) -> tuple[NextStep, ...]:
     if median > TRAIN_ON_ABOVE_DEG:
         steps.append(NextStep("Train on from here", command(
             "train", particles=particles, reference=files.input_path("reference"), from_checkpoint=files.path,
-            out=beside(files.path, "longer"))))
+            symmetry=files.symmetry, out=beside(files.path, "longer"))))
     return tuple(steps)
 
 

@@ -102,6 +102,12 @@ def test_training_verdict_follows_the_error(tmp_path):
     assert poor.verdict.level == "poor" and "--from-checkpoint" in poor.next_steps[-1].command
 
 
+def test_training_goes_on_with_the_symmetry_of_the_run(tmp_path):
+    run = train_run(tmp_path / "run", 75.0)
+    run.config.write_text(json.dumps(json.loads(run.config.read_text()) | {"symmetry": "d2"}))
+    assert "--symmetry d2" in training_page(RunFiles(run)).next_steps[-1].command
+
+
 def test_training_that_learns_by_heart_is_told(tmp_path):
     assert "by heart." in words(training_page(RunFiles(train_run(tmp_path / "a", overfits=True))))
     assert "by heart." not in words(training_page(RunFiles(train_run(tmp_path / "b"))))
