@@ -52,3 +52,52 @@ def test_what_the_form_says_reaches_the_engine(make, defaults):
                 "max_steps": 7, "max_minutes": 2.5, "validation_fraction": 0.2, "symmetry": "d2"}
     assert {name: given[name] for name in expected} == expected
     assert all(given[name] != defaults[name] for name in expected)
+
+
+NETWORK_PARAMETERS = {"encoder": "encoder", "networkBox": "network_box_size_px", "head": "head", "width": "width",
+                      "filterChannels": "filter_channels", "pooling": "pooling", "activation": "activation",
+                      "dropout": "dropout"}
+
+
+@pytest.fixture
+def start(project, tmp_path):
+    """start(**values) -> a protocol with a trained network of d2 as output."""
+    from cryoforum.objects import CryoForumNetwork
+    from cryoforum.protocols import CryoForumProtTrain
+
+    def new(**values):
+        trained = project.newProtocol(CryoForumProtTrain)
+        project.saveProtocol(trained)
+        (tmp_path / "run/checkpoint").mkdir(parents=True, exist_ok=True)
+        trained._defineOutputs(outputNetwork=CryoForumNetwork(**{
+            "runDirectory": str(tmp_path / "run"), "pixelSize": 4.0, "boxSize": 16, "networkBoxSize": 16,
+            "symmetry": "d2", "encoder": "cryoforum", **values}))
+        return trained
+
+    return new
+
+
+def start_from(protocol, trained):
+    protocol.startNetwork.set(trained)
+    protocol.startNetwork.setExtended("outputNetwork")
+    return protocol
+
+
+def test_a_network_to_start_from_describes_itself(make, start):
+    """What would describe a new one is neither shown nor given to the engine, which would not heed it."""
+    protocol = make(networkBox=16, encoder=2, dropout=0.5, learnFrom=1, symmetry="d2")
+    assert all(protocol.evalParamCondition(name) for name in NETWORK_PARAMETERS)
+    assert set(NETWORK_PARAMETERS.values()) <= set(protocol._trainOptions())
+    start_from(protocol, start())
+    assert not any(protocol.evalParamCondition(name) for name in NETWORK_PARAMETERS)
+    assert not set(NETWORK_PARAMETERS.values()) & set(protocol._trainOptions())
+    protocol.networkBox.set(7)
+    assert protocol._validate() == []
+
+
+@pytest.mark.parametrize("own, given, fits", [("d2", "D2", True), ("d2", "c1", False), ("c1", "d2", False),
+                                              ("i", "i2", True), ("i1", "i2", False)])
+def test_a_network_to_start_from_keeps_its_symmetry(make, start, own, given, fits):
+    problems = start_from(make(learnFrom=1, symmetry=given), start(symmetry=own))._validate()
+    assert problems == [] if fits else (
+        f"was trained with symmetry {own}, which it keeps, and {given.lower()} is asked for. Give {own}" in problems[0])

@@ -18,7 +18,6 @@
 # **************************************************************************
 """Protocol: a first map and orientations from particles alone."""
 
-import json
 import os
 from enum import Enum
 
@@ -213,11 +212,9 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
 
     def _makeNetwork(self):
         """ The trained network; None where the method left none. """
-        path = self._runFile('checkpoint', 'checkpoint.json')
-        if not os.path.exists(path):
+        checkpoint = self._readCheckpoint(self._runDirectory())
+        if checkpoint is None:
             return None
-        with open(path) as file:
-            checkpoint = json.load(file)
         summary = readSummary(self._runDirectory())
         particles = self.inputParticles.get()
         return CryoForumNetwork(runDirectory=self._runDirectory(), pixelSize=particles.getSamplingRate(),

@@ -18,6 +18,7 @@
 # **************************************************************************
 """What the protocols share: parameters, validation, and running the engine."""
 
+import json
 import os
 import re
 import subprocess
@@ -32,6 +33,7 @@ from ..convert import writeParticlesStar, writeReferenceMap
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
 TOLERANCE = 0.01  # of pixel sizes and fields of view
+SMALLEST_BOX = 16  # px; the engine's own limit for what a network sees
 EXIT_NOT_CONVERGED = 3  # the engine wrote all files, but the data did not determine the result
 
 CONTRASTS = ['auto', 'bright', 'dark']
@@ -123,6 +125,15 @@ class CryoForumBase:
         return readSummary(runDirectory)
 
     @staticmethod
+    def _readCheckpoint(runDirectory):
+        """ What describes the network of a finished run; None where there is none. """
+        path = os.path.join(runDirectory, 'checkpoint', 'checkpoint.json')
+        if not os.path.exists(path):
+            return None
+        with open(path) as file:
+            return json.load(file)
+
+    @staticmethod
     def _boundLines(summary):
         """ What the error bounds promise, and whether it held. """
         if summary.get('error_bound_coverage') is None:
@@ -211,6 +222,17 @@ class CryoForumBase:
                           'them, or give a reference map with their field of view.'
                           % (network.getBoxSize(), network.getPixelSize(), self._fieldOfView()))
         return errors
+
+    def _validateNetworkBox(self):
+        """ Problems of the box of a network that is to be trained, which are those of the form's *Network box*. """
+        box, particles = self.networkBox.get(), self.inputParticles.get()
+        if box and (box % 2 or box < SMALLEST_BOX or (particles is not None and box > particles.getXDim())):
+            return ['The network box must be even, at least %d px and at most the box of the particles; it is %d px. '
+                    'Give another, or 0 for the usual one.' % (SMALLEST_BOX, box)]
+        if particles is not None and 0 < particles.getXDim() < SMALLEST_BOX:
+            return ['A network needs images of at least %d px; the particles have %d px. Extract them with less binning '
+                    'or a larger box.' % (SMALLEST_BOX, particles.getXDim())]
+        return []
 
     def _validateSymmetry(self, symmetry):
         if SYMMETRY.match(symmetry or ''):
