@@ -234,11 +234,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
     # --------------------------- INFO functions ------------------------------
     def _validate(self):
         errors = self._validateParticles(MIN_PARTICLES) + self._validateGpu() + self._validateSymmetry(self._symmetry())
-        errors += self._validateVolume(self.handReference.get())
-        box, particles = self.networkBox.get(), self.inputParticles.get()
-        if box and (box % 2 or (particles is not None and box > particles.getXDim())):
-            errors.append('The network box must be even and at most the box of the particles; it is %d px.' % box)
-        return errors
+        return errors + self._validateVolume(self.handReference.get()) + self._validateNetworkBox()
 
     def _warnings(self):
         warnings = []
