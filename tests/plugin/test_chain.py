@@ -94,8 +94,8 @@ def test_the_network_is_an_output_that_describes_itself(trained, pixel_size):
     assert network.getValidationMedianError() == pytest.approx(found["validation_median_error_deg"])
     assert 0 < network.getValidationMedianError() < 180
     assert f"{BOX_PX} px" in str(network) and "median error" in str(network)
-    assert "Median error on held-out images" in trained.summary()[0]
-    assert trained.methods() and any("Chung" in text for text in trained.citations())
+    assert "Median error:" in trained.summary()[0] and "on simulated projections" in trained.summary()[0]
+    assert "on simulated projections" in trained.methods()[0] and any("Chung" in text for text in trained.citations())
 
 
 def test_the_log_tells_progress_and_time_left(trained):

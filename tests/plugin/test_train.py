@@ -1,5 +1,7 @@
 """The form of the train protocol against the engine: nobody who leaves it as it is gets another training."""
 
+import json
+
 import pytest
 from engine_data import engine_defaults
 from particle_sets import make_particles
@@ -52,6 +54,24 @@ def test_what_the_form_says_reaches_the_engine(make, defaults):
                 "max_steps": 7, "max_minutes": 2.5, "validation_fraction": 0.2, "symmetry": "d2"}
     assert {name: given[name] for name in expected} == expected
     assert all(given[name] != defaults[name] for name in expected)
+
+
+@pytest.mark.parametrize("parameters, shown", [({"learnFrom": 0}, False), ({"learnFrom": 1}, True),
+                                               ({"learnFrom": 1, "realFraction": 0}, False)])
+def test_particles_are_held_out_only_where_a_network_learns_from_them(make, parameters, shown):
+    """One that learns from projections is tested on projections."""
+    assert bool(make(**parameters).evalParamCondition("validationFraction")) is shown
+
+
+@pytest.mark.parametrize("source, said", [("simulated projections", "on simulated projections that it was not trained"),
+                                          ("held-out particles", "on particles that were held out of the training")])
+def test_the_summary_says_which_images_the_errors_are_of(make, start, monkeypatch, tmp_path, source, said):
+    protocol = make()
+    protocol.outputNetwork = start(validationMedianError=7.0).outputNetwork
+    (tmp_path / "summary.json").write_text(json.dumps({
+        "validation_median_error_deg": 7.0, "validation_mean_error_deg": 9.0, "validation_source": source, "seconds": 60}))
+    monkeypatch.setattr(protocol, "_runDirectory", lambda: str(tmp_path))
+    assert said in protocol._summary()[0] and said in protocol._methods()[0]
 
 
 NETWORK_PARAMETERS = {"encoder": "encoder", "networkBox": "network_box_size_px", "head": "head", "width": "width",

@@ -102,6 +102,18 @@ def test_training_verdict_follows_the_error(tmp_path):
     assert poor.verdict.level == "poor" and "--from-checkpoint" in poor.next_steps[-1].command
 
 
+@pytest.mark.parametrize("source, said", [
+    ("simulated projections", "On simulated projections that it was not trained on, the network is off by 5.00°"),
+    ("held-out particles", "On particles that were held out of the training, the network is off by 5.00°"),
+    (None, "On images that it was not trained on, the network is off by 5.00°")])
+def test_training_says_which_images_its_errors_are_of(tmp_path, source, said):
+    run = train_run(tmp_path / "run", 5.0)
+    if source:
+        run.write_summary(run.read_summary() | {"validation_source": source})
+    page = training_page(RunFiles(run))
+    assert page.verdict.sentences[0].startswith(said) and page.facts["tested on"] == (source or "held-out images")
+
+
 def test_training_goes_on_with_the_symmetry_of_the_run(tmp_path):
     run = train_run(tmp_path / "run", 75.0)
     run.config.write_text(json.dumps(json.loads(run.config.read_text()) | {"symmetry": "d2"}))

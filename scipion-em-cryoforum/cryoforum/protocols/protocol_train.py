@@ -36,6 +36,9 @@ LOSSES = ['pairwise-to-own', 'own', 'pairwise', 'chordal']
 POOLINGS = ['auto', 'gem', 'average', 'max', 'flatten']
 ACTIVATIONS = ['auto', 'prelu', 'relu', 'silu']
 HALF_SETS = ['all', '1', '2']
+# what the engine tests a network on
+TESTED_ON = {'simulated projections': 'simulated projections that it was not trained on',
+             'held-out particles': 'particles that were held out of the training'}
 
 
 class outputs(Enum):
@@ -145,9 +148,11 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                       help='Train on one half set only (random subset of the refinement), so that the other stays '
                            'independent.')
         form.addParam('validationFraction', params.FloatParam, default=0.1, validators=[params.Range(0.01, 0.9)],
+                      condition='learnFrom == %d and realFraction != 0' % FROM_ORIENTATIONS,
                       label='Held-out fraction',
                       help='Fraction of the particles that is never trained on; the errors in the summary are those '
-                           'on this part.')
+                           'on this part. A network that learns from simulated projections alone is tested on others '
+                           'of these.')
         self._defineImageParams(form)
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)
         form.addParam('batchSize', params.IntParam, default=128, validators=[params.GE(2)], **advanced,
@@ -187,7 +192,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
 
     def trainStep(self, options):
         summary = self._runEngine('train', self._runDirectory(), self._trainOptions(), self._inputFiles())
-        self.info('Median error on held-out particles: %.2f degrees' % summary['validation_median_error_deg'])
+        self.info('Median error on %s: %.2f degrees' % (testedOn(summary), summary['validation_median_error_deg']))
 
     def createOutputStep(self):
         summary = readSummary(self._runDirectory())
@@ -237,8 +242,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         if not hasattr(self, outputs.outputNetwork.name):
             return ['The network is not ready yet. The Output tab shows the progress with the time left.']
         summary = readSummary(self._runDirectory())
-        return ['Median error on held-out images: *%.2f°* (mean %.2f°)' % (summary['validation_median_error_deg'],
-                                                                         summary['validation_mean_error_deg']),
+        return ['Median error: *%.2f°* (mean %.2f°), on %s.' % (summary['validation_median_error_deg'],
+                                                               summary['validation_mean_error_deg'], testedOn(summary)),
                 'Trained for %.1f minutes.' % (summary['seconds'] / 60)] + self._reportLines(self._runDirectory())
 
     def _methods(self):
@@ -246,9 +251,9 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
             return []
         source = ('simulated projections of a reference map' if self._reference() is not None
                   else 'particles with refined orientations')
-        return ['A neural network (encoder %s, symmetry %s) was trained with cryoforum on %s; its median error on '
-                'held-out images was %.2f°.' % (self.outputNetwork.getEncoder(), self._symmetry(), source,
-                                                self.outputNetwork.getValidationMedianError())]
+        return ['A neural network (encoder %s, symmetry %s) was trained with cryoforum on %s; its median error on %s was '
+                '%.2f°.' % (self.outputNetwork.getEncoder(), self._symmetry(), source,
+                            testedOn(readSummary(self._runDirectory())), self.outputNetwork.getValidationMedianError())]
 
     def _citations(self):
         return ['Chung2023', 'Nashed2021']
@@ -294,3 +299,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                 'filter_channels': self.filterChannels.get(), 'width': self.width.get() or None,
                 'pooling': POOLINGS[self.pooling.get()], 'activation': ACTIVATIONS[self.activation.get()],
                 'dropout': self.dropout.get()}
+
+
+def testedOn(summary):
+    """ The images of which a summary of train gives the errors. """
+    return TESTED_ON.get(summary.get('validation_source'), 'images that it was not trained on')
