@@ -121,3 +121,42 @@ def test_a_network_to_start_from_keeps_its_symmetry(make, start, own, given, fit
     problems = start_from(make(learnFrom=1, symmetry=given), start(symmetry=own))._validate()
     assert problems == [] if fits else (
         f"was trained with symmetry {own}, which it keeps, and {given.lower()} is asked for. Give {own}" in problems[0])
+
+
+@pytest.fixture
+def shown(project, monkeypatch):
+    """shown(protocol or object) -> the views that Analyze results makes of it."""
+    import pyworkflow as pw
+    from pyworkflow.viewer import DESKTOP_TKINTER
+
+    def views(target):
+        Viewer = pw.Config.getDomain().findViewers(target, DESKTOP_TKINTER)[0]
+        assert Viewer.__name__ == "CryoForumTrainViewer"
+        return Viewer(project=project, protocol=None)._visualize(target)
+
+    return views
+
+
+def test_the_viewer_opens_the_report_of_a_protocol_and_of_its_network(shown, start, monkeypatch, tmp_path):
+    opened = []
+    monkeypatch.setattr("webbrowser.open_new_tab", opened.append)
+    trained = start()
+    monkeypatch.setattr(trained, "_runDirectory", lambda: str(tmp_path / "run"))
+    for name in ("report.html", "summary.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    for target in (trained, trained.outputNetwork):
+        view, = shown(target)
+        view.show()
+    assert opened == [f"file://{tmp_path}/run/report.html"] * 2
+
+
+def test_the_viewer_of_a_running_training_shows_how_the_error_falls(shown, make, monkeypatch, tmp_path):
+    protocol = make()
+    monkeypatch.setattr(protocol, "_runDirectory", lambda: str(tmp_path))
+    assert "first test" in shown(protocol)[0].getMessage()
+    (tmp_path / "metrics.csv").write_text("step,loss,validation_median_error_deg,validation_mean_error_deg\n"
+                                          "10,2.5,,\n20,2.1,80.5,85\n30,1.9,,\n40,1.2,30.25,41\n50,1.")
+    axes, = shown(protocol)[0].getFigure().axes
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[80.5, 30.25], [85, 41]]
+    assert axes.lines[0].get_xdata().tolist() == [20, 40]
+    assert "30.2" in axes.get_legend().get_texts()[0].get_text()
