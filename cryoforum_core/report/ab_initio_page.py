@@ -102,14 +102,18 @@ def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
         return _again(files)
     selected, symmetry = beside(files.path, "select"), files.symmetry
     volume = shlex.quote(str(files.run.map.absolute()))
-    return (NextStep("Look at the map", f"chimerax {volume}"),
+    return (NextStep("Look at the map", f"chimerax {volume}", "Analyze results of this run, Surface (ChimeraX)"),
             # first of all: whatever is done with the wrong hand has to be done again
             *(() if _hand_is_known(files.summary) else _other_hand(files)),
             NextStep("Leave out junk and orientations that cannot be trusted",
-                     command("select", run=files.path, out=selected)),
+                     command("select", run=files.path, out=selected),
+                     "cryoforum - uncertainty subset, with this run's outputParticles"),
             NextStep("Make a map of what was kept", command("reconstruct", particles=selected / "selected.star",
-                                                            symmetry=symmetry, out=beside(files.path, "map"))),
-            NextStep("Refine it in RELION, from these orientations", _relion_refine(files)))
+                                                            symmetry=symmetry, out=beside(files.path, "map")),
+                     "relion - reconstruct, with outputParticles of the subset"),
+            NextStep("Refine it in RELION, from these orientations", _relion_refine(files),
+                     "relion - 3D auto-refine with local searches, with outputParticles of the subset, and this run's "
+                     "outputVolume as reference"))
 
 
 def _other_hand(files: RunFiles) -> tuple[NextStep, ...]:
@@ -119,10 +123,11 @@ def _other_hand(files: RunFiles) -> tuple[NextStep, ...]:
     volume, output = shlex.quote(str(files.run.map.absolute())), shlex.quote(str(mirrored))
     return (NextStep("If features are mirrored (helices turn to the left), do this before all else: mirror the map",
                      f"relion_image_handler --i {volume} --o {output} --invert_hand"),
-            NextStep("and run again with it as the hand. The orientations change, too: those of this run do not go with "
-                     "the mirrored map. Then follow the new run's report",
+            NextStep("Then run again with the mirrored map as the hand: orientations change with it, and those of this "
+                     "run do not fit it. Go on from the new run's report",
                      command("ab-initio", particles=files.input_path("particles"), **_options_again(files),
-                             hand_reference=mirrored, out=beside(files.path, "other_hand"))))
+                             hand_reference=mirrored, out=beside(files.path, "other_hand")),
+                     "import volumes (the mirrored map), then cryoforum - ab initio again, with it as Hand reference"))
 
 
 def _options_again(files: RunFiles) -> dict[str, object]:
@@ -141,20 +146,25 @@ def _again(files: RunFiles) -> tuple[NextStep, ...]:
     seeds = max(_MORE_SEEDS, 2 * config.get("seeds", 1))
     options = {name: config.get(name) for name in ("particle_diameter_angstrom", "max_shift_angstrom")}
     common = dict(particles=files.input_path("particles"), symmetry=files.symmetry, **options)
-    learnt = config.get("method") == "end-to-end"
+    learnt, longer = config.get("method") == "end-to-end", 2 * config.get("search_steps", 400)
+    epochs = _LONGER * config.get("epochs", 10)
     steps = [NextStep("Search from several random starts, by the hybrid method" if learnt else
                       "Search from more random starts" if tried < _MORE_SEEDS else "Search longer",
                       command("ab-initio", **common, seeds=seeds,
                               # as many starts in vain: more of the same would end alike
-                              **({} if tried < _MORE_SEEDS else {"search_steps": 2 * config.get("search_steps", 400)}),
-                              out=beside(files.path, "again")))]
+                              **({} if tried < _MORE_SEEDS else {"search_steps": longer}),
+                              out=beside(files.path, "again")),
+                      "cryoforum - ab initio again, with "
+                      f"{'Method hybrid and ' if learnt else ''}Random starts {seeds}"
+                      f"{'' if tried < _MORE_SEEDS else f' and Search steps {longer}'}")]
     if learnt:
         steps.append(NextStep("Train longer", command(
             "ab-initio", **common, method="end-to-end", encoder=config.get("encoder"), head=config.get("head"),
-            epochs=_LONGER * config.get("epochs", 10), out=beside(files.path, "longer"))))
+            epochs=epochs, out=beside(files.path, "longer")), f"cryoforum - ab initio again, with Epochs {epochs}"))
     if config.get("symmetry", "c1").lower() != "c1":
         steps.append(NextStep("Without symmetry, which may be another than was given", command(
-            "ab-initio", **(common | {"symmetry": "c1"}), seeds=seeds, out=beside(files.path, "c1"))))
+            "ab-initio", **(common | {"symmetry": "c1"}), seeds=seeds, out=beside(files.path, "c1")),
+            f"cryoforum - ab initio again, with Symmetry c1 and Random starts {seeds}"))
     return tuple(steps)
 
 

@@ -31,10 +31,11 @@ class Alarm:
 
 @dataclass(frozen=True)
 class NextStep:
-    """What to do next, and the command line that does it."""
+    """What to do next, the command line that does it, and, where there is one, the protocol of Scipion that does."""
 
     what: str
     command: str
+    in_scipion: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

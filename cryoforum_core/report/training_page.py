@@ -20,17 +20,17 @@ def training_page(files: RunFiles) -> Page:
     """How well the network does on images that it was not trained on, and how it got there."""
     median = files.summary["validation_median_error_deg"]
     mean = files.summary["validation_mean_error_deg"]
-    source = files.summary.get("validation_source")
-    facts = {"median error": degrees(median), "mean error": degrees(mean), "tested on": source or "held-out images",
+    facts = {"median error": degrees(median), "mean error": degrees(mean),
              "training time": duration(files.summary.get("train_seconds", files.summary["seconds"]))}
     if "steps" in files.summary:
         facts["steps"] = f"{files.summary['steps']:,}"
     metrics = files.csv_columns(files.run.metrics.name)
-    return Page("Training of an orientation network", _verdict(median, mean, source, metrics), _next_steps(files, median),
-                facts, tuple(_pictures(files, metrics)))
+    source = _TESTED_ON.get(files.summary.get("validation_source"), "images that it was not trained on")
+    return Page("Training of an orientation network", _verdict(median, mean, source, metrics),
+                _next_steps(files, median), facts, tuple(_pictures(files, metrics)))
 
 
-def _verdict(median: float, mean: float, source: str | None, metrics: dict[str, np.ndarray] | None) -> Verdict:
+def _verdict(median: float, mean: float, source: str, metrics: dict[str, np.ndarray] | None) -> Verdict:
     level = level_of(median, GOOD_BELOW_DEG, USEFUL_BELOW_DEG)
     meaning = {
         "good": "This is as good as networks get alone; predict refines it further by matching against the map.",
@@ -38,8 +38,7 @@ def _verdict(median: float, mean: float, source: str | None, metrics: dict[str, 
                    "which takes longer the more there is to search.",
         "poor": "It has learnt little: the search of predict's adaptive refinement would have to find nearly every "
                 "orientation. Train longer, or check contrast, pixel size and symmetry."}[level]
-    tested_on = _TESTED_ON.get(source, "images that it was not trained on")
-    sentences = [f"On {tested_on}, the network is off by {degrees(median)} (median) and {degrees(mean)} (mean).", meaning]
+    sentences = [f"On {source}, the network is off by {degrees(median)} (median) and {degrees(mean)} (mean).", meaning]
     if metrics is not None and (ratio := _overfit_ratio(metrics)) > _OVERFITS_ABOVE:
         sentences.append(f"The held-out error ends {ratio:.1f} times as high as its lowest: the network learns its "
                          "images by heart. The best weights were kept; more particles or a --reference map would help.")
@@ -56,11 +55,13 @@ def _overfit_ratio(metrics: dict[str, np.ndarray]) -> float:
 def _next_steps(files: RunFiles, median: float) -> tuple[NextStep, ...]:
     particles = files.input_path("particles")
     steps = [NextStep("Find the orientations of all particles",
-                      command("predict", particles=particles, model=files.path, out=beside(files.path, "predict")))]
+                      command("predict", particles=particles, model=files.path, out=beside(files.path, "predict")),
+                      "cryoforum - predict orientations, with this run's outputNetwork")]
     if median > TRAIN_ON_ABOVE_DEG:
         steps.append(NextStep("Train on from here", command(
             "train", particles=particles, reference=files.input_path("reference"), from_checkpoint=files.path,
-            symmetry=files.symmetry, out=beside(files.path, "longer"))))
+            symmetry=files.symmetry, out=beside(files.path, "longer")),
+            "cryoforum - train orientation network, with this run's outputNetwork as Start from network"))
     return tuple(steps)
 
 

@@ -73,9 +73,9 @@ def _check_symmetry(config: TrainConfig, trained: CheckpointMetadata) -> None:
     the same, and would be written down as its symmetry."""
     asked, own = normalise_name(config.symmetry), normalise_name(trained.symmetry)
     if asked != own:
-        raise InputError(f"A network that is trained further must keep its symmetry; that in {config.from_checkpoint} was "
-                         f"trained with {own}, and --symmetry is {asked}. Give --symmetry {own}, or train a new network "
-                         "(without --from-checkpoint).")
+        raise InputError(f"A network that is trained further must keep its symmetry; that in {config.from_checkpoint} "
+                         f"was trained with {own}, and --symmetry is {asked}. Give --symmetry {own}, or train a new "
+                         "network (without --from-checkpoint).")
 
 
 def _network_config(config: TrainConfig, settings: PreprocessSettings, device: torch.device) -> NetworkConfig:

@@ -69,7 +69,8 @@ def test_the_summary_says_which_images_the_errors_are_of(make, start, monkeypatc
     protocol = make()
     protocol.outputNetwork = start(validationMedianError=7.0).outputNetwork
     (tmp_path / "summary.json").write_text(json.dumps({
-        "validation_median_error_deg": 7.0, "validation_mean_error_deg": 9.0, "validation_source": source, "seconds": 60}))
+        "validation_median_error_deg": 7.0, "validation_mean_error_deg": 9.0, "validation_source": source,
+        "seconds": 60}))
     monkeypatch.setattr(protocol, "_runDirectory", lambda: str(tmp_path))
     assert said in protocol._summary()[0] and said in protocol._methods()[0]
 

@@ -230,8 +230,8 @@ class CryoForumBase:
             return ['The network box must be even, at least %d px and at most the box of the particles; it is %d px. '
                     'Give another, or 0 for the usual one.' % (SMALLEST_BOX, box)]
         if particles is not None and 0 < particles.getXDim() < SMALLEST_BOX:
-            return ['A network needs images of at least %d px; the particles have %d px. Extract them with less binning '
-                    'or a larger box.' % (SMALLEST_BOX, particles.getXDim())]
+            return ['A network needs images of at least %d px; the particles have %d px. Extract them with less '
+                    'binning or a larger box.' % (SMALLEST_BOX, particles.getXDim())]
         return []
 
     def _validateSymmetry(self, symmetry):

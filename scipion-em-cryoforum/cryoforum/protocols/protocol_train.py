@@ -227,8 +227,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         # RELION's i is i2
         if own.replace('i2', 'i') == given.replace('i2', 'i'):
             return []
-        return ['The network to start from was trained with symmetry %s, which it keeps, and %s is asked for. Give %s, or '
-                'train a new network.' % (own, given, own)]
+        return ['The network to start from was trained with symmetry %s, which it keeps, and %s is asked for. Give %s, '
+                'or train a new network.' % (own, given, own)]
 
     def _warnings(self):
         volume, particles = self._reference(), self.inputParticles.get()
@@ -251,8 +251,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
             return []
         source = ('simulated projections of a reference map' if self._reference() is not None
                   else 'particles with refined orientations')
-        return ['A neural network (encoder %s, symmetry %s) was trained with cryoforum on %s; its median error on %s was '
-                '%.2f°.' % (self.outputNetwork.getEncoder(), self._symmetry(), source,
+        return ['A neural network (encoder %s, symmetry %s) was trained with cryoforum on %s; its median error on %s '
+                'was %.2f°.' % (self.outputNetwork.getEncoder(), self._symmetry(), source,
                             testedOn(readSummary(self._runDirectory())), self.outputNetwork.getValidationMedianError())]
 
     def _citations(self):
