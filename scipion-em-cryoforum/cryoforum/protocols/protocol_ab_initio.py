@@ -29,6 +29,7 @@ from ..command import isFinished, readProgress, readSummary
 from ..constants import SYMMETRY_HELP
 from ..convert import copyWithPredictions, readFsc, readHalfSets, readPoses, readPredictions
 from ..objects import CryoForumNetwork
+from .form_words import inFormWords
 from .protocol_base import CryoForumBase
 
 METHODS = ['hybrid', 'end-to-end']
@@ -170,7 +171,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
     def abInitioStep(self, options):
         summary = self._runEngine('ab-initio', self._runDirectory(), self._abInitioOptions(), self._inputFiles())
         if not summary['converged']:
-            self.warning('Did not converge: %s' % summary['converged_reason'])
+            self.warning('Did not converge: %s' % self._reason())
 
     def createOutputStep(self):
         made = {outputs.outputVolume.name: self._makeVolume(), outputs.outputParticles.name: self._makeParticles()}
@@ -322,7 +323,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
         return not isFinished(self._runDirectory()) or readSummary(self._runDirectory()).get('converged', True)
 
     def _reason(self):
-        return readSummary(self._runDirectory()).get('converged_reason') or 'no reason is given.'
+        return inFormWords(readSummary(self._runDirectory()).get('converged_reason') or 'no reason is given.')
 
     def _symmetry(self):
         return (self.symmetry.get() or '').strip().lower()

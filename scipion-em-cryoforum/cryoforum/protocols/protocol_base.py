@@ -30,14 +30,14 @@ from .. import Plugin
 from ..command import buildArguments, buildProgram, escapePercent, prepareRun, readSummary, tail
 from ..constants import DEFAULT_COVERAGE, SYMMETRY_HELP
 from ..convert import writeParticlesStar, writeReferenceMap
+from .form_words import CONTRAST, CTF_STATE, inFormWords
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
 TOLERANCE = 0.01  # of pixel sizes and fields of view
 SMALLEST_BOX = 16  # px; the engine's own limit for what a network sees
 EXIT_NOT_CONVERGED = 3  # the engine wrote all files, but the data did not determine the result
 
-CONTRASTS = ['auto', 'bright', 'dark']
-CTF_STATES = ['auto', 'raw', 'phase-flipped', 'multiplied']
+CONTRASTS, CTF_STATES = list(CONTRAST), list(CTF_STATE)
 CTF_STATE_AUTO = 0
 
 
@@ -66,13 +66,13 @@ class CryoForumBase:
                            'on particles whose orientations are known.')
 
     def _defineImageParams(self, form):
-        form.addParam('contrast', params.EnumParam, choices=['automatic', 'bright protein', 'dark protein'],
+        form.addParam('contrast', params.EnumParam, choices=list(CONTRAST.values()),
                       default=0, expertLevel=params.LEVEL_ADVANCED,
                       label='Contrast of the images',
                       help='RELION wants protein brighter than its surroundings. *automatic* measures it on the '
                            'images and writes to the log what it found.')
         form.addParam('ctfState', params.EnumParam,
-                      choices=['as the set says', 'not corrected', 'phases flipped', 'multiplied by the CTF'],
+                      choices=list(CTF_STATE.values()),
                       default=CTF_STATE_AUTO, expertLevel=params.LEVEL_ADVANCED,
                       label='CTF correction of the images',
                       help='What was done to the images before. *as the set says*: phases flipped where Scipion '
@@ -120,7 +120,7 @@ class CryoForumBase:
         except subprocess.CalledProcessError as error:
             if error.returncode == EXIT_NOT_CONVERGED:
                 return readSummary(runDirectory)
-            message = tail(self._getLogsPath('run.stderr'))
+            message = inFormWords(tail(self._getLogsPath('run.stderr')))
             raise RuntimeError('cryoforum %s stopped (exit code %d).\n%s' % (job, error.returncode, message)) from None
         return readSummary(runDirectory)
 
