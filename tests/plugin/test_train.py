@@ -113,15 +113,16 @@ def test_a_network_to_start_from_describes_itself(make, start):
     assert not any(protocol.evalParamCondition(name) for name in NETWORK_PARAMETERS)
     assert not set(NETWORK_PARAMETERS.values()) & set(protocol._trainOptions())
     protocol.networkBox.set(7)
-    assert protocol._validate() == []
+    assert not any("box" in problem for problem in protocol._validate())
 
 
 @pytest.mark.parametrize("own, given, fits", [("d2", "D2", True), ("d2", "c1", False), ("c1", "d2", False),
                                               ("i", "i2", True), ("i1", "i2", False)])
 def test_a_network_to_start_from_keeps_its_symmetry(make, start, own, given, fits):
     problems = start_from(make(learnFrom=1, symmetry=given), start(symmetry=own))._validate()
-    assert problems == [] if fits else (
-        f"was trained with symmetry {own}, which it keeps, and {given.lower()} is asked for. Give {own}" in problems[0])
+    said = f"was trained with symmetry {own}, which it keeps, and {given.lower()} is asked for. Give {own}"
+    assert any(said in problem for problem in problems) is not fits
+    assert any("symmetry" in problem for problem in problems) is not fits
 
 
 @pytest.fixture

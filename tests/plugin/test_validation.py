@@ -149,7 +149,8 @@ def test_gpu_that_is_not_there(train, monkeypatch):
     from cryoforum import Plugin
 
     monkeypatch.setattr(Plugin, "hasGpu", classmethod(lambda cls: False))
-    assert "No NVIDIA GPU was found" in train(useGpu=True)
+    text = train(useGpu=True)
+    assert "No NVIDIA GPU was found" in text and '"GPU IDs" to No' in text  # as the form calls it
     assert train(useGpu=False) == ""
 
 

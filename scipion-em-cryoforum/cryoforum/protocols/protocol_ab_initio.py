@@ -82,7 +82,8 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
                       condition='method == %d' % HYBRID,
                       label='Random starts',
                       help='Number of independent searches; the best is chosen by images held out. Several that agree '
-                           'are a sign of a right map. Each costs as much as the first.')
+                           'are a sign of a right map. Each costs as much as the first. Where none of them finds a '
+                           'map that is sure, more are made, up to four in all.')
         form.addParam('particleDiameter', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Particle diameter (Å)',
                       help='Outside of a sphere of this diameter the map has no density. 0: 90 % of the box.')
@@ -105,7 +106,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
         form.addSection(label='Method')
         form.addParam('trainMinutes', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Training time (minutes)',
-                      help='For the network. 0: a quarter of the time that the rest is estimated to take (hybrid), or '
+                      help='For the network. 0: half of the time that was spent before, at least 1 minute (hybrid), or '
                            'what the epochs need (end-to-end).')
         self._defineEndToEndParams(form)
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)

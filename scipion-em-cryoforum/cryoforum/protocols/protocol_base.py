@@ -53,7 +53,8 @@ class CryoForumBase:
                             'this to No.')
         form.addHidden(params.GPU_LIST, params.StringParam, default='0',
                        label='GPU ID',
-                       help='Number of the GPU to use (the first one is 0). One GPU is used.')
+                       help='Number of the GPU to use (the first one is 0). One GPU is used. Without a GPU choose *No*: '
+                            'training then takes 20 to 100 times as long.')
 
     def _defineCoverageParam(self, form):
         form.addParam('coverage', params.FloatParam, default=DEFAULT_COVERAGE,
@@ -243,7 +244,7 @@ class CryoForumBase:
         if not self.usesGpu() or self.useQueue():
             return []
         if not Plugin.hasGpu():
-            return ['No NVIDIA GPU was found on this computer: set "Use GPU" to No (slower), or run in a queue.']
+            return ['No NVIDIA GPU was found on this computer: set "GPU IDs" to No (slower), or run in a queue.']
         if len(self.getGpuList()) > 1:
             return ['One GPU is used; the list has %s. Give one number.' % self.gpuList.get()]
         return []
