@@ -1,9 +1,11 @@
 """The page of a run of ab-initio."""
 
 import shlex
+from pathlib import Path
 
 import numpy as np
 
+from ..config import AbInitioConfig
 from ..mrc import read_map
 from .map_page import fsc_picture, map_picture
 from .page import NextStep, Page, Picture, Table, Verdict, beside, command, degrees, duration, percent, significant
@@ -21,6 +23,10 @@ _NETWORK_USEFUL_BELOW_DEG = 60.0
 # two searches that agree to this found one and the same map
 _SEEDS_AGREE_BELOW_DEG = 15.0
 _MORE_SEEDS = 4
+# options that another run of the same set does not take over, and those that any method needs
+_OF_ONE_RUN = ("job", "out", "resume", "particles", "hand_reference")
+_OF_THE_PARTICLES = ("symmetry", "particle_diameter_angstrom", "max_shift_angstrom", "resolution_angstrom", "contrast",
+                     "ctf_state", "pixel_size_angstrom")
 _LONGER = 3
 _SEED_FIGURES = (("score", "score", ""), ("structure", "of it structure", ""),
                  ("explained", "finer details explained", ""),
@@ -96,17 +102,41 @@ def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
         return _again(files)
     selected, symmetry = beside(files.path, "select"), files.symmetry
     volume = shlex.quote(str(files.run.map.absolute()))
-    steps = [NextStep("Look at the map", f"chimerax {volume}"),
-             NextStep("Leave out junk and orientations that cannot be trusted",
-                      command("select", run=files.path, out=selected)),
-             NextStep("Make a map of what was kept", command("reconstruct", particles=selected / "selected.star",
-                                                             symmetry=symmetry, out=beside(files.path, "map"))),
-             NextStep("Refine it in RELION, from these orientations", _relion_refine(files))]
-    if not _hand_is_known(files.summary):
-        mirrored = shlex.quote(str(files.run.map.absolute().with_name("map_mirrored.mrc")))
-        steps.append(NextStep("If features are mirrored (helices turn to the left)",
-                              f"relion_image_handler --i {volume} --o {mirrored} --invert_hand"))
-    return tuple(steps)
+    return (NextStep("Look at the map", f"chimerax {volume}", "Analyze results of this run, Surface (ChimeraX)"),
+            # first of all: whatever is done with the wrong hand has to be done again
+            *(() if _hand_is_known(files.summary) else _other_hand(files)),
+            NextStep("Leave out junk and orientations that cannot be trusted",
+                     command("select", run=files.path, out=selected),
+                     "cryoforum - uncertainty subset, with this run's outputParticles"),
+            NextStep("Make a map of what was kept", command("reconstruct", particles=selected / "selected.star",
+                                                            symmetry=symmetry, out=beside(files.path, "map")),
+                     "relion - reconstruct, with outputParticles of the subset"),
+            NextStep("Refine it in RELION, from these orientations", _relion_refine(files),
+                     "relion - 3D auto-refine with local searches, with outputParticles of the subset, and this run's "
+                     "outputVolume as reference"))
+
+
+def _other_hand(files: RunFiles) -> tuple[NextStep, ...]:
+    """To a map and orientations of the other hand. The map alone is not enough: a refinement that starts from the
+    orientations that are there would search around wrong ones."""
+    mirrored = files.run.map.absolute().with_name("map_mirrored.mrc")
+    volume, output = shlex.quote(str(files.run.map.absolute())), shlex.quote(str(mirrored))
+    return (NextStep("If features are mirrored (helices turn to the left), do this before all else: mirror the map",
+                     f"relion_image_handler --i {volume} --o {output} --invert_hand"),
+            NextStep("Then run again with the mirrored map as the hand: orientations change with it, and those of this "
+                     "run do not fit it. Go on from the new run's report",
+                     command("ab-initio", particles=files.input_path("particles"), **_options_again(files),
+                             hand_reference=mirrored, out=beside(files.path, "other_hand")),
+                     "import volumes (the mirrored map), then cryoforum - ab initio again, with it as Hand reference"))
+
+
+def _options_again(files: RunFiles) -> dict[str, object]:
+    """What a run was told, where that is not the default, for the hybrid method: the one that takes a hand."""
+    if files.config.get("method") == "end-to-end":
+        return {name: files.config.get(name) for name in _OF_THE_PARTICLES if name in files.config}
+    defaults = AbInitioConfig(out=Path(), particles=Path()).model_dump(mode="json")
+    return {name: value for name, value in files.config.items()
+            if name in defaults and name not in _OF_ONE_RUN and value != defaults[name]}
 
 
 def _again(files: RunFiles) -> tuple[NextStep, ...]:
@@ -116,20 +146,25 @@ def _again(files: RunFiles) -> tuple[NextStep, ...]:
     seeds = max(_MORE_SEEDS, 2 * config.get("seeds", 1))
     options = {name: config.get(name) for name in ("particle_diameter_angstrom", "max_shift_angstrom")}
     common = dict(particles=files.input_path("particles"), symmetry=files.symmetry, **options)
-    learnt = config.get("method") == "end-to-end"
+    learnt, longer = config.get("method") == "end-to-end", 2 * config.get("search_steps", 400)
+    epochs = _LONGER * config.get("epochs", 10)
     steps = [NextStep("Search from several random starts, by the hybrid method" if learnt else
                       "Search from more random starts" if tried < _MORE_SEEDS else "Search longer",
                       command("ab-initio", **common, seeds=seeds,
                               # as many starts in vain: more of the same would end alike
-                              **({} if tried < _MORE_SEEDS else {"search_steps": 2 * config.get("search_steps", 400)}),
-                              out=beside(files.path, "again")))]
+                              **({} if tried < _MORE_SEEDS else {"search_steps": longer}),
+                              out=beside(files.path, "again")),
+                      "cryoforum - ab initio again, with "
+                      f"{'Method hybrid and ' if learnt else ''}Random starts {seeds}"
+                      f"{'' if tried < _MORE_SEEDS else f' and Search steps {longer}'}")]
     if learnt:
         steps.append(NextStep("Train longer", command(
             "ab-initio", **common, method="end-to-end", encoder=config.get("encoder"), head=config.get("head"),
-            epochs=_LONGER * config.get("epochs", 10), out=beside(files.path, "longer"))))
+            epochs=epochs, out=beside(files.path, "longer")), f"cryoforum - ab initio again, with Epochs {epochs}"))
     if config.get("symmetry", "c1").lower() != "c1":
         steps.append(NextStep("Without symmetry, which may be another than was given", command(
-            "ab-initio", **(common | {"symmetry": "c1"}), seeds=seeds, out=beside(files.path, "c1"))))
+            "ab-initio", **(common | {"symmetry": "c1"}), seeds=seeds, out=beside(files.path, "c1")),
+            f"cryoforum - ab initio again, with Symmetry c1 and Random starts {seeds}"))
     return tuple(steps)
 
 
@@ -214,8 +249,9 @@ def _notes(files: RunFiles) -> tuple[str, ...]:
     if not _hand_is_known(files.summary):
         notes.append("Hand: projections do not tell a molecule from its mirror image, so that the map is one of the "
                      "two. Helices turn to the right in the true one. With a map of known hand (--hand-reference) "
-                     "the run decides by itself. The orientations that go with the mirrored map have rlnAngleRot of "
-                     "opposite sign, and 180 minus rlnAngleTilt.")
+                     "the run decides by itself. A map that is mirrored afterwards needs other orientations: with that "
+                     "of relion_image_handler --invert_hand go rlnAngleRot of opposite sign and 180 minus "
+                     "rlnAngleTilt.")
     else:
         notes.append(f"Hand: {files.summary['hand']}.")
     error = files.summary.get("validation_median_error_deg")

@@ -31,10 +31,11 @@ class Alarm:
 
 @dataclass(frozen=True)
 class NextStep:
-    """What to do next, and the command line that does it."""
+    """What to do next, the command line that does it, and, where there is one, the protocol of Scipion that does."""
 
     what: str
     command: str
+    in_scipion: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +80,17 @@ def command(job: str, **options: object) -> str:
 
     Paths are made absolute, so that the command works from any directory; a long one takes a line per option.
     """
-    words = [f"cryoforum {job}"]
-    for name, value in options.items():
-        if value is not None:
-            text = str(value.absolute()) if isinstance(value, Path) else str(value)
-            words.append(f"--{name.replace('_', '-')} {shlex.quote(text)}")
+    words = [f"cryoforum {job}", *(_flag(name.replace("_", "-"), value) for name, value in options.items()
+                                   if value is not None)]
     return (" " if sum(map(len, words)) < _LONG_COMMAND else " \\\n    ").join(words)
+
+
+def _flag(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join([f"--{name}", *(shlex.quote(str(each.absolute() if isinstance(each, Path) else each))
+                                    for each in values)])
 
 
 def beside(run: Path, suffix: str) -> Path:

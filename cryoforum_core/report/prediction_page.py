@@ -112,10 +112,12 @@ def unseen_views(density: np.ndarray | None, n_particles: int) -> str | None:
 
 def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
     return (NextStep("Leave out junk and orientations that cannot be trusted",
-                     command("select", run=files.path, out=beside(files.path, "select"))),
+                     command("select", run=files.path, out=beside(files.path, "select")),
+                     "cryoforum - uncertainty subset, with this run's outputParticles"),
             NextStep("Make a map of all particles (RELION reads the same particles.star)",
                      command("reconstruct", particles=files.run.particles, symmetry=files.symmetry,
-                             out=beside(files.path, "map"))))
+                             out=beside(files.path, "map")),
+                     "relion - reconstruct, with this run's outputParticles"))
 
 
 def pose_pictures(files: RunFiles, posterior: dict[str, np.ndarray], table: ParticleTable | None,

@@ -12,6 +12,8 @@ from ..run_directory import RunDirectory
 
 # as particles.simulate calls it; importing that module would import torch
 JUNK_KIND_COLUMN = "rlnCryoforumJunkKind"
+# the database that every project of Scipion has
+_SCIPION_PROJECT = "project.sqlite"
 
 
 class RunFiles:
@@ -32,6 +34,11 @@ class RunFiles:
         earlier = Path(self.config["run"]) / self.run.summary.name if "run" in self.config else None
         of_earlier = json.loads(earlier.read_text()) if earlier is not None and earlier.is_file() else {}
         return self.summary.get("symmetry") or self.config.get("symmetry") or of_earlier.get("symmetry") or "c1"
+
+    @property
+    def is_in_scipion(self) -> bool:
+        """Whether the run lies in a project of Scipion, whose users have protocols in the place of commands."""
+        return any((folder / _SCIPION_PROJECT).is_file() for folder in self.path.absolute().parents)
 
     def input_path(self, name: str) -> Path | None:
         """The file that an option of the run named; None where the option was not given."""

@@ -125,10 +125,12 @@ def _loses_views(densities: dict[str, np.ndarray]) -> bool:
 def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
     symmetry = files.symmetry
     steps = [NextStep("Make a map of what was kept", command(
-        "reconstruct", particles=files.run.selected, symmetry=symmetry, out=beside(files.path, "map")))]
+        "reconstruct", particles=files.run.selected, symmetry=symmetry, out=beside(files.path, "map")),
+        "relion - reconstruct, with this run's outputParticles")]
     if files.summary["n_rejected"]:
         steps.append(NextStep("Make a map of what was rejected: the molecule should not be in it", command(
-            "reconstruct", particles=files.run.rejected, symmetry=symmetry, out=beside(files.path, "rejected_map"))))
+            "reconstruct", particles=files.run.rejected, symmetry=symmetry, out=beside(files.path, "rejected_map")),
+            "relion - reconstruct, with this run's outputParticlesRejected"))
     return tuple(steps)
 
 

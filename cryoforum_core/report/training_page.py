@@ -11,22 +11,26 @@ GOOD_BELOW_DEG, USEFUL_BELOW_DEG = 8.0, 60.0
 TRAIN_ON_ABOVE_DEG = 20.0
 _NO_TERMS = {"step", "progress", "seconds", "learning_rate", "loss"}
 _OVERFITS_ABOVE = 1.5
+# what a run's errors are of, by its summary's validation_source
+_TESTED_ON = {"simulated projections": "simulated projections that it was not trained on",
+              "held-out particles": "particles that were held out of the training"}
 
 
 def training_page(files: RunFiles) -> Page:
-    """How well the network does on images it has not seen, and how it got there."""
+    """How well the network does on images that it was not trained on, and how it got there."""
     median = files.summary["validation_median_error_deg"]
     mean = files.summary["validation_mean_error_deg"]
-    facts = {"held-out median error": degrees(median), "held-out mean error": degrees(mean),
+    facts = {"median error": degrees(median), "mean error": degrees(mean),
              "training time": duration(files.summary.get("train_seconds", files.summary["seconds"]))}
     if "steps" in files.summary:
         facts["steps"] = f"{files.summary['steps']:,}"
     metrics = files.csv_columns(files.run.metrics.name)
-    return Page("Training of an orientation network", _verdict(median, mean, metrics), _next_steps(files, median),
-                facts, tuple(_pictures(files, metrics)))
+    source = _TESTED_ON.get(files.summary.get("validation_source"), "images that it was not trained on")
+    return Page("Training of an orientation network", _verdict(median, mean, source, metrics),
+                _next_steps(files, median), facts, tuple(_pictures(files, metrics)))
 
 
-def _verdict(median: float, mean: float, metrics: dict[str, np.ndarray] | None) -> Verdict:
+def _verdict(median: float, mean: float, source: str, metrics: dict[str, np.ndarray] | None) -> Verdict:
     level = level_of(median, GOOD_BELOW_DEG, USEFUL_BELOW_DEG)
     meaning = {
         "good": "This is as good as networks get alone; predict refines it further by matching against the map.",
@@ -34,8 +38,7 @@ def _verdict(median: float, mean: float, metrics: dict[str, np.ndarray] | None) 
                    "which takes longer the more there is to search.",
         "poor": "It has learnt little: the search of predict's adaptive refinement would have to find nearly every "
                 "orientation. Train longer, or check contrast, pixel size and symmetry."}[level]
-    sentences = [f"On images it has not seen, the network is off by {degrees(median)} (median) and "
-                 f"{degrees(mean)} (mean).", meaning]
+    sentences = [f"On {source}, the network is off by {degrees(median)} (median) and {degrees(mean)} (mean).", meaning]
     if metrics is not None and (ratio := _overfit_ratio(metrics)) > _OVERFITS_ABOVE:
         sentences.append(f"The held-out error ends {ratio:.1f} times as high as its lowest: the network learns its "
                          "images by heart. The best weights were kept; more particles or a --reference map would help.")
@@ -52,11 +55,13 @@ def _overfit_ratio(metrics: dict[str, np.ndarray]) -> float:
 def _next_steps(files: RunFiles, median: float) -> tuple[NextStep, ...]:
     particles = files.input_path("particles")
     steps = [NextStep("Find the orientations of all particles",
-                      command("predict", particles=particles, model=files.path, out=beside(files.path, "predict")))]
+                      command("predict", particles=particles, model=files.path, out=beside(files.path, "predict")),
+                      "cryoforum - predict orientations, with this run's outputNetwork")]
     if median > TRAIN_ON_ABOVE_DEG:
         steps.append(NextStep("Train on from here", command(
             "train", particles=particles, reference=files.input_path("reference"), from_checkpoint=files.path,
-            out=beside(files.path, "longer"))))
+            symmetry=files.symmetry, out=beside(files.path, "longer")),
+            "cryoforum - train orientation network, with this run's outputNetwork as Start from network"))
     return tuple(steps)
 
 

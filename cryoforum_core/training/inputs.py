@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..errors import InputError
-from ..geometry.symmetry import symmetry_group
+from ..geometry.symmetry import normalise_name, symmetry_group
 from ..imaging.resample import resample_volume
 from ..model.checkpoint import CheckpointMetadata, load_checkpoint
 from ..model.encoder import MIN_BOX_SIZE_PX
@@ -53,6 +53,8 @@ def check_inputs(config: TrainConfig, particles: Particles, device: torch.device
     parent = attempt(load_checkpoint, config.from_checkpoint) if config.from_checkpoint is not None else None
     settings = attempt(_settings, config, particles, parent, device)
     group = attempt(symmetry_group, config.symmetry)
+    if parent is not None and group is not None:
+        attempt(_check_symmetry, config, parent[1])
     volume = attempt(read_reference, config.reference, particles) if config.reference is not None else None
     rows = attempt(_usable_rows, config, particles)
     if particles.ctf is None:
@@ -64,6 +66,16 @@ def check_inputs(config: TrainConfig, particles: Particles, device: torch.device
         raise InputError(problems)
     network = parent[0].config if parent else _network_config(config, settings, device)
     return TrainingInputs(parent[0] if parent else None, settings, network, group, volume, rows)
+
+
+def _check_symmetry(config: TrainConfig, trained: CheckpointMetadata) -> None:
+    """Another group would have the network learn which of its equivalent answers is meant, or take different ones for
+    the same, and would be written down as its symmetry."""
+    asked, own = normalise_name(config.symmetry), normalise_name(trained.symmetry)
+    if asked != own:
+        raise InputError(f"A network that is trained further must keep its symmetry; that in {config.from_checkpoint} "
+                         f"was trained with {own}, and --symmetry is {asked}. Give --symmetry {own}, or train a new "
+                         "network (without --from-checkpoint).")
 
 
 def _network_config(config: TrainConfig, settings: PreprocessSettings, device: torch.device) -> NetworkConfig:

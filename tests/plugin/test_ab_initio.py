@@ -156,6 +156,12 @@ def test_all_problems_come_together(make, launch, project):
         assert problem in text
 
 
+@pytest.mark.parametrize("box", [14, 17, BOX_PX + 2])
+def test_a_network_box_that_the_network_cannot_have_is_found_before_the_search(make, box):
+    text = "\n".join(make(networkBox=box).validate())
+    assert f"network box must be even, at least 16 px and at most the box of the particles; it is {box} px" in text
+
+
 def test_doubtful_choices_are_warned_about(make):
     assert make().warnings() == []
     assert "larger than the box" in make(particleDiameter=100000).warnings()[0]

@@ -94,8 +94,8 @@ def test_the_network_is_an_output_that_describes_itself(trained, pixel_size):
     assert network.getValidationMedianError() == pytest.approx(found["validation_median_error_deg"])
     assert 0 < network.getValidationMedianError() < 180
     assert f"{BOX_PX} px" in str(network) and "median error" in str(network)
-    assert "Median error on held-out images" in trained.summary()[0]
-    assert trained.methods() and any("Chung" in text for text in trained.citations())
+    assert "Median error:" in trained.summary()[0] and "on simulated projections" in trained.summary()[0]
+    assert "on simulated projections" in trained.methods()[0] and any("Chung" in text for text in trained.citations())
 
 
 def test_the_log_tells_progress_and_time_left(trained):
@@ -380,3 +380,18 @@ def test_ctf_from_scipions_import_of_ctfs(launch, micrographs, pixel_size, train
         coordinate = particle.getCoordinate()
         rows[particle.getObjId()] = truth[Path(coordinate.getMicName()).stem, coordinate.getX(), coordinate.getY()]
     assert np.median(errors_deg(oriented.outputParticles, rows)) < 10
+
+
+def test_inverted_orientations_and_their_reconstruction_have_the_other_hand(launch, data, pixel_size, tmp_path):
+    """What the README advises where the hand of ab initio is the wrong one."""
+    from pwem.protocols import ProtAlignmentInvertHand
+
+    known = import_star(launch, data / "truth.star", pixel_size, "import with orientations")
+    inverted = launch(ProtAlignmentInvertHand, inputParticles=(known, "outputParticles"))
+    volume = reconstruct(launch, inverted, "outputParticles").outputVolume
+    with mrcfile.open(data / "map.mrc") as mrc:
+        mirrored = np.roll(mrc.data[::-1], 1, axis=0)
+    with mrcfile.new(tmp_path / "mirrored.mrc") as mrc:
+        mrc.set_data(mirrored)
+    assert map_correlation(volume.getFileName(), tmp_path / "mirrored.mrc") > 0.8
+    assert map_correlation(volume.getFileName(), data / "map.mrc") < 0.7

@@ -356,3 +356,21 @@ def test_a_limit_that_is_not_known_is_no_new_run(project, predicted, subset):
     assert type(viewer._showLimit()[0]).__name__ == "MessageView"
     assert "no probability to be a particle" in viewer._makeSubset()[0].getMessage()
     assert len(project.getRuns()) == runs_before
+
+
+@pytest.mark.parametrize("measure, criterion", [(0, "MAX_ERROR"), (1, "MAX_BOUND")])
+def test_a_limit_of_errors_in_the_viewer_leaves_out_junk_whatever_the_first_subset_did(
+        project, judged, monkeypatch, measure, criterion):
+    from cryoforum.protocols import CryoForumProtSubset, protocol_subset
+
+    first = project.newProtocol(CryoForumProtSubset, criterion=getattr(protocol_subset, criterion), rejectJunk=False)
+    first.inputParticles.set(judged)
+    first.inputParticles.setExtended("outputParticles")
+    project.saveProtocol(first)
+    launched = []
+    monkeypatch.setattr(project, "launchProtocol", launched.append)
+    viewer = make_viewer(project, first)
+    viewer.limitMeasure.set(measure)
+    assert "was started" in viewer._makeSubset()[0].getMessage()
+    assert launched[0].rejectJunk.get() and launched[0].criterion == getattr(protocol_subset, criterion)
+    assert not first.rejectJunk.get()

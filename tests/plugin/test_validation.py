@@ -149,7 +149,8 @@ def test_gpu_that_is_not_there(train, monkeypatch):
     from cryoforum import Plugin
 
     monkeypatch.setattr(Plugin, "hasGpu", classmethod(lambda cls: False))
-    assert "No NVIDIA GPU was found" in train(useGpu=True)
+    text = train(useGpu=True)
+    assert "No NVIDIA GPU was found" in text and '"GPU IDs" to No' in text  # as the form calls it
     assert train(useGpu=False) == ""
 
 
@@ -225,9 +226,10 @@ def test_a_network_that_does_not_apply_is_the_first_line_of_the_summary(project,
     protocol.outputParticles = object()
     summary = {"n_particles": 5, "images_per_second": 3.0, "median_expected_error_deg": 2.0, "model_applies": False,
                "model_applies_cause": "pixel-size", "model_applies_reason": "pixels are of 5 A",
-               "model_applies_doubts": ["Another noise."]}
+               "model_applies_doubts": ["Another noise.", "Give --contrast dark."]}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     with mock.patch.object(protocol, "_runDirectory", lambda: str(tmp_path)):
         lines = protocol._summary()
     assert "DOES NOT APPLY" in lines[0] and "pixel-size" in lines[0] and "pixels are of 5 A." in lines[0]
     assert "To check: Another noise." in lines
+    assert 'To check: Give "Contrast of the images": dark protein.' in lines

@@ -101,9 +101,30 @@ def test_what_the_network_is_worth_is_told(tmp_path):
 def test_a_hand_that_is_known_needs_no_mirror(tmp_path):
     known = page_of(ab_initio_run(tmp_path / "a", hand="as in the reference"))
     unknown = page_of(ab_initio_run(tmp_path / "b"))
-    assert "--invert_hand" in unknown.next_steps[-1].command and "mirror image" in " ".join(unknown.notes)
+    assert "mirror image" in " ".join(unknown.notes)
+    assert any("--invert_hand" in step.command for step in unknown.next_steps)
     assert not any("--invert_hand" in step.command for step in known.next_steps)
     assert "Hand: as in the reference." in known.notes
+
+
+@pytest.mark.parametrize("method", ["hybrid", "end-to-end"])
+def test_a_wrong_hand_is_put_right_before_anything_else_and_with_its_orientations(tmp_path, method):
+    """Local searches from orientations of the other hand fail: a run with the mirrored map as hand has right ones."""
+    run = ab_initio_run(tmp_path / "run", method, symmetry="c2")
+    options = {"contrast": "dark", "frequency_marching": True, "skip": ["refinement"]}
+    run.config.write_text(json.dumps(json.loads(run.config.read_text()) | options))
+    steps = page_of(run).next_steps
+    places = {word: next(i for i, step in enumerate(steps) if word in step.command)
+              for word in ("--invert_hand", "--hand-reference", "cryoforum select", "relion_refine_mpi")}
+    assert list(places.values()) == sorted(places.values())
+    again = steps[places["--hand-reference"]]
+    assert "orientations change with it" in again.what
+    given = parse(shlex.split(again.command.replace("\\\n", ""))[1:])
+    assert given.hand_reference == run.path / "map_mirrored.mrc"
+    assert given.symmetry == "c2" and given.contrast == "dark"
+    # the end-to-end method knows no hand
+    assert given.method == "hybrid" and given.seeds == (3 if method == "hybrid" else 2)
+    assert given.frequency_marching is (method == "hybrid") and len(given.skip) == (method == "hybrid")
 
 
 def test_commands_are_ones_that_the_command_line_takes(runs, tmp_path):

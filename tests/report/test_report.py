@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from example_runs import N, N_JUNK, make_run, predict_run, reconstruct_run, select_run, train_run
+from example_runs import N, N_JUNK, ab_initio_run, make_run, predict_run, reconstruct_run, select_run, train_run
 
 from cryoforum_core.errors import InputError
 from cryoforum_core.report.map_page import reconstruction_page
@@ -88,6 +88,29 @@ def test_commands_name_the_runs_own_files(runs, pages):
             for name, line in zip(("selected", "rejected"), commands["select"])] == [True, True]
 
 
+def test_a_run_in_a_project_of_scipion_names_its_protocols(runs, pages, tmp_path):
+    """Beside the commands; elsewhere nobody has these protocols."""
+    (tmp_path / "project.sqlite").touch()
+    made = {"train": train_run(tmp_path / "Runs/1/extra/train", 75.0),
+            "predict": predict_run(tmp_path / "Runs/2/extra/predict")[0],
+            "ab-initio": ab_initio_run(tmp_path / "Runs/3/extra/ab_initio"),
+            "lost": ab_initio_run(tmp_path / "Runs/4/extra/ab_initio", converged=False, symmetry="d2"),
+            "learnt": ab_initio_run(tmp_path / "Runs/5/extra/ab_initio", "end-to-end", converged=False)}
+    made["select"] = select_run(tmp_path / "Runs/6/extra/select", made["predict"])
+    said = {}
+    for name, run in made.items():
+        text, _ = page_of(run, run.report)
+        said[name] = re.findall(r'<p class="scipion">In Scipion: (.*?)</p>', text)
+        # all but that which mirrors the map, which is one step with the next
+        assert len(said[name]) == len(commands_in(text)) - (name == "ab-initio")
+    assert "uncertainty subset, with this run's outputParticles" in said["predict"][0]
+    assert "outputNetwork as Start from network" in said["train"][1] and "Rejected" in said["select"][1]
+    assert "Hand reference" in said["ab-initio"][1] and "3D auto-refine" in said["ab-initio"][-1]
+    assert "Random starts 6" in said["lost"][0] and "Symmetry c1" in said["lost"][1]
+    assert "Epochs 30" in said["learnt"][1]
+    assert not any("In Scipion" in text for text, _ in pages.values())
+
+
 def test_commands_quote_paths_for_the_shell(tmp_path):
     text, _ = page_of(train_run(tmp_path / "my run"), tmp_path / "report.html")
     assert f"--model '{tmp_path}/my run'" in text
@@ -100,6 +123,23 @@ def test_training_verdict_follows_the_error(tmp_path):
     assert good.verdict.level == "good" and "5.00° (median) and 11.0° (mean)" in good.verdict.sentences[0]
     poor = training_page(RunFiles(train_run(tmp_path / "poor", 75.0)))
     assert poor.verdict.level == "poor" and "--from-checkpoint" in poor.next_steps[-1].command
+
+
+@pytest.mark.parametrize("source, said", [
+    ("simulated projections", "On simulated projections that it was not trained on, the network is off by 5.00°"),
+    ("held-out particles", "On particles that were held out of the training, the network is off by 5.00°"),
+    (None, "On images that it was not trained on, the network is off by 5.00°")])
+def test_training_says_which_images_its_errors_are_of(tmp_path, source, said):
+    run = train_run(tmp_path / "run", 5.0)
+    if source:
+        run.write_summary(run.read_summary() | {"validation_source": source})
+    assert words(training_page(RunFiles(run))).startswith(said)
+
+
+def test_training_goes_on_with_the_symmetry_of_the_run(tmp_path):
+    run = train_run(tmp_path / "run", 75.0)
+    run.config.write_text(json.dumps(json.loads(run.config.read_text()) | {"symmetry": "d2"}))
+    assert "--symmetry d2" in training_page(RunFiles(run)).next_steps[-1].command
 
 
 def test_training_that_learns_by_heart_is_told(tmp_path):

@@ -96,6 +96,14 @@ def test_fine_tuning_starts_from_what_was_learnt(tmp_path, taught, particle_set,
     assert again["validation_mean_error_deg"] < fresh["validation_mean_error_deg"] - 15
 
 
+def test_fine_tuning_keeps_the_symmetry(tmp_path, taught, particle_set, molecule):
+    """A network of d2 that goes on as c1 would be written down as one of c1."""
+    options = {"reference": molecule, "from_checkpoint": taught[2].path}
+    with pytest.raises(InputError, match="trained with c1, and --symmetry is c2. Give --symmetry c1"):
+        plan_training(config(tmp_path, symmetry="C2", **options), particle_set(300, snr=2.0), state=KNOWN)
+    assert plan_training(config(tmp_path, symmetry="C1", **options), particle_set(300, snr=2.0), state=KNOWN)
+
+
 def test_the_belief_is_calibrated_on_held_out_images(taught, particle_set):
     settings, _, run = taught
     network = load_checkpoint(run.path)[0]

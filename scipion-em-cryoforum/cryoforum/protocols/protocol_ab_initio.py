@@ -18,7 +18,6 @@
 # **************************************************************************
 """Protocol: a first map and orientations from particles alone."""
 
-import json
 import os
 from enum import Enum
 
@@ -30,6 +29,7 @@ from ..command import isFinished, readProgress, readSummary
 from ..constants import SYMMETRY_HELP
 from ..convert import copyWithPredictions, readFsc, readHalfSets, readPoses, readPredictions
 from ..objects import CryoForumNetwork
+from .form_words import inFormWords
 from .protocol_base import CryoForumBase
 
 METHODS = ['hybrid', 'end-to-end']
@@ -82,7 +82,8 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
                       condition='method == %d' % HYBRID,
                       label='Random starts',
                       help='Number of independent searches; the best is chosen by images held out. Several that agree '
-                           'are a sign of a right map. Each costs as much as the first.')
+                           'are a sign of a right map. Each costs as much as the first. Where none of them finds a '
+                           'map that is sure, more are made, up to four in all.')
         form.addParam('particleDiameter', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Particle diameter (Å)',
                       help='Outside of a sphere of this diameter the map has no density. 0: 90 % of the box.')
@@ -105,7 +106,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
         form.addSection(label='Method')
         form.addParam('trainMinutes', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Training time (minutes)',
-                      help='For the network. 0: a quarter of the time that the rest is estimated to take (hybrid), or '
+                      help='For the network. 0: half of the time that was spent before, at least 1 minute (hybrid), or '
                            'what the epochs need (end-to-end).')
         self._defineEndToEndParams(form)
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)
@@ -171,7 +172,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
     def abInitioStep(self, options):
         summary = self._runEngine('ab-initio', self._runDirectory(), self._abInitioOptions(), self._inputFiles())
         if not summary['converged']:
-            self.warning('Did not converge: %s' % summary['converged_reason'])
+            self.warning('Did not converge: %s' % self._reason())
 
     def createOutputStep(self):
         made = {outputs.outputVolume.name: self._makeVolume(), outputs.outputParticles.name: self._makeParticles()}
@@ -213,11 +214,9 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
 
     def _makeNetwork(self):
         """ The trained network; None where the method left none. """
-        path = self._runFile('checkpoint', 'checkpoint.json')
-        if not os.path.exists(path):
+        checkpoint = self._readCheckpoint(self._runDirectory())
+        if checkpoint is None:
             return None
-        with open(path) as file:
-            checkpoint = json.load(file)
         summary = readSummary(self._runDirectory())
         particles = self.inputParticles.get()
         return CryoForumNetwork(runDirectory=self._runDirectory(), pixelSize=particles.getSamplingRate(),
@@ -237,11 +236,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
     # --------------------------- INFO functions ------------------------------
     def _validate(self):
         errors = self._validateParticles(MIN_PARTICLES) + self._validateGpu() + self._validateSymmetry(self._symmetry())
-        errors += self._validateVolume(self.handReference.get())
-        box, particles = self.networkBox.get(), self.inputParticles.get()
-        if box and (box % 2 or (particles is not None and box > particles.getXDim())):
-            errors.append('The network box must be even and at most the box of the particles; it is %d px.' % box)
-        return errors
+        return errors + self._validateVolume(self.handReference.get()) + self._validateNetworkBox()
 
     def _warnings(self):
         warnings = []
@@ -329,7 +324,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
         return not isFinished(self._runDirectory()) or readSummary(self._runDirectory()).get('converged', True)
 
     def _reason(self):
-        return readSummary(self._runDirectory()).get('converged_reason') or 'no reason is given.'
+        return inFormWords(readSummary(self._runDirectory()).get('converged_reason') or 'no reason is given.')
 
     def _symmetry(self):
         return (self.symmetry.get() or '').strip().lower()

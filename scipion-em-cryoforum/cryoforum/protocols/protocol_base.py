@@ -18,6 +18,7 @@
 # **************************************************************************
 """What the protocols share: parameters, validation, and running the engine."""
 
+import json
 import os
 import re
 import subprocess
@@ -29,13 +30,14 @@ from .. import Plugin
 from ..command import buildArguments, buildProgram, escapePercent, prepareRun, readSummary, tail
 from ..constants import DEFAULT_COVERAGE, SYMMETRY_HELP
 from ..convert import writeParticlesStar, writeReferenceMap
+from .form_words import CONTRAST, CTF_STATE, inFormWords
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
 TOLERANCE = 0.01  # of pixel sizes and fields of view
+SMALLEST_BOX = 16  # px; the engine's own limit for what a network sees
 EXIT_NOT_CONVERGED = 3  # the engine wrote all files, but the data did not determine the result
 
-CONTRASTS = ['auto', 'bright', 'dark']
-CTF_STATES = ['auto', 'raw', 'phase-flipped', 'multiplied']
+CONTRASTS, CTF_STATES = list(CONTRAST), list(CTF_STATE)
 CTF_STATE_AUTO = 0
 
 
@@ -51,7 +53,8 @@ class CryoForumBase:
                             'this to No.')
         form.addHidden(params.GPU_LIST, params.StringParam, default='0',
                        label='GPU ID',
-                       help='Number of the GPU to use (the first one is 0). One GPU is used.')
+                       help='Number of the GPU to use (the first one is 0). One GPU is used. Without a GPU choose *No*: '
+                            'training then takes 20 to 100 times as long.')
 
     def _defineCoverageParam(self, form):
         form.addParam('coverage', params.FloatParam, default=DEFAULT_COVERAGE,
@@ -64,13 +67,13 @@ class CryoForumBase:
                            'on particles whose orientations are known.')
 
     def _defineImageParams(self, form):
-        form.addParam('contrast', params.EnumParam, choices=['automatic', 'bright protein', 'dark protein'],
+        form.addParam('contrast', params.EnumParam, choices=list(CONTRAST.values()),
                       default=0, expertLevel=params.LEVEL_ADVANCED,
                       label='Contrast of the images',
                       help='RELION wants protein brighter than its surroundings. *automatic* measures it on the '
                            'images and writes to the log what it found.')
         form.addParam('ctfState', params.EnumParam,
-                      choices=['as the set says', 'not corrected', 'phases flipped', 'multiplied by the CTF'],
+                      choices=list(CTF_STATE.values()),
                       default=CTF_STATE_AUTO, expertLevel=params.LEVEL_ADVANCED,
                       label='CTF correction of the images',
                       help='What was done to the images before. *as the set says*: phases flipped where Scipion '
@@ -118,9 +121,18 @@ class CryoForumBase:
         except subprocess.CalledProcessError as error:
             if error.returncode == EXIT_NOT_CONVERGED:
                 return readSummary(runDirectory)
-            message = tail(self._getLogsPath('run.stderr'))
+            message = inFormWords(tail(self._getLogsPath('run.stderr')))
             raise RuntimeError('cryoforum %s stopped (exit code %d).\n%s' % (job, error.returncode, message)) from None
         return readSummary(runDirectory)
+
+    @staticmethod
+    def _readCheckpoint(runDirectory):
+        """ What describes the network of a finished run; None where there is none. """
+        path = os.path.join(runDirectory, 'checkpoint', 'checkpoint.json')
+        if not os.path.exists(path):
+            return None
+        with open(path) as file:
+            return json.load(file)
 
     @staticmethod
     def _boundLines(summary):
@@ -212,6 +224,17 @@ class CryoForumBase:
                           % (network.getBoxSize(), network.getPixelSize(), self._fieldOfView()))
         return errors
 
+    def _validateNetworkBox(self):
+        """ Problems of the box of a network that is to be trained, which are those of the form's *Network box*. """
+        box, particles = self.networkBox.get(), self.inputParticles.get()
+        if box and (box % 2 or box < SMALLEST_BOX or (particles is not None and box > particles.getXDim())):
+            return ['The network box must be even, at least %d px and at most the box of the particles; it is %d px. '
+                    'Give another, or 0 for the usual one.' % (SMALLEST_BOX, box)]
+        if particles is not None and 0 < particles.getXDim() < SMALLEST_BOX:
+            return ['A network needs images of at least %d px; the particles have %d px. Extract them with less '
+                    'binning or a larger box.' % (SMALLEST_BOX, particles.getXDim())]
+        return []
+
     def _validateSymmetry(self, symmetry):
         if SYMMETRY.match(symmetry or ''):
             return []
@@ -221,7 +244,7 @@ class CryoForumBase:
         if not self.usesGpu() or self.useQueue():
             return []
         if not Plugin.hasGpu():
-            return ['No NVIDIA GPU was found on this computer: set "Use GPU" to No (slower), or run in a queue.']
+            return ['No NVIDIA GPU was found on this computer: set "GPU IDs" to No (slower), or run in a queue.']
         if len(self.getGpuList()) > 1:
             return ['One GPU is used; the list has %s. Give one number.' % self.gpuList.get()]
         return []

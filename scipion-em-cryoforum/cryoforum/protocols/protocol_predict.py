@@ -28,9 +28,10 @@ from pwem.protocols import EMProtocol
 from ..command import readSummary
 from ..constants import SYMMETRY_HELP
 from ..convert import copyWithPredictions, readPredictions, writeParticlesStar
+from .form_words import REFINEMENT, inFormWords
 from .protocol_base import TOLERANCE, CryoForumBase
 
-REFINEMENTS = ['none', 'local', 'adaptive']
+REFINEMENTS = list(REFINEMENT)
 REFINE_NONE, REFINE_LOCAL, REFINE_ADAPTIVE = range(3)
 MIN_LABELLED = 100  # the engine's own
 
@@ -62,7 +63,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                       help='Output of *train orientation network* or *ab initio*. It must have been trained for '
                            'particles of the same field of view (box times pixel size), or you give a reference map '
                            'below.')
-        form.addParam('refinement', params.EnumParam, choices=['none', 'local', 'adaptive'], default=REFINE_ADAPTIVE,
+        form.addParam('refinement', params.EnumParam, choices=list(REFINEMENT.values()), default=REFINE_ADAPTIVE,
                       display=params.EnumParam.DISPLAY_HLIST,
                       label='Refinement',
                       help='*none*: the network alone; fastest.\n'
@@ -119,7 +120,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
     def predictStep(self, options):
         summary = self._runEngine('predict', self._runDirectory(), self._predictOptions(), self._inputFiles())
         if not summary['model_applies']:
-            self.error('This network does not apply to these particles: %s' % summary['model_applies_reason'])
+            self.error('This network does not apply to these particles: %s' % inFormWords(summary['model_applies_reason']))
 
     def createOutputStep(self):
         particles = self.inputParticles.get()
@@ -184,8 +185,8 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
             # Scipion's summary knows no colours: the alarm is its first line, in bold and with a red sign
             lines.insert(0, '\U0001F534 *THIS NETWORK DOES NOT APPLY TO THESE PARTICLES (%s)*: %s.'
                          % (summary.get('model_applies_cause', 'cause unknown'),
-                            summary['model_applies_reason'].rstrip('.')))
-        lines += ['To check: %s' % doubt for doubt in summary.get('model_applies_doubts', [])]
+                            inFormWords(summary['model_applies_reason'].rstrip('.'))))
+        lines += ['To check: %s' % inFormWords(doubt) for doubt in summary.get('model_applies_doubts', [])]
         return lines + self._reportLines(self._runDirectory())
 
     def _methods(self):

@@ -36,8 +36,9 @@ LOSSES = ['pairwise-to-own', 'own', 'pairwise', 'chordal']
 POOLINGS = ['auto', 'gem', 'average', 'max', 'flatten']
 ACTIVATIONS = ['auto', 'prelu', 'relu', 'silu']
 HALF_SETS = ['all', '1', '2']
-# px; the engine's own limit
-SMALLEST_BOX = 16
+# what the engine tests a network on
+TESTED_ON = {'simulated projections': 'simulated projections that it was not trained on',
+             'held-out particles': 'particles that were held out of the training'}
 
 
 class outputs(Enum):
@@ -98,17 +99,18 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         form.addSection(label='Network')
         form.addParam('startNetwork', params.PointerParam, pointerClass='CryoForumNetwork', allowsNull=True,
                       label='Start from network (optional)',
-                      help='A network trained before, to be tuned to these particles. Its architecture is kept, and '
-                           'the parameters below must describe it.')
-        form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, label='Encoder',
+                      help='A network trained before, to be tuned to these particles. It keeps its architecture, its '
+                           'box and its symmetry: the parameters below are for a new one.')
+        new = dict(condition='startNetwork is None')
+        form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, **new, label='Encoder',
                       help='Part of the network that reads the image.\n*compact*: the default, fast and accurate.\n'
                            '*cryoforum*: low-pass filter channels and a VGG-like network (Chung 2023).\n'
                            '*cryoposenet*: three blocks of 3x3 convolutions (Nashed 2021).')
-        form.addParam('networkBox', params.IntParam, default=0, validators=[params.GE(0)],
+        form.addParam('networkBox', params.IntParam, default=0, validators=[params.GE(0)], **new,
                       label='Network box (px)',
                       help='The images are Fourier-cropped to this even size before the network sees them. '
                            '0: the particles\' own box, at most 128 on a GPU and 32 on a CPU. Smaller is faster.')
-        advanced = dict(expertLevel=params.LEVEL_ADVANCED)
+        advanced = dict(new, expertLevel=params.LEVEL_ADVANCED)
         form.addParam('head', params.EnumParam, choices=HEADS, default=0, label='Orientation head', **advanced,
                       help='How the network expresses an orientation. *qcqp*: a symmetric 4x4 matrix whose smallest '
                            'eigenvector is the orientation and whose eigenvalues tell the uncertainty; *qcqp-psd*: '
@@ -146,9 +148,11 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                       help='Train on one half set only (random subset of the refinement), so that the other stays '
                            'independent.')
         form.addParam('validationFraction', params.FloatParam, default=0.1, validators=[params.Range(0.01, 0.9)],
+                      condition='learnFrom == %d and realFraction != 0' % FROM_ORIENTATIONS,
                       label='Held-out fraction',
                       help='Fraction of the particles that is never trained on; the errors in the summary are those '
-                           'on this part.')
+                           'on this part. A network that learns from simulated projections alone is tested on others '
+                           'of these.')
         self._defineImageParams(form)
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)
         form.addParam('batchSize', params.IntParam, default=128, validators=[params.GE(2)], **advanced,
@@ -188,7 +192,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
 
     def trainStep(self, options):
         summary = self._runEngine('train', self._runDirectory(), self._trainOptions(), self._inputFiles())
-        self.info('Median error on held-out particles: %.2f degrees' % summary['validation_median_error_deg'])
+        self.info('Median error on %s: %.2f degrees' % (testedOn(summary), summary['validation_median_error_deg']))
 
     def createOutputStep(self):
         summary = readSummary(self._runDirectory())
@@ -196,7 +200,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         network = CryoForumNetwork(runDirectory=self._runDirectory(), pixelSize=particles.getSamplingRate(),
                                    boxSize=particles.getXDim(), networkBoxSize=summary['network_box_size_px'],
                                    symmetry=self._symmetry(),
-                                   encoder=ENCODERS[self.encoder.get()],
+                                   encoder=self._readCheckpoint(self._runDirectory())['network']['encoder'],
                                    validationMedianError=summary['validation_median_error_deg'],
                                    validationMeanError=summary['validation_mean_error_deg'])
         self._defineOutputs(**{outputs.outputNetwork.name: network})
@@ -213,12 +217,18 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         if self.learnFrom == FROM_ORIENTATIONS and particles is not None and not particles.hasAlignmentProj():
             errors.append('The particles have no orientations (projection alignment) to learn from: give a refined '
                           'set, or learn from a reference map.')
-        errors += self._validateVolume(self._reference()) + self._validateNetwork(self.startNetwork.get())
-        box = self.networkBox.get()
-        if box and (box % 2 or box < SMALLEST_BOX or (particles is not None and box > particles.getXDim())):
-            errors.append('The network box must be even, at least %d px and at most the box of the particles; it is '
-                          '%d px.' % (SMALLEST_BOX, box))
-        return errors
+        errors += self._validateVolume(self._reference())
+        if self.startNetwork.get() is None:
+            return errors + self._validateNetworkBox()
+        return errors + self._validateNetwork(self.startNetwork.get()) + self._validateStartSymmetry()
+
+    def _validateStartSymmetry(self):
+        own, given = (self.startNetwork.get().getSymmetry() or 'c1').lower(), self._symmetry()
+        # RELION's i is i2
+        if own.replace('i2', 'i') == given.replace('i2', 'i'):
+            return []
+        return ['The network to start from was trained with symmetry %s, which it keeps, and %s is asked for. Give %s, '
+                'or train a new network.' % (own, given, own)]
 
     def _warnings(self):
         volume, particles = self._reference(), self.inputParticles.get()
@@ -232,8 +242,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         if not hasattr(self, outputs.outputNetwork.name):
             return ['The network is not ready yet. The Output tab shows the progress with the time left.']
         summary = readSummary(self._runDirectory())
-        return ['Median error on held-out images: *%.2f°* (mean %.2f°)' % (summary['validation_median_error_deg'],
-                                                                         summary['validation_mean_error_deg']),
+        return ['Median error: *%.2f°* (mean %.2f°), on %s.' % (summary['validation_median_error_deg'],
+                                                               summary['validation_mean_error_deg'], testedOn(summary)),
                 'Trained for %.1f minutes.' % (summary['seconds'] / 60)] + self._reportLines(self._runDirectory())
 
     def _methods(self):
@@ -241,9 +251,9 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
             return []
         source = ('simulated projections of a reference map' if self._reference() is not None
                   else 'particles with refined orientations')
-        return ['A neural network (encoder %s, symmetry %s) was trained with cryoforum on %s; its median error on '
-                'held-out images was %.2f°.' % (ENCODERS[self.encoder.get()], self._symmetry(), source,
-                                                self.outputNetwork.getValidationMedianError())]
+        return ['A neural network (encoder %s, symmetry %s) was trained with cryoforum on %s; its median error on %s '
+                'was %.2f°.' % (self.outputNetwork.getEncoder(), self._symmetry(), source,
+                            testedOn(readSummary(self._runDirectory())), self.outputNetwork.getValidationMedianError())]
 
     def _citations(self):
         return ['Chung2023', 'Nashed2021']
@@ -274,14 +284,23 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                 'from_checkpoint': None if start is None else os.path.abspath(start.getRunDirectory()),
                 'symmetry': self._symmetry(),
                 'max_minutes': self.maxMinutes.get(), 'max_steps': self.maxSteps.get(),
-                'encoder': ENCODERS[self.encoder.get()], 'head': HEADS[self.head.get()],
-                'network_box_size_px': self.networkBox.get() or None,
-                'filter_channels': self.filterChannels.get(), 'width': self.width.get() or None,
-                'pooling': POOLINGS[self.pooling.get()], 'activation': ACTIVATIONS[self.activation.get()],
-                'dropout': self.dropout.get(), 'loss': LOSSES[self.loss.get()],
+                'loss': LOSSES[self.loss.get()],
                 'bingham_weight': self.binghamWeight.get(), 'shift_weight': self.shiftWeight.get(),
                 'particle_fraction': self._realFraction(), 'shift_rms_angstrom': self.shiftRms.get() or None,
                 'augment': self.augment.get(), 'half_set': HALF_SETS[self.halfSet.get()],
                 'validation_fraction': self.validationFraction.get(), 'batch_size': self.batchSize.get(),
                 'learning_rate': self.learningRate.get(), 'patience_evaluations': self.patience.get(),
-                **self._imageOptions()}
+                **self._imageOptions(), **(self._networkOptions() if start is None else {})}
+
+    def _networkOptions(self):
+        """ Of a new network; one to start from has its own. """
+        return {'encoder': ENCODERS[self.encoder.get()], 'head': HEADS[self.head.get()],
+                'network_box_size_px': self.networkBox.get() or None,
+                'filter_channels': self.filterChannels.get(), 'width': self.width.get() or None,
+                'pooling': POOLINGS[self.pooling.get()], 'activation': ACTIVATIONS[self.activation.get()],
+                'dropout': self.dropout.get()}
+
+
+def testedOn(summary):
+    """ The images of which a summary of train gives the errors. """
+    return TESTED_ON.get(summary.get('validation_source'), 'images that it was not trained on')

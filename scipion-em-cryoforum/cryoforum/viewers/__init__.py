@@ -25,6 +25,7 @@ from pwem.viewers.viewers_data import RegistryViewerConfig
 from ..constants import PARTICLE_ATTRIBUTES, REJECTION_REASON
 from .viewer_orientations import CryoForumAbInitioViewer, CryoForumOrientationsViewer
 from .viewer_subset import CryoForumSubsetViewer
+from .viewer_train import CryoForumTrainViewer
 
 
 def showParticleAttributes():

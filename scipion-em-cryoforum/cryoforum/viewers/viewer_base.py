@@ -108,6 +108,7 @@ class ParticlesViewer(EmProtocolViewer):
         if measure in (ERROR_MEASURE, BOUND_MEASURE):
             protocol.criterion.set(MAX_ERROR if measure == ERROR_MEASURE else MAX_BOUND)
             (protocol.maxError if measure == ERROR_MEASURE else protocol.maxBound).set(limit)
+            protocol.rejectJunk.set(True)  # a subset that was copied may have kept it
         else:
             protocol.criterion.set(THRESHOLD)
             protocol.measure.set(measureIndex(measure))
