@@ -15,7 +15,7 @@ def imported(launch, project):
 
     def run(label="good", change=lambda particles: None, **options):
         if label not in made:
-            particles = make_particles(project.getTmpPath(label), n=4, **options)
+            particles = make_particles(project.getTmpPath(label), **{"n": 4, **options})
             change(particles)
             particles.write()
             made[label] = launch(ProtImportParticles, label, importFrom=ProtImportParticles.IMPORT_FROM_SCIPION,
@@ -159,6 +159,23 @@ def test_one_gpu_is_used(train, monkeypatch):
     monkeypatch.setattr(Plugin, "hasGpu", classmethod(lambda cls: True))
     assert "One GPU is used" in train(useGpu=True, gpuList="0 1")
     assert train(useGpu=True, gpuList="1") == ""
+
+
+@pytest.mark.parametrize("queue", [False, True])
+@pytest.mark.parametrize("gpus", ["", " ", "0 1", "0,1", "0-2", "x"])
+def test_anything_but_one_gpu_is_refused(project, imported, volume, monkeypatch, gpus, queue):
+    """Also in a queue, where nobody knows yet whether there is a GPU."""
+    from cryoforum import Plugin
+    from cryoforum.protocols import CryoForumProtTrain
+
+    monkeypatch.setattr(Plugin, "hasGpu", classmethod(lambda cls: not queue))
+    protocol = project.newProtocol(CryoForumProtTrain, useGpu=True)
+    point(protocol.inputParticles, imported(), "outputParticles")
+    point(protocol.referenceVolume, volume(16, 4.0), "outputVolume")
+    protocol._useQueue.set(queue)
+    assert protocol.validate() == []
+    protocol.gpuList.set(gpus)
+    assert any(f'the list of GPU IDs is "{gpus}". Give one number' in text for text in protocol.validate())
 
 
 def test_all_problems_come_together(train, imported, volume):

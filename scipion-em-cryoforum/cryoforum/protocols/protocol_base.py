@@ -218,10 +218,12 @@ class CryoForumBase:
         return ['Unknown symmetry "%s". %s' % (symmetry, SYMMETRY_HELP.split('. See')[0] + '.')]
 
     def _validateGpu(self):
-        if not self.usesGpu() or self.useQueue():
+        """ Problems of the GPU asked for; in a queue nobody knows yet which computer will have to have it. """
+        if not self.usesGpu():
             return []
-        if not Plugin.hasGpu():
+        if not re.match(r'^\s*\d+\s*$', self.gpuList.get() or ''):
+            return ['One GPU is used; the list of GPU IDs is "%s". Give one number, 0 for the first GPU.'
+                    % (self.gpuList.get() or '')]
+        if not self.useQueue() and not Plugin.hasGpu():
             return ['No NVIDIA GPU was found on this computer: set "Use GPU" to No (slower), or run in a queue.']
-        if len(self.getGpuList()) > 1:
-            return ['One GPU is used; the list has %s. Give one number.' % self.gpuList.get()]
         return []
