@@ -1,5 +1,6 @@
 """The plugin as Scipion sees it: discovery, place in the tree, citations, installation, and what it must not import."""
 
+import ast
 import os
 import re
 import subprocess
@@ -111,6 +112,19 @@ def test_an_interpreter_without_the_engine_is_named_with_the_remedy(tmp_path):
     """Scipion's own Python has no engine."""
     message = validate_with(tmp_path, CRYOFORUM_PYTHON=sys.executable)
     assert "has no cryoforum engine" in message and "-m pip install" in message
+
+
+def test_an_engine_that_is_installed_later_is_found(domain, tmp_path):
+    """Scipion is open while its user installs what the message asks for: nothing but a good version is remembered."""
+    from cryoforum import engineVersion
+
+    python = tmp_path / "python"
+    for answer, version in (("exit 1", None), ("echo 0.0.1", "0.0.1"), ("echo 0.1.0", "0.1.0")):
+        python.write_text(f"#!/bin/sh\n{answer}\n")
+        python.chmod(0o755)
+        assert engineVersion(str(python)) == version
+    python.unlink()
+    assert engineVersion(str(python)) == "0.1.0"
 
 
 def test_the_engine_does_not_see_scipions_modules(domain, monkeypatch):
