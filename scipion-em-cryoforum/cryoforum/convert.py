@@ -264,18 +264,25 @@ def writePosterior(particles, posteriorFile):
     names = {**ENGINE_ARRAYS, **DISPERSION_ARRAYS}
     ids, values = readAttributes(particles, [*names, REASON, CENTRE_X, CENTRE_Y])
     arrays = {names[name]: column for name, column in values.items() if name in names}
-    # a reason goes with the view from which it was found
-    if REASON in values and particles.hasAlignmentProj():
-        columns = readColumns(particles, ['enabled', '_transform._matrix'])
-        matrices = [json.loads(text) for text, enabled in zip(columns['_transform._matrix'], columns['enabled'])
-                    if enabled]
-        centre = np.stack([values[CENTRE_X], values[CENTRE_Y]], axis=1)
+    if REASON in values:
+        unknown = np.full(len(ids), np.nan)
+        centre = np.stack([values.get(CENTRE_X, unknown), values.get(CENTRE_Y, unknown)], axis=1)
         isOff = values[REASON] == OFF_CENTRE
-        arrays.update(reason=values[REASON], quaternion=transformsToQuaternions(matrices),
+        arrays.update(reason=values[REASON], quaternion=_views(particles, len(ids)),
                       recentre_shift_angstrom=np.where(isOff[:, None], centre, np.nan),
                       alternative_quaternion=np.full((len(ids), 4), np.nan))
     np.savez(posteriorFile, particle_id=ids, **arrays)
     return ids
+
+
+def _views(particles, n):
+    """ Quaternions (n, 4) of the enabled particles. Where the set has lost its orientations all are alike: the engine
+    then knows one view, so that it has no rare views to protect. """
+    if not particles.hasAlignmentProj():
+        return np.tile([0., 0., 0., 1.], (n, 1))
+    columns = readColumns(particles, ['enabled', '_transform._matrix'])
+    return transformsToQuaternions([json.loads(text) for text, enabled in zip(columns['_transform._matrix'],
+                                                                              columns['enabled']) if enabled])
 
 
 # -------------------------------- reading results --------------------------------

@@ -1,6 +1,9 @@
 """Uncertainty subset: which particles are kept, and that both sets keep everything."""
 
+import json
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -297,6 +300,55 @@ def test_criteria_that_the_particles_do_not_allow_are_refused(project, predicted
     assert any("No kind of junk" in text for text in problems_of(project, judged, criterion=BY_REASON, **none))
     assert any("Unknown symmetry" in text for text in problems_of(project, judged, symmetry="q7"))
     assert not problems_of(project, judged, criterion=BY_REASON)
+
+
+# ------------------------- what other protocols and Continue leave behind -------------------------
+def import_set(launch, particles, label, **options):
+    from pwem.protocols import ProtImportParticles
+
+    return launch(ProtImportParticles, label, importFrom=ProtImportParticles.IMPORT_FROM_SCIPION,
+                  sqliteFile=particles.getFileName(), samplingRate=PIXEL, voltage=300, sphericalAberration=2.7,
+                  amplitudeContrast=0.1, **options)
+
+
+@pytest.fixture(scope="module")
+def unaligned(launch, project, judged):
+    """The judged particles as a 2D classification leaves them: what is known of each, but no orientations."""
+    from pwem.constants import ALIGN_NONE
+    from pwem.objects import SetOfParticles
+
+    output = SetOfParticles(filename=project.getTmpPath("unaligned.sqlite"))
+    output.copyInfo(judged.outputParticles)
+    output.setAlignment(ALIGN_NONE)
+    output.copyItems(judged.outputParticles, updateItemCallback=lambda particle, _: delattr(particle, "_transform"))
+    output.write()
+    protocol = import_set(launch, output, "unaligned")
+    assert not protocol.outputParticles.hasAlignmentProj()
+    return protocol
+
+
+def test_junk_is_rejected_without_orientations_too(launch, unaligned):
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import AUTOMATIC, BY_REASON
+
+    options = dict(inputParticles=(unaligned, "outputParticles"))
+    for criterion in (AUTOMATIC, BY_REASON):
+        protocol = launch(CryoForumProtSubset, criterion=criterion, **options)
+        assert protocol.outputParticles.getSize() == 64 and protocol.outputParticlesRejected.getSize() == 16
+        rejected = protocol.outputParticlesRejected
+        assert values(rejected, REASON) == values(rejected, "_cryoforumReason")
+    recentre = {p.getObjId(): p.getTransform().getMatrix()[:2, 3] for p in protocol.outputParticlesRecentre.iterItems()}
+    rows = [row for row, reason in enumerate(REASONS) if reason == "off-centre"]
+    np.testing.assert_allclose([recentre[1 + 3 * row] for row in rows], ASIDE_PX[rows], atol=1e-4)
+
+
+@pytest.mark.parametrize("criterion", ["MAX_ERROR", "MAX_BOUND"])
+def test_a_limit_of_errors_leaves_out_junk_without_orientations_too(launch, unaligned, criterion):
+    from cryoforum.protocols import CryoForumProtSubset, protocol_subset
+
+    kept = launch(CryoForumProtSubset, inputParticles=(unaligned, "outputParticles"), maxError=10, maxBound=20,
+                  criterion=getattr(protocol_subset, criterion)).outputParticles
+    assert set(values(kept, "_cryoforumReason").values()) <= {"none", "ambiguous-orientation"}
 
 
 # ------------------------- viewer -------------------------
