@@ -26,8 +26,8 @@ import pyworkflow.protocol.params as params
 from pwem.objects import FSC, SetOfParticles, Volume
 from pwem.protocols import ProtInitialVolume
 
-from ..command import isFinished, readProgress, readSummary
-from ..constants import SYMMETRY_HELP
+from ..command import isFinished, projectFolder, readProgress, readSummary
+from ..constants import HALF_SET, SYMMETRY_HELP
 from ..convert import copyWithPredictions, readFsc, readHalfSets, readPoses, readPredictions
 from ..objects import CryoForumNetwork
 from .protocol_base import CryoForumBase
@@ -162,7 +162,8 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
         volume = self.handReference.get()
-        return '%s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName())
+        return '%s, %s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName(),
+                               projectFolder())
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):

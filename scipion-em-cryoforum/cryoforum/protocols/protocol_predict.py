@@ -25,7 +25,7 @@ import pyworkflow.protocol.params as params
 from pwem.objects import SetOfParticles
 from pwem.protocols import EMProtocol
 
-from ..command import readSummary
+from ..command import projectFolder, readSummary
 from ..constants import SYMMETRY_HELP
 from ..convert import copyWithPredictions, readPredictions, writeParticlesStar
 from .protocol_base import TOLERANCE, CryoForumBase
@@ -107,8 +107,8 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
         volume, known = self._reference(), self.calibrationParticles.get()
-        return '%s, %s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName(),
-                               known and known.getFileName())
+        return '%s, %s, %s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName(),
+                                   known and known.getFileName(), projectFolder())
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):

@@ -31,7 +31,7 @@ from pwem.objects import SetOfParticles, Transform
 from pwem.protocols import EMProtocol
 from pyworkflow.object import String
 
-from ..command import readSummary
+from ..command import projectFolder, readSummary
 from ..constants import (CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER, ERROR_BOUND,
                          EXPECTED_ERROR, FIGURE_OF_MERIT, JUNK_REASONS, MATCH_SCORE, PARTICLE_PROBABILITY, REASON,
                          REJECTION_REASON, SYMMETRY_HELP)

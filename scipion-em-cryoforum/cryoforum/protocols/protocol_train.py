@@ -18,14 +18,14 @@
 # **************************************************************************
 """Protocol: train a network that finds orientations."""
 
-import os
 from enum import Enum
 
 import pyworkflow.protocol.params as params
 from pwem.protocols import EMProtocol
 
-from ..command import readSummary
-from ..constants import SYMMETRY_HELP
+from ..command import projectFolder, readSummary
+from ..constants import HALF_SET, SYMMETRY_HELP
+from ..convert import readAttributes
 from ..objects import CryoForumNetwork
 from .protocol_base import CryoForumBase
 
@@ -178,8 +178,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
         volume = self._reference()
-        return '%s from %s' % (self.inputParticles.get().getFileName(),
-                               'orientations' if volume is None else volume.getFileName())
+        return '%s from %s in %s' % (self.inputParticles.get().getFileName(),
+                                     'orientations' if volume is None else volume.getFileName(), projectFolder())
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
@@ -271,7 +271,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         start = self.startNetwork.get()
         return {'particles': self._starFile(),
                 'reference': None if self._reference() is None else self._referenceFile(),
-                'from_checkpoint': None if start is None else os.path.abspath(start.getRunDirectory()),
+                'from_checkpoint': None if start is None else start.getRunDirectory(),
                 'symmetry': self._symmetry(),
                 'max_minutes': self.maxMinutes.get(), 'max_steps': self.maxSteps.get(),
                 'encoder': ENCODERS[self.encoder.get()], 'head': HEADS[self.head.get()],
