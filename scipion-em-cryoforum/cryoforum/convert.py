@@ -399,10 +399,13 @@ def readHalfSets(starFile):
 def copyWithPredictions(particles, output, predictions, halfSets=None):
     """ Fills ``output`` with the enabled particles: everything they had, the new pose and the new attributes.
 
-    halfSets: dict particle id -> half set of each particle, where the orientations come from one.
+    halfSets: dict particle id -> half set, for particles that have none; those that have one keep it.
     """
-    ids, _ = readAttributes(particles, [])
+    ids, known = readAttributes(particles, [HALF_SET])
     rows = predictions.rowOf(ids)
+    if halfSets is not None:
+        own = zip(ids.tolist(), known.get(HALF_SET, np.full(len(ids), np.nan)).tolist())
+        halfSets = {**halfSets, **{i: int(half) for i, half in own if not np.isnan(half)}}
     values = {name: column.tolist() for name, column in predictions.attributes.items()}
     # of an earlier prediction that found out more
     outdated = [name for name in PARTICLE_ATTRIBUTES + [REJECTION_REASON] if name not in values]

@@ -39,6 +39,7 @@ ENCODERS = ['cryoposenet', 'cryoforum', 'compact']
 HEADS = ['s2s2', 'qcqp', 'qcqp-psd', 'quaternion', 'euler']
 MIN_PARTICLES = 200  # the engine's own limit
 UNDETERMINED = 'undetermined'
+HALF_SET_COLUMN = 'rlnRandomSubset'  # where the engine says it has its half sets from, if not drawn
 
 
 class outputs(Enum):
@@ -279,6 +280,10 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
         if summary.get('median_expected_error_deg') is not None:
             lines.append('Median expected error of the orientations: *%.2f°*' % summary['median_expected_error_deg'])
         lines += self._boundLines(summary)
+        if self._keepsOtherHalfSets(summary):
+            lines.append('The half maps are of half sets drawn anew, because those of the particles are not two whole '
+                         'halves. The output keeps the half sets that the particles had: do not compare them with '
+                         'these half maps.')
         if summary.get('seeds_agreement_deg') is not None:
             lines.append('The best two searches agree to %.1f°.' % summary['seeds_agreement_deg'])
         if summary.get('validation_median_error_deg') is not None:
@@ -331,6 +336,14 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
 
     def _reason(self):
         return readSummary(self._runDirectory()).get('converged_reason') or 'no reason is given.'
+
+    def _keepsOtherHalfSets(self, summary):
+        """ True where the engine could not use the half sets that particles came with: all of one half, or some of
+        none. A set has a column where its first particle has the attribute. """
+        if summary.get('half_sets', HALF_SET_COLUMN) == HALF_SET_COLUMN or self.inputParticles.get() is None:
+            return False
+        first = self.inputParticles.get().getFirstItem()
+        return first is not None and first.hasAttribute(HALF_SET)
 
     def _symmetry(self):
         return (self.symmetry.get() or '').strip().lower()
