@@ -182,10 +182,20 @@ def _imageNames(columns, stackFolder):
     return ['%06d@%s' % (index or 1, paths[name]) for index, name in zip(columns['_index'], columns['_filename'])]
 
 
+def validateStack(fileName):
+    """ Problems of the file of an image. """
+    path = _stackPath(fileName)
+    return ['STAR files cannot hold paths with spaces: %s. Rename the folder or file.' % path] if ' ' in path else []
+
+
+def _stackPath(fileName):
+    return os.path.abspath(fileName.split(':')[0])
+
+
 def _mrcStack(fileName, stackFolder):
-    path = os.path.abspath(fileName.split(':')[0])
-    if ' ' in path:
-        raise ValueError('STAR files cannot hold paths with spaces: %s. Rename the folder.' % path)
+    problems, path = validateStack(fileName), _stackPath(fileName)
+    if problems:
+        raise ValueError(problems[0])
     if os.path.splitext(path)[1].lower() in MRC_EXTENSIONS:
         return path
     copy = os.path.join(os.path.abspath(stackFolder), fileName.replace(os.sep, '_') + '.mrcs')

@@ -351,6 +351,15 @@ def test_a_limit_of_errors_leaves_out_junk_without_orientations_too(launch, unal
     assert set(values(kept, "_cryoforumReason").values()) <= {"none", "ambiguous-orientation"}
 
 
+@pytest.mark.parametrize("fraction, problem", [(0, "must be above 0"), (1.5, "must be at most 1")])
+def test_a_fraction_that_the_engine_refuses(project, predicted, fraction, problem):
+    from cryoforum.protocols.protocol_subset import KEEP_FRACTION
+
+    text = "\n".join(problems_of(project, predicted, criterion=KEEP_FRACTION, keepFraction=fraction))
+    assert problem in text
+    assert not problems_of(project, predicted, criterion=KEEP_FRACTION, keepFraction=1)
+
+
 # ------------------------- viewer -------------------------
 def make_viewer(project, protocol):
     import pyworkflow as pw

@@ -28,7 +28,7 @@ from pyworkflow.constants import NEW
 from .. import Plugin
 from ..command import buildArguments, buildProgram, escapePercent, prepareRun, readSummary, tail
 from ..constants import DEFAULT_COVERAGE, SYMMETRY_HELP
-from ..convert import writeParticlesStar, writeReferenceMap
+from ..convert import validateStack, writeParticlesStar, writeReferenceMap
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
 TOLERANCE = 0.01  # of pixel sizes and fields of view
@@ -147,6 +147,8 @@ class CryoForumBase:
             errors.append('The input set is empty: give a set with particles.')
         elif particles.getSize() < minimum:
             errors.append('At least %d particles are needed; the set has %d.' % (minimum, particles.getSize()))
+        else:
+            errors += validateStack(particles.getFirstItem().getFileName())
         if not particles.getSamplingRate():
             errors.append('The particles have no pixel size: give the sampling rate at their import.')
         if not particles.hasCTF():

@@ -154,7 +154,8 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
                 'There is something at the centre, but not this molecule in any orientation.')):
             line.addParam(name, params.BooleanParam, default=True, label=label, help=text,
                           condition='criterion == %d' % BY_REASON)
-        form.addParam('keepFraction', params.FloatParam, default=0.8, validators=[params.Range(0, 1)],
+        form.addParam('keepFraction', params.FloatParam, default=0.8,
+                      validators=[params.GT(0, error='must be above 0'), params.LE(1, error='must be at most 1')],
                       condition='criterion == %d' % KEEP_FRACTION,
                       label='Fraction to keep', help='Between 0 and 1: 0.8 keeps the best 80 %.')
         form.addParam('keepCount', params.IntParam, default=10000, validators=[params.Positive],

@@ -20,6 +20,8 @@
 
 from enum import Enum
 
+import numpy as np
+
 import pyworkflow.protocol.params as params
 from pwem.protocols import EMProtocol
 
@@ -36,8 +38,9 @@ LOSSES = ['pairwise-to-own', 'own', 'pairwise', 'chordal']
 POOLINGS = ['auto', 'gem', 'average', 'max', 'flatten']
 ACTIVATIONS = ['auto', 'prelu', 'relu', 'silu']
 HALF_SETS = ['all', '1', '2']
-# px; the engine's own limit
+# the engine's own limits; of the box in px
 SMALLEST_BOX = 16
+MIN_LABELLED = 50
 
 
 class outputs(Enum):
@@ -124,7 +127,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                            'own.')
         form.addParam('activation', params.EnumParam, choices=ACTIVATIONS, default=0, **advanced,
                       label='Activation', help="Non-linearity between the layers; auto: the encoder's own.")
-        form.addParam('dropout', params.FloatParam, default=0., validators=[params.Range(0, 1)], **advanced,
+        form.addParam('dropout', params.FloatParam, default=0., **advanced,
+                      validators=[params.GE(0, error='must be 0 or more'), params.LT(1, error='must be below 1')],
                       label='Dropout', help='Fraction of features dropped at random in training.')
 
     def _defineTrainingParams(self, form):
@@ -213,12 +217,33 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         if self.learnFrom == FROM_ORIENTATIONS and particles is not None and not particles.hasAlignmentProj():
             errors.append('The particles have no orientations (projection alignment) to learn from: give a refined '
                           'set, or learn from a reference map.')
+        errors += self._validateUsed()
         errors += self._validateVolume(self._reference()) + self._validateNetwork(self.startNetwork.get())
         box = self.networkBox.get()
         if box and (box % 2 or box < SMALLEST_BOX or (particles is not None and box > particles.getXDim())):
             errors.append('The network box must be even, at least %d px and at most the box of the particles; it is '
                           '%d px.' % (SMALLEST_BOX, box))
         return errors
+
+    def _validateUsed(self):
+        """ Problems of the part of the particles that is to be trained with. """
+        particles, half = self.inputParticles.get(), HALF_SETS[self.halfSet.get()]
+        if particles is None or not particles.getSize():
+            return []
+        ids, values = readAttributes(particles, [HALF_SET])
+        n, which = len(ids), 'the set has %d' % len(ids)
+        if half != HALF_SETS[0]:
+            halves = values.get(HALF_SET, np.full(n, np.nan))
+            lacking = int(np.isnan(halves).sum())
+            if lacking:
+                return ['%d of %d particles belong to no half set (%s): train with all particles, or give particles '
+                        'of a refinement.' % (lacking, n, HALF_SET)]
+            n = int((halves == int(half)).sum())
+            which = 'half set %s has %d' % (half, n)
+        if self.learnFrom == FROM_ORIENTATIONS and n < MIN_LABELLED:
+            return ['At least %d particles are needed to learn from their orientations; %s. Give more, or learn from '
+                    'a reference map.' % (MIN_LABELLED, which)]
+        return [] if n else ['Half set %s has no particles: train with all particles.' % half]
 
     def _warnings(self):
         volume, particles = self._reference(), self.inputParticles.get()
