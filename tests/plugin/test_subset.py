@@ -351,6 +351,55 @@ def test_a_limit_of_errors_leaves_out_junk_without_orientations_too(launch, unal
     assert set(values(kept, "_cryoforumReason").values()) <= {"none", "ambiguous-orientation"}
 
 
+@pytest.fixture
+def classified(project, predicted):
+    """A protocol with particles of predict that went through a 3D classification and a subset of its classes."""
+    from cryoforum.convert import reopen
+    from cryoforum.protocols import CryoForumProtPredict, CryoForumProtSubset
+    from pwem.objects import SetOfClasses3D
+    from pwem.protocols import ProtUserSubSet
+    from relion.protocols import ProtRelionClassify3D
+
+    def follow(Protocol, parameter, before, output, made):
+        protocol = project.newProtocol(Protocol)
+        if parameter is not None:
+            getattr(protocol, parameter).set(before)
+            getattr(protocol, parameter).setExtended(output)
+        project.saveProtocol(protocol)
+        if made:
+            protocol._defineOutputs(**made)
+        return protocol
+
+    particles = predicted.outputParticles
+    found = follow(CryoForumProtPredict, None, None, None, {"outputParticles": reopen(particles)})
+    classes = SetOfClasses3D(filename=project.getTmpPath("classes.sqlite"))
+    classes.setImages(particles)
+    grouped = follow(ProtRelionClassify3D, "inputParticles", found, "outputParticles", {"outputClasses": classes})
+    chosen = follow(ProtUserSubSet, "inputObject", grouped, "outputClasses", {"outputParticles": reopen(particles)})
+    return found, follow(CryoForumProtSubset, "inputParticles", chosen, "outputParticles", {})
+
+
+def test_the_run_that_found_the_orientations_is_found_through_classes(classified):
+    from cryoforum.protocols.source import findSource
+
+    found, subset = classified
+    os.makedirs(found._runDirectory())
+    for name, content in (("config.json", {"ctf_state": "multiplied"}), ("summary.json", {"symmetry": "d2"})):
+        Path(found._runDirectory(), name).write_text(json.dumps(content))
+    source = findSource(subset)
+    assert source.directory == found._runDirectory() and source.symmetry == "d2"
+    assert source.options == {"ctf_state": "multiplied"}
+
+
+def test_without_that_run_the_set_says_how_its_ctf_was_corrected(launch, predicted):
+    from cryoforum.protocols import CryoForumProtSubset
+
+    flipped = import_set(launch, predicted.outputParticles, "flipped", haveDataBeenPhaseFlipped=True)
+    for source, state in ((predicted, "auto"), (flipped, "phase-flipped")):
+        subset = launch(CryoForumProtSubset, inputParticles=(source, "outputParticles"))
+        assert json.loads(Path(subset._measuredFile("config.json")).read_text())["ctf_state"] == state
+
+
 @pytest.mark.parametrize("fraction, problem", [(0, "must be above 0"), (1.5, "must be at most 1")])
 def test_a_fraction_that_the_engine_refuses(project, predicted, fraction, problem):
     from cryoforum.protocols.protocol_subset import KEEP_FRACTION

@@ -39,6 +39,13 @@ CTF_STATES = ['auto', 'raw', 'phase-flipped', 'multiplied']
 CTF_STATE_AUTO = 0
 
 
+def ctfStateOf(particles):
+    """ What Scipion knows of the CTF correction of a set, as the engine calls it. """
+    if particles.isPhaseFlipped():
+        return 'phase-flipped'
+    return 'multiplied' if particles.isAmplitudeCorrected() else CTF_STATES[CTF_STATE_AUTO]
+
+
 class CryoForumBase:
     """ Mixin of the protocols that run the engine on particles. """
     _devStatus = NEW
@@ -98,10 +105,8 @@ class CryoForumBase:
     def _imageOptions(self):
         particles = self.inputParticles.get()
         state = CTF_STATES[self.ctfState.get()]
-        if self.ctfState.get() == CTF_STATE_AUTO and particles.isPhaseFlipped():
-            state = 'phase-flipped'
-        elif self.ctfState.get() == CTF_STATE_AUTO and particles.isAmplitudeCorrected():
-            state = 'multiplied'
+        if self.ctfState.get() == CTF_STATE_AUTO:
+            state = ctfStateOf(particles)
         return {'contrast': CONTRASTS[self.contrast.get()], 'ctf_state': state, 'seed': self.seed.get()}
 
     def _runEngine(self, job, runDirectory, options, inputFiles):

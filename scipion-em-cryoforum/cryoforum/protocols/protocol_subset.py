@@ -36,8 +36,8 @@ from ..constants import (CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, D
                          EXPECTED_ERROR, FIGURE_OF_MERIT, JUNK_REASONS, MATCH_SCORE, PARTICLE_PROBABILITY, REASON,
                          REJECTION_REASON, SYMMETRY_HELP)
 from ..convert import (readAttributes, readIds, readReasons, reopen, setAttribute, shiftToTransform,
-                       writeParticlesStar, writePosterior)
-from .protocol_base import CryoForumBase
+                       validateStack, writeParticlesStar, writePosterior)
+from .protocol_base import CryoForumBase, ctfStateOf
 from .source import findSource
 
 AUTOMATIC, BY_MAP, BY_REASON, KEEP_FRACTION, KEEP_COUNT, THRESHOLD, MAX_ERROR, MAX_BOUND = range(8)
@@ -197,8 +197,8 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
         writeParticlesStar(particles, self._measuredFile('particles.star'), self._getExtraPath('stacks'))
         writePosterior(particles, self._measuredFile('orientation_posterior.npz'))
         source = findSource(self)
-        options = {} if source is None else {name: source.options[name] for name in (
-            'contrast', 'ctf_state', 'refinement') if name in source.options}
+        options = {'ctf_state': ctfStateOf(particles)} if source is None else {
+            name: source.options[name] for name in ('contrast', 'ctf_state', 'refinement') if name in source.options}
         self._writeMeasured('config.json', {**options, 'job': 'predict'})
         promised = {} if source is None else self._copyPromises(source)
         self._writeMeasured('summary.json', {'job': 'predict', 'symmetry': self._symmetry(source), **promised})
@@ -278,7 +278,7 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
             return ['The input set is empty: give a set with particles.']
         if first.getAttributeValue(EXPECTED_ERROR) is None:
             return ['The particles have no uncertainties: give the output of "predict orientations" or "ab initio".']
-        errors = []
+        errors = validateStack(first.getFileName())
         if self.criterion == BY_REASON and first.getAttributeValue(REASON) is None:
             errors.append('It is not known what kind of junk these particles are: predict their orientations with '
                           'adaptive refinement, or keep them by another criterion.')
