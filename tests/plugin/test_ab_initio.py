@@ -323,6 +323,22 @@ def test_half_sets_that_the_engine_cannot_use_are_kept(launch, project, imported
     assert any("keeps the half sets that the particles had" in line for line in protocol.summary())
 
 
+def test_continue_leaves_no_optional_outputs_of_the_run_before(launch, project, imported, finished_run, drawn_run,
+                                                               stand_in):
+    from cryoforum.protocols import CryoForumProtAbInitio
+    from pyworkflow.protocol.constants import MODE_RESUME
+
+    with stand_in(run=str(finished_run)):
+        protocol = launch(CryoForumProtAbInitio, "with network", inputParticles=(imported, "outputParticles"), **CPU)
+    assert protocol.outputNetwork.exists() and protocol.outputFSC.getData()
+    protocol.seeds.set(1)
+    protocol.runMode.set(MODE_RESUME)
+    with stand_in(run=str(drawn_run)):
+        project.launchProtocol(protocol, wait=True)
+    assert protocol.isFinished()
+    assert sorted(name for name, _ in protocol.iterOutputAttributes()) == ["outputParticles", "outputVolume"]
+
+
 # ------------------------- running, stopped -------------------------
 @pytest.fixture(scope="module")
 def running(project, make, stand_in):

@@ -107,6 +107,38 @@ def test_a_run_goes_on_in_a_project_that_was_moved(tmp_path, monkeypatch):
     assert prepare(after, "/data/c.mrcs") is False
 
 
+def test_continue_repeats_every_step_after_one_that_has_changed(project, tmp_path, monkeypatch):
+    """A moved project and another input change the first step, another option the second."""
+    from cryoforum.protocols import (CryoForumProtAbInitio, CryoForumProtPredict, CryoForumProtSubset,
+                                     CryoForumProtTrain)
+
+    sets = [make_particles(project.getTmpPath("steps"), n=4, name=name) for name in ("first", "second")]
+
+    def arguments(Protocol, particles=sets[0], **options):
+        protocol = project.newProtocol(Protocol)
+        protocol.inputParticles.set(particles)
+        inserted = []
+        with monkeypatch.context() as patch:
+            patch.setattr(protocol, "_insertFunctionStep", lambda step, *args, **_: inserted.append(args))
+            for name in ("_trainOptions", "_predictOptions", "_abInitioOptions", "_selectOptions"):
+                if hasattr(protocol, name):
+                    patch.setattr(protocol, name, lambda: options)
+            protocol._insertAllSteps()
+        return inserted
+
+    def changed(before, after):
+        return [one != other for one, other in zip(before, after, strict=True)]
+
+    for Protocol in (CryoForumProtAbInitio, CryoForumProtPredict, CryoForumProtSubset, CryoForumProtTrain):
+        here = arguments(Protocol)
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            assert changed(here, arguments(Protocol)) == [True, True, True]
+        assert changed(here, arguments(Protocol)) == [False, False, False]
+        assert changed(here, arguments(Protocol, sets[1])) == [True, True, True]
+        assert changed(here, arguments(Protocol, option=1)) == [False, True, True]
+
+
 def test_a_run_that_did_not_finish_has_no_summary(tmp_path):
     from cryoforum.command import readSummary
 

@@ -351,6 +351,45 @@ def test_a_limit_of_errors_leaves_out_junk_without_orientations_too(launch, unal
     assert set(values(kept, "_cryoforumReason").values()) <= {"none", "ambiguous-orientation"}
 
 
+def test_continue_leaves_no_outputs_of_the_run_before(launch, project, judged):
+    """The first run rejects and recentres some; with another criterion all are kept."""
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import THRESHOLD
+    from pyworkflow.protocol.constants import MODE_RESUME
+
+    def outputs(protocol):
+        return {name: output.getSize() for name, output in protocol.iterOutputAttributes()}
+
+    protocol = launch(CryoForumProtSubset, "first all, then none", inputParticles=(judged, "outputParticles"))
+    assert outputs(protocol) == {"outputParticles": 64, "outputParticlesRejected": 16, "outputParticlesRecentre": 5}
+    protocol.criterion.set(THRESHOLD)
+    protocol.measure.set(PROBABILITY)
+    protocol.threshold.set(0)
+    protocol.runMode.set(MODE_RESUME)
+    project.launchProtocol(protocol, wait=True)
+    assert protocol.isFinished() and outputs(protocol) == {"outputParticles": 80}
+    assert "Kept *80* of 80 particles (100.0 %), rejected 0." in protocol.summary()[0]
+    assert not any("off-centre" in line for line in protocol.summary())
+    # and so it is written in the project's own file
+    assert outputs(project.mapper.selectById(protocol.getObjId())) == {"outputParticles": 80}
+    # back again
+    protocol.criterion.set(0)
+    protocol.measure.set(BEST)
+    project.launchProtocol(protocol, wait=True)
+    assert outputs(protocol) == {"outputParticles": 64, "outputParticlesRejected": 16, "outputParticlesRecentre": 5}
+
+
+def test_particles_that_are_kept_after_all_have_no_reason_of_rejection(launch, cleaned):
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import KEEP_COUNT
+
+    protocol = launch(CryoForumProtSubset, inputParticles=(cleaned, "outputParticlesRejected"), criterion=KEEP_COUNT,
+                      measure=BY_ERROR, keepCount=10)
+    kept, rejected = values(protocol.outputParticles, REASON), values(protocol.outputParticlesRejected, REASON)
+    assert kept and set(kept.values()) == {None}
+    assert rejected and all(reason for reason in rejected.values())
+
+
 @pytest.fixture
 def classified(project, predicted):
     """A protocol with particles of predict that went through a 3D classification and a subset of its classes."""

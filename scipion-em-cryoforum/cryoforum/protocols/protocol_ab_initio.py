@@ -49,7 +49,7 @@ class outputs(Enum):
     outputFSC = FSC
 
 
-class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
+class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
     """ Makes a first map from particles and their CTF alone, and finds the orientation and the shift of every
     particle, with how far off it may be, in degrees. No reference, no orientations and no 2D classes are needed.
 
@@ -156,9 +156,7 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        self._insertFunctionStep(self.convertInputStep, self._inputKey(), needsGPU=False)
-        self._insertFunctionStep(self.abInitioStep, str(sorted(self._abInitioOptions().items())))
-        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+        self._insertEngineSteps(self._inputKey(), self.abInitioStep, self._abInitioOptions())
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
@@ -170,18 +168,19 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
     def convertInputStep(self, inputKey):
         self._convertInput(self.handReference.get(), withPoses=False)
 
-    def abInitioStep(self, options):
+    def abInitioStep(self, inputKey, options):
         summary = self._runEngine('ab-initio', self._runDirectory(), self._abInitioOptions(), self._inputFiles())
         if not summary['converged']:
             self.warning('Did not converge: %s' % summary['converged_reason'])
 
-    def createOutputStep(self):
+    def createOutputStep(self, inputKey, options):
         made = {outputs.outputVolume.name: self._makeVolume(), outputs.outputParticles.name: self._makeParticles()}
         network, fsc = self._makeNetwork(), self._makeFsc()
-        if network is not None:
-            made[outputs.outputNetwork.name] = network
-        if fsc is not None:
-            made[outputs.outputFSC.name] = fsc
+        for name, output in ((outputs.outputNetwork.name, network), (outputs.outputFSC.name, fsc)):
+            if output is None:
+                self._dropOutput(name)
+            else:
+                made[name] = output
         self._defineOutputs(**made)
         for name, output in made.items():
             if name == outputs.outputParticles.name:

@@ -89,6 +89,17 @@ class CryoForumBase:
         form.addParallelSection(threads=4, mpi=0)
 
     # ------------------------------ steps ------------------------------
+    def _insertEngineSteps(self, inputKey, engineStep, options):
+        """ Conversion of the input, the engine's job with its options, outputs.
+
+        Continue repeats the steps whose own arguments have changed, and from pyworkflow 3.11 on no others: so each has
+        those of the steps before it, too.
+        """
+        options = str(sorted(options.items()))
+        self._insertFunctionStep(self.convertInputStep, inputKey, needsGPU=False)
+        self._insertFunctionStep(engineStep, inputKey, options)
+        self._insertFunctionStep(self.createOutputStep, inputKey, options, needsGPU=False)
+
     def _starFile(self):
         return self._getExtraPath('input_particles.star')
 
@@ -140,6 +151,20 @@ class CryoForumBase:
         """ A link to the engine's report, for the summary. """
         report = os.path.abspath(os.path.join(runDirectory, 'report.html'))
         return ['Report with figures: [[file://%s][%s]]' % (report, report)] if os.path.exists(report) else []
+
+    # ------------------------------ outputs ------------------------------
+    def _dropOutput(self, name):
+        """ Removes an output of an earlier run that this one does not make: Scipion itself does so at Restart only. """
+        output = getattr(self, name, None)
+        if output is not None:
+            self.deleteOutput(output)
+
+    def copy(self, other, *args, **kwargs):
+        """ This is how the project takes over what its run has done, but outputs that the run dropped would stay. """
+        for name in (getattr(each, 'name', each) for each in self._possibleOutputs):
+            if hasattr(self, name) and not hasattr(other, name):
+                self._dropOutput(name)
+        return super().copy(other, *args, **kwargs)
 
     # ------------------------------ validation ------------------------------
     def _validateParticles(self, minimum=1):

@@ -100,9 +100,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        self._insertFunctionStep(self.convertInputStep, self._inputKey(), needsGPU=False)
-        self._insertFunctionStep(self.predictStep, str(sorted(self._predictOptions().items())))
-        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+        self._insertEngineSteps(self._inputKey(), self.predictStep, self._predictOptions())
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
@@ -116,12 +114,12 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         if self.calibrationParticles.get() is not None:
             writeParticlesStar(self.calibrationParticles.get(), self._knownFile(), self._getExtraPath('stacks'))
 
-    def predictStep(self, options):
+    def predictStep(self, inputKey, options):
         summary = self._runEngine('predict', self._runDirectory(), self._predictOptions(), self._inputFiles())
         if not summary['model_applies']:
             self.error('This network does not apply to these particles: %s' % summary['model_applies_reason'])
 
-    def createOutputStep(self):
+    def createOutputStep(self, inputKey, options):
         particles = self.inputParticles.get()
         predictions = readPredictions(os.path.join(self._runDirectory(), 'orientation_posterior.npz'),
                                       particles.getSamplingRate())

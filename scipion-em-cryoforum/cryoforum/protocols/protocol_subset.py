@@ -82,7 +82,7 @@ def measureIndex(measure):
     return 1 + MEASURES.index(measure)
 
 
-class CryoForumProtSubset(EMProtocol, CryoForumBase):
+class CryoForumProtSubset(CryoForumBase, EMProtocol):
     """ Keeps the particles whose orientations can be trusted, by what *predict orientations* or *ab initio* found out
     about each of them.
 
@@ -183,13 +183,11 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        inputFile = self.inputParticles.get().getFileName()
-        self._insertFunctionStep(self.convertInputStep, inputFile, self._givenSymmetry())
-        self._insertFunctionStep(self.selectStep, str(sorted(self._selectOptions().items())))
-        self._insertFunctionStep(self.createOutputStep)
+        inputKey = '%s, %s, %s' % (self.inputParticles.get().getFileName(), self._givenSymmetry(), projectFolder())
+        self._insertEngineSteps(inputKey, self.selectStep, self._selectOptions())
 
     # -------------------------- STEPS functions ------------------------------
-    def convertInputStep(self, inputFile, symmetry):
+    def convertInputStep(self, inputKey):
         """ The set in the form of a run of the engine's predict, from the attributes of its particles: other protocols
         may have filtered or joined them since their orientations were found. """
         particles = self.inputParticles.get()
@@ -227,27 +225,28 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
                     for i, score in zip(arrays['particle_id'], arrays['match_score'])]
             np.savez(self._measuredFile('gallery.npz'), **{name: values[same] for name, values in arrays.items()})
 
-    def selectStep(self, options):
+    def selectStep(self, inputKey, options):
         self._runEngine('select', self._runDirectory(), self._selectOptions(), [
             self._measuredFile(name) for name in ('particles.star', 'orientation_posterior.npz', 'config.json',
                                                   'summary.json')])
 
-    def createOutputStep(self):
+    def createOutputStep(self, inputKey, options):
         summary = readSummary(self._runDirectory())
         self.info(inForm(summary['explanation']))
         reasons = readReasons(self._selectedFile('rejected.star'))
-        self._writeSubset('outputParticles', '', readIds(self._selectedFile('selected.star')))
+        self._writeSubset('outputParticles', '', readIds(self._selectedFile('selected.star')), self._clearReason)
         self._writeSubset('outputParticlesRejected', '_rejected', reasons,
                           lambda particle: self._addReason(particle, reasons))
         self._writeSubset('outputParticlesRecentre', '_recentre', readIds(self._selectedFile('recentre.star')),
                           self._recentre, is2D=True)
 
-    def _writeSubset(self, name, suffix, ids, change=None, is2D=False):
+    def _writeSubset(self, name, suffix, ids, change, is2D=False):
         """ One output with the particles of ``ids``, each changed, in the end with a 2D alignment; none where there are
-        no ids (Scipion has no empty outputs). """
+        no ids (Scipion has no empty outputs), also where an earlier run had some. """
         wanted = set(ids)
         if not wanted:
             self.info('%s has no particles: it is no output.' % name)
+            self._dropOutput(name)
             return
         particles = self.inputParticles.get()
         output = self._createSetOfParticles(suffix)
@@ -263,8 +262,15 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
     def _addReason(particle, reasons):
         setAttribute(particle, REJECTION_REASON, reasons[particle.getObjId()], String)
 
+    @staticmethod
+    def _clearReason(particle):
+        """ The particle may come from a set that was rejected before. """
+        if particle.hasAttribute(REJECTION_REASON):
+            getattr(particle, REJECTION_REASON).set(None)
+
     def _recentre(self, particle):
         """ A 2D alignment that is a shift only: an orientation was not found where the particle is not. """
+        self._clearReason(particle)
         shift, pixelSize = [particle.getAttributeValue(name) for name in (CENTRE_X, CENTRE_Y)], self._pixelSize()
         particle.setTransform(Transform(matrix=shiftToTransform(shift, pixelSize)))
 

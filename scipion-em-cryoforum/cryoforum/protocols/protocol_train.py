@@ -175,9 +175,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        self._insertFunctionStep(self.convertInputStep, self._inputKey(), needsGPU=False)
-        self._insertFunctionStep(self.trainStep, str(sorted(self._trainOptions().items())))
-        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+        self._insertEngineSteps(self._inputKey(), self.trainStep, self._trainOptions())
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
@@ -190,11 +188,11 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         volume = self._reference()
         self._convertInput(volume, withPoses=volume is None)
 
-    def trainStep(self, options):
+    def trainStep(self, inputKey, options):
         summary = self._runEngine('train', self._runDirectory(), self._trainOptions(), self._inputFiles())
         self.info('Median error on held-out particles: %.2f degrees' % summary['validation_median_error_deg'])
 
-    def createOutputStep(self):
+    def createOutputStep(self, inputKey, options):
         summary = readSummary(self._runDirectory())
         particles = self.inputParticles.get()
         network = CryoForumNetwork(runDirectory=self._runDirectory(), pixelSize=particles.getSamplingRate(),
