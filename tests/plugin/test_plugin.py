@@ -127,6 +127,16 @@ def test_an_engine_that_is_installed_later_is_found(domain, tmp_path):
     assert engineVersion(str(python)) == "0.1.0"
 
 
+def test_sets_are_copied_with_what_the_oldest_scipion_knows():
+    """The arguments of EMSet.copyItems in scipion-em 3.8: Scipion itself would only tell when a run is nearly done."""
+    known = {"updateItemCallback", "itemDataIterator", "copyDisabled", "doClone", "itemSelectedCallback"}
+    calls = [node for path in PLUGIN.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "copyItems"]
+    assert calls
+    for call in calls:
+        assert {keyword.arg for keyword in call.keywords} <= known
+
+
 def test_the_engine_does_not_see_scipions_modules(domain, monkeypatch):
     from cryoforum import Plugin
 

@@ -253,8 +253,10 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         output.copyInfo(particles)
         if is2D:
             output.setAlignment2D()
-        output.copyItems(reopen(particles), doClone=False, rowFilter=lambda row: row['id'] in wanted,
-                         updateItemCallback=None if change is None else lambda particle, _: change(particle))
+        # not by rowFilter, which Scipion has only since 3.10
+        output.copyItems(reopen(particles), doClone=False,
+                         itemSelectedCallback=lambda particle: particle.getObjId() in wanted,
+                         updateItemCallback=lambda particle, _: change(particle))
         self._defineOutputs(**{name: output})
         self._defineTransformRelation(self.inputParticles, output)
 
