@@ -22,7 +22,6 @@ The engine (distribution cryoforum-core, with PyTorch) lives in an environment o
 there and exchanges files with it. Nothing here imports torch or the engine.
 """
 
-import functools
 import os
 import shutil
 import subprocess
@@ -140,9 +139,23 @@ class Plugin(pwem.Plugin):
         return next(filter(None, map(shutil.which, names)), None)
 
 
-@functools.lru_cache(maxsize=None)
+_usable = {}  # interpreter -> version of its engine
+
+
 def engineVersion(python):
-    """ Version of the engine that the interpreter ``python`` has, None without one. Takes 0.1 s, once. """
+    """ Version of the engine that the interpreter ``python`` has, None without one. Takes 0.1 s.
+
+    Only a version that works is remembered: who installs one as told must not have to start Scipion again.
+    """
+    if python not in _usable:
+        version = _askVersion(python)
+        if version not in ENGINE_VERSIONS:
+            return version
+        _usable[python] = version
+    return _usable[python]
+
+
+def _askVersion(python):
     code = 'import cryoforum_core; print(cryoforum_core.__version__)'
     try:
         # from the root folder: a checkout that happens to be the working directory must not pass for an installation

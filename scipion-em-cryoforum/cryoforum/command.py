@@ -59,7 +59,8 @@ def prepareRun(runDirectory, options, inputFiles):
     """ True where the run in ``runDirectory`` can go on, which the engine then does from its checkpoint.
 
     A run made with other options or input is removed: only the budget (minutes, steps) may change in between. What
-    the run was made with is kept beside the run directory, which is the engine's own.
+    the run was made with is kept beside the run directory, which is the engine's own. Where the project lies is no part
+    of that: its results stay when it is moved.
     """
     record = runDirectory.rstrip('/') + '_options.json'
     fixed = {name: str(value) for name, value in options.items() if name not in BUDGET_OPTIONS}
@@ -76,11 +77,23 @@ def prepareRun(runDirectory, options, inputFiles):
 
 
 def _checksum(path):
+    """ Of a file's content; a STAR file holds absolute paths, of which those in the project count as relative. """
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
-        for block in iter(lambda: file.read(1 << 20), b''):
-            digest.update(block)
+        if path.endswith('.star'):
+            project = ('@' + os.path.join(projectFolder(), '')).encode()
+            for line in file:
+                digest.update(line.replace(project, b'@'))
+        else:
+            for block in iter(lambda: file.read(1 << 20), b''):
+                digest.update(block)
     return digest.hexdigest()
+
+
+def projectFolder():
+    """ The project's folder, in which Scipion runs everything. A step that writes absolute paths has it among its
+    arguments, so that Continue repeats it when the project was moved. """
+    return os.path.abspath('')
 
 
 def readSummary(runDirectory):

@@ -182,10 +182,20 @@ def _imageNames(columns, stackFolder):
     return ['%06d@%s' % (index or 1, paths[name]) for index, name in zip(columns['_index'], columns['_filename'])]
 
 
+def validateStack(fileName):
+    """ Problems of the file of an image. """
+    path = _stackPath(fileName)
+    return ['STAR files cannot hold paths with spaces: %s. Rename the folder or file.' % path] if ' ' in path else []
+
+
+def _stackPath(fileName):
+    return os.path.abspath(fileName.split(':')[0])
+
+
 def _mrcStack(fileName, stackFolder):
-    path = os.path.abspath(fileName.split(':')[0])
-    if ' ' in path:
-        raise ValueError('STAR files cannot hold paths with spaces: %s. Rename the folder.' % path)
+    problems, path = validateStack(fileName), _stackPath(fileName)
+    if problems:
+        raise ValueError(problems[0])
     if os.path.splitext(path)[1].lower() in MRC_EXTENSIONS:
         return path
     copy = os.path.join(os.path.abspath(stackFolder), fileName.replace(os.sep, '_') + '.mrcs')
@@ -264,18 +274,25 @@ def writePosterior(particles, posteriorFile):
     names = {**ENGINE_ARRAYS, **DISPERSION_ARRAYS}
     ids, values = readAttributes(particles, [*names, REASON, CENTRE_X, CENTRE_Y])
     arrays = {names[name]: column for name, column in values.items() if name in names}
-    # a reason goes with the view from which it was found
-    if REASON in values and particles.hasAlignmentProj():
-        columns = readColumns(particles, ['enabled', '_transform._matrix'])
-        matrices = [json.loads(text) for text, enabled in zip(columns['_transform._matrix'], columns['enabled'])
-                    if enabled]
-        centre = np.stack([values[CENTRE_X], values[CENTRE_Y]], axis=1)
+    if REASON in values:
+        unknown = np.full(len(ids), np.nan)
+        centre = np.stack([values.get(CENTRE_X, unknown), values.get(CENTRE_Y, unknown)], axis=1)
         isOff = values[REASON] == OFF_CENTRE
-        arrays.update(reason=values[REASON], quaternion=transformsToQuaternions(matrices),
+        arrays.update(reason=values[REASON], quaternion=_views(particles, len(ids)),
                       recentre_shift_angstrom=np.where(isOff[:, None], centre, np.nan),
                       alternative_quaternion=np.full((len(ids), 4), np.nan))
     np.savez(posteriorFile, particle_id=ids, **arrays)
     return ids
+
+
+def _views(particles, n):
+    """ Quaternions (n, 4) of the enabled particles. Where the set has lost its orientations all are alike: the engine
+    then knows one view, so that it has no rare views to protect. """
+    if not particles.hasAlignmentProj():
+        return np.tile([0., 0., 0., 1.], (n, 1))
+    columns = readColumns(particles, ['enabled', '_transform._matrix'])
+    return transformsToQuaternions([json.loads(text) for text, enabled in zip(columns['_transform._matrix'],
+                                                                              columns['enabled']) if enabled])
 
 
 # -------------------------------- reading results --------------------------------
@@ -392,10 +409,13 @@ def readHalfSets(starFile):
 def copyWithPredictions(particles, output, predictions, halfSets=None):
     """ Fills ``output`` with the enabled particles: everything they had, the new pose and the new attributes.
 
-    halfSets: dict particle id -> half set of each particle, where the orientations come from one.
+    halfSets: dict particle id -> half set, for particles that have none; those that have one keep it.
     """
-    ids, _ = readAttributes(particles, [])
+    ids, known = readAttributes(particles, [HALF_SET])
     rows = predictions.rowOf(ids)
+    if halfSets is not None:
+        own = zip(ids.tolist(), known.get(HALF_SET, np.full(len(ids), np.nan)).tolist())
+        halfSets = {**halfSets, **{i: int(half) for i, half in own if not np.isnan(half)}}
     values = {name: column.tolist() for name, column in predictions.attributes.items()}
     # of an earlier prediction that found out more
     outdated = [name for name in PARTICLE_ATTRIBUTES + [REJECTION_REASON] if name not in values]

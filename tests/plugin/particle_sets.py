@@ -25,8 +25,12 @@ def write_stack(path, n, box=16, pixel_size_angstrom=4.0, seed=0):
         mrc.voxel_size = pixel_size_angstrom
 
 
-def make_particles(folder, n=12, aligned=True, first_id=1, disabled=(), pixel_size_angstrom=4.0, name="particles"):
-    """A set on disk with everything a particle can carry; ids do not start at 1 and are not contiguous."""
+def make_particles(folder, n=12, aligned=True, first_id=1, disabled=(), pixel_size_angstrom=4.0, name="particles",
+                   half_set=lambda i: 1 + i % 2):
+    """A set on disk with everything a particle can carry; ids do not start at 1 and are not contiguous.
+
+    half_set: the one of the i-th particle; None for a set without.
+    """
     os.makedirs(folder, exist_ok=True)
     stack = os.path.join(folder, f"{name}.mrcs")
     write_stack(stack, n, pixel_size_angstrom=pixel_size_angstrom)
@@ -43,12 +47,12 @@ def make_particles(folder, n=12, aligned=True, first_id=1, disabled=(), pixel_si
     transforms = random_transforms(n)
     for i in range(n):
         particles.append(_particle(i, first_id + 3 * i, stack, acquisition, transforms[i] if aligned else None,
-                                   enabled=i not in disabled))
+                                   enabled=i not in disabled, half_set=half_set and half_set(i)))
     particles.write()
     return particles
 
 
-def _particle(i, identifier, stack, acquisition, transform, enabled):
+def _particle(i, identifier, stack, acquisition, transform, enabled, half_set):
     particle = Particle()
     particle.setObjId(identifier)
     particle.setEnabled(enabled)
@@ -60,7 +64,8 @@ def _particle(i, identifier, stack, acquisition, transform, enabled):
     coordinate.setMicId(1 + i // 4)
     coordinate.setMicName(f"mic_{1 + i // 4}.mrc")
     particle.setCoordinate(coordinate)
-    particle._rlnRandomSubset = Integer(1 + i % 2)
+    if half_set is not None:
+        particle._rlnRandomSubset = Integer(half_set)
     particle._rlnGroupName = String(f"group_{1 + i // 4}")
     if transform is not None:
         particle.setTransform(Transform(matrix=transform))

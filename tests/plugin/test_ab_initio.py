@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from engine_data import engine, engine_defaults, import_star, map_correlation, simulate, star_rows
 from particle_sets import make_particles
+from pyworkflow.object import Integer
 
 CPU = {"useGpu": False, "numberOfThreads": 2}
 N, BOX_PX = 400, 32
@@ -290,6 +292,57 @@ def test_continuing_it_is_warned_about(not_converged):
     assert any("did not converge" in text for text in not_converged.warnings())
     not_converged.runMode.set(MODE_RESTART)
     assert not any("did not converge" in text for text in not_converged.warnings())
+
+
+# ------------------------- another course -------------------------
+@pytest.fixture(scope="module")
+def drawn_run(project, finished_run):
+    """The finished run as if the engine had drawn its half sets, without network and FSC."""
+    run = Path(project.getTmpPath("drawn")).absolute()
+    shutil.copytree(finished_run, run, ignore=shutil.ignore_patterns("checkpoint", "fsc.csv"))
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "half_sets": "drawn at random"}))
+    return run
+
+
+def test_half_sets_that_the_engine_cannot_use_are_kept(launch, project, imported, drawn_run, stand_in):
+    """All of half 1, but for some that have none: only these get the half set of the new map."""
+    from cryoforum.protocols import CryoForumProtAbInitio
+    from pwem.objects import SetOfParticles
+    from pwem.protocols import ProtImportParticles
+
+    halves = SetOfParticles(filename=project.getTmpPath("halves.sqlite"))
+    halves.copyInfo(imported.outputParticles)
+    ids = sorted(imported.outputParticles.getIdSet())
+    without = set(ids[5:300:2])
+    halves.copyItems(imported.outputParticles, updateItemCallback=lambda particle, _: setattr(
+        particle, "_rlnRandomSubset", Integer(None if particle.getObjId() in without else 1)))
+    halves.write()
+    source = launch(ProtImportParticles, "half 1", importFrom=ProtImportParticles.IMPORT_FROM_SCIPION,
+                    sqliteFile=halves.getFileName(), samplingRate=halves.getSamplingRate(), voltage=300,
+                    sphericalAberration=2.7, amplitudeContrast=0.1)
+    with stand_in(run=str(drawn_run)):
+        protocol = launch(CryoForumProtAbInitio, "drawn", inputParticles=(source, "outputParticles"), **CPU)
+    drawn = {int(row["rlnParticleId"]): int(row["rlnRandomSubset"]) for row in star_rows(drawn_run / "particles.star")}
+    after = {p.getObjId(): p.getAttributeValue("_rlnRandomSubset") for p in protocol.outputParticles.iterItems()}
+    assert after == {i: drawn[i] if i in without else 1 for i in ids}
+    assert any("keeps the half sets that the particles had" in line for line in protocol.summary())
+
+
+def test_continue_leaves_no_optional_outputs_of_the_run_before(launch, project, imported, finished_run, drawn_run,
+                                                               stand_in):
+    from cryoforum.protocols import CryoForumProtAbInitio
+    from pyworkflow.protocol.constants import MODE_RESUME
+
+    with stand_in(run=str(finished_run)):
+        protocol = launch(CryoForumProtAbInitio, "with network", inputParticles=(imported, "outputParticles"), **CPU)
+    assert protocol.outputNetwork.exists() and protocol.outputFSC.getData()
+    protocol.seeds.set(1)
+    protocol.runMode.set(MODE_RESUME)
+    with stand_in(run=str(drawn_run)):
+        project.launchProtocol(protocol, wait=True)
+    assert protocol.isFinished()
+    assert sorted(name for name, _ in protocol.iterOutputAttributes()) == ["outputParticles", "outputVolume"]
 
 
 # ------------------------- running, stopped -------------------------

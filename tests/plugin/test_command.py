@@ -4,6 +4,7 @@ import json
 import shlex
 
 import pytest
+from particle_sets import make_particles
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +86,57 @@ def test_other_input_starts_anew(run):
     star.write_text("second")
     assert prepare(width=32, max_minutes=1) is False
     assert not directory.exists()
+
+
+def test_a_run_goes_on_in_a_project_that_was_moved(tmp_path, monkeypatch):
+    """The STAR file holds absolute paths, which are written anew; those outside of the project stay what they are."""
+    from cryoforum.command import prepareRun
+
+    def prepare(project, outside="/data/b.mrcs"):
+        (project / "input.star").write_text(f"000001@{project}/Runs/a.mrcs 1\n000001@{outside} 2\n")
+        monkeypatch.chdir(project)
+        return prepareRun("train", {"width": 32}, ["input.star"])
+
+    before, after = tmp_path / "before", tmp_path / "after"
+    (before / "train").mkdir(parents=True)
+    assert prepare(before) is False
+    (before / "train").mkdir()
+    (before / "train/checkpoint").write_text("weights")
+    before.rename(after)
+    assert prepare(after) is True
+    assert prepare(after, "/data/c.mrcs") is False
+
+
+def test_continue_repeats_every_step_after_one_that_has_changed(project, tmp_path, monkeypatch):
+    """A moved project and another input change the first step, another option the second."""
+    from cryoforum.protocols import (CryoForumProtAbInitio, CryoForumProtPredict, CryoForumProtSubset,
+                                     CryoForumProtTrain)
+
+    sets = [make_particles(project.getTmpPath("steps"), n=4, name=name) for name in ("first", "second")]
+
+    def arguments(Protocol, particles=sets[0], **options):
+        protocol = project.newProtocol(Protocol)
+        protocol.inputParticles.set(particles)
+        inserted = []
+        with monkeypatch.context() as patch:
+            patch.setattr(protocol, "_insertFunctionStep", lambda step, *args, **_: inserted.append(args))
+            for name in ("_trainOptions", "_predictOptions", "_abInitioOptions", "_selectOptions"):
+                if hasattr(protocol, name):
+                    patch.setattr(protocol, name, lambda: options)
+            protocol._insertAllSteps()
+        return inserted
+
+    def changed(before, after):
+        return [one != other for one, other in zip(before, after, strict=True)]
+
+    for Protocol in (CryoForumProtAbInitio, CryoForumProtPredict, CryoForumProtSubset, CryoForumProtTrain):
+        here = arguments(Protocol)
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            assert changed(here, arguments(Protocol)) == [True, True, True]
+        assert changed(here, arguments(Protocol)) == [False, False, False]
+        assert changed(here, arguments(Protocol, sets[1])) == [True, True, True]
+        assert changed(here, arguments(Protocol, option=1)) == [False, True, True]
 
 
 def test_a_run_that_did_not_finish_has_no_summary(tmp_path):

@@ -1,5 +1,6 @@
 """The plugin as Scipion sees it: discovery, place in the tree, citations, installation, and what it must not import."""
 
+import ast
 import os
 import re
 import subprocess
@@ -111,6 +112,29 @@ def test_an_interpreter_without_the_engine_is_named_with_the_remedy(tmp_path):
     """Scipion's own Python has no engine."""
     message = validate_with(tmp_path, CRYOFORUM_PYTHON=sys.executable)
     assert "has no cryoforum engine" in message and "-m pip install" in message
+
+
+def test_an_engine_that_is_installed_later_is_found(domain, tmp_path):
+    """Scipion is open while its user installs what the message asks for: nothing but a good version is remembered."""
+    from cryoforum import engineVersion
+
+    python = tmp_path / "python"
+    for answer, version in (("exit 1", None), ("echo 0.0.1", "0.0.1"), ("echo 0.1.0", "0.1.0")):
+        python.write_text(f"#!/bin/sh\n{answer}\n")
+        python.chmod(0o755)
+        assert engineVersion(str(python)) == version
+    python.unlink()
+    assert engineVersion(str(python)) == "0.1.0"
+
+
+def test_sets_are_copied_with_what_the_oldest_scipion_knows():
+    """The arguments of EMSet.copyItems in scipion-em 3.8: Scipion itself would only tell when a run is nearly done."""
+    known = {"updateItemCallback", "itemDataIterator", "copyDisabled", "doClone", "itemSelectedCallback"}
+    calls = [node for path in PLUGIN.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "copyItems"]
+    assert calls
+    for call in calls:
+        assert {keyword.arg for keyword in call.keywords} <= known
 
 
 def test_the_engine_does_not_see_scipions_modules(domain, monkeypatch):

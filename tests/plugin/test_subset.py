@@ -1,6 +1,9 @@
 """Uncertainty subset: which particles are kept, and that both sets keep everything."""
 
+import json
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -297,6 +300,152 @@ def test_criteria_that_the_particles_do_not_allow_are_refused(project, predicted
     assert any("No kind of junk" in text for text in problems_of(project, judged, criterion=BY_REASON, **none))
     assert any("Unknown symmetry" in text for text in problems_of(project, judged, symmetry="q7"))
     assert not problems_of(project, judged, criterion=BY_REASON)
+
+
+# ------------------------- what other protocols and Continue leave behind -------------------------
+def import_set(launch, particles, label, **options):
+    from pwem.protocols import ProtImportParticles
+
+    return launch(ProtImportParticles, label, importFrom=ProtImportParticles.IMPORT_FROM_SCIPION,
+                  sqliteFile=particles.getFileName(), samplingRate=PIXEL, voltage=300, sphericalAberration=2.7,
+                  amplitudeContrast=0.1, **options)
+
+
+@pytest.fixture(scope="module")
+def unaligned(launch, project, judged):
+    """The judged particles as a 2D classification leaves them: what is known of each, but no orientations."""
+    from pwem.constants import ALIGN_NONE
+    from pwem.objects import SetOfParticles
+
+    output = SetOfParticles(filename=project.getTmpPath("unaligned.sqlite"))
+    output.copyInfo(judged.outputParticles)
+    output.setAlignment(ALIGN_NONE)
+    output.copyItems(judged.outputParticles, updateItemCallback=lambda particle, _: delattr(particle, "_transform"))
+    output.write()
+    protocol = import_set(launch, output, "unaligned")
+    assert not protocol.outputParticles.hasAlignmentProj()
+    return protocol
+
+
+def test_junk_is_rejected_without_orientations_too(launch, unaligned):
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import AUTOMATIC, BY_REASON
+
+    options = dict(inputParticles=(unaligned, "outputParticles"))
+    for criterion in (AUTOMATIC, BY_REASON):
+        protocol = launch(CryoForumProtSubset, criterion=criterion, **options)
+        assert protocol.outputParticles.getSize() == 64 and protocol.outputParticlesRejected.getSize() == 16
+        rejected = protocol.outputParticlesRejected
+        assert values(rejected, REASON) == values(rejected, "_cryoforumReason")
+    recentre = {p.getObjId(): p.getTransform().getMatrix()[:2, 3] for p in protocol.outputParticlesRecentre.iterItems()}
+    rows = [row for row, reason in enumerate(REASONS) if reason == "off-centre"]
+    np.testing.assert_allclose([recentre[1 + 3 * row] for row in rows], ASIDE_PX[rows], atol=1e-4)
+
+
+@pytest.mark.parametrize("criterion", ["MAX_ERROR", "MAX_BOUND"])
+def test_a_limit_of_errors_leaves_out_junk_without_orientations_too(launch, unaligned, criterion):
+    from cryoforum.protocols import CryoForumProtSubset, protocol_subset
+
+    kept = launch(CryoForumProtSubset, inputParticles=(unaligned, "outputParticles"), maxError=10, maxBound=20,
+                  criterion=getattr(protocol_subset, criterion)).outputParticles
+    assert set(values(kept, "_cryoforumReason").values()) <= {"none", "ambiguous-orientation"}
+
+
+def test_continue_leaves_no_outputs_of_the_run_before(launch, project, judged):
+    """The first run rejects and recentres some; with another criterion all are kept."""
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import THRESHOLD
+    from pyworkflow.protocol.constants import MODE_RESUME
+
+    def outputs(protocol):
+        return {name: output.getSize() for name, output in protocol.iterOutputAttributes()}
+
+    protocol = launch(CryoForumProtSubset, "first all, then none", inputParticles=(judged, "outputParticles"))
+    assert outputs(protocol) == {"outputParticles": 64, "outputParticlesRejected": 16, "outputParticlesRecentre": 5}
+    protocol.criterion.set(THRESHOLD)
+    protocol.measure.set(PROBABILITY)
+    protocol.threshold.set(0)
+    protocol.runMode.set(MODE_RESUME)
+    project.launchProtocol(protocol, wait=True)
+    assert protocol.isFinished() and outputs(protocol) == {"outputParticles": 80}
+    assert "Kept *80* of 80 particles (100.0 %), rejected 0." in protocol.summary()[0]
+    assert not any("off-centre" in line for line in protocol.summary())
+    # and so it is written in the project's own file
+    assert outputs(project.mapper.selectById(protocol.getObjId())) == {"outputParticles": 80}
+    # back again
+    protocol.criterion.set(0)
+    protocol.measure.set(BEST)
+    project.launchProtocol(protocol, wait=True)
+    assert outputs(protocol) == {"outputParticles": 64, "outputParticlesRejected": 16, "outputParticlesRecentre": 5}
+
+
+def test_particles_that_are_kept_after_all_have_no_reason_of_rejection(launch, cleaned):
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import KEEP_COUNT
+
+    protocol = launch(CryoForumProtSubset, inputParticles=(cleaned, "outputParticlesRejected"), criterion=KEEP_COUNT,
+                      measure=BY_ERROR, keepCount=10)
+    kept, rejected = values(protocol.outputParticles, REASON), values(protocol.outputParticlesRejected, REASON)
+    assert kept and set(kept.values()) == {None}
+    assert rejected and all(reason for reason in rejected.values())
+
+
+@pytest.fixture
+def classified(project, predicted):
+    """A protocol with particles of predict that went through a 3D classification and a subset of its classes."""
+    from cryoforum.convert import reopen
+    from cryoforum.protocols import CryoForumProtPredict, CryoForumProtSubset
+    from pwem.objects import SetOfClasses3D
+    from pwem.protocols import ProtUserSubSet
+    from relion.protocols import ProtRelionClassify3D
+
+    def follow(Protocol, parameter, before, output, made):
+        protocol = project.newProtocol(Protocol)
+        if parameter is not None:
+            getattr(protocol, parameter).set(before)
+            getattr(protocol, parameter).setExtended(output)
+        project.saveProtocol(protocol)
+        if made:
+            protocol._defineOutputs(**made)
+        return protocol
+
+    particles = predicted.outputParticles
+    found = follow(CryoForumProtPredict, None, None, None, {"outputParticles": reopen(particles)})
+    classes = SetOfClasses3D(filename=project.getTmpPath("classes.sqlite"))
+    classes.setImages(particles)
+    grouped = follow(ProtRelionClassify3D, "inputParticles", found, "outputParticles", {"outputClasses": classes})
+    chosen = follow(ProtUserSubSet, "inputObject", grouped, "outputClasses", {"outputParticles": reopen(particles)})
+    return found, follow(CryoForumProtSubset, "inputParticles", chosen, "outputParticles", {})
+
+
+def test_the_run_that_found_the_orientations_is_found_through_classes(classified):
+    from cryoforum.protocols.source import findSource
+
+    found, subset = classified
+    os.makedirs(found._runDirectory())
+    for name, content in (("config.json", {"ctf_state": "multiplied"}), ("summary.json", {"symmetry": "d2"})):
+        Path(found._runDirectory(), name).write_text(json.dumps(content))
+    source = findSource(subset)
+    assert source.directory == found._runDirectory() and source.symmetry == "d2"
+    assert source.options == {"ctf_state": "multiplied"}
+
+
+def test_without_that_run_the_set_says_how_its_ctf_was_corrected(launch, predicted):
+    from cryoforum.protocols import CryoForumProtSubset
+
+    flipped = import_set(launch, predicted.outputParticles, "flipped", haveDataBeenPhaseFlipped=True)
+    for source, state in ((predicted, "auto"), (flipped, "phase-flipped")):
+        subset = launch(CryoForumProtSubset, inputParticles=(source, "outputParticles"))
+        assert json.loads(Path(subset._measuredFile("config.json")).read_text())["ctf_state"] == state
+
+
+@pytest.mark.parametrize("fraction, problem", [(0, "must be above 0"), (1.5, "must be at most 1")])
+def test_a_fraction_that_the_engine_refuses(project, predicted, fraction, problem):
+    from cryoforum.protocols.protocol_subset import KEEP_FRACTION
+
+    text = "\n".join(problems_of(project, predicted, criterion=KEEP_FRACTION, keepFraction=fraction))
+    assert problem in text
+    assert not problems_of(project, predicted, criterion=KEEP_FRACTION, keepFraction=1)
 
 
 # ------------------------- viewer -------------------------

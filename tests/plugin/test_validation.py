@@ -15,7 +15,7 @@ def imported(launch, project):
 
     def run(label="good", change=lambda particles: None, **options):
         if label not in made:
-            particles = make_particles(project.getTmpPath(label), n=4, **options)
+            particles = make_particles(project.getTmpPath(label), **{"n": 4, **options})
             change(particles)
             particles.write()
             made[label] = launch(ProtImportParticles, label, importFrom=ProtImportParticles.IMPORT_FROM_SCIPION,
@@ -160,6 +160,54 @@ def test_one_gpu_is_used(train, monkeypatch):
     monkeypatch.setattr(Plugin, "hasGpu", classmethod(lambda cls: True))
     assert "One GPU is used" in train(useGpu=True, gpuList="0 1")
     assert train(useGpu=True, gpuList="1") == ""
+
+
+@pytest.mark.parametrize("queue", [False, True])
+@pytest.mark.parametrize("gpus", ["", " ", "0 1", "0,1", "0-2", "x"])
+def test_anything_but_one_gpu_is_refused(project, imported, volume, monkeypatch, gpus, queue):
+    """Also in a queue, where nobody knows yet whether there is a GPU."""
+    from cryoforum import Plugin
+    from cryoforum.protocols import CryoForumProtTrain
+
+    monkeypatch.setattr(Plugin, "hasGpu", classmethod(lambda cls: not queue))
+    protocol = project.newProtocol(CryoForumProtTrain, useGpu=True)
+    point(protocol.inputParticles, imported(), "outputParticles")
+    point(protocol.referenceVolume, volume(16, 4.0), "outputVolume")
+    protocol._useQueue.set(queue)
+    assert protocol.validate() == []
+    protocol.gpuList.set(gpus)
+    assert any(f'the list of GPU IDs is "{gpus}". Give one number' in text for text in protocol.validate())
+
+
+def test_a_half_set_is_trained_with_only_where_there_are_half_sets(train, imported):
+    without = imported("no half sets", half_set=None)
+    assert "4 of 4 particles belong to no half set" in train(without, halfSet=1)
+    assert train(without) == ""
+    first_only = imported("one half set", half_set=lambda i: 1)
+    assert "Half set 2 has no particles" in train(first_only, halfSet=2)
+    assert train(first_only, halfSet=1) == ""
+
+
+def test_too_few_particles_to_learn_from_their_orientations(train, imported):
+    from cryoforum.protocols.protocol_train import FROM_ORIENTATIONS
+
+    few = train(imported(), learnFrom=FROM_ORIENTATIONS)
+    assert "At least 50 particles are needed to learn from their orientations; the set has 4" in few
+    enough = imported("60 particles", n=60)
+    assert train(enough, learnFrom=FROM_ORIENTATIONS) == ""
+    assert "half set 2 has 30" in train(enough, learnFrom=FROM_ORIENTATIONS, halfSet=2)
+
+
+@pytest.mark.parametrize("dropout, problem", [(1, "must be below 1"), (-0.1, "must be 0 or more")])
+def test_dropout(train, dropout, problem):
+    assert problem in train(dropout=dropout)
+
+
+def test_a_stack_with_a_space_in_its_path(train, predict, imported):
+    spaced = imported("a space", name="my particles")
+    assert " " in spaced.outputParticles.getFirstItem().getFileName()
+    for problems in (train(spaced), predict(spaced)):
+        assert "cannot hold paths with spaces" in problems and "my particles.mrcs. Rename" in problems
 
 
 def test_all_problems_come_together(train, imported, volume):

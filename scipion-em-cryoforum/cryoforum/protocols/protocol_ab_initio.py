@@ -25,8 +25,8 @@ import pyworkflow.protocol.params as params
 from pwem.objects import FSC, SetOfParticles, Volume
 from pwem.protocols import ProtInitialVolume
 
-from ..command import isFinished, readProgress, readSummary
-from ..constants import SYMMETRY_HELP
+from ..command import isFinished, projectFolder, readProgress, readSummary
+from ..constants import HALF_SET, SYMMETRY_HELP
 from ..convert import copyWithPredictions, readFsc, readHalfSets, readPoses, readPredictions
 from ..objects import CryoForumNetwork
 from .form_words import inFormWords
@@ -39,6 +39,7 @@ ENCODERS = ['cryoposenet', 'cryoforum', 'compact']
 HEADS = ['s2s2', 'qcqp', 'qcqp-psd', 'quaternion', 'euler']
 MIN_PARTICLES = 200  # the engine's own limit
 UNDETERMINED = 'undetermined'
+HALF_SET_COLUMN = 'rlnRandomSubset'  # where the engine says it has its half sets from, if not drawn
 
 
 class outputs(Enum):
@@ -48,7 +49,7 @@ class outputs(Enum):
     outputFSC = FSC
 
 
-class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
+class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
     """ Makes a first map from particles and their CTF alone, and finds the orientation and the shift of every
     particle, with how far off it may be, in degrees. No reference, no orientations and no 2D classes are needed.
 
@@ -156,31 +157,31 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        self._insertFunctionStep(self.convertInputStep, self._inputKey(), needsGPU=False)
-        self._insertFunctionStep(self.abInitioStep, str(sorted(self._abInitioOptions().items())))
-        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+        self._insertEngineSteps(self._inputKey(), self.abInitioStep, self._abInitioOptions())
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
         volume = self.handReference.get()
-        return '%s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName())
+        return '%s, %s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName(),
+                               projectFolder())
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
         self._convertInput(self.handReference.get(), withPoses=False)
 
-    def abInitioStep(self, options):
+    def abInitioStep(self, inputKey, options):
         summary = self._runEngine('ab-initio', self._runDirectory(), self._abInitioOptions(), self._inputFiles())
         if not summary['converged']:
             self.warning('Did not converge: %s' % self._reason())
 
-    def createOutputStep(self):
+    def createOutputStep(self, inputKey, options):
         made = {outputs.outputVolume.name: self._makeVolume(), outputs.outputParticles.name: self._makeParticles()}
         network, fsc = self._makeNetwork(), self._makeFsc()
-        if network is not None:
-            made[outputs.outputNetwork.name] = network
-        if fsc is not None:
-            made[outputs.outputFSC.name] = fsc
+        for name, output in ((outputs.outputNetwork.name, network), (outputs.outputFSC.name, fsc)):
+            if output is None:
+                self._dropOutput(name)
+            else:
+                made[name] = output
         self._defineOutputs(**made)
         for name, output in made.items():
             if name == outputs.outputParticles.name:
@@ -273,6 +274,10 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
         if summary.get('median_expected_error_deg') is not None:
             lines.append('Median expected error of the orientations: *%.2f°*' % summary['median_expected_error_deg'])
         lines += self._boundLines(summary)
+        if self._keepsOtherHalfSets(summary):
+            lines.append('The half maps are of half sets drawn anew, because those of the particles are not two whole '
+                         'halves. The output keeps the half sets that the particles had: do not compare them with '
+                         'these half maps.')
         if summary.get('seeds_agreement_deg') is not None:
             lines.append('The best two searches agree to %.1f°.' % summary['seeds_agreement_deg'])
         if summary.get('validation_median_error_deg') is not None:
@@ -325,6 +330,14 @@ class CryoForumProtAbInitio(ProtInitialVolume, CryoForumBase):
 
     def _reason(self):
         return inFormWords(readSummary(self._runDirectory()).get('converged_reason') or 'no reason is given.')
+
+    def _keepsOtherHalfSets(self, summary):
+        """ True where the engine could not use the half sets that particles came with: all of one half, or some of
+        none. A set has a column where its first particle has the attribute. """
+        if summary.get('half_sets', HALF_SET_COLUMN) == HALF_SET_COLUMN or self.inputParticles.get() is None:
+            return False
+        first = self.inputParticles.get().getFirstItem()
+        return first is not None and first.hasAttribute(HALF_SET)
 
     def _symmetry(self):
         return (self.symmetry.get() or '').strip().lower()

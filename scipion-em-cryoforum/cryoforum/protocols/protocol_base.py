@@ -29,7 +29,7 @@ from pyworkflow.constants import NEW
 from .. import Plugin
 from ..command import buildArguments, buildProgram, escapePercent, prepareRun, readSummary, tail
 from ..constants import DEFAULT_COVERAGE, SYMMETRY_HELP
-from ..convert import writeParticlesStar, writeReferenceMap
+from ..convert import validateStack, writeParticlesStar, writeReferenceMap
 from .form_words import CONTRAST, CTF_STATE, inFormWords
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
@@ -39,6 +39,13 @@ EXIT_NOT_CONVERGED = 3  # the engine wrote all files, but the data did not deter
 
 CONTRASTS, CTF_STATES = list(CONTRAST), list(CTF_STATE)
 CTF_STATE_AUTO = 0
+
+
+def ctfStateOf(particles):
+    """ What Scipion knows of the CTF correction of a set, as the engine calls it. """
+    if particles.isPhaseFlipped():
+        return 'phase-flipped'
+    return 'multiplied' if particles.isAmplitudeCorrected() else CTF_STATES[CTF_STATE_AUTO]
 
 
 class CryoForumBase:
@@ -85,6 +92,17 @@ class CryoForumBase:
         form.addParallelSection(threads=4, mpi=0)
 
     # ------------------------------ steps ------------------------------
+    def _insertEngineSteps(self, inputKey, engineStep, options):
+        """ Conversion of the input, the engine's job with its options, outputs.
+
+        Continue repeats the steps whose own arguments have changed, and from pyworkflow 3.11 on no others: so each has
+        those of the steps before it, too.
+        """
+        options = str(sorted(options.items()))
+        self._insertFunctionStep(self.convertInputStep, inputKey, needsGPU=False)
+        self._insertFunctionStep(engineStep, inputKey, options)
+        self._insertFunctionStep(self.createOutputStep, inputKey, options, needsGPU=False)
+
     def _starFile(self):
         return self._getExtraPath('input_particles.star')
 
@@ -101,10 +119,8 @@ class CryoForumBase:
     def _imageOptions(self):
         particles = self.inputParticles.get()
         state = CTF_STATES[self.ctfState.get()]
-        if self.ctfState.get() == CTF_STATE_AUTO and particles.isPhaseFlipped():
-            state = 'phase-flipped'
-        elif self.ctfState.get() == CTF_STATE_AUTO and particles.isAmplitudeCorrected():
-            state = 'multiplied'
+        if self.ctfState.get() == CTF_STATE_AUTO:
+            state = ctfStateOf(particles)
         return {'contrast': CONTRASTS[self.contrast.get()], 'ctf_state': state, 'seed': self.seed.get()}
 
     def _runEngine(self, job, runDirectory, options, inputFiles):
@@ -148,6 +164,20 @@ class CryoForumBase:
         report = os.path.abspath(os.path.join(runDirectory, 'report.html'))
         return ['Report with figures: [[file://%s][%s]]' % (report, report)] if os.path.exists(report) else []
 
+    # ------------------------------ outputs ------------------------------
+    def _dropOutput(self, name):
+        """ Removes an output of an earlier run that this one does not make: Scipion itself does so at Restart only. """
+        output = getattr(self, name, None)
+        if output is not None:
+            self.deleteOutput(output)
+
+    def copy(self, other, *args, **kwargs):
+        """ This is how the project takes over what its run has done, but outputs that the run dropped would stay. """
+        for name in (getattr(each, 'name', each) for each in self._possibleOutputs):
+            if hasattr(self, name) and not hasattr(other, name):
+                self._dropOutput(name)
+        return super().copy(other, *args, **kwargs)
+
     # ------------------------------ validation ------------------------------
     def _validateParticles(self, minimum=1):
         """ Problems of the input particles, all of them; minimum: how many there must be. """
@@ -159,6 +189,8 @@ class CryoForumBase:
             errors.append('The input set is empty: give a set with particles.')
         elif particles.getSize() < minimum:
             errors.append('At least %d particles are needed; the set has %d.' % (minimum, particles.getSize()))
+        else:
+            errors += validateStack(particles.getFirstItem().getFileName())
         if not particles.getSamplingRate():
             errors.append('The particles have no pixel size: give the sampling rate at their import.')
         if not particles.hasCTF():
@@ -241,10 +273,12 @@ class CryoForumBase:
         return ['Unknown symmetry "%s". %s' % (symmetry, SYMMETRY_HELP.split('. See')[0] + '.')]
 
     def _validateGpu(self):
-        if not self.usesGpu() or self.useQueue():
+        """ Problems of the GPU asked for; in a queue nobody knows yet which computer will have to have it. """
+        if not self.usesGpu():
             return []
-        if not Plugin.hasGpu():
+        if not re.match(r'^\s*\d+\s*$', self.gpuList.get() or ''):
+            return ['One GPU is used; the list of GPU IDs is "%s". Give one number, 0 for the first GPU.'
+                    % (self.gpuList.get() or '')]
+        if not self.useQueue() and not Plugin.hasGpu():
             return ['No NVIDIA GPU was found on this computer: set "GPU IDs" to No (slower), or run in a queue.']
-        if len(self.getGpuList()) > 1:
-            return ['One GPU is used; the list has %s. Give one number.' % self.gpuList.get()]
         return []

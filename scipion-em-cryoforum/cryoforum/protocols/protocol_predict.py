@@ -25,7 +25,7 @@ import pyworkflow.protocol.params as params
 from pwem.objects import SetOfParticles
 from pwem.protocols import EMProtocol
 
-from ..command import readSummary
+from ..command import projectFolder, readSummary
 from ..constants import SYMMETRY_HELP
 from ..convert import copyWithPredictions, readPredictions, writeParticlesStar
 from .form_words import REFINEMENT, inFormWords
@@ -101,15 +101,13 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        self._insertFunctionStep(self.convertInputStep, self._inputKey(), needsGPU=False)
-        self._insertFunctionStep(self.predictStep, str(sorted(self._predictOptions().items())))
-        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+        self._insertEngineSteps(self._inputKey(), self.predictStep, self._predictOptions())
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
         volume, known = self._reference(), self.calibrationParticles.get()
-        return '%s, %s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName(),
-                               known and known.getFileName())
+        return '%s, %s, %s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName(),
+                                   known and known.getFileName(), projectFolder())
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
@@ -117,12 +115,12 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         if self.calibrationParticles.get() is not None:
             writeParticlesStar(self.calibrationParticles.get(), self._knownFile(), self._getExtraPath('stacks'))
 
-    def predictStep(self, options):
+    def predictStep(self, inputKey, options):
         summary = self._runEngine('predict', self._runDirectory(), self._predictOptions(), self._inputFiles())
         if not summary['model_applies']:
             self.error('This network does not apply to these particles: %s' % inFormWords(summary['model_applies_reason']))
 
-    def createOutputStep(self):
+    def createOutputStep(self, inputKey, options):
         particles = self.inputParticles.get()
         predictions = readPredictions(os.path.join(self._runDirectory(), 'orientation_posterior.npz'),
                                       particles.getSamplingRate())

@@ -31,13 +31,13 @@ from pwem.objects import SetOfParticles, Transform
 from pwem.protocols import EMProtocol
 from pyworkflow.object import String
 
-from ..command import readSummary
+from ..command import projectFolder, readSummary
 from ..constants import (CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER, ERROR_BOUND,
                          EXPECTED_ERROR, FIGURE_OF_MERIT, JUNK_REASONS, MATCH_SCORE, PARTICLE_PROBABILITY, REASON,
                          REJECTION_REASON, SYMMETRY_HELP)
 from ..convert import (readAttributes, readIds, readReasons, reopen, setAttribute, shiftToTransform,
-                       writeParticlesStar, writePosterior)
-from .protocol_base import CryoForumBase
+                       validateStack, writeParticlesStar, writePosterior)
+from .protocol_base import CryoForumBase, ctfStateOf
 from .source import findSource
 
 AUTOMATIC, BY_MAP, BY_REASON, KEEP_FRACTION, KEEP_COUNT, THRESHOLD, MAX_ERROR, MAX_BOUND = range(8)
@@ -82,7 +82,7 @@ def measureIndex(measure):
     return 1 + MEASURES.index(measure)
 
 
-class CryoForumProtSubset(EMProtocol, CryoForumBase):
+class CryoForumProtSubset(CryoForumBase, EMProtocol):
     """ Keeps the particles whose orientations can be trusted, by what *predict orientations* or *ab initio* found out
     about each of them.
 
@@ -154,7 +154,8 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
                 'There is something at the centre, but not this molecule in any orientation.')):
             line.addParam(name, params.BooleanParam, default=True, label=label, help=text,
                           condition='criterion == %d' % BY_REASON)
-        form.addParam('keepFraction', params.FloatParam, default=0.8, validators=[params.Range(0, 1)],
+        form.addParam('keepFraction', params.FloatParam, default=0.8,
+                      validators=[params.GT(0, error='must be above 0'), params.LE(1, error='must be at most 1')],
                       condition='criterion == %d' % KEEP_FRACTION,
                       label='Fraction to keep', help='Between 0 and 1: 0.8 keeps the best 80 %.')
         form.addParam('keepCount', params.IntParam, default=10000, validators=[params.Positive],
@@ -182,13 +183,11 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        inputFile = self.inputParticles.get().getFileName()
-        self._insertFunctionStep(self.convertInputStep, inputFile, self._givenSymmetry())
-        self._insertFunctionStep(self.selectStep, str(sorted(self._selectOptions().items())))
-        self._insertFunctionStep(self.createOutputStep)
+        inputKey = '%s, %s, %s' % (self.inputParticles.get().getFileName(), self._givenSymmetry(), projectFolder())
+        self._insertEngineSteps(inputKey, self.selectStep, self._selectOptions())
 
     # -------------------------- STEPS functions ------------------------------
-    def convertInputStep(self, inputFile, symmetry):
+    def convertInputStep(self, inputKey):
         """ The set in the form of a run of the engine's predict, from the attributes of its particles: other protocols
         may have filtered or joined them since their orientations were found. """
         particles = self.inputParticles.get()
@@ -196,8 +195,8 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
         writeParticlesStar(particles, self._measuredFile('particles.star'), self._getExtraPath('stacks'))
         writePosterior(particles, self._measuredFile('orientation_posterior.npz'))
         source = findSource(self)
-        options = {} if source is None else {name: source.options[name] for name in (
-            'contrast', 'ctf_state', 'refinement') if name in source.options}
+        options = {'ctf_state': ctfStateOf(particles)} if source is None else {
+            name: source.options[name] for name in ('contrast', 'ctf_state', 'refinement') if name in source.options}
         self._writeMeasured('config.json', {**options, 'job': 'predict'})
         promised = {} if source is None else self._copyPromises(source)
         self._writeMeasured('summary.json', {'job': 'predict', 'symmetry': self._symmetry(source), **promised})
@@ -226,35 +225,38 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
                     for i, score in zip(arrays['particle_id'], arrays['match_score'])]
             np.savez(self._measuredFile('gallery.npz'), **{name: values[same] for name, values in arrays.items()})
 
-    def selectStep(self, options):
+    def selectStep(self, inputKey, options):
         self._runEngine('select', self._runDirectory(), self._selectOptions(), [
             self._measuredFile(name) for name in ('particles.star', 'orientation_posterior.npz', 'config.json',
                                                   'summary.json')])
 
-    def createOutputStep(self):
+    def createOutputStep(self, inputKey, options):
         summary = readSummary(self._runDirectory())
         self.info(inForm(summary['explanation']))
         reasons = readReasons(self._selectedFile('rejected.star'))
-        self._writeSubset('outputParticles', '', readIds(self._selectedFile('selected.star')))
+        self._writeSubset('outputParticles', '', readIds(self._selectedFile('selected.star')), self._clearReason)
         self._writeSubset('outputParticlesRejected', '_rejected', reasons,
                           lambda particle: self._addReason(particle, reasons))
         self._writeSubset('outputParticlesRecentre', '_recentre', readIds(self._selectedFile('recentre.star')),
                           self._recentre, is2D=True)
 
-    def _writeSubset(self, name, suffix, ids, change=None, is2D=False):
+    def _writeSubset(self, name, suffix, ids, change, is2D=False):
         """ One output with the particles of ``ids``, each changed, in the end with a 2D alignment; none where there are
-        no ids (Scipion has no empty outputs). """
+        no ids (Scipion has no empty outputs), also where an earlier run had some. """
         wanted = set(ids)
         if not wanted:
             self.info('%s has no particles: it is no output.' % name)
+            self._dropOutput(name)
             return
         particles = self.inputParticles.get()
         output = self._createSetOfParticles(suffix)
         output.copyInfo(particles)
         if is2D:
             output.setAlignment2D()
-        output.copyItems(reopen(particles), doClone=False, rowFilter=lambda row: row['id'] in wanted,
-                         updateItemCallback=None if change is None else lambda particle, _: change(particle))
+        # not by rowFilter, which Scipion has only since 3.10
+        output.copyItems(reopen(particles), doClone=False,
+                         itemSelectedCallback=lambda particle: particle.getObjId() in wanted,
+                         updateItemCallback=lambda particle, _: change(particle))
         self._defineOutputs(**{name: output})
         self._defineTransformRelation(self.inputParticles, output)
 
@@ -262,8 +264,15 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
     def _addReason(particle, reasons):
         setAttribute(particle, REJECTION_REASON, reasons[particle.getObjId()], String)
 
+    @staticmethod
+    def _clearReason(particle):
+        """ The particle may come from a set that was rejected before. """
+        if particle.hasAttribute(REJECTION_REASON):
+            getattr(particle, REJECTION_REASON).set(None)
+
     def _recentre(self, particle):
         """ A 2D alignment that is a shift only: an orientation was not found where the particle is not. """
+        self._clearReason(particle)
         shift, pixelSize = [particle.getAttributeValue(name) for name in (CENTRE_X, CENTRE_Y)], self._pixelSize()
         particle.setTransform(Transform(matrix=shiftToTransform(shift, pixelSize)))
 
@@ -277,7 +286,7 @@ class CryoForumProtSubset(EMProtocol, CryoForumBase):
             return ['The input set is empty: give a set with particles.']
         if first.getAttributeValue(EXPECTED_ERROR) is None:
             return ['The particles have no uncertainties: give the output of "predict orientations" or "ab initio".']
-        errors = []
+        errors = validateStack(first.getFileName())
         if self.criterion == BY_REASON and first.getAttributeValue(REASON) is None:
             errors.append('It is not known what kind of junk these particles are: predict their orientations with '
                           'adaptive refinement, or keep them by another criterion.')

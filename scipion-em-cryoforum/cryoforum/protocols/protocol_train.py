@@ -18,14 +18,16 @@
 # **************************************************************************
 """Protocol: train a network that finds orientations."""
 
-import os
 from enum import Enum
+
+import numpy as np
 
 import pyworkflow.protocol.params as params
 from pwem.protocols import EMProtocol
 
-from ..command import readSummary
-from ..constants import SYMMETRY_HELP
+from ..command import projectFolder, readSummary
+from ..constants import HALF_SET, SYMMETRY_HELP
+from ..convert import readAttributes
 from ..objects import CryoForumNetwork
 from .protocol_base import CryoForumBase
 
@@ -39,6 +41,7 @@ HALF_SETS = ['all', '1', '2']
 # what the engine tests a network on
 TESTED_ON = {'simulated projections': 'simulated projections that it was not trained on',
              'held-out particles': 'particles that were held out of the training'}
+MIN_LABELLED = 50  # the engine's own limit
 
 
 class outputs(Enum):
@@ -126,7 +129,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                            'own.')
         form.addParam('activation', params.EnumParam, choices=ACTIVATIONS, default=0, **advanced,
                       label='Activation', help="Non-linearity between the layers; auto: the encoder's own.")
-        form.addParam('dropout', params.FloatParam, default=0., validators=[params.Range(0, 1)], **advanced,
+        form.addParam('dropout', params.FloatParam, default=0., **advanced,
+                      validators=[params.GE(0, error='must be 0 or more'), params.LT(1, error='must be below 1')],
                       label='Dropout', help='Fraction of features dropped at random in training.')
 
     def _defineTrainingParams(self, form):
@@ -175,26 +179,24 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        self._insertFunctionStep(self.convertInputStep, self._inputKey(), needsGPU=False)
-        self._insertFunctionStep(self.trainStep, str(sorted(self._trainOptions().items())))
-        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+        self._insertEngineSteps(self._inputKey(), self.trainStep, self._trainOptions())
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
         volume = self._reference()
-        return '%s from %s' % (self.inputParticles.get().getFileName(),
-                               'orientations' if volume is None else volume.getFileName())
+        return '%s from %s in %s' % (self.inputParticles.get().getFileName(),
+                                     'orientations' if volume is None else volume.getFileName(), projectFolder())
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
         volume = self._reference()
         self._convertInput(volume, withPoses=volume is None)
 
-    def trainStep(self, options):
+    def trainStep(self, inputKey, options):
         summary = self._runEngine('train', self._runDirectory(), self._trainOptions(), self._inputFiles())
         self.info('Median error on %s: %.2f degrees' % (testedOn(summary), summary['validation_median_error_deg']))
 
-    def createOutputStep(self):
+    def createOutputStep(self, inputKey, options):
         summary = readSummary(self._runDirectory())
         particles = self.inputParticles.get()
         network = CryoForumNetwork(runDirectory=self._runDirectory(), pixelSize=particles.getSamplingRate(),
@@ -217,6 +219,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         if self.learnFrom == FROM_ORIENTATIONS and particles is not None and not particles.hasAlignmentProj():
             errors.append('The particles have no orientations (projection alignment) to learn from: give a refined '
                           'set, or learn from a reference map.')
+        errors += self._validateUsed()
         errors += self._validateVolume(self._reference())
         if self.startNetwork.get() is None:
             return errors + self._validateNetworkBox()
@@ -229,6 +232,27 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
             return []
         return ['The network to start from was trained with symmetry %s, which it keeps, and %s is asked for. Give %s, '
                 'or train a new network.' % (own, given, own)]
+
+    def _validateUsed(self):
+        """ Problems of the part of the particles that is to be trained with. """
+        particles, half = self.inputParticles.get(), HALF_SETS[self.halfSet.get()]
+        if particles is None or not particles.getSize():
+            return []
+        n = particles.getSize()
+        which = 'the set has %d' % n
+        if half != HALF_SETS[0]:
+            values = readAttributes(particles, [HALF_SET])[1]
+            halves = values.get(HALF_SET, np.full(n, np.nan))
+            lacking = int(np.isnan(halves).sum())
+            if lacking:
+                return ['%d of %d particles belong to no half set (%s): train with all particles, or give particles '
+                        'of a refinement.' % (lacking, n, HALF_SET)]
+            n = int((halves == int(half)).sum())
+            which = 'half set %s has %d' % (half, n)
+        if self.learnFrom == FROM_ORIENTATIONS and n < MIN_LABELLED:
+            return ['At least %d particles are needed to learn from their orientations; %s. Give more, or learn from '
+                    'a reference map.' % (MIN_LABELLED, which)]
+        return [] if n else ['Half set %s has no particles: train with all particles.' % half]
 
     def _warnings(self):
         volume, particles = self._reference(), self.inputParticles.get()
@@ -281,7 +305,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         start = self.startNetwork.get()
         return {'particles': self._starFile(),
                 'reference': None if self._reference() is None else self._referenceFile(),
-                'from_checkpoint': None if start is None else os.path.abspath(start.getRunDirectory()),
+                'from_checkpoint': None if start is None else start.getRunDirectory(),
                 'symmetry': self._symmetry(),
                 'max_minutes': self.maxMinutes.get(), 'max_steps': self.maxSteps.get(),
                 'loss': LOSSES[self.loss.get()],

@@ -23,7 +23,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Dict
 
-from pwem.objects import SetOfParticles
+from pwem.objects import SetOfClasses, SetOfParticles
 from pyworkflow.protocol import Protocol
 
 from ..command import isFinished, readSummary
@@ -59,8 +59,8 @@ def findSource(protocol):
 
 
 def _producer(protocol, pointer):
-    """ The protocol that made the particles of a pointer; None for other objects. """
-    if not isinstance(pointer.get(), SetOfParticles):
+    """ The protocol that made the particles of a pointer, or the classes they are in; None for other objects. """
+    if not isinstance(pointer.get(), (SetOfParticles, SetOfClasses)):
         return None
     pointed = pointer.getObjValue()
     return pointed if isinstance(pointed, Protocol) else protocol.getProject().getProtocol(pointed.getObjParentId())
