@@ -32,6 +32,6 @@ setup(
         "safetensors>=0.4",
         "gemmi>=0.6.5",
     ],
-    extras_require={"test": ["pytest>=8", "scipy>=1.11", "starfile>=0.5.10"]},
+    extras_require={"test": ["pytest>=8", "scipy>=1.11", "starfile>=0.5.10", "pyflakes>=3.2"]},
     entry_points={"console_scripts": ["cryoforum = cryoforum_core.cli:main"]},
 )

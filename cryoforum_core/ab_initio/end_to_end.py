@@ -22,7 +22,6 @@ from ..geometry.poses import Poses
 from ..geometry.rotations import random_quaternions
 from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import crop_image, fft_image, ifft_image, shell_index
-from ..imaging.masks import soft_circle
 from ..imaging.noise import noise_power_spectrum
 from ..imaging.resolution import resolution_angstrom
 from ..inference.predict import finalise
@@ -31,6 +30,7 @@ from ..model.checkpoint import CheckpointMetadata, save_checkpoint
 from ..model.encoder import MIN_BOX_SIZE_PX
 from ..model.fourier_volume import LearnableVolume
 from ..model.network import NetworkConfig, OrientationNetwork
+from ..particles.fields import pose_columns
 from ..particles.image_state import images_of
 from ..particles.image_stack import save_table
 from ..particles.preprocess import PreprocessSettings

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..geometry.rotations import angular_distance_deg, compose, matrix_to_quaternion, quaternion_to_matrix
+from ..geometry.rotations import angular_distance_deg, compose, quaternion_to_matrix
 from ..geometry.so3_grid import local_offsets, n_rotations_for_step, super_fibonacci
 from .fourier import crop_volume, ifft_volume
 from .masks import soft_sphere

@@ -26,8 +26,9 @@ from .simulated_images import ImageSource, particles_like
 
 logger = logging.getLogger("cryoforum")
 
-# a quarter of the set, within these limits: of 400, 90 % hold within 1.5 %, of 2500 within 0.6 %; no more than a small set has
-MIN_KNOWN, MAX_KNOWN = 400, 2500
+# a quarter of the set, within these limits: of 600, 90 % hold within 1.2 %, of 1500 within 0.8, of 2500 within 0.6; no more
+# than a small set has
+MIN_KNOWN, MAX_KNOWN = 1500, 2500
 # below, a guarantee of 90 % says little: it holds within 3 %
 FEWEST_KNOWN = 100
 # simulated views are those that were found, spread by so much

@@ -21,7 +21,6 @@ from ..imaging.ctf import CTFParameters, ctf_2d
 from ..imaging.fourier import fft_image, half_plane_pixels, ifft_image, shift_phase
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..matching.model import MatchingModel
-from ..matching.refine import refine
 
 logger = logging.getLogger("cryoforum")
 

@@ -63,7 +63,7 @@ class OrientationNetwork(nn.Module):
         same, so they do not count as four: ``worth_of_turns`` says what their mean is worth. For a molecule with the
         symmetry ``group`` (G, 4) the four may be about different equivalent poses: they are moved to the first one's.
         """
-        bingham, shift_angstrom = 0.0, 0.0
+        bingham, shift_angstrom, first = 0.0, 0.0, None
         for quarter in range(4):
             angle = torch.tensor(0.5 * math.pi * quarter, device=images.device)
             turned = self(images, ctf)
@@ -71,7 +71,7 @@ class OrientationNetwork(nn.Module):
             answer = left.T @ turned.bingham @ left
             if group is not None and len(group) > 1:
                 mode = compose(inverse(in_plane_quaternion(angle)).to(turned.quaternion), turned.quaternion)
-                first = mode if quarter == 0 else first
+                first = mode if first is None else first
                 answer = _moved_to_equivalent(answer, mode, first, group)
             bingham = bingham + answer / 4
             x, y = turned.shift_angstrom.unbind(-1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..geometry.rotations import random_quaternions
 from ..imaging.ctf import CTFParameters
-from ..imaging.fourier import fft_image, ifft_image, radius_px, shell_average, shell_index, shift_phase
+from ..imaging.fourier import fft_image, ifft_image, shell_average, shell_index, shift_phase
 from ..imaging.noise import noise_power_spectrum
 from ..imaging.projection import FourierVolume
 

@@ -176,7 +176,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                       help='Errors of 9 in 10 particles are below their bound, unless you asked for another confidence '
                            'when the orientations were found.')
         form.addParam('rejectJunk', params.BooleanParam, default=True,
-                      condition='criterion in %s' % [MAX_ERROR, MAX_BOUND],
+                      condition='criterion in %s' % str([MAX_ERROR, MAX_BOUND]),
                       label='Leave out junk, too?',
                       help='Also rejects what is more likely junk than a particle, whatever its error. It has no effect '
                            'where that is not known.')
