@@ -191,7 +191,7 @@ def _looked_for_aside(verdicts: Verdicts, statistics: np.ndarray, elsewhere_px: 
     (n, 2) of those particles in px of the matching box, NaN elsewhere.
 
     A particle shows more power where it is than an object of chance does, but not much more: its match there tells the
-    two apart. Of the ribosome at SNR 0.05 it is better than the match at the centre by 19 or more in log-likelihood for
+    two apart; it must also be better than what the best pose in an image of noise comes to. Of the ribosome at SNR 0.05 it is better than the match at the centre by 19 or more in log-likelihood for
     48 of 49 off-centre particles, by 4 at most for 57 other molecules.
     """
     reason, found_px = verdicts.reason.astype(object), np.full((len(rows), 2), np.nan, dtype=np.float32)
@@ -203,7 +203,8 @@ def _looked_for_aside(verdicts: Verdicts, statistics: np.ndarray, elsewhere_px: 
     for some in np.array_split(asked, len(asked) // RECENTRE_BATCH + 1):
         if len(some):
             displacement_px, score = _match_aside(images, matcher, rows[some], elsewhere_px[some])
-            better[some] = score - here[some] > WRONG_BY_LOG_LIKELIHOOD
+            # the best of all poses in noise alone may be far better at one place than at another, and is still no match
+            better[some] = (score - here[some] > WRONG_BY_LOG_LIKELIHOOD) & (score > matcher.chance_score)
             found_px[some[better[some]]] = displacement_px[better[some]]
     others = [kind for kind, name in enumerate(REASONS) if name not in (PARTICLE, OFF_CENTRE)]
     second = np.array(REASONS)[others][verdicts.probability[:, others].argmax(1)]
