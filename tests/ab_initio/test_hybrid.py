@@ -149,16 +149,19 @@ def test_a_set_of_noise_does_not_converge(folder):
     assert not (out / "checkpoint").exists() and not (out / "stages").exists()
 
 
-def test_a_network_that_was_trained_before_the_stop_is_kept(folder, data, run, monkeypatch):
+def test_a_network_that_was_trained_before_the_stop_is_kept(folder, data, monkeypatch):
     """Stopped in the last matching; nothing before it is done again."""
     from cryoforum_core.ab_initio import hybrid
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    config = AbInitioConfig(out=folder / "stopped_late", particles=data.particles, **FAST | {"search_steps": 40})
+    few = folder / "enough.star"
+    load_particles(data.particles).subset(np.arange(220)).save(few)
+    config = AbInitioConfig(out=folder / "stopped_late", particles=few, skip=("refinement",),
+                            **FAST | {"search_steps": 40})
     with monkeypatch.context() as patched:
-        patched.setattr(hybrid, "match_finally", stop)
+        patched.setattr(hybrid._HybridRun, "_final", stop)
         with pytest.raises(KeyboardInterrupt):
             jobs.ab_initio(config)
     network = (config.out / "checkpoint/model.safetensors").read_bytes()
