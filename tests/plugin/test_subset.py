@@ -405,17 +405,27 @@ def classified(project, predicted):
             getattr(protocol, parameter).set(before)
             getattr(protocol, parameter).setExtended(output)
         project.saveProtocol(protocol)
-        if made:
-            protocol._defineOutputs(**made)
+        os.makedirs(protocol._getPath(), exist_ok=True)
+        if made is not None:
+            protocol._defineOutputs(**made(protocol))
         return protocol
 
-    particles = predicted.outputParticles
-    found = follow(CryoForumProtPredict, None, None, None, {"outputParticles": reopen(particles)})
-    classes = SetOfClasses3D(filename=project.getTmpPath("classes.sqlite"))
-    classes.setImages(particles)
-    grouped = follow(ProtRelionClassify3D, "inputParticles", found, "outputParticles", {"outputClasses": classes})
-    chosen = follow(ProtUserSubSet, "inputObject", grouped, "outputClasses", {"outputParticles": reopen(particles)})
-    return found, follow(CryoForumProtSubset, "inputParticles", chosen, "outputParticles", {})
+    def particles_of(protocol):
+        # a set of its own: another one may still be read from the first, and its file is locked then
+        particles = protocol._createSetOfParticles()
+        particles.copyInfo(predicted.outputParticles)
+        particles.copyItems(reopen(predicted.outputParticles))
+        return {"outputParticles": particles}
+
+    def classes_of(protocol):
+        classes = SetOfClasses3D(filename=protocol._getPath("classes.sqlite"))
+        classes.setImages(found.outputParticles)
+        return {"outputClasses": classes}
+
+    found = follow(CryoForumProtPredict, None, None, None, particles_of)
+    grouped = follow(ProtRelionClassify3D, "inputParticles", found, "outputParticles", classes_of)
+    chosen = follow(ProtUserSubSet, "inputObject", grouped, "outputClasses", particles_of)
+    return found, follow(CryoForumProtSubset, "inputParticles", chosen, "outputParticles", None)
 
 
 def test_the_run_that_found_the_orientations_is_found_through_classes(classified):
