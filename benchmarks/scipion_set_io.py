@@ -91,7 +91,8 @@ def split(particles):
         wanted = set(chosen.tolist())
         subset = SetOfParticles(filename=f"{RUN}/{name}.sqlite")
         subset.copyInfo(particles)
-        subset.copyItems(reopen(particles), doClone=False, rowFilter=lambda row, wanted=wanted: row["id"] in wanted)
+        subset.copyItems(reopen(particles), doClone=False,
+                         itemSelectedCallback=lambda particle, wanted=wanted: particle.getObjId() in wanted)
         subset.write()
         if subset.getSize() != len(chosen):
             raise SystemExit(f"{name}: {subset.getSize()} particles instead of {len(chosen)}")

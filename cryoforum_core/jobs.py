@@ -265,13 +265,13 @@ def select(config: SelectConfig) -> RunDirectory:
             files = RunFiles(predicted)
             posterior = files.posterior()
             measures, judged = measures_of(posterior), Judged.of(posterior, files.symmetry)
+            judged = judged and judged.only(config.reasons)
             table = inputs.read(ParticleTable.read, predicted.particles)
             chosen = inputs.read(selection.select, measures, config.measure, keep_fraction=config.keep_fraction,
                                  keep_count=config.keep_count, threshold=config.threshold,
-                                 max_error_deg=config.max_error_deg, judged=judged, reasons=config.reasons,
+                                 max_error_deg=config.max_error_deg, judged=judged,
                                  protect_views=config.protect_views)
         if config.auto and chosen is not None and inputs.device is not None:
-            judged = judged and judged.only(config.reasons)
             ranking = selection.spared(measures, judged)
             setup = inputs.read(map_selection_setup, predicted, files.symmetry, chosen, ranking,
                                 posterior["particle_id"], config.seed, inputs.device)

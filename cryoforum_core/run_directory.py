@@ -39,6 +39,9 @@ class RunDirectory:
         "config": "config.json",
         "metrics": "metrics.csv",
         "checkpoint": "checkpoint",
+        "training_state": "checkpoint/training_state.pt",
+        "stages": "stages",
+        "parts": "parts",
         "particles": "particles.star",
         "orientation_posterior": "orientation_posterior.npz",
         "calibration": "calibration.npz",
@@ -60,7 +63,7 @@ class RunDirectory:
     }
 
     # what --resume goes on from; a finished run needs it no more
-    TEMPORARY = ("stages", "parts", "checkpoint/training_state.pt")
+    TEMPORARY = ("training_state", "stages", "parts")
 
     # how --out is spelled, and where the run computes, change nothing
     NO_OPTIONS = frozenset({"job", "resume", "device", "out"})
@@ -131,7 +134,7 @@ class RunDirectory:
 
     def remove_temporary(self) -> None:
         """Removes what only an unfinished run needs; to be called when the summary is there."""
-        for path in (self.path / name for name in self.TEMPORARY):
+        for path in (self.path / self.FILES[name] for name in self.TEMPORARY):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -58,7 +57,6 @@ from .run import AbInitioPlan, Watch
 
 logger = logging.getLogger("cryoforum")
 
-STATE_NAME = "training_state.pt"
 LEARNING_RATE = 1e-3
 MAX_HELD_OUT, HELD_OUT_FRACTION, N_FOR_ESTIMATES = 500, 0.1, 1000
 # images whose variance is so many times that of their background have no noise to be normalised by
@@ -110,19 +108,17 @@ def end_to_end(plan: AbInitioPlan, run: RunDirectory, watch: Watch | None = None
     """
     live = LiveRun(run, SHARES)
     run.checkpoint.mkdir(parents=True, exist_ok=True)
-    state_path = run.checkpoint / STATE_NAME
     with live.stage("training"):
         setup = prepare(plan)
-        result = _train(setup, run, state_path, live, watch, clock)
+        result = _train(setup, run, live, watch, clock)
     with live.stage("poses and maps"):
         summary = _finish(setup, run, result, live)
     live.log_times()
     live.show(1.0, message="finished" if summary["converged"] else "did not converge")
-    state_path.unlink()
     return summary | {"stages": {name: round(seconds, 1) for name, seconds in live.seconds.items()}}
 
 
-def _train(setup: EndToEndSetup, run: RunDirectory, state_path: Path, live: LiveRun, watch: Watch | None,
+def _train(setup: EndToEndSetup, run: RunDirectory, live: LiveRun, watch: Watch | None,
            clock: Callable[[], float]) -> LoopResult:
     pixel_size_angstrom = setup.views.settings.pixel_size_angstrom
 
@@ -135,7 +131,7 @@ def _train(setup: EndToEndSetup, run: RunDirectory, state_path: Path, live: Live
         live.show(progress, "network and map learn together", loss=figures["validation_loss"])
 
     live.map(setup.model.volume.map(), pixel_size_angstrom)
-    result = train_network(setup.model, setup.stream, setup.objective, evaluate, _loop_settings(setup), state_path,
+    result = train_network(setup.model, setup.stream, setup.objective, evaluate, _loop_settings(setup), run.training_state,
                            run.metrics, clock, joint_optimizer, show)
     setup.model.eval()
     return result
@@ -356,7 +352,8 @@ def _write_poses(plan: AbInitioPlan, run: RunDirectory, found: FoundPoses, halve
     """particles.star, with the half sets of the maps; and where an encoder has a belief about them, its expected errors
     and the posterior."""
     poses = Poses(found.quaternion.double(), found.shift_angstrom.double())
-    columns = pose_columns(plan.particles.table, poses, plan.particles.pixel_size_angstrom) | {"rlnRandomSubset": halves.astype(int)}
+    columns = pose_columns(plan.particles.table, poses, plan.particles.pixel_size_angstrom)
+    columns["rlnRandomSubset"] = halves.astype(int)
     if found.bingham.any():
         n = len(found.quaternion)
         nothing = np.full(n, np.nan, np.float32)

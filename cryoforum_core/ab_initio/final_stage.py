@@ -81,8 +81,8 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
             truth, arrays = _truth_like(pair, half, box), _joined(parts)
             source = ImageSource.like(images, replace(matcher.model, volume=FourierVolume.from_real(
                 truth, max_radius_px=max_radius_px + 1)), matcher.contrast_deviation, plan.config.seed + half)
-            simulation = JunkSimulation(images, source, truth, power_map, matcher.search, plan.config.seed)
-            of_halves.append(arrays | verdict_arrays(arrays, of_half, simulation, matcher))
+            simulation = JunkSimulation(images, source, truth, power_map, matcher)
+            of_halves.append(arrays | verdict_arrays(arrays, of_half, simulation))
             particles = particles_like(source, images, *poses_like(arrays, images, n_simulated(len(plan.particles)) // 2,
                                                                    plan.config.seed + half), plan.config.seed + half)
             found_known.append(_find_known(setup, matcher, particles))

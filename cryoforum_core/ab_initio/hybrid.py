@@ -20,22 +20,22 @@ from ..geometry.pose_posterior import PosePosterior
 from ..geometry.poses import Poses
 from ..geometry.rotations import compose, inverse
 from ..imaging.fourier import low_pass_volume, resize_volume
-from ..imaging.map_alignment import align_to_reference
+from ..imaging.map_alignment import HALF_TURN_Z, align_to_reference
 from ..imaging.resolution import resolution_angstrom
 from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_frame
 from ..imaging.volume_frame import centre_of_mass_px, mirror_volume, move_volume
 from ..inference.calibration import Calibration
 from ..inference.matched_posterior import bingham_from_information
 from ..inference.predict import finalise, write_predictions
-from ..inference.preparation import matching_map
 from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_half_maps
 from ..model.orientation_head import PoseEstimate
 from ..progress import format_duration
 from ..run_directory import RunDirectory, atomic_path
+from ..saved_state import load_state, save_state
 from .final_stage import match_finally, write_final_gallery
 from .half_maps import HalfMapPair, HalfSetRefinement, PoseTable, next_radius_px, pose_change_deg
 from .live import LiveRun
-from .network_stage import train_on_poses
+from .network_stage import NetworkAnswers, train_on_poses
 from .run import AbInitioPlan
 from .search_stage import (
     LAST_RADIUS_PX,
@@ -52,8 +52,6 @@ logger = logging.getLogger("cryoforum")
 
 # the common start of both half sets knows nothing beyond this radius, so that what they agree in there is their own
 COMMON_RADIUS_PX = 8.0
-# about z, xyzw
-HALF_TURN_Z = (0.0, 0.0, 1.0, 0.0)
 GLOBAL_STEP_DEG, GLOBAL_RADIUS_PX, GLOBAL_MAX_RADIUS_PX = 10.0, 10.0, 12.0
 MIN_ROUNDS, MAX_ROUNDS = 2, 6
 # half maps must agree so many shells beyond the common start
@@ -96,8 +94,7 @@ class _HybridRun:
     def __init__(self, plan: AbInitioPlan, run: RunDirectory):
         self.plan, self.run, self.config = plan, run, plan.config
         self.live = LiveRun(run, SHARES)
-        self.stages = run.path / "stages"
-        self.stages.mkdir(exist_ok=True)
+        self.run.stages.mkdir(exist_ok=True)
         self.halves, self.halves_source = half_sets(plan.particles, self.config.seed)
         if self.config.resume and self._seconds_path.is_file():
             # the network's time is a part of what was spent before
@@ -105,7 +102,7 @@ class _HybridRun:
 
     @property
     def _seconds_path(self) -> Path:
-        return self.stages / "seconds.json"
+        return self.run.stages / "seconds.json"
 
     @contextmanager
     def _stage(self, name: str):
@@ -139,13 +136,12 @@ class _HybridRun:
 
     def _kept(self, name: str, kind: type, compute: Callable):
         """The result of a stage: from a stopped run, else computed and kept. Plain tensors and numbers only."""
-        path = self.stages / f"{name}.pt"
+        path = self.run.stages / f"{name}.pt"
         if self.config.resume and path.is_file():
             logger.info("%s: done before, going on after it", name)
-            return kind(**torch.load(path, map_location=self.plan.device, weights_only=True))
+            return kind(**load_state(path, self.plan.device))
         result = compute()
-        with atomic_path(path) as temporary:
-            torch.save(dict(vars(result)), temporary)
+        save_state(path, vars(result))
         return result
 
     # ---------------------------------------------------------------- search
@@ -175,7 +171,7 @@ class _HybridRun:
                              min(angles.values()) if angles else None, symmetry_score, hand)
 
     def _one_search(self, images: SearchImages, settings, seed: int, number: int) -> SearchResult:
-        state_path = self.stages / f"search_{seed}_state.pt"
+        state_path = self.run.stages / f"search_{seed}_state.pt"
 
         def show(search, log_evidence: float) -> None:
             self.live.map(search.volume(), images.pixel_size_angstrom)
@@ -190,9 +186,9 @@ class _HybridRun:
         that frame are ``g`` here."""
         turn = torch.tensor([0.0, 0.0, 0.0, 1.0], device=volume.device)
         score, hand = None, "undetermined"
-        if self.config.hand_reference is not None:
-            reference = matching_map(self.config.hand_reference, self.plan.particles).to(volume.device)
-            found = align_to_reference(volume, resize_volume(reference, len(volume)), COMMON_RADIUS_PX)
+        if self.plan.hand_reference is not None:
+            reference = resize_volume(self.plan.hand_reference.to(volume.device), len(volume))
+            found = align_to_reference(volume, reference, COMMON_RADIUS_PX)
             if found.is_mirrored:
                 # mirrored in z: a rotation about any axis is then the one about the axis turned by 180 degrees about z
                 volume, turn = mirror_volume(volume), turn.new_tensor(HALF_TURN_Z)
@@ -205,7 +201,7 @@ class _HybridRun:
         if score is not None and score >= NO_SYMMETRY_BELOW:
             volume = move_volume(volume, frame.rotation, frame.translation_px)
             turn = compose(turn, frame.rotation.to(turn))
-        elif self.config.hand_reference is None:
+        elif self.plan.hand_reference is None:
             centre = centre_of_mass_px(volume, self.plan.mask_radius_px * len(volume) / self.plan.particles.box_size_px)
             volume = move_volume(volume, turn, -centre)
         return volume, score, hand, turn
@@ -281,19 +277,15 @@ class _HybridRun:
     def _network(self, refinement: HalfSetRefinement) -> tuple[PoseEstimate | None, dict]:
         if "distillation" in self.config.skip:
             return None, {}
-        kept = self._kept("network", _KeptAnswers, lambda: self._train(refinement))
-        return PoseEstimate(*(x.cpu() for x in (kept.quaternion, kept.bingham, kept.shift_angstrom))), kept.figures
+        answers = self._kept("network", NetworkAnswers, lambda: self._train(refinement))
+        return answers.estimate, answers.figures
 
-    def _train(self, refinement: HalfSetRefinement) -> "_KeptAnswers":
+    def _train(self, refinement: HalfSetRefinement) -> NetworkAnswers:
         spent = sum(self.live.seconds.values()) / 60
         minutes = self.config.train_minutes or max(MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT * spent)
         logger.info("training the network for %.1f minutes", minutes)
         self.live.show(0.01, f"training for {minutes:.1f} minutes; the curve is in the report at the end")
-        answers = train_on_poses(self.plan, self.run, self._posterior(refinement.poses), minutes)
-        estimate = answers.estimate
-        return _KeptAnswers(estimate.quaternion, estimate.bingham, estimate.shift_angstrom,
-                            {name: value if isinstance(value, bool | int | str) else float(value)
-                             for name, value in answers.figures.items()})
+        return train_on_poses(self.plan, self.run, self._posterior(refinement.poses), minutes)
 
     def _poses(self, refinement: HalfSetRefinement) -> Poses:
         quaternion, displacement_px = refinement.poses.best()
@@ -440,16 +432,6 @@ class _KeptRounds:
     def pair(self) -> HalfMapPair:
         return HalfMapPair((self.raw_first, self.raw_second), (self.reference_first, self.reference_second), self.fsc,
                            self.noise_spectrum, self.sampled_fraction)
-
-
-@dataclass(frozen=True)
-class _KeptAnswers:
-    """What the network says of all particles (``PoseEstimate``), and its figures; plain tensors and numbers."""
-
-    quaternion: Tensor
-    bingham: Tensor
-    shift_angstrom: Tensor
-    figures: dict
 
 
 def estimated_seconds(plan: AbInitioPlan) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..config import TrainConfig
 from ..geometry.pose_posterior import PosePosterior
@@ -30,10 +31,17 @@ _METRICS_OF_END_TO_END = "metrics_end_to_end.csv"
 class NetworkAnswers:
     """What the network says of all N particles."""
 
-    estimate: PoseEstimate
-    """On the CPU"""
+    quaternion: Tensor
+    bingham: Tensor
+    shift_angstrom: Tensor
+    """The fields of ``PoseEstimate``"""
     figures: dict
     """For the summary"""
+
+    @property
+    def estimate(self) -> PoseEstimate:
+        """On the CPU."""
+        return PoseEstimate(self.quaternion, self.bingham, self.shift_angstrom).to("cpu")
 
 
 def train_on_poses(plan: AbInitioPlan, run: RunDirectory, posterior: PosePosterior, minutes: float) -> NetworkAnswers:
@@ -52,7 +60,7 @@ def train_on_poses(plan: AbInitioPlan, run: RunDirectory, posterior: PosePosteri
     figures = {name: figures[name] for name in ("validation_median_error_deg", "validation_mean_error_deg", "steps")}
     if "end-to-end" not in config.skip:
         figures |= _end_to_end(plan, run, training, max(minutes * (1 - budget), MIN_END_TO_END_MINUTES))
-    return NetworkAnswers(_answers(training, plan), figures)
+    return NetworkAnswers(**vars(_answers(training, plan)), figures=figures)
 
 
 def _end_to_end(plan: AbInitioPlan, run: RunDirectory, training: TrainingPlan, minutes: float) -> dict:

@@ -37,6 +37,8 @@ class AbInitioPlan:
     """(G, 4) rotations of the point group ``symmetry``"""
     symmetry: str
     device: torch.device
+    hand_reference: Tensor | None = None
+    """(b, b, b) map of known hand, with the particles' field of view"""
 
     @property
     def state(self) -> ImageState:
@@ -76,11 +78,11 @@ def plan_ab_initio(config: AbInitioConfig, particles: Particles, device: torch.d
     images = problems.attempt(reconstruction_setup, particles, config, device)
     if "distillation" not in config.skip:
         problems.attempt(check_network_box, config.network_box_size_px, particles.box_size_px)
+    hand_reference = None
     if config.hand_reference is not None:
-        # it is needed after the searches: what is wrong with it must be said before them
-        problems.attempt(matching_map, config.hand_reference, particles)
+        hand_reference = problems.attempt(matching_map, config.hand_reference, particles)
     problems.raise_if_any()
-    return AbInitioPlan(config, particles, images, group, normalise_name(config.symmetry), device)
+    return AbInitioPlan(config, particles, images, group, normalise_name(config.symmetry), device, hand_reference)
 
 
 def run_ab_initio(plan: AbInitioPlan, run: RunDirectory, watch: Watch | None = None) -> dict:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..geometry.pose_errors import align_frame, rotation_errors_deg
 from ..geometry.so3_grid import super_fibonacci
-from ..imaging.fourier import fft_volume, ifft_image, ifft_volume
+from ..imaging.fourier import fft_volume, ifft_image, ifft_volume, volume_radius_px
 from ..imaging.noise import noise_power_spectrum
 from ..imaging.projection import FourierVolume
 from ..inference.preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
@@ -24,7 +24,7 @@ from ..matching.stochastic import (
     StochasticSettings,
 )
 from ..progress import Progress
-from ..run_directory import atomic_path
+from ..saved_state import load_state, save_state
 
 logger = logging.getLogger("cryoforum")
 
@@ -115,7 +115,7 @@ def run_search(images: SearchImages, settings: StochasticSettings, seed: int, st
     """One search to its end. ``show(search, log_evidence)`` is called every 20 steps."""
     search = StochasticSearch(images.seen, settings, seed)
     if resume and state_path.is_file():
-        search.load_state_dict(torch.load(state_path, map_location="cpu", weights_only=True))
+        search.load_state_dict(load_state(state_path))
     recent: list[float] = []
     with Progress(settings.steps, f"search from random start {seed}", "steps", search.step_number) as progress:
         while search.step_number < settings.steps:
@@ -125,8 +125,7 @@ def run_search(images: SearchImages, settings: StochasticSettings, seed: int, st
             if search.step_number % SHOW_EVERY_STEPS == 0:
                 show(search, float(np.mean(recent)))
             if search.step_number % SAVE_EVERY_STEPS == 0:
-                with atomic_path(state_path) as temporary:
-                    torch.save(search.state_dict(), temporary)
+                save_state(state_path, search.state_dict())
     return judge(images, search.volume(), settings, seed)
 
 
@@ -166,11 +165,8 @@ def _held_out_evidence(images: MatchingImages, volume: Tensor, settings: Stochas
 
 def spherical_average(volume: Tensor) -> Tensor:
     """The map (b, b, b) with each shell of its transform averaged: what it is without any direction."""
-    box = len(volume)
     volume_ft = fft_volume(volume)
-    k = torch.fft.fftfreq(box, 1.0 / box, device=volume.device)
-    kx = torch.arange(box // 2 + 1, device=volume.device, dtype=k.dtype)
-    shells = torch.sqrt(k[:, None, None].square() + k[None, :, None].square() + kx.square()).round().long()
+    shells = volume_radius_px(len(volume), volume.device).round().long()
     counts = torch.bincount(shells.flatten())
     mean = torch.bincount(shells.flatten(), volume_ft.real.flatten().double()) / counts
     return ifft_volume(torch.complex(mean[shells].to(volume.dtype), torch.zeros_like(volume_ft.real)))

@@ -27,7 +27,7 @@ LEVELS_DEG = ((6.0, 3.0), (3.0, 1.2), (1.2, 0.5), (0.5, 0.2))
 _MASK_BOXES, _CENTRING_BOXES = 0.47, 0.45
 _N_CANDIDATES, _N_FINALISTS = 24, 4
 _SAMPLES_AT_ONCE = 2_000_000
-_HALF_TURN_Z = (0.0, 0.0, 1.0, 0.0)
+HALF_TURN_Z = (0.0, 0.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +158,7 @@ def align_to_reference(volume: Tensor, reference: Tensor, max_radius_px: float =
     maps = [CentredMap.of(v, max_radius_px) for v in (volume, reference)]
     candidates = _coarse_candidates(maps[0].transform, maps[1].transform, min(max_radius_px, COARSE_RADIUS_PX))
     mirrored = _mirrored(maps[0])
-    half_turn = candidates.new_tensor(_HALF_TURN_Z)
+    half_turn = candidates.new_tensor(HALF_TURN_Z)
     found = [_align_one_hand(maps[0], maps[1], candidates, max_radius_px),
              _align_one_hand(mirrored, maps[1], compose(half_turn, candidates), max_radius_px)]
     best = max(found, key=lambda hand: hand[0])

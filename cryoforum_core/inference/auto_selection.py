@@ -125,7 +125,7 @@ def select_by_map(suggested: Selection, measures: Mapping[str, np.ndarray], rank
     found = _compare(maker, ranked, _counts(len(ranked), len(suggested.kept)), suggested.measure, is_matched, seed)
     # the levels that were tried are the best ones as they are
     selection = select(measures, suggested.measure.name, keep_count=found.chosen.n_kept, judged=judged,
-                       **({} if judged is None else {"reasons": judged.reasons}), protect_views=False)
+                       protect_views=False)
     return replace(selection, explanation=found.explanation,
                    threshold=None if found.chosen is found.all else selection.threshold), found
 
@@ -231,7 +231,7 @@ def _choose(levels: tuple[Level, ...], discount: float, measure: Measure) -> tup
     of_all = levels[0]
     if not discount < MAX_DISCOUNT:
         return of_all, ("Do not filter: the images are so noisy that half maps cannot tell junk from particles; choose "
-                        "by the distribution of a measure (without --auto) or by eye.")
+                        "by the distribution of a measure or by eye.")
     better = [level for level in levels[1:] if _is_better(level, of_all, discount)]
     if not better:
         return of_all, (f"Do not filter: no fraction of the best particles by {measure.label} makes a map that is "

@@ -66,7 +66,8 @@ class Calibration:
             np.savez(temporary, expected_error_deg=self.held.expected_error_deg.numpy(),
                      error_bound_deg=self.held.bound_deg.numpy(), error_deg=self.held.error_deg.numpy(),
                      view_direction=quaternion_to_matrix(self.quaternion)[:, 2].numpy(),
-                     defocus_angstrom=self.defocus_angstrom.numpy(), coverage=self.coverage)
+                     defocus_angstrom=self.defocus_angstrom.numpy(), coverage=self.coverage,
+                     source=self.source)
         with atomic_path(run.promises) as temporary, open(temporary, "w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(("promised_fraction", "held_fraction", "n_particles"))

@@ -24,8 +24,9 @@ def write_gallery(path: Path, images: ImagePreparation, model: MatchingModel, ar
     rows = np.array(rows)
     images_ft, ctf = images.transforms(rows)
     matched = model.images(images_ft, ctf)
-    projections = predicted(matched, model.volume, torch.from_numpy(arrays["quaternion"][rows]).to(images_ft.device),
-                            torch.from_numpy(-arrays["shift_angstrom"][rows] / images.pixel_size_angstrom).to(images_ft.device))
+    displacement_px = -arrays["shift_angstrom"][rows] / images.pixel_size_angstrom
+    projections = predicted(matched, model.volume, *(torch.from_numpy(values).to(images_ft.device) for values in (
+        arrays["quaternion"][rows], displacement_px)))
     with atomic_path(path) as temporary:
         np.savez(temporary, images=ifft_image(images_ft).cpu().numpy(),
                  projections=to_images(projections, matched).cpu().numpy(), kind=np.array(kinds),

@@ -144,7 +144,7 @@ def has_foreign_power(statistics: np.ndarray) -> np.ndarray:
 VERDICT_ARRAYS = ("reason", "particle_probability", "recentre_shift_angstrom", "alternative_quaternion")
 
 
-def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, simulation: JunkSimulation, matcher: Matcher
+def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, simulation: JunkSimulation
                    ) -> dict[str, np.ndarray]:
     """What joins the arrays of n matched images (``predict.matched_arrays`` and ``PowerMap.statistics``), those of
     ``rows`` (n,): ``VERDICT_ARRAYS``. Nothing for fewer than ``MIN_IMAGES``, which are no population.
@@ -163,7 +163,7 @@ def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, simulation: 
     displacement_px = torch.from_numpy(-arrays["shift_angstrom"][good] / pixel)
     n = min(max(len(statistics) // 8, MIN_SIMULATED), MAX_SIMULATED)
     verdicts = judge(statistics, simulation.statistics(quaternion, displacement_px, n))
-    verdicts, recentre_px = _looked_for_aside(verdicts, statistics, arrays["elsewhere_px"], rows, images, matcher)
+    verdicts, recentre_px = _looked_for_aside(verdicts, statistics, arrays["elsewhere_px"], rows, images, simulation.matcher)
     ambiguous = (verdicts.reason == PARTICLE) & is_ambiguous(arrays["weight"], arrays["rival_angle_rad"])
     reason = np.where(ambiguous, AMBIGUOUS, verdicts.reason)
     logger.info("Judged by %d simulated images: %s.", n, ", ".join(
@@ -191,8 +191,9 @@ def _looked_for_aside(verdicts: Verdicts, statistics: np.ndarray, elsewhere_px: 
     (n, 2) of those particles in px of the matching box, NaN elsewhere.
 
     A particle shows more power where it is than an object of chance does, but not much more: its match there tells the
-    two apart; it must also be better than what the best pose in an image of noise comes to. Of the ribosome at SNR 0.05 it is better than the match at the centre by 19 or more in log-likelihood for
-    48 of 49 off-centre particles, by 4 at most for 57 other molecules.
+    two apart; it must also be better than what the best pose in an image of noise comes to. Of the ribosome at SNR 0.05 it
+    is better than the match at the centre by 19 or more in log-likelihood for 48 of 49 off-centre particles, by 4 at
+    most for 57 other molecules.
     """
     reason, found_px = verdicts.reason.astype(object), np.full((len(rows), 2), np.nan, dtype=np.float32)
     asked = np.flatnonzero(np.isin(reason, (NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT)) & ~has_foreign_power(statistics))

@@ -1,7 +1,6 @@
 """Images of a data set's particles and of every kind of junk, simulated like the set's own, and their statistics."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,10 +10,9 @@ from torch import Tensor
 from ..geometry.rotations import random_quaternions
 from ..imaging.fourier import fft_volume, ifft_volume, with_shell_power
 from ..imaging.projection import FourierVolume
-from ..matching.likelihood import MatchingImages
 from ..matching.model import MatchingModel
-from ..matching.refine import RefinedPoses
 from .junk_statistics import PowerMap
+from .matcher import Matcher
 from .preparation import ImagePreparation
 from .simulated_images import ImageSource, SimulatedParticles, particles_like
 from .verdicts import NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, OVERLAP, PARTICLE, REASONS
@@ -32,26 +30,25 @@ class JunkSimulation:
     """What is needed to make images of every kind like a data set's, and to match them.
 
     ``source`` makes images of particles, of the map ``volume`` (b, b, b) at the matching box; the map that they are
-    matched to, the power map's, need not equal it. ``search`` finds the best pose of images that have no right one;
-    what has one is matched from it, which is what a search that succeeds comes to.
+    matched to, the matcher's, need not equal it. Images that have no right pose are searched for the best one; what has
+    one is matched from it, which is what a search that succeeds comes to.
     """
 
     images: ImagePreparation
     source: ImageSource
     volume: Tensor
     power_map: PowerMap
-    search: Callable[[MatchingImages], RefinedPoses]
-    seed: int
+    matcher: Matcher
 
     @property
     def model(self) -> MatchingModel:
         """That images are matched with."""
-        return self.power_map.model
+        return self.matcher.model
 
     def statistics(self, quaternion: Tensor, displacement_px: Tensor, n: int) -> list[np.ndarray]:
         """Statistics (n_k, s) of about ``n`` images, by ``REASONS``; poses of good particles (m, 4), (m, 2) are drawn
         from, so that views and centring are the set's own."""
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(self.matcher.seed)
         results = []
         for kind, reason in enumerate(REASONS):
             n_kind = round(n * (PARTICLE_SHARE if kind == 0 else (1 - PARTICLE_SHARE) / (len(REASONS) - 1)))
@@ -94,7 +91,7 @@ class JunkSimulation:
         transforms = replace(self.images, particles=simulated).transforms(np.arange(len(simulated)))
         images = self.model.images(*transforms)
         poses = self.model.refine_from(images, simulated.quaternion[:, None], simulated.displacement_px[:, None]
-                                       ) if has_right_pose else self.search(images)
+                                       ) if has_right_pose else self.matcher.search(images)
         return self.power_map.statistics(images, poses[:, 0])["junk_statistics"].cpu().numpy()
 
     @staticmethod

@@ -88,19 +88,18 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
         verdict = judge_poses(verdict, matcher.explained)
     if not verdict.applies:
         logger.warning("This model does not apply to these particles (%s): %s.", verdict.cause, verdict.reason)
-    parts_directory = run.path / "parts"
-    parts_directory.mkdir(exist_ok=True)
+    run.parts.mkdir(exist_ok=True)
     power_map = _power_map(matcher, setup)
-    done = _predict_parts(config, particles, setup, matcher, power_map, parts_directory)
+    done = _predict_parts(config, particles, setup, matcher, power_map, run.parts)
     seconds = time.monotonic() - start
-    raw = _read_parts(parts_directory, len(particles))
+    raw = _read_parts(run.parts, len(particles))
     source = None if simulating is None else ImageSource.like(setup.images, simulating.model,
                                                               simulating.contrast_deviation, config.seed)
     learnt = _calibration(config, setup, source, raw, lambda images, rows: _predict_rows(
         replace(setup, images=images), matcher, rows, config.batch_size))
     if power_map is not None:
-        simulation = JunkSimulation(setup.images, source, setup.volume, power_map, matcher.search, config.seed)
-        raw |= verdict_arrays(raw, np.arange(len(particles)), simulation, matcher)
+        simulation = JunkSimulation(setup.images, source, setup.volume, power_map, matcher)
+        raw |= verdict_arrays(raw, np.arange(len(particles)), simulation)
     arrays = finalise(raw, setup.group, learnt and learnt.model, config.coverage)
     write_predictions(run, particles, arrays)
     if learnt is not None:

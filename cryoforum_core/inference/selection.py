@@ -1,12 +1,11 @@
 """Which particles to keep, and for each of the others the reason why not."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..config import JUNK_REASONS
 from ..errors import InputError
 from ..particles.dataset import PARTICLE_ID_COLUMNS
 from ..particles.image_stack import save_table
@@ -56,8 +55,7 @@ class Selection:
 
 def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fraction: float | None = None,
            keep_count: int | None = None, threshold: float | None = None, max_error_deg: float | None = None,
-           judged: Judged | None = None, reasons: Collection[str] = JUNK_REASONS, protect_views: bool = True
-           ) -> Selection:
+           judged: Judged | None = None, protect_views: bool = True) -> Selection:
     """Chooses rows by one criterion, or by two limits together (``threshold`` and ``max_error_deg``).
 
     measures: (n,) each, by the names of ``MEASURES``. ``auto`` is the probability to be a particle, else the match
@@ -66,16 +64,15 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
     a particle goes; of the other measures the distribution decides (``find_valley``): where it is no two populations,
     everything is kept. Rows whose measure is not finite are always rejected.
 
-    judged: what predict said of the rows. ``reasons`` are the kinds of junk to reject, without a criterion and beside a
-    limit of errors: junk has no orientation that could be right; others are kept. ``protect_views``: no view cone's share falls by more than the share of junk found in it. The probability does
-    so by itself: each image is judged by itself. By count, a cone's best particles come before better ones of other
-    cones; from beyond a valley they come back. A limit that was given is meant: nothing beyond it is kept for its view.
+    judged: what predict said of the rows, and which kinds of junk matter (``Judged.only``): these are rejected without a
+    criterion and beside a limit of errors, others are kept. ``protect_views``: no view cone's share falls by more than the
+    share of junk found in it. The probability does so by itself: each image is judged by itself. By count, a cone's best
+    particles come before better ones of other cones; from beyond a valley they come back. A limit that was given is
+    meant: nothing beyond it is kept for its view.
 
     Raises InputError where the measure is missing, criteria contradict each other, or nothing would be kept.
     """
     chosen = _chosen_measure(measures, measure, keep_fraction, keep_count, threshold, max_error_deg)
-    if judged is not None:
-        judged = judged.only(reasons)
     values = np.asarray(spared(measures, judged)[chosen.name], dtype=np.float64)
     protected = judged if protect_views else None
     if keep_fraction is not None or keep_count is not None:
@@ -231,8 +228,8 @@ def _with_verdicts(selection: Selection, judged: Judged) -> Selection:
                                                                                    minlength=N_CONES)
     explanation, n_junk = selection.explanation, int(judged.is_junk[selection.kept].sum())
     if n_junk and selection.measure.name != PARTICLE_PROBABILITY:
-        explanation += (f" {n_junk:,} of those kept are more likely junk; --measure {PARTICLE_PROBABILITY}, or a limit of "
-                        "errors alone, leaves them out.")
+        explanation += (f" {n_junk:,} of those kept are more likely junk; a selection by the {MEASURES[PARTICLE_PROBABILITY].label}"
+                        ", or by a limit of errors alone, leaves them out.")
     return replace(selection, reason=reason.astype(str), rule=rule.astype(str), explanation=explanation,
                    cones=shares(judged.cone, is_kept, judged.is_junk), n_short=int(missing.clip(0).sum()))
 

@@ -39,7 +39,7 @@ def _table(files: RunFiles, known: dict[str, np.ndarray]) -> Table:
     if len(of_cones):
         rows.append((f"bound for {percent(coverage)}", f"poorest of {len(of_cones)} groups of views",
                      percent(of_cones.min())))
-    source = files.summary.get("calibration_source", "particles with known poses")
+    source = str(known["source"])
     return Table("Promised and held", f"A bound in degrees is a promise; this is how often it held for {source} "
                  f"(median error {degrees(float(np.median(known['error_deg'])))}). Groups are small: a few per cent "
                  "either way are chance.", ("promise", "particles", "held"), tuple(rows))

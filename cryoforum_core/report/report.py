@@ -65,8 +65,8 @@ def render(page: Page, files: RunFiles) -> str:
     """The HTML of a page."""
     finished = files.run.summary.stat().st_mtime if files.run.finished else datetime.datetime.now().timestamp()
     return template("report.html.j2").render(
-        page=page, is_in_scipion=files.is_in_scipion, level_name=LEVEL_NAMES[page.verdict.level], run_path=files.path.resolve(), job=files.job,
-        version=files.summary.get("version", ""),
+        page=page, is_in_scipion=files.is_in_scipion, level_name=LEVEL_NAMES[page.verdict.level],
+        run_path=files.path.resolve(), job=files.job, version=files.summary.get("version", ""),
         date=datetime.datetime.fromtimestamp(finished).strftime("%Y-%m-%d %H:%M"),
         pictures=[vars(picture) | {"source": _inlined(picture)} for picture in page.pictures],
         summary=_readable(files.summary), config=_readable(files.config))

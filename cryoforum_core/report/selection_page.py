@@ -59,10 +59,11 @@ def selection_page(files: RunFiles) -> Page:
              "fraction kept": percent(n_kept / (n_kept + n_rejected)),
              "chosen by": summary["measure"].replace("-", " ")}
     densities = _densities(kept, rejected, files.symmetry)
-    predicted = RunDirectory(files.config["run"])
-    promised, tested = promises(RunFiles(predicted)) if predicted.finished else ([], [])
+    run = RunDirectory(files.config["run"])
+    predicted = RunFiles(run) if run.finished else None  # it may have been moved since
+    promised, tested = ([], []) if predicted is None else promises(predicted)
     return Page("Selection of particles", _verdict(summary, densities), _next_steps(files), facts,
-                (*_map_pictures(files), *_pictures(files, kept, rejected, densities), *tested),
+                (*_map_pictures(files), *_pictures(files, predicted, kept, rejected, densities), *tested),
                 (*_reasons(summary), *promised))
 
 
@@ -145,15 +146,16 @@ def _reasons(summary: dict) -> tuple[Table, ...]:
                   ("reason", "particles", "of all", "what it means", "what to do"), rows, wide=True),)
 
 
-def _gallery(files: RunFiles, kept: ParticleTable | None, rejected: ParticleTable | None) -> list[Picture]:
+def _gallery(predicted: RunFiles | None, kept: ParticleTable | None, rejected: ParticleTable | None) -> list[Picture]:
     """Images beside the projections at their best poses, by what became of them here; none where predict left no
     examples."""
-    predicted = RunDirectory(files.config["run"])
-    table, path = files.table(predicted.particles), predicted.gallery
-    if table is None or kept is None or rejected is None or not path.is_file():
+    if predicted is None or kept is None or rejected is None or not predicted.run.gallery.is_file():
         return []
-    gallery, images, outcome = read_gallery(path), _image_keys(table), _outcomes(kept, rejected)
-    row_of = {int(id_): row for row, id_ in enumerate(RunFiles(predicted).posterior()["particle_id"])}
+    table = predicted.table(predicted.run.particles)
+    if table is None:
+        return []
+    gallery, images, outcome = read_gallery(predicted.run.gallery), _image_keys(table), _outcomes(kept, rejected)
+    row_of = {int(id_): row for row, id_ in enumerate(predicted.posterior()["particle_id"])}
     groups = _by_outcome(gallery, np.array([outcome.get(images[row_of[int(id_)]], "") for id_ in gallery.particle_id]))
     chosen = [row for rows in groups.values() for row in rows]
     if not chosen:
@@ -206,14 +208,14 @@ def _cones(summary: dict) -> list[Picture]:
                         before, after, "share before (%)", "share after (%)", with_diagonal=True))]
 
 
-def _pictures(files: RunFiles, kept: ParticleTable | None, rejected: ParticleTable | None,
+def _pictures(files: RunFiles, predicted: RunFiles | None, kept: ParticleTable | None, rejected: ParticleTable | None,
               densities: dict[str, np.ndarray] | None) -> list[Picture]:
     summary = files.summary
     pictures = _histograms(summary, kept, rejected, files.config.get("max_error_deg"))
     if len(summary["reasons"]) > 1:
         pictures.append(Picture("Reasons", "How many particles each rule rejected.",
                                 plots.bars(summary["reasons"], "particles rejected")))
-    pictures += [*_cones(summary), *_gallery(files, kept, rejected)]
+    pictures += [*_cones(summary), *_gallery(predicted, kept, rejected)]
     pictures += [picture for picture in (
         _examples(kept, "Kept", "They should look like the particle, as far as the noise lets it be seen."),
         _examples(rejected, "Rejected", "They should be empty, off-centre, crowded, or of something else."))

@@ -11,9 +11,6 @@ GOOD_BELOW_DEG, USEFUL_BELOW_DEG = 8.0, 60.0
 TRAIN_ON_ABOVE_DEG = 20.0
 _NO_TERMS = {"step", "progress", "seconds", "learning_rate", "loss"}
 _OVERFITS_ABOVE = 1.5
-# what a run's errors are of, by its summary's validation_source
-_TESTED_ON = {"simulated projections": "simulated projections that it was not trained on",
-              "held-out particles": "particles that were held out of the training"}
 
 
 def training_page(files: RunFiles) -> Page:
@@ -25,7 +22,7 @@ def training_page(files: RunFiles) -> Page:
     if "steps" in files.summary:
         facts["steps"] = f"{files.summary['steps']:,}"
     metrics = files.csv_columns(files.run.metrics.name)
-    source = _TESTED_ON.get(files.summary.get("validation_source"), "images that it was not trained on")
+    source = f"{files.summary.get('validation_source', 'images')} that it was not trained on"
     return Page("Training of an orientation network", _verdict(median, mean, source, metrics),
                 _next_steps(files, median), facts, tuple(_pictures(files, metrics)))
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..geometry.rotations import compose
-from ..imaging.fourier import crop_volume, fft_image, fft_volume, ifft_volume, shift_phase
+from ..imaging.fourier import crop_volume, fft_image, fft_volume, ifft_volume, shift_phase, volume_radius_px
 from ..imaging.masks import soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor
 from ..imaging.resolution import fourier_shell_correlation
@@ -39,15 +39,9 @@ class LabelMap:
         fsc = fourier_shell_correlation(first, second).clamp_min(0).to(first.dtype)
         # from the first shell that is noise on, agreement is chance
         fsc = fsc * (torch.cumsum((fsc < 0.1).int(), 0) == 0)
-        radius = _radius(self.box_size_px).round().long().clamp_max(len(fsc) - 1)
+        radius = volume_radius_px(self.box_size_px).round().long().clamp_max(len(fsc) - 1)
         weight = (2 * fsc / (1 + fsc))[radius]
         return ifft_volume(fft_volume(0.5 * (first + second)) * weight) * sphere
-
-
-def _radius(box_size_px: int) -> Tensor:
-    k = torch.fft.fftfreq(box_size_px, 1.0 / box_size_px)
-    kx = torch.arange(box_size_px // 2 + 1, dtype=k.dtype)
-    return torch.sqrt(k[:, None, None].square() + k[None, :, None].square() + kx.square())
 
 
 def network_volume(volume: Tensor, box_size_px: int) -> FourierVolume:

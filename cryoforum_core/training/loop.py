@@ -7,7 +7,6 @@ optimizer, the step and the time spent: a resumed run on a CPU gives the same bi
 import csv
 import logging
 import math
-import pickle
 import signal
 import threading
 import time
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import InputError, Interrupted
 from ..progress import Progress
 from ..run_directory import atomic_path
+from ..saved_state import load_state, save_state
 
 logger = logging.getLogger("cryoforum")
 
@@ -194,17 +194,15 @@ def _copy_of_weights(network: nn.Module) -> dict[str, Tensor]:
 def _save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state: LoopState,
                 best: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        torch.save({"format": STATE_FORMAT, "network": network.state_dict(), "optimizer": optimizer.state_dict(),
-                    "state": asdict(state), "best": best}, temporary)
+    save_state(path, {"format": STATE_FORMAT, "network": network.state_dict(), "optimizer": optimizer.state_dict(),
+                      "state": asdict(state), "best": best})
 
 
 def _load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
                 state: LoopState) -> dict[str, Tensor]:
     """Puts a saved state back; returns the best weights so far. The file holds tensors and numbers only."""
-    device = next(network.parameters()).device
+    saved = load_state(path, next(network.parameters()).device)
     try:
-        saved = torch.load(path, map_location=device, weights_only=True)
         if saved["format"] != STATE_FORMAT:
             raise ValueError(f"its format is {saved['format']}, this version reads {STATE_FORMAT}")
         network.load_state_dict(saved["network"])
@@ -212,7 +210,7 @@ def _load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer
         for name, value in saved["state"].items():
             setattr(state, name, value)
         return saved["best"]
-    except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, EOFError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--resume needs the saved state of the same training; {path} is not ({error}). Use the same "
                          "options as before, or choose another --out.") from error
 

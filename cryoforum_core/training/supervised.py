@@ -32,7 +32,6 @@ MAX_BATCHES_UNDERWAY = 2
 SHIFT_RMS_OF_BOX = 0.04
 # a network that knows the particle already must not be thrown off by large steps
 FINE_TUNE_LEARNING_RATE_FACTOR = 0.3
-STATE_NAME = "training_state.pt"
 _BATCH = 250
 
 
@@ -129,10 +128,10 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
     config = plan.config
     run.checkpoint.mkdir(parents=True, exist_ok=True)
     write_map(run.checkpoint / REFERENCE, plan.volume.numpy(), plan.views.extent_angstrom / len(plan.volume))
-    state_path = run.checkpoint / STATE_NAME
     underway = plan.validation[:MAX_BATCHES_UNDERWAY]
     result = train_network(plan.network, plan.stream, plan.objective,
-                           lambda network: plan.objective.evaluate(network, underway), _loop_settings(plan), state_path,
+                           lambda network: plan.objective.evaluate(network, underway), _loop_settings(plan),
+                           run.training_state,
                            run.metrics)
     plan.objective.calibrate(plan.network, plan.validation)
     summary = _summary(plan, result, plan.objective.evaluate(plan.network, plan.validation, as_predicted=True))

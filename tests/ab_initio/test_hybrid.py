@@ -190,11 +190,10 @@ def test_the_group_in_the_frame_of_the_searches():
                          torch.tensor([1.0, -0.5, 0.7]))
     for hand_reference in (None, reference):
         searches = _HybridRun.__new__(_HybridRun)
-        searches.plan = SimpleNamespace(group=group, symmetry="d2", mask_radius_px=14.0, particles=SimpleNamespace(box_size_px=BOX))
-        searches.config = SimpleNamespace(hand_reference=hand_reference, seed=0)
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("cryoforum_core.ab_initio.hybrid.matching_map", lambda path, particles: reference)
-            framed, score, _, turn = searches._framed(volume)
+        searches.plan = SimpleNamespace(group=group, symmetry="d2", mask_radius_px=14.0, hand_reference=hand_reference,
+                                        particles=SimpleNamespace(box_size_px=BOX))
+        searches.config = SimpleNamespace(seed=0)
+        _, score, _, turn = searches._framed(volume)
         assert score > 0.9
         centred = move_volume(volume, torch.tensor([0.0, 0, 0, 1]), -_centre(volume))
         for element in compose(compose(turn, group), inverse(turn)):

@@ -206,7 +206,7 @@ def test_only_the_reasons_asked_for_are_rejected():
     measures, judged = judged_views(np.random.default_rng(6))
     judged = replace(judged, reason=np.where(np.arange(2000) < 50, "off-centre", judged.reason))
     measures["particle-probability"][:50] = 0.1
-    selection = select(measures, judged=judged, reasons=("off-centre",))
+    selection = select(measures, judged=judged.only(["off-centre"]))
     assert selection.rejected.tolist() == list(range(50))
     assert selection.summary()["reasons"] == {"off-centre": 50}
 
@@ -227,8 +227,8 @@ def test_a_limit_of_errors_leaves_out_junk_of_the_kinds_that_matter():
         selection = select(measures, judged=judged, **limit)
         assert selection.kept.tolist() == [0] and "junk" in selection.explanation
         assert selection.reason.tolist() == ["overlapping-neighbour", "off-centre", "error-beyond-limit"]
-        assert select(measures, judged=judged, reasons=("off-centre",), **limit).kept.tolist() == [0, 1]
-        everything = select(measures, judged=judged, reasons=(), **limit)
+        assert select(measures, judged=judged.only(["off-centre"]), **limit).kept.tolist() == [0, 1]
+        everything = select(measures, judged=judged.only([]), **limit)
         assert everything.kept.tolist() == [0, 1, 2] and "junk" not in everything.explanation
 
 

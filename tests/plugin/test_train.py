@@ -64,7 +64,7 @@ def test_particles_are_held_out_only_where_a_network_learns_from_them(make, para
 
 
 @pytest.mark.parametrize("source, said", [("simulated projections", "on simulated projections that it was not trained"),
-                                          ("held-out particles", "on particles that were held out of the training")])
+                                          ("held-out particles", "on held-out particles that it was not trained on")])
 def test_the_summary_says_which_images_the_errors_are_of(make, start, monkeypatch, tmp_path, source, said):
     protocol = make()
     protocol.outputNetwork = start(validationMedianError=7.0).outputNetwork

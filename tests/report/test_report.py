@@ -127,7 +127,7 @@ def test_training_verdict_follows_the_error(tmp_path):
 
 @pytest.mark.parametrize("source, said", [
     ("simulated projections", "On simulated projections that it was not trained on, the network is off by 5.00°"),
-    ("held-out particles", "On particles that were held out of the training, the network is off by 5.00°"),
+    ("held-out particles", "On held-out particles that it was not trained on, the network is off by 5.00°"),
     (None, "On images that it was not trained on, the network is off by 5.00°")])
 def test_training_says_which_images_its_errors_are_of(tmp_path, source, said):
     run = train_run(tmp_path / "run", 5.0)

@@ -20,7 +20,6 @@
 
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 
@@ -198,21 +197,20 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         options = {'ctf_state': ctfStateOf(particles)} if source is None else {
             name: source.options[name] for name in ('contrast', 'ctf_state', 'refinement') if name in source.options}
         self._writeMeasured('config.json', {**options, 'job': 'predict'})
-        promised = {} if source is None else self._copyPromises(source)
-        self._writeMeasured('summary.json', {'job': 'predict', 'symmetry': self._symmetry(source), **promised})
+        self._writeMeasured('summary.json', {'job': 'predict', 'symmetry': self._symmetry(source)})
         if source is not None:
             self._copyGallery(source)
+            self._copyPromises(source)
 
     def _writeMeasured(self, name, values):
         with open(self._measuredFile(name), 'w') as file:
             json.dump(values, file)
 
     def _copyPromises(self, source):
-        """ What the error bounds promise and how often that held, for the report; what the summary says of it. """
+        """ What the error bounds promise and how often that held, for the report. """
         for name in ('calibration.npz', 'calibration.csv'):
             if os.path.exists(source.file(name)):
                 shutil.copy(source.file(name), self._measuredFile(name))
-        return {name: value for name, value in readSummary(source.directory).items() if name == 'calibration_source'}
 
     def _copyGallery(self, source):
         """ Examples that are still in the set: ids may have been given anew when sets were joined. """
@@ -232,7 +230,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
 
     def createOutputStep(self, inputKey, options):
         summary = readSummary(self._runDirectory())
-        self.info(inForm(summary['explanation']))
+        self.info(summary['explanation'])
         reasons = readReasons(self._selectedFile('rejected.star'))
         self._writeSubset('outputParticles', '', readIds(self._selectedFile('selected.star')), self._clearReason)
         self._writeSubset('outputParticlesRejected', '_rejected', reasons,
@@ -326,7 +324,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         summary = readSummary(self._runDirectory())
         lines = ['Kept *%d* of %d particles (%.1f %%), rejected %d.' % (kept, kept + rejected,
                                                                       100. * kept / (kept + rejected), rejected),
-                 inForm(summary['explanation'])]
+                 summary['explanation']]
         if summary['reasons']:
             lines.append('Rejected: ' + ', '.join('%d %s' % (count, inWords(reason)) for reason, count in sorted(
                 summary['reasons'].items(), key=lambda item: -item[1])) + '.')
@@ -425,9 +423,3 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
 def inWords(reason):
     """ A reason of the engine for people: 'not-a-particle' -> 'not a particle'; rules with numbers stay. """
     return reason if any(sign in reason for sign in '<>=') else reason.replace('-', ' ')
-
-
-def inForm(explanation):
-    """ The engine's sentences with the form's names in the place of options of its command line. """
-    words = re.sub(r'; --measure .* leaves them out\.', '; "automatic" and limits of errors leave them out.', explanation)
-    return words.replace(' (without --auto)', '')
