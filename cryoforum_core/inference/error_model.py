@@ -20,7 +20,8 @@ from .matched_posterior import Belief, chance_lost
 N_LOCAL_SAMPLES, N_LOST_SAMPLES = 256, 64
 # a right pose is no farther from the truth than so many times its root-mean-square error
 LOST_ABOVE_RMS = 4.0
-RIDGE, INTERCEPT_RIDGE, NEWTON_STEPS = 1.0, 0.01, 25
+RIDGE, INTERCEPT_RIDGE = 1.0, 0.01
+MAX_NEWTON_STEPS, SETTLED_NATS = 100, 1e-9
 # so much of a further particle, lost anywhere, stands for what so few known ones do not show
 PRIOR_LOST = 0.1
 N_FOLDS = 5
@@ -82,12 +83,24 @@ class LostModel:
         penalty[0] = INTERCEPT_RIDGE
         coefficients = torch.zeros(x.shape[1], dtype=x.dtype)
         coefficients[0] = torch.logit(target.mean())
-        for _ in range(NEWTON_STEPS):
+
+        def loss(some: Tensor) -> Tensor:
+            logit = x @ some
+            return (torch.nn.functional.softplus(logit) - target * logit).sum() + 0.5 * (penalty * some.square()).sum()
+
+        for _ in range(MAX_NEWTON_STEPS):
             chance = torch.sigmoid(x @ coefficients)
             gradient = x.T @ (chance - target) + penalty * coefficients
             hessian = (x * (chance * (1 - chance))[:, None]).T @ x + torch.diag(penalty)
             step = torch.linalg.solve(hessian, gradient)
-            coefficients = coefficients - step * min(1.0, 2.0 / float(step.norm().clamp_min(1e-12)))
+            expected_gain = float(gradient @ step)
+            if expected_gain < SETTLED_NATS:
+                break
+            # features far off the others make a whole step go too far, and the next one back
+            now = loss(coefficients)
+            while loss(coefficients - step) > now - 1e-4 * expected_gain and expected_gain > SETTLED_NATS:
+                step, expected_gain = 0.5 * step, 0.5 * expected_gain
+            coefficients = coefficients - step
         return cls(mean, deviation, coefficients)
 
     @staticmethod

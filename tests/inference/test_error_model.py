@@ -112,3 +112,20 @@ def test_promises_are_tested_on_particles_that_were_not_learnt_from():
     assert held.levels == (0.5, 0.8, 0.9, 0.95)
     assert all(abs(promised - fraction) < 0.04 for promised, fraction in zip(held.levels, held.held, strict=True))
     assert abs((held.error_deg <= held.bound_deg).double().mean() - 0.9) < 0.03
+
+
+def test_a_chance_to_be_lost_is_true_where_rivals_differ_by_far():
+    """Most particles have no rival at all, a few have strong ones: as many are lost as are said to be."""
+    generator = torch.Generator().manual_seed(4)
+    n = 1500
+    has_rival = torch.rand(n, generator=generator) < 0.02
+    rival = torch.where(has_rival, 10 ** (-9 * torch.rand(n, generator=generator)), 1e-14)
+    belief = Belief(torch.stack([1 - rival, rival], 1), torch.tensor([0.0, 2.0]).expand(n, 2), torch.full((n, 3), 0.013))
+    particles = Evidence(belief, torch.randn(n, generator=generator), 0.6 * torch.rand(n, generator=generator) + 0.1,
+                         torch.full((n, 2), 0.5))
+    is_lost = torch.rand(n, generator=generator) < torch.where(has_rival, 0.15, 0.008)
+    error_rad = torch.where(is_lost, 1.0, 0.02)
+    model = ErrorModel.fit(particles, error_rad, torch.ones(n), UNIFORM, 0.9)
+    assert abs(model.lost.chance(particles.features()).sum() / is_lost.sum() - 1) < 0.02
+    expected = torch.deg2rad(model.expected_error_deg(particles)[0])
+    assert abs(expected.mean() / error_rad.mean() - 1) < 0.1
