@@ -1,6 +1,7 @@
 """The last stage: every particle matched against its half's map from all that is known of it, and searched for again
 where the match is poor; then what is believed about each pose."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,6 +57,15 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
     box, scale = images.box_size_px, images.box_size_px / plan.particles.box_size_px
     setup = PredictionSetup(None, images, None, plan.group, plan.symmetry)
     of_halves, order, found_known, known = [], [], [], []
+    n_known = n_simulated(len(plan.particles)) // 2
+    # images matched so far, those that errors are learnt from included
+    done, n_all = 0, len(plan.particles) + 2 * n_known
+
+    def matched(n: int) -> None:
+        nonlocal done
+        done += n
+        show(min(done / n_all, 1.0))
+
     with Progress(len(plan.particles), "match finally") as progress:
         for half in (1, 2):
             of_half = np.flatnonzero(refinement.halves == half)
@@ -77,15 +87,15 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
                 parts.append({name: value.cpu().numpy() for name, value in found.items()})
                 order.append(rows)
                 progress.update(len(rows))
-                show(progress.done / progress.total)
+                matched(len(rows))
             truth, arrays = _truth_like(pair, half, box), _joined(parts)
             source = ImageSource.like(images, replace(matcher.model, volume=FourierVolume.from_real(
                 truth, max_radius_px=max_radius_px + 1)), matcher.contrast_deviation, plan.config.seed + half)
             simulation = JunkSimulation(images, source, truth, power_map, matcher)
             of_halves.append(arrays | verdict_arrays(arrays, of_half, simulation))
-            particles = particles_like(source, images, *poses_like(arrays, images, n_simulated(len(plan.particles)) // 2,
-                                                                   plan.config.seed + half), plan.config.seed + half)
-            found_known.append(_find_known(setup, matcher, particles))
+            particles = particles_like(source, images, *poses_like(arrays, images, n_known, plan.config.seed + half),
+                                       plan.config.seed + half)
+            found_known.append(_find_known(setup, matcher, particles, matched))
             known.append(particles)
     back = np.argsort(np.concatenate(order))
     arrays = {name: values[back] for name, values in _joined(of_halves).items()}
@@ -134,14 +144,17 @@ def _truth_like(pair: HalfMapPair, half: int, box: int) -> Tensor:
     return resize_volume(own + (other - own) / 2 ** 0.5, box)
 
 
-def _find_known(setup: PredictionSetup, matcher: Matcher, particles: SimulatedParticles) -> dict[str, np.ndarray]:
-    """Arrays of images simulated to learn errors from, by search: the rounds before have found the set's poses as well."""
+def _find_known(setup: PredictionSetup, matcher: Matcher, particles: SimulatedParticles, matched: Callable[[int], None]
+                ) -> dict[str, np.ndarray]:
+    """Arrays of images simulated to learn errors from, by search: the rounds before have found the set's poses as well.
+    ``matched`` is told how many were."""
     prepared, found, n = replace(setup.images, particles=particles), [], len(particles)
     with Progress(n, "learn errors") as progress:
         for rows in np.array_split(np.arange(n), max(1, -(-n // BATCH_IMAGES))):
             matches = matcher.find(*prepared.transforms(rows))
             found.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, setup).items()})
             progress.update(len(rows))
+            matched(len(rows))
     return _joined(found)
 
 

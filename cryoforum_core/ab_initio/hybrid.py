@@ -24,7 +24,7 @@ from ..imaging.map_alignment import HALF_TURN_Z, align_to_reference
 from ..imaging.resolution import resolution_angstrom
 from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_frame
 from ..imaging.volume_frame import centre_of_mass_px, mirror_volume, move_volume
-from ..inference.calibration import Calibration
+from ..inference.calibration import Calibration, n_simulated
 from ..inference.matched_posterior import bingham_from_information
 from ..inference.predict import finalise, write_predictions
 from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_half_maps
@@ -65,8 +65,8 @@ MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT = 1.0, 0.5
 AGREE_WITHIN_DEG = 20.0
 # processor seconds, for the estimate at the start; a GPU counts as so many cores
 SECONDS_OF_A_SEARCH_STEP, SECONDS_OF_AN_IMAGE, CORES_OF_A_GPU = 0.15, 0.05, 40
-# relative lengths of the stages on a CPU, for the estimate of the time left
-SHARES = {"search": 1.0, "half maps": 4.0, "network": 3.0, "final matching": 2.5, "maps": 0.5}
+# relative lengths of the stages on a CPU, of 3,000 images of 64 px, for the estimate of the time left
+SHARES = {"search": 2.0, "half maps": 1.6, "network": 1.8, "final matching": 3.7, "maps": 0.2}
 
 
 def hybrid(plan: AbInitioPlan, run: RunDirectory) -> dict:
@@ -436,11 +436,12 @@ class _KeptRounds:
 
 def estimated_seconds(plan: AbInitioPlan) -> float:
     """How long a run takes, from what runs took (``benchmarks/RESULTS.md``, Ab initio): the search's steps cost the
-    same for any set, the rest grows with the images and with the square of the box."""
+    same for any set, the rest grows with the images, those that errors are learnt from included, and with the square of
+    the box."""
     config, n = plan.config, len(plan.particles)
     cores = torch.get_num_threads() if plan.device.type == "cpu" else CORES_OF_A_GPU
     search = SECONDS_OF_A_SEARCH_STEP * config.search_steps * config.seeds
-    images = SECONDS_OF_AN_IMAGE * n * max(1.0, (plan.particles.box_size_px / 64) ** 2)
+    images = SECONDS_OF_AN_IMAGE * (n + n_simulated(n)) * max(1.0, (plan.particles.box_size_px / 64) ** 2)
     without_network = (search + images) / cores
     if "distillation" in config.skip:
         return without_network

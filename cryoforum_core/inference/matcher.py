@@ -23,7 +23,7 @@ from ..matching.model import (
     SearchGrid,
     match_quality,
 )
-from ..matching.refine import RefinedPoses
+from ..matching.refine import RefinedPoses, noise_taken_up
 
 logger = logging.getLogger("cryoforum")
 
@@ -121,7 +121,8 @@ class Matcher:
         quality = match_quality(images, self.model, poses)
         some = ~self._is_poor(quality, SEARCH_BELOW_DEVIATIONS)
         model = predicted(images, self.model.volume, poses.quaternion, poses.displacement_px)
-        value, variance = (x[some] for x in contrast_from_poses(images, model))
+        taken_up = noise_taken_up(images, self.model.volume, poses.quaternion, poses.displacement_px)
+        value, variance = (x[some] for x in contrast_from_poses(images, model, taken_up))
         mean = float((value / variance).sum() / (1 / variance).sum())
         return Contrast(mean, math.sqrt(max(0.0, float(((value - mean).square() - variance).mean()))))
 

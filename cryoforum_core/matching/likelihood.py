@@ -104,10 +104,10 @@ def explained_power(images: MatchingImages, model: Tensor) -> Tensor:
     return 2 * (images.data.conj() * model).real - model.abs().square()
 
 
-def amplitude_from_poses(images: MatchingImages, model: Tensor, smoothing_shells: int = 2) -> Tensor:
+def amplitude_from_poses(images: MatchingImages, model: Tensor, taken_up: Tensor, smoothing_shells: int = 2) -> Tensor:
     """Correction factor (B // 2 + 1,) to the amplitude in each shell, by regression of images on their predictions.
 
-    ``model`` (n, m) as from ``predicted``. Sums over neighbouring shells steady it; where the data do not determine
+    ``model`` (n, m) as from ``predicted``, ``taken_up`` (n, m) as from ``refine.noise_taken_up``. Sums over neighbouring shells steady it; where the data do not determine
     it (its standard error is above 0.3) the overall factor is taken.
     """
     n_shells = images.box_size_px // 2 + 1
@@ -118,15 +118,16 @@ def amplitude_from_poses(images: MatchingImages, model: Tensor, smoothing_shells
         kernel = torch.ones(1, 1, 2 * smoothing_shells + 1, dtype=values.dtype, device=values.device)
         return torch.nn.functional.conv1d(sums[None, None], kernel, padding=smoothing_shells)[0, 0]
 
-    cross = shell_sum((images.data.conj() * model).real)
+    cross = shell_sum((images.data.conj() * model).real - taken_up)
     power = shell_sum(model.abs().square())
     overall = cross.sum() / power.sum().clamp_min(1e-30)
     factor = torch.where(power > 0.5 / 0.3 ** 2, cross / power.clamp_min(1e-30), overall)
     return factor.clamp(0.1 * overall.abs(), 10 * overall.abs())
 
 
-def contrast_from_poses(images: MatchingImages, model: Tensor) -> tuple[Tensor, Tensor]:
+def contrast_from_poses(images: MatchingImages, model: Tensor, taken_up: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
     """Regression of each image on its prediction ``model`` (n, m), as from ``predicted``: factor (n,), 1 on average for
-    a model of the right size, and its variance (n,) by the noise."""
+    a model of the right size, and its variance (n,) by the noise. ``taken_up`` (n, m) of poses that were refined, as from
+    ``refine.noise_taken_up``."""
     power = model.abs().square().sum(-1).clamp_min(1e-12)
-    return (images.data.conj() * model).real.sum(-1) / power, 0.5 / power
+    return ((images.data.conj() * model).real - taken_up).sum(-1) / power, 0.5 / power

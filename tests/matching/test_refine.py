@@ -2,8 +2,10 @@ from dataclasses import replace
 
 import torch
 from cryoforum_core.geometry.rotations import angular_distance_deg, compose, rotation_vector_to_quaternion
-from cryoforum_core.matching.likelihood import log_likelihood_ratio
-from cryoforum_core.matching.refine import fisher_information, refine
+from cryoforum_core.matching.likelihood import log_likelihood_ratio, predicted
+from cryoforum_core.matching.refine import fisher_information, noise_taken_up, refine
+
+from .conftest import simulate
 
 
 def disturb(quaternion, displacement_px, degrees, pixels, seed=0):
@@ -73,3 +75,20 @@ def test_a_blank_image_gives_finite_poses(noisy_images):
     images = model.images(blank, torch.zeros_like(noisy_images.ctf[:3]))
     refined = refine(images, model.volume, noisy_images.quaternion[:3], noisy_images.displacement_px[:3])
     assert torch.isfinite(refined.quaternion).all() and torch.isfinite(refined.displacement_px).all()
+
+
+def test_what_refined_poses_take_up_from_the_noise():
+    """Predictions at refined poses fit the noise better than those at the true ones, most in the outer shells."""
+    simulated = simulate(3000, snr=0.3, seed=11)
+    model = simulated.model()
+    images = model.images(simulated.images_ft, simulated.ctf)
+    refined = refine(images, model.volume, simulated.quaternion, simulated.displacement_px)
+    at_truth, at_refined = (predicted(images, model.volume, quaternion, displacement) for quaternion, displacement in (
+        (simulated.quaternion, simulated.displacement_px), (refined.quaternion, refined.displacement_px)))
+    taken_up = noise_taken_up(images, model.volume, refined.quaternion, refined.displacement_px)
+    assert torch.allclose(taken_up.sum(1), torch.tensor(1.25), atol=1e-3)
+    for inner, outer in ((1, 5), (5, 8), (8, 15)):
+        ring = (images.radius >= inner) & (images.radius < outer)
+        truth, biased, right = (((images.data.conj() * at).real - less)[:, ring].sum() / at[:, ring].abs().square().sum()
+                                for at, less in ((at_truth, 0.0), (at_refined, 0.0), (at_refined, taken_up)))
+        assert abs(right - truth) < 0.35 * abs(biased - truth) + 0.002
