@@ -49,61 +49,123 @@ class KnownPoses:
         return self.quaternion, self.displacement * (limit_px / length).clamp_max(1.0)
 
 
+@dataclass(frozen=True)
+class _MatchedHalf:
+    """``rows`` (n,) of one half set, what matching says of them, and images of the half's map with known poses beside what
+    it says of those."""
+
+    rows: np.ndarray
+    arrays: dict[str, np.ndarray]
+    known: SimulatedParticles
+    found: dict[str, np.ndarray]
+
+
 def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair, network: PoseEstimate | None,
-                  show) -> tuple[dict[str, np.ndarray], Calibration]:
+                  show: Callable[[float], None]) -> tuple[dict[str, np.ndarray], Calibration]:
     """Arrays of ``inference.predict.finalise`` for all N particles, in their order, and what their errors are; the
     refinement's poses follow."""
-    images, max_radius_px = _final_images(plan, refinement, pair)
-    box, scale = images.box_size_px, images.box_size_px / plan.particles.box_size_px
-    setup = PredictionSetup(None, images, None, plan.group, plan.symmetry)
-    of_halves, order, found_known, known = [], [], [], []
     n_known = n_simulated(len(plan.particles)) // 2
-    # images matched so far, those that errors are learnt from included
-    done, n_all = 0, len(plan.particles) + 2 * n_known
-
-    def matched(n: int) -> None:
-        nonlocal done
-        done += n
-        show(min(done / n_all, 1.0))
-
     with Progress(len(plan.particles), "match finally") as progress:
-        for half in (1, 2):
-            of_half = np.flatnonzero(refinement.halves == half)
-            matcher = Matcher(_model(plan, refinement, pair, pair.reference[half - 1], images, max_radius_px),
-                              adaptive=True, seed=plan.config.seed)
-            draw = np.random.default_rng([plan.config.seed, half])
-            n_calibration = min(max(len(of_half) // 8, MIN_CALIBRATION), MAX_CALIBRATION)
-            some = np.sort(draw.permutation(of_half)[:n_calibration])
-            transforms = images.transforms(some)
-            matcher.calibrate(*transforms, _known(refinement, network, some, scale, images))
-            power_map, parts = PowerMap.build(matcher.model, transforms[1]), []
-            for rows in np.array_split(of_half, max(1, -(-len(of_half) // BATCH_IMAGES))):
-                transforms = images.transforms(rows)
-                matches = matcher.match(*transforms, _known(refinement, network, rows, scale, images))
-                found = matched_arrays(matches, setup) | power_map.statistics(matcher.model.images(*transforms),
-                                                                             matches.hypotheses[:, 0])
-                index = torch.from_numpy(rows).to(plan.device)
-                refinement.poses.store(index, matches.hypotheses, 1 / scale, plan.group)
-                parts.append({name: value.cpu().numpy() for name, value in found.items()})
-                order.append(rows)
-                progress.update(len(rows))
-                matched(len(rows))
-            truth, arrays = _truth_like(pair, half, box), _joined(parts)
-            source = ImageSource.like(images, replace(matcher.model, volume=FourierVolume.from_real(
-                truth, max_radius_px=max_radius_px + 1)), matcher.contrast_deviation, plan.config.seed + half)
-            simulation = JunkSimulation(images, source, truth, power_map, matcher)
-            of_halves.append(arrays | verdict_arrays(arrays, of_half, simulation))
-            particles = particles_like(source, images, *poses_like(arrays, images, n_known, plan.config.seed + half),
-                                       plan.config.seed + half)
-            found_known.append(_find_known(setup, matcher, particles, matched))
-            known.append(particles)
-    back = np.argsort(np.concatenate(order))
-    arrays = {name: values[back] for name, values in _joined(of_halves).items()}
-    truth = Poses(*(torch.cat([getattr(particles.poses, name) for particles in known])
+        # the images that errors are learnt from take as long
+        total = len(plan.particles) + 2 * n_known
+        matching = _FinalMatching(plan, refinement, pair, network, *_final_images(plan, refinement, pair), n_known, progress,
+                                  lambda n_learnt: show(min((progress.done + n_learnt) / total, 1.0)))
+        halves = [matching.half(half) for half in (1, 2)]
+    back = np.argsort(np.concatenate([each.rows for each in halves]))
+    arrays = {name: values[back] for name, values in _joined([each.arrays for each in halves]).items()}
+    truth = Poses(*(torch.cat([getattr(each.known.poses, name) for each in halves])
                     for name in ("quaternion", "shift_angstrom")))
-    defocus = torch.cat([particles.ctf.defocus_u_angstrom for particles in known])
-    return arrays, calibration(_joined(found_known), truth, defocus, plan.group, plan.config.coverage,
+    defocus = torch.cat([each.known.ctf.defocus_u_angstrom for each in halves])
+    return arrays, calibration(_joined([each.found for each in halves]), truth, defocus, plan.group, plan.config.coverage,
                                f"{len(defocus)} simulated images of the half maps")
+
+
+@dataclass(frozen=True)
+class _FinalMatching:
+    """Each half set against its own map; ``show`` is told how many of the images that errors are learnt from are done."""
+
+    plan: AbInitioPlan
+    refinement: HalfSetRefinement
+    pair: HalfMapPair
+    network: PoseEstimate | None
+    images: ImagePreparation
+    max_radius_px: float
+    n_known: int
+    progress: Progress
+    show: Callable[[int], None]
+
+    @property
+    def setup(self) -> PredictionSetup:
+        return PredictionSetup(None, self.images, None, self.plan.group, self.plan.symmetry)
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the matching box in one of the particles' own."""
+        return self.images.box_size_px / self.plan.particles.box_size_px
+
+    def half(self, half: int) -> _MatchedHalf:
+        """1 or 2."""
+        images, seed = self.images, self.plan.config.seed + half
+        rows = np.flatnonzero(self.refinement.halves == half)
+        matcher, power_map = self._calibrated(half, rows)
+        arrays = self._match(matcher, power_map, rows, (half - 1) * self.n_known)
+        truth = _truth_like(self.pair, half, images.box_size_px)
+        model = replace(matcher.model, volume=FourierVolume.from_real(truth, max_radius_px=self.max_radius_px + 1))
+        source = ImageSource.like(images, model, matcher.contrast_deviation, seed)
+        arrays |= verdict_arrays(arrays, rows, JunkSimulation(images, source, truth, power_map, matcher))
+        known = particles_like(source, images, *poses_like(arrays, images, self.n_known, seed), seed)
+        return _MatchedHalf(rows, arrays, known, self._find(matcher, known, (half - 1) * self.n_known))
+
+    def _calibrated(self, half: int, rows: np.ndarray) -> tuple[Matcher, PowerMap]:
+        seed = self.plan.config.seed
+        matcher = Matcher(_model(self.plan, self.refinement, self.pair, self.pair.reference[half - 1], self.images,
+                                 self.max_radius_px), adaptive=True, seed=seed)
+        n_sample = min(max(len(rows) // 8, MIN_CALIBRATION), MAX_CALIBRATION)
+        some = np.sort(np.random.default_rng([seed, half]).permutation(rows)[:n_sample])
+        images_ft, ctf = self.images.transforms(some)
+        matcher.calibrate(images_ft, ctf, self._starts(some))
+        return matcher, PowerMap.build(matcher.model, ctf)
+
+    def _match(self, matcher: Matcher, power_map: PowerMap, rows: np.ndarray, n_learnt: int) -> dict[str, np.ndarray]:
+        """Of particles ``rows`` (n,)."""
+        parts = []
+        for some in _batches(rows):
+            transforms = self.images.transforms(some)
+            matches = matcher.match(*transforms, self._starts(some))
+            found = matched_arrays(matches, self.setup) | power_map.statistics(matcher.model.images(*transforms),
+                                                                              matches.hypotheses[:, 0])
+            index = torch.from_numpy(some).to(self.plan.device)
+            self.refinement.poses.store(index, matches.hypotheses, 1 / self.scale, self.plan.group)
+            parts.append({name: value.cpu().numpy() for name, value in found.items()})
+            self.progress.update(len(some))
+            self.show(n_learnt)
+        return _joined(parts)
+
+    def _find(self, matcher: Matcher, known: SimulatedParticles, n_learnt: int) -> dict[str, np.ndarray]:
+        """Of images simulated to learn errors from, by search: the rounds before have found the set's poses as well."""
+        prepared, parts = replace(self.images, particles=known), []
+        with Progress(len(known), "learn errors") as progress:
+            for some in _batches(np.arange(len(known))):
+                matches = matcher.find(*prepared.transforms(some))
+                parts.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, self.setup).items()})
+                progress.update(len(some))
+                self.show(n_learnt + progress.done)
+        return _joined(parts)
+
+    def _starts(self, rows: np.ndarray) -> KnownPoses:
+        """The refined hypotheses of particles ``rows`` (n,), and the network's answer where there is one."""
+        index = torch.from_numpy(rows).to(self.images.device)
+        quaternion = self.refinement.poses.quaternion[index]
+        displacement = self.refinement.poses.displacement_px[index] * self.scale
+        if self.network is not None:
+            answer, moved = (x[rows].to(quaternion) for x in (self.network.quaternion, self.network.shift_angstrom))
+            quaternion = torch.cat([quaternion, answer[:, None]], dim=1)
+            displacement = torch.cat([displacement, (-moved / self.images.pixel_size_angstrom)[:, None]], dim=1)
+        return KnownPoses(quaternion, displacement)
+
+
+def _batches(rows: np.ndarray) -> list[np.ndarray]:
+    return np.array_split(rows, max(1, -(-len(rows) // BATCH_IMAGES)))
 
 
 def write_final_gallery(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair, path: Path,
@@ -144,33 +206,7 @@ def _truth_like(pair: HalfMapPair, half: int, box: int) -> Tensor:
     return resize_volume(own + (other - own) / 2 ** 0.5, box)
 
 
-def _find_known(setup: PredictionSetup, matcher: Matcher, particles: SimulatedParticles, matched: Callable[[int], None]
-                ) -> dict[str, np.ndarray]:
-    """Arrays of images simulated to learn errors from, by search: the rounds before have found the set's poses as well.
-    ``matched`` is told how many were."""
-    prepared, found, n = replace(setup.images, particles=particles), [], len(particles)
-    with Progress(n, "learn errors") as progress:
-        for rows in np.array_split(np.arange(n), max(1, -(-n // BATCH_IMAGES))):
-            matches = matcher.find(*prepared.transforms(rows))
-            found.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, setup).items()})
-            progress.update(len(rows))
-            matched(len(rows))
-    return _joined(found)
-
-
 def _cropped(spectrum: Tensor, box: int) -> Tensor:
     """Noise power per shell of the images' own box, at a smaller one."""
     own = 2 * (len(spectrum) - 1)
     return spectrum[:box // 2 + 1] * (box / own) ** 4
-
-
-def _known(refinement: HalfSetRefinement, network: PoseEstimate | None, rows: np.ndarray, scale: float,
-           images: ImagePreparation) -> KnownPoses:
-    index = torch.from_numpy(rows).to(images.device)
-    quaternion = refinement.poses.quaternion[index]
-    displacement = refinement.poses.displacement_px[index] * scale
-    if network is not None:
-        answer, moved = network.quaternion[rows].to(quaternion), network.shift_angstrom[rows].to(quaternion)
-        quaternion = torch.cat([quaternion, answer[:, None]], dim=1)
-        displacement = torch.cat([displacement, (-moved / images.pixel_size_angstrom)[:, None]], dim=1)
-    return KnownPoses(quaternion, displacement)
