@@ -66,7 +66,7 @@ N_CALIBRATION = 500
 SMALLEST_SIGNAL, LEAST_DEVIATIONS, MOST_TURN_ERROR_DEG, LEAST_SHELLS = 0.02, 5.0, 25.0, 3
 MOST_PROJECTION_ERROR_DEG = 60.0
 # a network whose poses follow the turns of the images may still be unsure of them; poses of single images, which nothing
-# else can judge, explain 54 to 64 % where they are wrong
+# else can judge, explain 54 to 70 % where they are wrong
 EXPLAINED_ABOVE, EXPLAINED_ABOVE_WITHOUT_ENCODER = 0.4, 0.75
 # relative lengths of the stages, for the estimate of the time left
 SHARES = {"training": 20.0, "poses and maps": 1.0}
