@@ -3,41 +3,34 @@
     script/demo --out DEMO && script/scipion python benchmarks/refine3d.py DEMO [--threads N]
 
 RELION 3D auto-refine with the kept particles, the map of ab initio as reference and local searches around the
-orientations, as a user would go on. Printed: errors against the truth before and after, RELION's own resolution, and
-time.
+orientations, as a user would go on. Printed: errors against the truth before and after, and time.
 """
 
 import argparse
 import json
-import logging
 import os
-import subprocess
+import shutil
 import sys
 import time
 from pathlib import Path
 
-import pyworkflow as pw
 from pyworkflow.project import Manager
+from real_input import engine, launch  # loads Scipion's plugins
 
-logging.basicConfig(level="ERROR")
-pw.Config.getDomain().getProtocols()
-
-from cryoforum import Plugin  # noqa: E402  plugins can be imported once the domain is loaded
-from cryoforum.convert import writeParticlesStar  # noqa: E402
-from relion.protocols import ProtRelionRefine3D  # noqa: E402
+from cryoforum.convert import writeParticlesStar
+from relion.protocols import ProtRelionRefine3D
 
 SAMPLING_3_7_DEG = 3  # of the form's list of angular samplings
 
 
 def errors(particles, volume, demo, folder):
     """Figures of ``cryoforum evaluate`` for a set and its map; the frame and the hand of ab initio are free."""
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     writeParticlesStar(particles, str(folder / "particles.star"))
-    simulated = demo / "simulated"
-    subprocess.run([Plugin.getPython(), "-m", "cryoforum_core", "evaluate", "--out", folder / "evaluation", "--particles",
-                    folder / "particles.star", "--truth", simulated / "truth.star", "--map", Path(volume).absolute(),
-                    "--truth-map", simulated / "map.mrc", "--align-frame", "--allow-mirror", "--device", "cpu"],
-                   check=True, env=Plugin.getEnviron(), stdout=subprocess.DEVNULL)
+    engine("evaluate", "--out", folder / "evaluation", "--particles", folder / "particles.star", "--truth",
+           demo / "simulated/truth.star", "--map", Path(volume).absolute(), "--truth-map", demo / "simulated/map.mrc",
+           "--align-frame", "--allow-mirror")
     return json.loads((folder / "evaluation/summary.json").read_text())
 
 
@@ -46,26 +39,6 @@ def newest(project, name):
     if not found:
         sys.exit(f"The demo's project has no finished {name}: run script/demo first.")
     return found[-1]
-
-
-def refine(project, subset, ab_initio, threads):
-    box_px, pixel_size = ab_initio.outputVolume.getDim()[0], ab_initio.outputVolume.getSamplingRate()
-    protocol = project.newProtocol(
-        ProtRelionRefine3D, copyAlignment=True, angularSamplingDeg=SAMPLING_3_7_DEG,
-        localSearchAutoSamplingDeg=SAMPLING_3_7_DEG, initialLowPassFilterA=6 * pixel_size, doGpu=False, numberOfMpi=3,
-        numberOfThreads=threads, allParticlesRam=True, maskDiameterA=int(0.9 * box_px * pixel_size))
-    protocol.setObjLabel("RELION refine")
-    for name, (source, output) in {"inputParticles": (subset, "outputParticles"),
-                                   "referenceVolume": (ab_initio, "outputVolume")}.items():
-        getattr(protocol, name).set(source)
-        getattr(protocol, name).setExtended(output)
-    problems = protocol.validate()
-    if problems:
-        sys.exit("\n".join(problems))
-    project.launchProtocol(protocol, wait=True)
-    if not protocol.isFinished():
-        sys.exit(f"{protocol.getErrorMessage()}\n{os.path.abspath(protocol._getLogsPath())}")
-    return protocol
 
 
 def main():
@@ -77,8 +50,13 @@ def main():
     project = Manager().loadProject(json.loads((demo / "demo.json").read_text())["project"])
     os.chdir(project.path)
     ab_initio, subset = newest(project, "CryoForumProtAbInitio"), newest(project, "CryoForumProtSubset")
+    box_px, pixel_size = ab_initio.outputVolume.getDim()[0], ab_initio.outputVolume.getSamplingRate()
     start = time.monotonic()
-    refined = refine(project, subset, ab_initio, options.threads)
+    refined = launch(project, "RELION refine", ProtRelionRefine3D, {
+        "inputParticles": (subset, "outputParticles"), "referenceVolume": (ab_initio, "outputVolume")},
+        copyAlignment=True, angularSamplingDeg=SAMPLING_3_7_DEG, localSearchAutoSamplingDeg=SAMPLING_3_7_DEG,
+        initialLowPassFilterA=6 * pixel_size, doGpu=False, numberOfMpi=3, numberOfThreads=options.threads,
+        allParticlesRam=True, maskDiameterA=int(0.9 * box_px * pixel_size))
     minutes = (time.monotonic() - start) / 60
     print("| | median error (deg) | mean | within 5 deg | shift, median (A) | map against the truth, FSC 0.143 / 0.5 (A) |\n"
           "|---|---|---|---|---|---|")

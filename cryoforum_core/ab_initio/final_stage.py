@@ -65,11 +65,13 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
     """Arrays of ``inference.predict.finalise`` for all N particles, in their order, and what their errors are; the
     refinement's poses follow."""
     n_known = n_simulated(len(plan.particles)) // 2
-    with Progress(len(plan.particles), "match finally") as progress:
-        # the images that errors are learnt from take as long
-        total = len(plan.particles) + 2 * n_known
-        matching = _FinalMatching(plan, refinement, pair, network, *_final_images(plan, refinement, pair), n_known, progress,
-                                  lambda n_learnt: show(min((progress.done + n_learnt) / total, 1.0)))
+    # the images that errors are learnt from take as long as others
+    with Progress(len(plan.particles) + 2 * n_known, "match finally") as progress:
+        def matched(n: int) -> None:
+            progress.update(n)
+            show(progress.done / progress.total)
+
+        matching = _FinalMatching(plan, refinement, pair, network, *_final_images(plan, refinement, pair), n_known, matched)
         halves = [matching.half(half) for half in (1, 2)]
     back = np.argsort(np.concatenate([each.rows for each in halves]))
     arrays = {name: values[back] for name, values in _joined([each.arrays for each in halves]).items()}
@@ -82,7 +84,8 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
 
 @dataclass(frozen=True)
 class _FinalMatching:
-    """Each half set against its own map; ``show`` is told how many of the images that errors are learnt from are done."""
+    """Each half set against its own map. ``n_known`` images are made of each to learn errors from; ``matched`` is told how
+    many more images are done."""
 
     plan: AbInitioPlan
     refinement: HalfSetRefinement
@@ -91,8 +94,7 @@ class _FinalMatching:
     images: ImagePreparation
     max_radius_px: float
     n_known: int
-    progress: Progress
-    show: Callable[[int], None]
+    matched: Callable[[int], None]
 
     @property
     def setup(self) -> PredictionSetup:
@@ -108,13 +110,13 @@ class _FinalMatching:
         images, seed = self.images, self.plan.config.seed + half
         rows = np.flatnonzero(self.refinement.halves == half)
         matcher, power_map = self._calibrated(half, rows)
-        arrays = self._match(matcher, power_map, rows, (half - 1) * self.n_known)
+        arrays = self._match(matcher, power_map, rows)
         truth = _truth_like(self.pair, half, images.box_size_px)
         model = replace(matcher.model, volume=FourierVolume.from_real(truth, max_radius_px=self.max_radius_px + 1))
         source = ImageSource.like(images, model, matcher.contrast_deviation, seed)
         arrays |= verdict_arrays(arrays, rows, JunkSimulation(images, source, truth, power_map, matcher))
         known = particles_like(source, images, *poses_like(arrays, images, self.n_known, seed), seed)
-        return _MatchedHalf(rows, arrays, known, self._find(matcher, known, (half - 1) * self.n_known))
+        return _MatchedHalf(rows, arrays, known, self._find(matcher, known))
 
     def _calibrated(self, half: int, rows: np.ndarray) -> tuple[Matcher, PowerMap]:
         seed = self.plan.config.seed
@@ -126,7 +128,7 @@ class _FinalMatching:
         matcher.calibrate(images_ft, ctf, self._starts(some))
         return matcher, PowerMap.build(matcher.model, ctf)
 
-    def _match(self, matcher: Matcher, power_map: PowerMap, rows: np.ndarray, n_learnt: int) -> dict[str, np.ndarray]:
+    def _match(self, matcher: Matcher, power_map: PowerMap, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Of particles ``rows`` (n,)."""
         parts = []
         for some in _batches(rows):
@@ -137,19 +139,16 @@ class _FinalMatching:
             index = torch.from_numpy(some).to(self.plan.device)
             self.refinement.poses.store(index, matches.hypotheses, 1 / self.scale, self.plan.group)
             parts.append({name: value.cpu().numpy() for name, value in found.items()})
-            self.progress.update(len(some))
-            self.show(n_learnt)
+            self.matched(len(some))
         return _joined(parts)
 
-    def _find(self, matcher: Matcher, known: SimulatedParticles, n_learnt: int) -> dict[str, np.ndarray]:
+    def _find(self, matcher: Matcher, known: SimulatedParticles) -> dict[str, np.ndarray]:
         """Of images simulated to learn errors from, by search: the rounds before have found the set's poses as well."""
         prepared, parts = replace(self.images, particles=known), []
-        with Progress(len(known), "learn errors") as progress:
-            for some in _batches(np.arange(len(known))):
-                matches = matcher.find(*prepared.transforms(some))
-                parts.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, self.setup).items()})
-                progress.update(len(some))
-                self.show(n_learnt + progress.done)
+        for some in _batches(np.arange(len(known))):
+            matches = matcher.find(*prepared.transforms(some))
+            parts.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, self.setup).items()})
+            self.matched(len(some))
         return _joined(parts)
 
     def _starts(self, rows: np.ndarray) -> KnownPoses:

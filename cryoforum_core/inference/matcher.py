@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..geometry.orientation_posterior import sample_bingham
-from ..matching.likelihood import MatchingImages, contrast_from_poses, predicted
+from ..matching.likelihood import MatchingImages, contrast_from_poses
 from ..matching.model import (
     FINE_SEARCH_RADIUS_PX,
     FINE_SEARCH_STEP_DEG,
@@ -23,7 +23,7 @@ from ..matching.model import (
     SearchGrid,
     match_quality,
 )
-from ..matching.refine import RefinedPoses, noise_taken_up
+from ..matching.refine import RefinedPoses, predicted_at_refined
 
 logger = logging.getLogger("cryoforum")
 
@@ -120,9 +120,8 @@ class Matcher:
         """Of those of the images, at poses (n, ...), that look like particles."""
         quality = match_quality(images, self.model, poses)
         some = ~self._is_poor(quality, SEARCH_BELOW_DEVIATIONS)
-        model = predicted(images, self.model.volume, poses.quaternion, poses.displacement_px)
-        taken_up = noise_taken_up(images, self.model.volume, poses.quaternion, poses.displacement_px)
-        value, variance = (x[some] for x in contrast_from_poses(images, model, taken_up))
+        value, variance = (x[some] for x in contrast_from_poses(
+            images, *predicted_at_refined(images, self.model.volume, poses)))
         mean = float((value / variance).sum() / (1 / variance).sum())
         return Contrast(mean, math.sqrt(max(0.0, float(((value - mean).square() - variance).mean()))))
 

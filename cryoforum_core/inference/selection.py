@@ -228,8 +228,9 @@ def _with_verdicts(selection: Selection, judged: Judged) -> Selection:
                                                                                    minlength=N_CONES)
     explanation, n_junk = selection.explanation, int(judged.is_junk[selection.kept].sum())
     if n_junk and selection.measure.name != PARTICLE_PROBABILITY:
-        explanation += (f" {n_junk:,} of those kept are more likely junk; a selection by the {MEASURES[PARTICLE_PROBABILITY].label}"
-                        ", or by a limit of errors alone, leaves them out.")
+        label = MEASURES[PARTICLE_PROBABILITY].label
+        explanation += (f" {n_junk:,} of those kept are more likely junk; a selection by the {label}, or by a limit of "
+                        "errors alone, leaves them out.")
     return replace(selection, reason=reason.astype(str), rule=rule.astype(str), explanation=explanation,
                    cones=shares(judged.cone, is_kept, judged.is_junk), n_short=int(missing.clip(0).sum()))
 

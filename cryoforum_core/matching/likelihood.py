@@ -107,8 +107,8 @@ def explained_power(images: MatchingImages, model: Tensor) -> Tensor:
 def amplitude_from_poses(images: MatchingImages, model: Tensor, taken_up: Tensor, smoothing_shells: int = 2) -> Tensor:
     """Correction factor (B // 2 + 1,) to the amplitude in each shell, by regression of images on their predictions.
 
-    ``model`` (n, m) as from ``predicted``, ``taken_up`` (n, m) as from ``refine.noise_taken_up``. Sums over neighbouring shells steady it; where the data do not determine
-    it (its standard error is above 0.3) the overall factor is taken.
+    ``model`` and ``taken_up`` (n, m) as from ``refine.predicted_at_refined``. Sums over neighbouring shells steady it; where
+    the data do not determine it (its standard error is above 0.3) the overall factor is taken.
     """
     n_shells = images.box_size_px // 2 + 1
     shells = images.radius.round().long().clamp_max(n_shells - 1)
@@ -125,9 +125,9 @@ def amplitude_from_poses(images: MatchingImages, model: Tensor, taken_up: Tensor
     return factor.clamp(0.1 * overall.abs(), 10 * overall.abs())
 
 
-def contrast_from_poses(images: MatchingImages, model: Tensor, taken_up: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-    """Regression of each image on its prediction ``model`` (n, m), as from ``predicted``: factor (n,), 1 on average for
-    a model of the right size, and its variance (n,) by the noise. ``taken_up`` (n, m) of poses that were refined, as from
-    ``refine.noise_taken_up``."""
+def contrast_from_poses(images: MatchingImages, model: Tensor, taken_up: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Regression of each image on its prediction: factor (n,), 1 on average for a model of the right size, and its variance
+    (n,) by the noise. ``model`` and ``taken_up`` (n, m) as from ``refine.predicted_at_refined``; at poses that are not
+    learnt from the images themselves nothing, 0, is taken up."""
     power = model.abs().square().sum(-1).clamp_min(1e-12)
     return ((images.data.conj() * model).real - taken_up).sum(-1) / power, 0.5 / power

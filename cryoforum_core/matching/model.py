@@ -10,7 +10,7 @@ from ..geometry.so3_grid import n_rotations_for_step, super_fibonacci
 from ..imaging.fourier import shell_average
 from ..imaging.projection import FourierVolume
 from .likelihood import MatchingImages, amplitude_from_poses, amplitude_from_power, predicted
-from .refine import RefinedPoses, noise_taken_up
+from .refine import RefinedPoses, predicted_at_refined
 from .search import GridReferences, MarchStage, displacement_grid, distinct_best, march, score_grid
 
 # radius of the exhaustive search in cycles per box: a particle that fills two thirds of its box turns its outermost
@@ -56,8 +56,7 @@ class MatchingModel:
 
         A factor well below 1 says that the map does not explain the power that the images have above their noise.
         """
-        model = predicted(images, self.volume, poses.quaternion, poses.displacement_px)
-        taken_up = noise_taken_up(images, self.volume, poses.quaternion, poses.displacement_px)
+        model, taken_up = predicted_at_refined(images, self.volume, poses)
         overall = float(((images.data.conj() * model).real - taken_up).sum() / model.abs().square().sum())
         factor = amplitude_from_poses(images, model, taken_up)
         shells = images.radius.round().long().clamp_max(len(factor) - 1)

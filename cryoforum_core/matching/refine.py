@@ -66,25 +66,26 @@ def fisher_information(images: MatchingImages, volume: FourierVolume, quaternion
     return _linearise(images, volume, quaternion, displacement_px)[2]
 
 
-def noise_taken_up(images: MatchingImages, volume: FourierVolume, quaternion: Tensor, displacement_px: Tensor) -> Tensor:
-    """What refined poses have gained from the noise: the part (n, m) of ``Re(conj(data) predicted)`` in each pixel that
-    regressions of images on their predictions must leave out.
+def predicted_at_refined(images: MatchingImages, volume: FourierVolume, poses: RefinedPoses) -> tuple[Tensor, Tensor]:
+    """``likelihood.predicted`` (n, m) at refined poses (n, ...), and what these have gained from the noise: the part (n, m)
+    of ``Re(conj(data) predicted)`` that regressions of images on their predictions must leave out.
 
-    With derivatives J (5, 2 m) of the prediction and information I = 2 J J', noise e of variance 1/2 in each component moves
-    a pose by I^-1 2 J e and its prediction by J' I^-1 2 J e, which overlaps with e by the diagonal of J' I^-1 J on average, 5/2
-    in all. Since a projection's power hardly depends on the pose, the overlap with the signal falls by half of that. 5/4
-    remain: a percent of the signal of an image at SNR 0.05, but several in the shells that determine the pose.
+    With derivatives J (5, 2 m) of the prediction and information I = 2 J J', noise e of variance 1/2 in each component
+    moves a pose by I^-1 2 J e and its prediction by J' I^-1 2 J e, which overlaps with e by the diagonal of J' I^-1 J on
+    average, 5/2 in all. Since a projection's power hardly depends on the pose, the overlap with the signal falls by half
+    of that. 5/4 remain: a percent of the signal of an image at SNR 0.05, but several in the shells that determine the pose.
     """
-    parts = []
-    for some in torch.arange(len(images), device=quaternion.device).split(_CHUNK):
-        _, jacobian = _predicted_with_jacobian(images[some], volume, quaternion[some], displacement_px[some])
+    predictions, taken_up = [], []
+    for some in torch.arange(len(images), device=poses.quaternion.device).split(_CHUNK):
+        model, jacobian = _predicted_with_jacobian(images[some], volume, poses.quaternion[some], poses.displacement_px[some])
         information = 2.0 * (jacobian @ jacobian.transpose(1, 2))
         diagonal = torch.diagonal(information, dim1=-2, dim2=-1)
         # a blank image determines no pose
         ridge = torch.diag_embed((1e-6 * diagonal.amax(-1, keepdim=True) + 1e-12).expand_as(diagonal))
         followed = (jacobian * torch.linalg.solve(information + ridge, jacobian)).sum(1)
-        parts.append(0.5 * followed.unflatten(-1, (-1, 2)).sum(-1))
-    return torch.cat(parts)
+        predictions.append(model)
+        taken_up.append(0.5 * followed.unflatten(-1, (-1, 2)).sum(-1))
+    return torch.cat(predictions), torch.cat(taken_up)
 
 
 def refine(images: MatchingImages, volume: FourierVolume, quaternion: Tensor, displacement_px: Tensor,

@@ -1,4 +1,4 @@
-"""A trained network on disk: weights in safetensors, everything else in one JSON file. No pickle.
+"""A trained network on disk: weights in safetensors, everything else in one JSON file; neither can hold code.
 
 Directory ``checkpoint/``: ``model.safetensors`` (weights), ``checkpoint.json`` (what rebuilds the network and what it
 was trained for), ``reference.mrc`` (the map it was trained with, where there is one). The only module that imports

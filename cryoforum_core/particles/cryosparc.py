@@ -44,7 +44,7 @@ _PARTICLE_FIELDS = {
 
 def read_cryosparc(path: Path | str) -> ParticleTable:
     """The particles of a .cs file as a RELION 3.1 table, one row each in file order; ``uid`` is kept as
-    ``rlnParticleUid``. Nothing in the file is executed (no pickle).
+    ``rlnParticleUid``. Nothing in the file is executed.
 
     Raises InputError where the file is missing or is no .cs file of particles.
     """
@@ -66,7 +66,7 @@ def _load(path: Path) -> np.ndarray:
         # parsing of hostile headers; 100 kB is parsed in no time
         records = np.load(path, allow_pickle=False, max_header_size=100_000)
     except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"A .cs file must be a cryoSPARC (NumPy) table without pickled objects; {path} is not "
+        raise InputError(f"A .cs file must be a cryoSPARC (NumPy) table of numbers and texts; {path} is not "
                          f"({str(error).splitlines()[0]}). Export the particles again.") from error
     names = getattr(getattr(records, "dtype", None), "names", None)
     if not names or "uid" not in names:

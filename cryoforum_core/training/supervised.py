@@ -131,8 +131,7 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
     underway = plan.validation[:MAX_BATCHES_UNDERWAY]
     result = train_network(plan.network, plan.stream, plan.objective,
                            lambda network: plan.objective.evaluate(network, underway), _loop_settings(plan),
-                           run.training_state,
-                           run.metrics)
+                           run.training_state, run.metrics)
     plan.objective.calibrate(plan.network, plan.validation)
     summary = _summary(plan, result, plan.objective.evaluate(plan.network, plan.validation, as_predicted=True))
     save_checkpoint(run.checkpoint, plan.network, CheckpointMetadata(

@@ -331,7 +331,7 @@ class Predictions:
 
 
 def readPredictions(posteriorFile, pixelSize):
-    """ Reads orientation_posterior.npz (no pickled objects). pixelSize: of the particles, Angstrom. """
+    """ Reads orientation_posterior.npz, arrays of numbers only. pixelSize: of the particles, Angstrom. """
     with np.load(posteriorFile, allow_pickle=False) as arrays:
         # the dispersions are the network's own; refined orientations come with the eigenvalues of their matching
         eigenvalues = arrays['network_eigenvalues' if 'network_eigenvalues' in arrays else 'eigenvalues']

@@ -3,7 +3,7 @@ from dataclasses import replace
 import torch
 from cryoforum_core.geometry.rotations import angular_distance_deg, compose, rotation_vector_to_quaternion
 from cryoforum_core.matching.likelihood import log_likelihood_ratio, predicted
-from cryoforum_core.matching.refine import fisher_information, noise_taken_up, refine
+from cryoforum_core.matching.refine import fisher_information, predicted_at_refined, refine
 
 from .conftest import simulate
 
@@ -83,9 +83,9 @@ def test_what_refined_poses_take_up_from_the_noise():
     model = simulated.model()
     images = model.images(simulated.images_ft, simulated.ctf)
     refined = refine(images, model.volume, simulated.quaternion, simulated.displacement_px)
-    at_truth, at_refined = (predicted(images, model.volume, quaternion, displacement) for quaternion, displacement in (
-        (simulated.quaternion, simulated.displacement_px), (refined.quaternion, refined.displacement_px)))
-    taken_up = noise_taken_up(images, model.volume, refined.quaternion, refined.displacement_px)
+    at_truth = predicted(images, model.volume, simulated.quaternion, simulated.displacement_px)
+    at_refined, taken_up = predicted_at_refined(images, model.volume, refined)
+    torch.testing.assert_close(at_refined, predicted(images, model.volume, refined.quaternion, refined.displacement_px))
     assert torch.allclose(taken_up.sum(1), torch.tensor(1.25), atol=1e-3)
     for inner, outer in ((1, 5), (5, 8), (8, 15)):
         ring = (images.radius >= inner) & (images.radius < outer)
