@@ -24,6 +24,7 @@ from ..matching.model import (
     match_quality,
 )
 from ..matching.refine import RefinedPoses, predicted_at_refined
+from .map_matching import simulated_transforms
 
 logger = logging.getLogger("cryoforum")
 
@@ -34,6 +35,8 @@ SEARCH_BELOW_DEVIATIONS, FINE_SEARCH_BELOW_DEVIATIONS = -2.5, -1.75
 N_CHANCE_IMAGES = 48
 # a match that much less likely than another of the same image is not the right one
 WRONG_BY_LOG_LIKELIHOOD = 10.0
+# what lost poses do to the contrast is held to be no more than that
+LARGEST_OWN_FACTOR = 2.0
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,10 @@ class Matcher:
         self._learn_usual_fit(match_quality(images, self.model, refined[:, 0]).fit)
         # the better half has the better contrast, by chance, too: all particles together say what it is
         contrast = self.contrast(images, refined[:, 0])
-        self.model = self.model.brighter(contrast.mean)
-        self.explained *= contrast.mean
+        self._brighten(contrast.mean)
         self.contrast_deviation = contrast.deviation / contrast.mean
+        if self.adaptive:
+            self._allow_for_lost_poses(ctf)
         images = self.model.images(images_ft, ctf)
         fit = match_quality(images, self.model, refined[:, 0]).fit
         self._learn_usual_fit(fit)
@@ -111,12 +115,34 @@ class Matcher:
             self.chance_score = self._chance_score(images[:N_CHANCE_IMAGES])
             self.wrong_below = self._best_wrong_fit(images, local, refined, fit)
 
+    def _brighten(self, factor: float) -> None:
+        self.model = self.model.brighter(factor)
+        self.explained *= factor
+
+    def _allow_for_lost_poses(self, ctf: Tensor) -> None:
+        """Brightens a model whose contrast a regression found, by what the same regression misses in images of the model.
+
+        Lost poses lower what a regression finds; that they are those which fit best raises it. Images of the model, with
+        CTFs (n, ...) and of contrast 1, suffer both as well.
+        """
+        own = self._own_contrast(ctf)
+        self._brighten(1 / min(max(own.mean, 1 / LARGEST_OWN_FACTOR), LARGEST_OWN_FACTOR))
+        self.contrast_deviation = max(0.0, self.contrast_deviation ** 2 - own.deviation ** 2) ** 0.5
+
+    def _own_contrast(self, ctf: Tensor) -> Contrast:
+        """What ``contrast`` finds in images that the model makes itself, all of contrast 1, with CTFs (n, ...)."""
+        own = Matcher(self.model, adaptive=True, seed=self.seed)
+        images = self.model.images(simulated_transforms(self.model, ctf, self.seed), ctf)
+        poses = self.search(images)[:, 0]
+        own._learn_usual_fit(match_quality(images, self.model, poses).fit)
+        return own.contrast(images, poses)
+
     def _learn_usual_fit(self, fit: Tensor) -> None:
         self.usual_fit = float(fit.median())
         spread = fit[fit >= self.usual_fit] - self.usual_fit
         self.fit_deviation = max(1.0, 1.4826 * float(spread.median()))
 
-    def contrast(self, images: MatchingImages, poses: RefinedPoses) -> "Contrast":
+    def contrast(self, images: MatchingImages, poses: RefinedPoses) -> Contrast:
         """Of those of the images, at poses (n, ...), that look like particles."""
         quality = match_quality(images, self.model, poses)
         some = ~self._is_poor(quality, SEARCH_BELOW_DEVIATIONS)
