@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from cleanup import command, markdown_table
+from relion_probability import COLUMN, relion_probability
 from torch import Tensor
 
 from cryoforum_core.config import ImageInputConfig
 from cryoforum_core.imaging.masks import soft_sphere
 from cryoforum_core.imaging.resolution import fourier_shell_correlation, resolution_angstrom
+from cryoforum_core.inference.measures import MEASURES, PARTICLE_PROBABILITY, measures_of
 from cryoforum_core.inference.preparation import ImagePreparation
 from cryoforum_core.inference.reconstruct import half_sets, reconstruct_halves
 from cryoforum_core.inference.setup import reconstruction_setup
@@ -33,6 +35,7 @@ from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
 
 RANDOM_DRAWS = 3
+COMPARED = (PARTICLE_PROBABILITY, "match-score", "dispersion-max", "dispersion-trace", "dispersion-wigner")
 DEFOCUS = ("--defocus-min-angstrom", 10_000, "--defocus-max-angstrom", 28_000)
 
 
@@ -101,14 +104,41 @@ def poor_reference(case: Path, n_particles: int, seed: int) -> Path:
     return case / "poor_map/map.mrc"
 
 
+def case_name(case: Path, run: str) -> str:
+    name = case.name.replace("_", ", SNR ", 1).replace("_", ", junk ")
+    return name + (", poor map" if run == "poor" else "")
+
+
+def judge_of(case: Path, run: str) -> tuple[Particles, np.ndarray, Judge]:
+    """The particles of a case, what each is (kinds of junk, or "none"), and the judge of their maps."""
+    particles = load_particles(case / run / "particles.star", require_poses=True)
+    kind = ParticleTable.read(case / "simulate/truth.star").strings(JUNK_KIND_COLUMN)
+    images = reconstruction_setup(particles, ImageInputConfig(contrast="bright", ctf_state="raw"), torch.device("cpu"))
+    return particles, kind, Judge(particles, images, torch.from_numpy(read_map(case / "simulate/map.mrc")[0]))
+
+
+def rows_of_comparison(case: Path, run: str, n_kept: int) -> list[list[str]]:
+    """The best ``n_kept`` by each measure: junk among them, and their map."""
+    particles, kind, judge = judge_of(case, run)
+    with np.load(case / run / "orientation_posterior.npz", allow_pickle=False) as arrays:
+        measures = measures_of(arrays)
+    qualities = {name: MEASURES[name].quality(measures[name]) for name in COMPARED}
+    qualities[COLUMN] = relion_probability(case / "simulate/particles.star", case / "simulate/map.mrc", case / "relion")
+    everything, rows = judge.judge(np.arange(len(particles))), []
+    for name, quality in qualities.items():
+        best = np.sort(np.argsort(-quality, kind="stable")[:n_kept])
+        judged = judge.judge(best)
+        rows.append([case_name(case, run), name, f"{100 * np.mean(kind[best] != 'none'):.1f} %",
+                     f"{judged.half_map_angstrom:.2f}", f"{judged.true_angstrom:.2f}",
+                     f"{100 * judged.true_information / everything.true_information:.1f} %"])
+    return rows
+
+
 def row_of_table(case: Path, run: str, seed: int) -> list[str]:
     """Selects by the map and by the measure's distribution, and judges what each keeps."""
     chosen = command(case, "select", f"auto_{run}", "--run", case / run, "--auto", "--seed", seed)
     default = command(case, "select", f"default_{run}", "--run", case / run)
-    particles = load_particles(case / run / "particles.star", require_poses=True)
-    kind = ParticleTable.read(case / "simulate/truth.star").strings(JUNK_KIND_COLUMN)
-    images = reconstruction_setup(particles, ImageInputConfig(contrast="bright", ctf_state="raw"), torch.device("cpu"))
-    judge = Judge(particles, images, torch.from_numpy(read_map(case / "simulate/map.mrc")[0]))
+    particles, kind, judge = judge_of(case, run)
     kept, everything = rows_kept(particles, case / f"auto_{run}/selected.star"), np.arange(len(particles))
     of_all, of_kept = judge.judge(everything), judge.judge(kept)
     rng = np.random.default_rng(seed)
@@ -119,8 +149,7 @@ def row_of_table(case: Path, run: str, seed: int) -> list[str]:
         values = getattr(of_all, name), getattr(of_kept, name), np.mean([getattr(r, name) for r in at_random])
         return " / ".join(f"{value:.2f}" for value in values)
 
-    return [f"{case.name.replace('_', ', SNR ', 1).replace('_', ', junk ')}" + (", poor map" if run == "poor" else ""),
-            f"{100 * auto['kept_fraction']:.1f} %", f"{100 * default['n_selected'] / len(particles):.1f} %",
+    return [case_name(case, run), f"{100 * auto['kept_fraction']:.1f} %", f"{100 * default['n_selected'] / len(particles):.1f} %",
             f"{100 * np.mean(kind != 'none'):.1f} → {100 * np.mean(kind[kept] != 'none'):.1f} %",
             f"{auto['gain_over_random_angstrom']:.2f} ± {auto['gain_over_random_deviation_angstrom']:.2f}",
             three("half_map_angstrom"), three("true_angstrom"),
@@ -131,16 +160,23 @@ def row_of_table(case: Path, run: str, seed: int) -> list[str]:
 
 def main() -> None:
     options = parse()
-    rows = []
+    rows, compared = [], []
     for path, snr, junk_fraction in product(options.maps, options.snr, options.junk_fraction):
         case, run = predicted_set(options, path, snr, junk_fraction)
         with contextlib.redirect_stdout(sys.stderr):  # progress
             rows.append(row_of_table(case, run, options.seed))
+            if options.compare:
+                n_kept = len(ParticleTable.read(case / f"auto_{run}/selected.star"))
+                compared += rows_of_comparison(case, run, n_kept)
         print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
     print(f"{options.n_particles:,} images each; resolutions in Å, all / kept / as many at random.\n")
     print(markdown_table(["set", "kept", "kept by default", "junk before → after", "gain over random (Å)",
                           "half maps (FSC 0.143)", "true map (FSC 0.5)",
                           "information about the true map, kept / random (% of all)", "discount"], rows))
+    if compared:
+        print("\nAs many by other measures:\n")
+        print(markdown_table(["set", "measure", "junk among them", "half maps (FSC 0.143)", "true map (FSC 0.5)",
+                              "information about the true map (% of all)"], compared))
 
 
 def parse() -> argparse.Namespace:
@@ -152,6 +188,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n-particles", type=int, default=1200)
     parser.add_argument("--poor-reference-particles", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--compare", action="store_true", help="as many by other measures too (needs relion_refine)")
     return parser.parse_args()
 
 

@@ -7,7 +7,8 @@ SET as for ``ab_initio.py``: ``input.star`` without poses, ``particles.star`` wi
 train for each set's map; any will do, for poses are searched for. The bound's coverage overall, in each defocus quartile
 and in the poorest of 48 groups of views; its sharpness (mean bound over mean error), beside that of one bound for all
 particles and of bounds in the order of Cryo-forum's three dispersions of the same network, each fitted on half of the
-particles with the truth at hand. What is finished is found again in DIR. Prints a Markdown table.
+particles with the truth at hand; with --relion also of bounds in the order of RELION's rlnMaxValueProbDistribution. What is
+finished is found again in DIR. Prints a Markdown table.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from relion_probability import relion_probability
 
 from cryoforum_core.geometry.even_directions import even_directions
 from cryoforum_core.geometry.pose_errors import align_poses, rotation_errors_deg
@@ -31,8 +33,8 @@ DISPERSIONS = ("dispersion-max", "dispersion-trace", "dispersion-wigner")
 N_BINS = 10
 N_CONES = 48
 HEADER = ("| set | SNR | particles | held | by defocus quartile | groups of views: poorest, below 80 % | mean error (deg) "
-          "| mean expected error | median bound | bound / error | one bound for all | by dispersion (three) |\n"
-          "|---|---|---|---|---|---|---|---|---|---|---|---|")
+          "| mean expected error | median bound | bound / error | one bound for all | by dispersion (three) | by RELION's |\n"
+          "|---|---|---|---|---|---|---|---|---|---|---|---|---|")
 
 
 def held_and_sharpness(error_deg: np.ndarray, measure: np.ndarray | None, coverage: float) -> tuple[float, float]:
@@ -50,8 +52,8 @@ def held_and_sharpness(error_deg: np.ndarray, measure: np.ndarray | None, covera
     return float(np.mean(error <= bound)), float(bound.mean() / error.mean())
 
 
-def judged(run: Path, truth: Path, symmetry: str, is_ab_initio: bool) -> dict:
-    """Figures of one run."""
+def judged(run: Path, truth: Path, symmetry: str, is_ab_initio: bool, probability: np.ndarray | None = None) -> dict:
+    """Figures of one run; ``probability`` (n,): RELION's."""
     group = symmetry_group(symmetry).double()
     known, found = (load_particles(path, require_poses=True) for path in (truth, run / "particles.star"))
     known_poses, found_poses = (Poses(p.poses.quaternion.double(), p.poses.shift_angstrom.double()) for p in (known, found))
@@ -74,7 +76,8 @@ def judged(run: Path, truth: Path, symmetry: str, is_ab_initio: bool) -> dict:
             "mean_error": float(error.mean()), "mean_expected": float(expected.mean()),
             "median_bound": float(np.median(bound)), "sharpness": float(bound.mean() / error.mean()),
             "constant": held_and_sharpness(error, None, coverage),
-            "dispersions": [held_and_sharpness(error, measures[name], coverage) for name in DISPERSIONS]}
+            "dispersions": [held_and_sharpness(error, measures[name], coverage) for name in DISPERSIONS],
+            "relion": None if probability is None else held_and_sharpness(error, -probability, coverage)}
 
 
 def row(name: str, snr: float, figures: dict) -> str:
@@ -83,7 +86,8 @@ def row(name: str, snr: float, figures: dict) -> str:
             f"{', '.join(f'{100 * x:.0f}' for x in figures['quartiles'])} % | {100 * figures['poorest_cone']:.0f} %, "
             f"{figures['cones_below']} of {figures['cones']} | {figures['mean_error']:.2f} | {figures['mean_expected']:.2f} | "
             f"{figures['median_bound']:.2f} | {figures['sharpness']:.2f} | {one[1]:.2f} | "
-            f"{', '.join(f'{ratio:.2f}' for _, ratio in three)} |")
+            f"{', '.join(f'{ratio:.2f}' for _, ratio in three)} | "
+            f"{'-' if figures['relion'] is None else format(figures['relion'][1], '.2f')} |")
 
 
 def predicted(data: Path, reference: Path, model: Path, symmetry: str, out: Path) -> Path:
@@ -111,14 +115,19 @@ def main() -> None:
     parser.add_argument("--truth", type=Path, nargs="+", default=[])
     parser.add_argument("--symmetry", nargs="+", default=["c1"])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--relion", action="store_true", help="predict: RELION's probability too (relion_refine)")
     options = parser.parse_args()
+    if options.relion and options.command == "ab-initio":
+        parser.error("--relion goes with predict: ab initio has no reference for RELION")
     symmetries = options.symmetry * (len(options.paths) if len(options.symmetry) == 1 else 1)
     print(HEADER)
     for i, path in enumerate(options.paths):
         data = options.truth[i] if options.command == "ab-initio" else path
         run = path if options.command == "ab-initio" else predicted(
             path, options.reference[i], options.model[i], symmetries[i], options.out / path.name)
-        figures = judged(run, data / "particles.star", symmetries[i], options.command == "ab-initio")
+        probability = relion_probability(data / "input.star", options.reference[i], options.out / f"{path.name}_relion",
+                                         symmetries[i]) if options.relion else None
+        figures = judged(run, data / "particles.star", symmetries[i], options.command == "ab-initio", probability)
         print(row(*_facts(data), figures), flush=True)
 
 

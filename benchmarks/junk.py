@@ -10,13 +10,12 @@ that are finished are used again. Printed: a Markdown section for RESULTS.md.
 """
 
 import argparse
-import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from cleanup import command, markdown_table, roc_area
+from relion_probability import COLUMN, relion_probability
 
 from cryoforum_core.config import JUNK_KINDS
 from cryoforum_core.inference.measures import MEASURES, measures_of
@@ -27,8 +26,6 @@ from cryoforum_core.particles.table import ParticleTable
 REASON_OF = {"noise": "not-a-particle", "blank": "not-a-particle", "off-centre": "off-centre",
              "overlap": "overlapping-neighbour", "other-molecule": "another-object"}
 MEASURES_SHOWN = ("particle-probability", "match-score", "dispersion-max", "dispersion-trace", "dispersion-wigner")
-
-RELION = "rlnMaxValueProbDistribution"
 
 
 @dataclass(frozen=True)
@@ -51,26 +48,6 @@ def rejected_reasons(work: Path, out: str) -> dict[int, str]:
     return dict(zip(table.integers("rlnParticleId").tolist(), table.strings(REASON_COLUMN).tolist(), strict=True))
 
 
-def relion_probability(made: Path, out: Path) -> np.ndarray:
-    """rlnMaxValueProbDistribution (n,) in the order of the stack, by RELION, once."""
-    found = out / "run_it001_data.star"
-    if not found.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        table = ParticleTable.read(made / "particles.star")
-        box_angstrom = float(table.floats("rlnImageSize")[0] * table.floats("rlnImagePixelSize")[0])
-        with open(out / "log.txt", "w") as log:
-            subprocess.run(
-                ["relion_refine", "--i", "particles.star", "--ref", "map.mrc", "--o", out.resolve() / "run", "--iter", "1",
-                 "--ini_high", "20", "--ctf", "--K", "1", "--tau2_fudge", "4", "--particle_diameter",
-                 str(round(0.9 * box_angstrom)), "--flatten_solvent", "--zero_mask", "--sym", "C1", "--norm", "--scale",
-                 "--oversampling", "1", "--healpix_order", "2", "--offset_range", "6", "--offset_step", "2", "--pad", "1",
-                 "--dont_combine_weights_via_disc", "--preread_images", "--pool", "30", "--j", "1"],
-                cwd=made, check=True, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    table = ParticleTable.read(found)
-    number = np.array([int(image.partition("@")[0]) for image in table.strings("rlnImageName")])
-    return table.floats("rlnMaxValueProbDistribution")[np.argsort(number)]
-
-
 def judge(work: Path, name: str, with_relion: bool) -> Judged:
     """The finished runs of one set against what is true of it."""
     truth = ParticleTable.read(work / f"{name}_set" / "truth.star")
@@ -85,8 +62,9 @@ def judge(work: Path, name: str, with_relion: bool) -> Judged:
         areas[measure] = {"all": roc_area(good, quality[kind != "none"])} | {
             each: roc_area(good, quality[kind == each]) for each in JUNK_KINDS}
     if with_relion:
-        quality = relion_probability(work / f"{name}_set", work / f"{name}_relion")
-        areas[RELION] = {"all": roc_area(quality[kind == "none"], quality[kind != "none"])} | {
+        made = work / f"{name}_set"
+        quality = relion_probability(made / "particles.star", made / "map.mrc", work / f"{name}_relion")
+        areas[COLUMN] = {"all": roc_area(quality[kind == "none"], quality[kind != "none"])} | {
             each: roc_area(quality[kind == "none"], quality[kind == each]) for each in JUNK_KINDS}
     rejected = np.array([i in reasons for i in ids])
     right = np.array([REASON_OF.get(k) == reasons.get(i) for k, i in zip(kind, ids, strict=True)])
