@@ -36,9 +36,12 @@ MIN_PARTICLES = 10 * N_GROUPS
 # Between the sizes of random sets, in groups, figures are interpolated: they are smooth.
 RANDOM_SIZES = (8, 10, 12, 14, 15)
 FRACTIONS = (*(m / N_GROUPS for m in range(N_GROUPS // 2, N_GROUPS)), 0.97)
-# Standard deviations of what removing as many at random does. Few are enough: of particles that are all alike the best
-# make a map that is worse by ten and more, so what chance lets pass is a choice between maps that are equally good.
-SIGNIFICANCE = 2.0
+# Standard deviations of what removing as many at random does. One is enough: of particles that are all alike the best
+# make a map that is worse by three to ten and more, so what chance lets pass is a choice between maps that are equally
+# good. Not where less than a twentieth is removed: the worst few of many look bad by chance, and hardly count.
+SIGNIFICANCE, SIGNIFICANCE_OF_FEW, FEW = 1.0, 2.0, 0.05
+# the same, by which a resolution may be worse: it is read off at one point of the FSC
+RESOLUTION_TOLERANCE = 2.0
 # Poses that differ at a radius of 10 cycles per box: 8 pi^2 10^3 rotations, and displacements up to an eighth of the
 # box in steps of box / (2 pi 10). The logarithm makes the choice of 10 a small matter (8: 5.6, 14: 6.0 deviations).
 # Measured: images of noise had shares of 0.22, 0.31, 0.19 and 0.32 where this says 0.26, 0.37, 0.25 and 0.43.
@@ -253,9 +256,10 @@ def _sentence(chosen: Level, of_all: Level, discount: float) -> str:
 def _is_better(level: Level, of_all: Level, discount: float) -> bool:
     """More information than all, by more than chance gives, and a resolution that is not worse by more than chance and
     the loss of what empty images add."""
-    needed = SIGNIFICANCE * level.random_information_deviation / (1 - discount)
+    significance = SIGNIFICANCE_OF_FEW if level.kept_fraction > 1 - FEW else SIGNIFICANCE
+    needed = significance * level.random_information_deviation / (1 - discount)
     added_by_empty = discount * (level.random_resolution_angstrom - of_all.resolution_angstrom)
-    tolerance = added_by_empty + SIGNIFICANCE * level.random_resolution_deviation_angstrom
+    tolerance = added_by_empty + RESOLUTION_TOLERANCE * level.random_resolution_deviation_angstrom
     return (level.information - of_all.information > needed
             and level.resolution_angstrom <= of_all.resolution_angstrom + tolerance)
 
