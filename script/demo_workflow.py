@@ -78,6 +78,17 @@ class Workflow:
             if not active:
                 return
             time.sleep(1)
+            self._update(protocol)
+
+    def _update(self, protocol):
+        """Takes over what the protocol's process has written of it.
+
+        Scipion reads that first and looks for the process afterwards: a run that ends in between it calls failed. What the
+        process wrote before it ended says which it is.
+        """
+        self.project._updateProtocol(protocol)
+        if protocol.isFailed():
+            protocol.lastUpdateTimeStamp.set(None)  # read again
             self.project._updateProtocol(protocol)
 
 
