@@ -60,8 +60,8 @@ def draw_maps(out: Path, demo: dict, resolutions: dict) -> Path:
     return path
 
 
-def draw_errors(out: Path, error_deg, is_junk, is_kept, score, expected_deg) -> Path:
-    """Errors of all and kept particles, the match score of junk, and promised against true errors."""
+def draw_errors(out: Path, error_deg, is_junk, is_kept, probability, expected_deg) -> Path:
+    """Errors of all and kept particles, what the subset was chosen by, and promised against true errors."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 3.8), constrained_layout=True)
     good = ~is_junk
     bins = np.geomspace(max(error_deg[good].min(), 0.05), error_deg[good].max() * 1.01, 45)
@@ -70,11 +70,13 @@ def draw_errors(out: Path, error_deg, is_junk, is_kept, score, expected_deg) -> 
     left.set(xscale="log", xlabel="error of the orientation (degrees)", ylabel="particles",
              title="Errors (junk left out)")
     left.legend(frameon=False)
-    scores = np.linspace(*np.percentile(score, [1, 99.5]), 45)
-    middle.hist(np.clip(score[good], scores[0], scores[-1]), scores, color=BLUE, alpha=0.6, label="particles")
-    middle.hist(np.clip(score[is_junk], scores[0], scores[-1]), scores, color=ORANGE, alpha=0.7, label="junk")
-    middle.set(xlabel="match score", title="What tells junk from particles")
-    middle.legend(frameon=False)
+    bins = np.linspace(0, 1, 21)
+    middle.hist(probability[good], bins, color=BLUE, alpha=0.6, label="particles")
+    middle.hist(probability[is_junk], bins, color=ORANGE, alpha=0.7, label="junk")
+    middle.axvline(0.5, color="black", linewidth=0.8)
+    middle.set(yscale="log", xlabel="probability to be a particle (kept above 0.5)", ylabel="images",
+               title="What tells junk from particles")
+    middle.legend(frameon=False, loc="center")
     right.scatter(expected_deg[good & is_kept], error_deg[good & is_kept], s=5, color=BLUE, alpha=0.4, label="kept")
     right.scatter(expected_deg[good & ~is_kept], error_deg[good & ~is_kept], s=5, color=GREY, alpha=0.5,
                   label="rejected")
@@ -109,9 +111,9 @@ def main() -> None:
     with np.load(Path(demo["ab_initio"]) / "orientation_posterior.npz", allow_pickle=False) as arrays:
         row_of = {int(i): row for row, i in enumerate(arrays["particle_id"])}
         rows = [row_of[i] for i in ids.tolist()]
-        score, expected_deg = arrays["match_score"][rows], arrays["expected_error_deg"][rows]
+        probability, expected_deg = arrays["particle_probability"][rows], arrays["expected_error_deg"][rows]
     is_kept = np.isin(ids, demo["kept"])
-    pictures = draw_maps(out, demo, resolutions), draw_errors(out, error_deg, is_junk, is_kept, score, expected_deg)
+    pictures = draw_maps(out, demo, resolutions), draw_errors(out, error_deg, is_junk, is_kept, probability, expected_deg)
     print_figures(error_deg, is_junk, is_kept, resolutions)
     print("\nWhere things are")
     print(f"  Scipion project      {demo['project_path']}")
