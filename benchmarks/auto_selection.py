@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from cleanup import command, markdown_table
+from junk import MEASURES_SHOWN
 from relion_probability import COLUMN, relion_probability
 from torch import Tensor
 
 from cryoforum_core.config import ImageInputConfig
 from cryoforum_core.imaging.masks import soft_sphere
 from cryoforum_core.imaging.resolution import fourier_shell_correlation, resolution_angstrom
-from cryoforum_core.inference.measures import MEASURES, PARTICLE_PROBABILITY, measures_of
+from cryoforum_core.inference.measures import MEASURES, measures_of
 from cryoforum_core.inference.preparation import ImagePreparation
 from cryoforum_core.inference.reconstruct import half_sets, reconstruct_halves
 from cryoforum_core.inference.setup import reconstruction_setup
@@ -35,7 +36,6 @@ from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
 
 RANDOM_DRAWS = 3
-COMPARED = (PARTICLE_PROBABILITY, "match-score", "dispersion-max", "dispersion-trace", "dispersion-wigner")
 DEFOCUS = ("--defocus-min-angstrom", 10_000, "--defocus-max-angstrom", 28_000)
 
 
@@ -104,53 +104,65 @@ def poor_reference(case: Path, n_particles: int, seed: int) -> Path:
     return case / "poor_map/map.mrc"
 
 
-def case_name(case: Path, run: str) -> str:
-    name = case.name.replace("_", ", SNR ", 1).replace("_", ", junk ")
-    return name + (", poor map" if run == "poor" else "")
+@dataclass(frozen=True)
+class Case:
+    """A predicted set: its directory and run of predict, what each particle is (kinds of junk, or "none"), the judge of maps of
+    its parts, and his verdict on all particles."""
+
+    path: Path
+    run: str
+    particles: Particles
+    kind: np.ndarray
+    judge: Judge
+    of_all: Judged
+
+    @classmethod
+    def load(cls, path: Path, run: str) -> "Case":
+        particles = load_particles(path / run / "particles.star", require_poses=True)
+        kind = ParticleTable.read(path / "simulate/truth.star").strings(JUNK_KIND_COLUMN)
+        images = reconstruction_setup(particles, ImageInputConfig(contrast="bright", ctf_state="raw"), torch.device("cpu"))
+        judge = Judge(particles, images, torch.from_numpy(read_map(path / "simulate/map.mrc")[0]))
+        return cls(path, run, particles, kind, judge, judge.judge(np.arange(len(particles))))
+
+    @property
+    def name(self) -> str:
+        name = self.path.name.replace("_", ", SNR ", 1).replace("_", ", junk ")
+        return name + (", poor map" if self.run == "poor" else "")
+
+    def junk_percent(self, rows: np.ndarray) -> float:
+        return 100 * np.mean(self.kind[rows] != "none")
 
 
-def judge_of(case: Path, run: str) -> tuple[Particles, np.ndarray, Judge]:
-    """The particles of a case, what each is (kinds of junk, or "none"), and the judge of their maps."""
-    particles = load_particles(case / run / "particles.star", require_poses=True)
-    kind = ParticleTable.read(case / "simulate/truth.star").strings(JUNK_KIND_COLUMN)
-    images = reconstruction_setup(particles, ImageInputConfig(contrast="bright", ctf_state="raw"), torch.device("cpu"))
-    return particles, kind, Judge(particles, images, torch.from_numpy(read_map(case / "simulate/map.mrc")[0]))
-
-
-def rows_of_comparison(case: Path, run: str, n_kept: int) -> list[list[str]]:
+def rows_of_comparison(case: Case, n_kept: int) -> list[list[str]]:
     """The best ``n_kept`` by each measure: junk among them, and their map."""
-    particles, kind, judge = judge_of(case, run)
-    with np.load(case / run / "orientation_posterior.npz", allow_pickle=False) as arrays:
+    with np.load(case.path / case.run / "orientation_posterior.npz", allow_pickle=False) as arrays:
         measures = measures_of(arrays)
-    qualities = {name: MEASURES[name].quality(measures[name]) for name in COMPARED}
-    qualities[COLUMN] = relion_probability(case / "simulate/particles.star", case / "simulate/map.mrc", case / "relion")
-    everything, rows = judge.judge(np.arange(len(particles))), []
+    qualities = {name: MEASURES[name].quality(measures[name]) for name in MEASURES_SHOWN}
+    made = case.path / "simulate"
+    qualities[COLUMN] = relion_probability(made / "particles.star", made / "map.mrc", case.path / "relion")
+    rows = []
     for name, quality in qualities.items():
         best = np.sort(np.argsort(-quality, kind="stable")[:n_kept])
-        judged = judge.judge(best)
-        rows.append([case_name(case, run), name, f"{100 * np.mean(kind[best] != 'none'):.1f} %",
-                     f"{judged.half_map_angstrom:.2f}", f"{judged.true_angstrom:.2f}",
-                     f"{100 * judged.true_information / everything.true_information:.1f} %"])
+        judged = case.judge.judge(best)
+        rows.append([case.name, name, f"{case.junk_percent(best):.1f} %", f"{judged.half_map_angstrom:.2f}",
+                     f"{judged.true_angstrom:.2f}", f"{100 * judged.true_information / case.of_all.true_information:.1f} %"])
     return rows
 
 
-def row_of_table(case: Path, run: str, seed: int) -> list[str]:
-    """Selects by the map and by the measure's distribution, and judges what each keeps."""
-    chosen = command(case, "select", f"auto_{run}", "--run", case / run, "--auto", "--seed", seed)
-    default = command(case, "select", f"default_{run}", "--run", case / run)
-    particles, kind, judge = judge_of(case, run)
-    kept, everything = rows_kept(particles, case / f"auto_{run}/selected.star"), np.arange(len(particles))
-    of_all, of_kept = judge.judge(everything), judge.judge(kept)
+def row_of_table(case: Case, chosen: dict, default: dict, kept: np.ndarray, seed: int) -> list[str]:
+    """Judges rows ``kept``; ``chosen`` and ``default``: summaries of select with --auto and without."""
+    n = len(case.particles)
+    of_all, of_kept = case.of_all, case.judge.judge(kept)
     rng = np.random.default_rng(seed)
-    at_random = [judge.judge(np.sort(rng.permutation(len(particles))[:len(kept)])) for _ in range(RANDOM_DRAWS)]
+    at_random = [case.judge.judge(np.sort(rng.permutation(n)[:len(kept)])) for _ in range(RANDOM_DRAWS)]
     auto, percent = chosen["auto"], 100 / of_all.true_information
 
     def three(name: str) -> str:
         values = getattr(of_all, name), getattr(of_kept, name), np.mean([getattr(r, name) for r in at_random])
         return " / ".join(f"{value:.2f}" for value in values)
 
-    return [case_name(case, run), f"{100 * auto['kept_fraction']:.1f} %", f"{100 * default['n_selected'] / len(particles):.1f} %",
-            f"{100 * np.mean(kind != 'none'):.1f} → {100 * np.mean(kind[kept] != 'none'):.1f} %",
+    return [case.name, f"{100 * auto['kept_fraction']:.1f} %", f"{100 * default['n_selected'] / n:.1f} %",
+            f"{case.junk_percent(np.arange(n)):.1f} → {case.junk_percent(kept):.1f} %",
             f"{auto['gain_over_random_angstrom']:.2f} ± {auto['gain_over_random_deviation_angstrom']:.2f}",
             three("half_map_angstrom"), three("true_angstrom"),
             f"{percent * of_kept.true_information:.1f} / "
@@ -161,13 +173,16 @@ def row_of_table(case: Path, run: str, seed: int) -> list[str]:
 def main() -> None:
     options = parse()
     rows, compared = [], []
-    for path, snr, junk_fraction in product(options.maps, options.snr, options.junk_fraction):
-        case, run = predicted_set(options, path, snr, junk_fraction)
+    for reference, snr, junk_fraction in product(options.maps, options.snr, options.junk_fraction):
+        path, run = predicted_set(options, reference, snr, junk_fraction)
+        chosen = command(path, "select", f"auto_{run}", "--run", path / run, "--auto", "--seed", options.seed)
+        default = command(path, "select", f"default_{run}", "--run", path / run)
         with contextlib.redirect_stdout(sys.stderr):  # progress
-            rows.append(row_of_table(case, run, options.seed))
+            case = Case.load(path, run)
+            kept = rows_kept(case.particles, path / f"auto_{run}/selected.star")
+            rows.append(row_of_table(case, chosen, default, kept, options.seed))
             if options.compare:
-                n_kept = len(ParticleTable.read(case / f"auto_{run}/selected.star"))
-                compared += rows_of_comparison(case, run, n_kept)
+                compared += rows_of_comparison(case, len(kept))
         print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
     print(f"{options.n_particles:,} images each; resolutions in Å, all / kept / as many at random.\n")
     print(markdown_table(["set", "kept", "kept by default", "junk before → after", "gain over random (Å)",

@@ -101,16 +101,15 @@ class Matcher:
             self.explained *= explained
         images = self.model.images(images_ft, ctf)
         refined = self.model.refine_from(images, matches.hypotheses.quaternion, matches.hypotheses.displacement_px)
-        self._learn_usual_fit(match_quality(images, self.model, refined[:, 0]).fit)
         # the better half has the better contrast, by chance, too: all particles together say what it is
-        contrast = self.contrast(images, refined[:, 0])
+        contrast = _contrast(images, self.model, refined[:, 0])
         self._brighten(contrast.mean)
         self.contrast_deviation = contrast.deviation / contrast.mean
         if self.adaptive:
             self._allow_for_lost_poses(ctf)
         images = self.model.images(images_ft, ctf)
         fit = match_quality(images, self.model, refined[:, 0]).fit
-        self._learn_usual_fit(fit)
+        self.usual_fit, self.fit_deviation = _usual_fit(fit)
         if self.adaptive:
             self.chance_score = self._chance_score(images[:N_CHANCE_IMAGES])
             self.wrong_below = self._best_wrong_fit(images, local, refined, fit)
@@ -125,31 +124,10 @@ class Matcher:
         Lost poses lower what a regression finds; that they are those which fit best raises it. Images of the model, with
         CTFs (n, ...) and of contrast 1, suffer both as well.
         """
-        own = self._own_contrast(ctf)
+        images = self.model.images(simulated_transforms(self.model, ctf, self.seed), ctf)
+        own = _contrast(images, self.model, self.search(images)[:, 0])
         self._brighten(1 / min(max(own.mean, 1 / LARGEST_OWN_FACTOR), LARGEST_OWN_FACTOR))
         self.contrast_deviation = max(0.0, self.contrast_deviation ** 2 - own.deviation ** 2) ** 0.5
-
-    def _own_contrast(self, ctf: Tensor) -> Contrast:
-        """What ``contrast`` finds in images that the model makes itself, all of contrast 1, with CTFs (n, ...)."""
-        own = Matcher(self.model, adaptive=True, seed=self.seed)
-        images = self.model.images(simulated_transforms(self.model, ctf, self.seed), ctf)
-        poses = self.search(images)[:, 0]
-        own._learn_usual_fit(match_quality(images, self.model, poses).fit)
-        return own.contrast(images, poses)
-
-    def _learn_usual_fit(self, fit: Tensor) -> None:
-        self.usual_fit = float(fit.median())
-        spread = fit[fit >= self.usual_fit] - self.usual_fit
-        self.fit_deviation = max(1.0, 1.4826 * float(spread.median()))
-
-    def contrast(self, images: MatchingImages, poses: RefinedPoses) -> Contrast:
-        """Of those of the images, at poses (n, ...), that look like particles."""
-        quality = match_quality(images, self.model, poses)
-        some = ~self._is_poor(quality, SEARCH_BELOW_DEVIATIONS)
-        value, variance = (x[some] for x in contrast_from_poses(
-            images, *predicted_at_refined(images, self.model.volume, poses)))
-        mean = float((value / variance).sum() / (1 / variance).sum())
-        return Contrast(mean, math.sqrt(max(0.0, float(((value - mean).square() - variance).mean()))))
 
     def _first_match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> tuple[Matches, RefinedPoses]:
         """The best poses, and those found from the network's answer alone."""
@@ -230,6 +208,22 @@ class Matcher:
         poses = _replace_rows(poses, rows, _merge(poses[rows], found))
         return poses, match_quality(images, self.model, poses[:, 0])
 
+
+def _usual_fit(fit: Tensor) -> tuple[float, float]:
+    """Median and deviation of fits (n,); the deviation that of the better half, which junk does not reach."""
+    usual = float(fit.median())
+    spread = fit[fit >= usual] - usual
+    return usual, max(1.0, 1.4826 * float(spread.median()))
+
+
+def _contrast(images: MatchingImages, model: MatchingModel, poses: RefinedPoses) -> Contrast:
+    """Of those of the images, at poses (n, ...), that look like particles."""
+    fit = match_quality(images, model, poses).fit
+    usual, deviation = _usual_fit(fit)
+    some = fit >= usual + SEARCH_BELOW_DEVIATIONS * deviation
+    value, variance = (x[some] for x in contrast_from_poses(images, *predicted_at_refined(images, model.volume, poses)))
+    mean = float((value / variance).sum() / (1 / variance).sum())
+    return Contrast(mean, math.sqrt(max(0.0, float(((value - mean).square() - variance).mean()))))
 
 
 _FIELDS = ("quaternion", "displacement_px", "score", "information")
