@@ -44,8 +44,9 @@ def held_and_sharpness(error_deg: np.ndarray, measure: np.ndarray | None, covera
     if measure is None:
         bound = np.full((~fitted).sum(), np.quantile(error_deg[fitted], coverage))
     else:
-        edges = np.quantile(measure[fitted], np.linspace(0, 1, N_BINS + 1)[1:-1])
-        of_bin = np.digitize(measure, edges)
+        # by rank: many measures may be equal
+        rank = np.argsort(np.argsort(measure, kind="stable"))
+        of_bin = rank * N_BINS // len(rank)
         quantiles = np.array([np.quantile(error_deg[fitted & (of_bin == i)], coverage) for i in range(N_BINS)])
         bound = quantiles[of_bin[~fitted]]
     error = error_deg[~fitted]

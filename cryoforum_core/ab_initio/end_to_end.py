@@ -108,6 +108,8 @@ def end_to_end(plan: AbInitioPlan, run: RunDirectory, watch: Watch | None = None
     shared machine takes those of its process.
     """
     live = LiveRun(run, SHARES)
+    if plan.config.resume:
+        live.go_on_after({})
     run.checkpoint.mkdir(parents=True, exist_ok=True)
     with live.stage("training"):
         setup = prepare(plan)

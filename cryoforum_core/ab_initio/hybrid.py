@@ -96,9 +96,9 @@ class _HybridRun:
         self.live = LiveRun(run, SHARES)
         self.run.stages.mkdir(exist_ok=True)
         self.halves, self.halves_source = half_sets(plan.particles, self.config.seed)
-        if self.config.resume and self._seconds_path.is_file():
+        if self.config.resume:
             # the network's time is a part of what was spent before
-            self.live.seconds = json.loads(self._seconds_path.read_text())
+            self.live.go_on_after(json.loads(self._seconds_path.read_text()) if self._seconds_path.is_file() else {})
 
     @property
     def _seconds_path(self) -> Path:

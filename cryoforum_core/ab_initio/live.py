@@ -1,5 +1,6 @@
 """What a run shows while it goes on, and where its time went."""
 
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -29,6 +30,18 @@ class LiveRun:
         self._stage, self._history = next(iter(self.shares)), []
         self._volume, self._pixel_size_angstrom, self._fsc = None, 1.0, {}
         self._resolution_angstrom: float | None = None
+
+    def go_on_after(self, seconds: Mapping[str, float]) -> None:
+        """A stopped run goes on: what its finished stages took. The time left is reckoned from all that it has taken."""
+        self.seconds, total = dict(seconds), 0.0
+        for name, spent in seconds.items():
+            total += spent
+            self._history.append({"stage": name, "seconds": total})
+        if self.run.progress.is_file():
+            stopped = json.loads(self.run.progress.read_text())
+            total = max(total, stopped["seconds"])
+            self._history.append({"stage": stopped["stage"], "seconds": total})
+        self._start -= total
 
     @contextmanager
     def stage(self, name: str):

@@ -379,6 +379,9 @@ def test_a_stopped_run_goes_on_with_resume(project, running, stand_in, finished_
     from pyworkflow.protocol.constants import MODE_RESUME
 
     project.stopProtocol(running)
+    assert running.isAborted()
+    how, where = running._summary()
+    assert "run mode *Continue*" in how and "half maps" in where and "left" not in where
     running.runMode.set(MODE_RESUME)
     with stand_in(run=str(finished_run)):
         project.launchProtocol(running, wait=True)

@@ -250,6 +250,7 @@ def test_the_engines_message_reaches_the_user(project, launch, data, pixel_size,
     project.launchProtocol(protocol, wait=True)
     assert protocol.isFailed()
     assert "exit code 2" in protocol.getErrorMessage() and "particles.mrcs" in protocol.getErrorMessage()
+    assert "The run failed" in protocol._summary()[0]
 
 
 def test_chain_with_relion_preprocess(launch, imported, reference, data, truth, pixel_size):

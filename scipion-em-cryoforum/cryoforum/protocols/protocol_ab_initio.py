@@ -292,7 +292,10 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         """ How far the running engine is. """
         progress = readProgress(self._runDirectory())
         if progress is None:
-            return ['The map is not ready yet. The Output tab shows the progress with the time left.']
+            return self._unfinishedLines('The map is')
+        if self.isAborted() or self.isFailed():
+            return self._unfinishedLines('The map is') + ['It was in stage %d of %d: *%s* (%.0f %% done).' % (
+                progress['stage_number'], progress['n_stages'], progress['stage'], 100 * progress['fraction'])]
         lines = ['Stage %d of %d: *%s*' % (progress['stage_number'], progress['n_stages'], progress['stage']),
                  '*%.0f %%* done in %s%s' % (100 * progress['fraction'], duration(progress['seconds']),
                                              ', about %s left' % duration(progress['seconds_left'])

@@ -159,6 +159,15 @@ class CryoForumBase:
                 % (100 * summary['error_bound_coverage'], summary['calibration_source'],
                    100 * summary['error_bound_held'])]
 
+    def _unfinishedLines(self, what):
+        """ For the summary of a run without output; what: its subject and verb, "The map is". """
+        if self.isAborted():
+            return ['The run was stopped. To go on from where it was: *Edit*, run mode *Continue*, *Execute*.']
+        if self.isFailed():
+            return ['The run failed, and the error below says why. When its cause is mended, it goes on from where it was: '
+                    '*Edit*, run mode *Continue*, *Execute*.']
+        return ['%s not ready yet. The Output Log shows the progress with the time left.' % what]
+
     def _reportLines(self, runDirectory):
         """ A link to the engine's report, for the summary. """
         report = os.path.abspath(os.path.join(runDirectory, 'report.html'))

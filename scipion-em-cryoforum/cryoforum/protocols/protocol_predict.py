@@ -174,7 +174,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
 
     def _summary(self):
         if not hasattr(self, outputs.outputParticles.name):
-            return ['The orientations are not ready yet. The Output tab shows the progress with the time left.']
+            return self._unfinishedLines('The orientations are')
         summary = readSummary(self._runDirectory())
         lines = ['%d particles with orientations (refinement: %s), %.0f images per second.'
                  % (summary['n_particles'], REFINEMENTS[self.refinement.get()], summary['images_per_second']),

@@ -320,7 +320,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         outputs = [getattr(self, name, None) for name in self._possibleOutputs]
         kept, rejected, recentre = [0 if output is None else output.getSize() for output in outputs]
         if not kept + rejected:
-            return ['The subset is not ready yet.']
+            return self._unfinishedLines('The subset is')
         summary = readSummary(self._runDirectory())
         lines = ['Kept *%d* of %d particles (%.1f %%), rejected %d.' % (kept, kept + rejected,
                                                                       100. * kept / (kept + rejected), rejected),

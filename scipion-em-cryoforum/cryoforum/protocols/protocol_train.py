@@ -261,7 +261,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
 
     def _summary(self):
         if not hasattr(self, outputs.outputNetwork.name):
-            return ['The network is not ready yet. The Output tab shows the progress with the time left.']
+            return self._unfinishedLines('The network is')
         summary = readSummary(self._runDirectory())
         return ['Median error: *%.2f°* (mean %.2f°), on %s.' % (summary['validation_median_error_deg'],
                                                                summary['validation_mean_error_deg'], testedOn(summary)),

@@ -46,7 +46,7 @@ class CryoForumTrainViewer(Viewer):
         evaluations = readEvaluations(os.path.join(directory or '', 'metrics.csv'))
         if evaluations:
             return [self._plot(evaluations)]
-        return [self.infoMessage('There is neither a report nor a first test of the network yet. The Output tab shows '
+        return [self.infoMessage('There is neither a report nor a first test of the network yet. The Output Log shows '
                                  'the progress with the time left.', 'Training')]
 
     @staticmethod
