@@ -215,13 +215,14 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     max_shift_angstrom: PositiveFloat | None = None
     """Largest displacement searched; default: an eighth of the box (hybrid)."""
     resolution_angstrom: PositiveFloat | None = None
-    """Finest resolution used; default: the Nyquist limit."""
+    """Finest resolution used, by end-to-end in the final map alone; default: the Nyquist limit."""
     hand_reference: Path | None = None
     """Map of known hand, of the same or a similar molecule; without one the hand stays undetermined (hybrid)."""
     search_steps: PositiveInt = 400
     """Steps of the search from a random start (hybrid)."""
     train_minutes: PositiveFloat | None = None
-    """Time for training the network; default: half of the time spent before (hybrid), or what --epochs need."""
+    """Time for training the network; default: half of the time spent before (hybrid), or what --epochs need. May change
+    when a run goes on; a network that is finished stays as it is."""
     coverage: Coverage = DEFAULT_COVERAGE
     """Part of the particles whose error is within its bound."""
     skip: tuple[Literal["distillation", "end-to-end", "refinement"], ...] = ()
@@ -253,6 +254,23 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     """end-to-end: weight of the error of the poses found for projections at random poses of the current map."""
     per_image_after_epoch: PositiveInt | None = None
     """end-to-end: from this epoch on poses are improved for each image directly, without the encoder."""
+
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"train_minutes"})
+    OPTIONS_OF: ClassVar[dict[str, tuple[str, ...]]] = {
+        "hybrid": ("seeds", "max_shift_angstrom", "hand_reference", "search_steps", "skip"),
+        "end-to-end": ("poses", "epochs", "shifts", "symmetric_loss", "n_heads", "frequency_marching",
+                       "random_pose_weight", "per_image_after_epoch")}
+    """Options that only one method knows."""
+
+    @model_validator(mode="after")
+    def _options_are_of_the_method(self):
+        fields = type(self).model_fields
+        others = [name for method, names in self.OPTIONS_OF.items() if method != self.method for name in names]
+        given = [f"--{name.replace('_', '-')}" for name in others if getattr(self, name) != fields[name].default]
+        if given:
+            raise ValueError(f"--method {self.method} does not know {' and '.join(given)}; leave them out, or choose "
+                             "the other method")
+        return self
 
 
 class ReconstructConfig(JobConfig, ImageInputConfig):

@@ -64,7 +64,7 @@ def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
                   show: Callable[[float], None]) -> tuple[dict[str, np.ndarray], Calibration]:
     """Arrays of ``inference.predict.finalise`` for all N particles, in their order, and what their errors are; the
     refinement's poses follow."""
-    n_known = n_simulated(len(plan.particles)) // 2
+    n_known = n_simulated(len(plan.particles), plan.config.coverage) // 2
     # the images that errors are learnt from take as long as others
     with Progress(len(plan.particles) + 2 * n_known, "match finally") as progress:
         def matched(n: int) -> None:

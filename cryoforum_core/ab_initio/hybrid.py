@@ -441,7 +441,7 @@ def estimated_seconds(plan: AbInitioPlan) -> float:
     config, n = plan.config, len(plan.particles)
     cores = torch.get_num_threads() if plan.device.type == "cpu" else CORES_OF_A_GPU
     search = SECONDS_OF_A_SEARCH_STEP * config.search_steps * config.seeds
-    images = SECONDS_OF_AN_IMAGE * n + SECONDS_OF_A_KNOWN_IMAGE * n_simulated(n)
+    images = SECONDS_OF_AN_IMAGE * n + SECONDS_OF_A_KNOWN_IMAGE * n_simulated(n, config.coverage)
     without_network = (search + images * max(1.0, (plan.particles.box_size_px / 64) ** 2)) / cores
     if "distillation" in config.skip:
         return without_network

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -44,7 +45,7 @@ Predict = Callable[[ImagePreparation, np.ndarray], dict[str, np.ndarray]]
 class Calibration:
     """An error model, what it is made from, and how its promises held, each for particles it had not seen.
 
-    ``quaternion`` (n, 4) true; ``defocus_angstrom`` (n,).
+    ``quaternion`` (n, 4) true; ``defocus_angstrom`` (n,). ``has_shifts``: something is known of the shifts' errors, by matching.
     """
 
     model: ErrorModel
@@ -53,6 +54,7 @@ class Calibration:
     held: HeldPromises
     quaternion: Tensor
     defocus_angstrom: Tensor
+    has_shifts: bool
 
     def summary(self) -> dict:
         """Of the summary: what is promised, and what held."""
@@ -62,12 +64,14 @@ class Calibration:
 
     def write(self, run: RunDirectory) -> None:
         """calibration.npz (one row for each known particle), calibration.csv (promised and held)."""
+        of_shifts = {"shift_error_bound_angstrom": self.held.shift_bound_angstrom.numpy(),
+                     "shift_error_angstrom": self.held.shift_error_angstrom.numpy()} if self.has_shifts else {}
         with atomic_path(run.calibration) as temporary:
             np.savez(temporary, expected_error_deg=self.held.expected_error_deg.numpy(),
                      error_bound_deg=self.held.bound_deg.numpy(), error_deg=self.held.error_deg.numpy(),
                      view_direction=quaternion_to_matrix(self.quaternion)[:, 2].numpy(),
                      defocus_angstrom=self.defocus_angstrom.numpy(), coverage=self.coverage,
-                     source=self.source)
+                     source=self.source, **of_shifts)
         with atomic_path(run.promises) as temporary, open(temporary, "w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(("promised_fraction", "held_fraction", "n_particles"))
@@ -81,16 +85,22 @@ def simulated_calibration(images: ImagePreparation, source: ImageSource, arrays:
 
     ``arrays``: of the set's own prediction (``predict.finalise``): its views and displacements are those of the images.
     """
-    n = n_simulated(len(images.particles))
+    n = n_simulated(len(images.particles), coverage)
     known = particles_like(source, images, *poses_like(arrays, images, n, seed), seed)
     found = predict(replace(images, particles=known), np.arange(n))
     logger.info("errors learnt from %d simulated images of the map", n)
     return calibration(found, known.poses, known.ctf.defocus_u_angstrom, group, coverage, f"{n} simulated images of the map")
 
 
-def n_simulated(n_particles: int) -> int:
+def fewest_known(coverage: float) -> int:
+    """How many particles with known poses a bound for ``coverage`` is learnt from at least: below ``coverage / (1 -
+    coverage)`` nothing is promised but that an error is finite; a quarter more for the models that promises are tested by."""
+    return max(FEWEST_KNOWN, math.ceil(1.25 * coverage / (1 - coverage)))
+
+
+def n_simulated(n_particles: int, coverage: float) -> int:
     """How many images of the map stand for a set of so many particles."""
-    return min(max(n_particles // 4, min(n_particles, MIN_KNOWN), FEWEST_KNOWN), MAX_KNOWN)
+    return max(min(max(n_particles // 4, min(n_particles, MIN_KNOWN)), MAX_KNOWN), fewest_known(coverage))
 
 
 def calibration(found: dict[str, np.ndarray], truth: Poses, defocus_angstrom: Tensor, group: Tensor, coverage: float,
@@ -104,7 +114,7 @@ def calibration(found: dict[str, np.ndarray], truth: Poses, defocus_angstrom: Te
     evidence, uniform = evidence_of(found), uniform_angles_rad(group)
     model = ErrorModel.fit(evidence, error_rad, shift_error, uniform, coverage)
     held = cross_validated(evidence, error_rad, shift_error, uniform, coverage)
-    return Calibration(model, coverage, source, held, truth.quaternion.cpu(), defocus_angstrom.cpu())
+    return Calibration(model, coverage, source, held, truth.quaternion.cpu(), defocus_angstrom.cpu(), "weight" in found)
 
 
 def poses_like(arrays: dict[str, np.ndarray], images: ImagePreparation, n: int, seed: int) -> tuple[Tensor, Tensor]:

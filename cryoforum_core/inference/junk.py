@@ -174,9 +174,9 @@ def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, simulation: 
 
 
 def strongest_rival(hypotheses: RefinedPoses, beliefs: Belief) -> Tensor:
-    """The most likely of the hypotheses (n, K, ...) but the first: quaternions (n, 4)."""
-    weight = beliefs.weight.clone()
-    weight[:, 0] = 0
+    """The most likely of the hypotheses (n, K, ...) that are another orientation than the first: quaternions (n, 4). Where
+    all are near it, the first itself."""
+    weight = beliefs.weight * (beliefs.rival_angle_rad > AMBIGUOUS_RAD)
     return hypotheses.quaternion[torch.arange(len(weight), device=weight.device), weight.argmax(1)]
 
 

@@ -22,7 +22,7 @@ from ..particles.image_state import ImageState, determine_image_state
 from ..particles.preprocess import PreprocessSettings
 from ..run_directory import RunDirectory
 from .auto_selection import ranked_rows
-from .calibration import FEWEST_KNOWN
+from .calibration import fewest_known
 from .map_quality import HalfMapMaker
 from .predict import PredictionSetup
 from .preparation import ImagePreparation, matching_map
@@ -118,9 +118,10 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
 
 def _labelled(config: PredictConfig, particles: Particles) -> Particles:
     known = load_particles(config.calibration_particles, config, require_poses=True)
-    if len(known) < FEWEST_KNOWN:
-        raise InputError(f"Errors are learnt from at least {FEWEST_KNOWN} labelled particles; "
-                         f"{config.calibration_particles} has {len(known)}. Give more, or leave out "
+    fewest = fewest_known(config.coverage)
+    if len(known) < fewest:
+        raise InputError(f"Errors whose bound holds for {100 * config.coverage:g} % are learnt from at least {fewest} labelled "
+                         f"particles; {config.calibration_particles} has {len(known)}. Give more, or leave out "
                          "--calibration-particles: images of the map are used then.")
     own, other = ((p.box_size_px, round(p.pixel_size_angstrom, 3)) for p in (particles, known))
     if own != other:

@@ -62,7 +62,8 @@ class Judged:
 
 
 def alternative_columns(judged: Judged, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns (n,) with RELION's angles of the other orientation of ``rows``, -999 elsewhere; none without rows."""
+    """Columns (n,) with RELION's angles of the other orientation of ``rows``, -999 elsewhere; none where none has one."""
+    rows = rows[np.isfinite(judged.alternative_quaternion[rows]).all(1)]
     if not len(rows):
         return {}
     angles = np.full((len(judged.reason), 3), -999.0)

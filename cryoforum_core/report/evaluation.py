@@ -41,11 +41,14 @@ class PoseErrors:
     shift_error_angstrom: Tensor
     is_junk: np.ndarray
     alignment: FrameAlignment | None
+    within_bound: dict[str, np.ndarray]
+    """Figure of the summary -> bool (N,): the error is within the bound that the estimated table has."""
 
     def summary(self) -> dict:
         """Figures without junk, and those of all particles under ``with_junk`` where there is some."""
         good = torch.from_numpy(~self.is_junk)
         figures = self._figures(good) | {"n_compared": int(good.sum())}
+        figures |= {name: float(within[~self.is_junk].mean()) for name, within in self.within_bound.items()}
         if self.is_junk.any():
             everything = torch.ones_like(good)
             figures["with_junk"] = self._figures(everything) | {"n_compared": len(good)}
@@ -156,8 +159,12 @@ def compare_poses(estimated: ParticleTable, known: ParticleTable, group: Tensor,
         good = torch.from_numpy(~is_junk)
         alignment = align_poses(poses[good], truth[good], group, allow_mirror)
         poses = alignment.apply_to_poses(poses)
-    return PoseErrors(particle, rotation_errors_deg(poses.quaternion, truth.quaternion, group),
-                      shift_errors_angstrom(poses.shift_angstrom, truth.shift_angstrom), is_junk, alignment)
+    error_deg = rotation_errors_deg(poses.quaternion, truth.quaternion, group)
+    shift_error = shift_errors_angstrom(poses.shift_angstrom, truth.shift_angstrom)
+    within = {name: error.numpy() <= estimated.floats(column) for name, column, error in (
+        ("error_bound_held", "rlnCryoforumErrorBound", error_deg),
+        ("shift_error_bound_held", "rlnCryoforumShiftErrorBound", shift_error)) if estimated.has(column)}
+    return PoseErrors(particle, error_deg, shift_error, is_junk, alignment, within)
 
 
 def join_rows(table: ParticleTable, known: ParticleTable) -> tuple[np.ndarray, np.ndarray]:

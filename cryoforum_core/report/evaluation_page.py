@@ -31,6 +31,10 @@ def _verdict(summary: dict) -> Verdict:
     if mean > _TAIL_ABOVE * median and within < 1:
         sentences.append(f"The mean, {degrees(mean)}, is far above the median because {percent(1 - within)} are off by "
                          "more than 10°.")
+    if "error_bound_held" in summary:
+        held = f"The bounds of the errors held for {percent(summary['error_bound_held'])} of them"
+        shifts = summary.get("shift_error_bound_held")
+        sentences.append(f"{held}." if shifts is None else f"{held}, those of the shifts for {percent(shifts)}.")
     if "with_junk" in summary:
         sentences.append("Junk is not counted in these figures.")
     if summary.get("is_mirrored"):

@@ -39,6 +39,9 @@ def _table(files: RunFiles, known: dict[str, np.ndarray]) -> Table:
     if len(of_cones):
         rows.append((f"bound for {percent(coverage)}", f"poorest of {len(of_cones)} groups of views",
                      percent(of_cones.min())))
+    if "shift_error_bound_angstrom" in known:
+        shifts_within = known["shift_error_angstrom"] <= known["shift_error_bound_angstrom"]
+        rows.append((f"bound of the shift for {percent(coverage)}", "all", percent(shifts_within.mean())))
     source = str(known["source"])
     return Table("Promised and held", f"A bound in degrees is a promise; this is how often it held for {source} "
                  f"(median error {degrees(float(np.median(known['error_deg'])))}). Groups are small: a few per cent "

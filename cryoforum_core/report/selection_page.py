@@ -142,6 +142,9 @@ def _reasons(summary: dict) -> tuple[Table, ...]:
     n = summary["n_selected"] + summary["n_rejected"]
     rows = tuple((name.replace("-", " "), f"{count:,}", percent(count / n), *_MEANINGS[name])
                  for name, count in sorted(named.items(), key=lambda item: -item[1]))
+    if others := summary["n_rejected"] - sum(named.values()):
+        rows += (("beyond the limit", f"{others:,}", percent(others / n), "No junk: what was asked for keeps better ones. The "
+                  "column says the figure and the limit.", "Keep it for a larger set."),)
     return (Table("Why particles were rejected", "The column rlnCryoforumReason of rejected.star says it of each.",
                   ("reason", "particles", "of all", "what it means", "what to do"), rows, wide=True),)
 

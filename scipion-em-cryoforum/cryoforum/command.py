@@ -24,7 +24,7 @@ import os
 import shlex
 import shutil
 
-BUDGET_OPTIONS = ('max_minutes', 'max_steps')
+BUDGET_OPTIONS = ('max_minutes', 'max_steps', 'train_minutes')
 
 
 def buildArguments(job, options):

@@ -37,6 +37,8 @@ ERROR_BOUND = '_cryoforumErrorBound'
 EXPECTED_SHIFT_ERROR = '_cryoforumExpectedShiftError'
 SHIFT_ERROR_BOUND = '_cryoforumShiftErrorBound'
 REASON = '_cryoforumReason'
+# rot, tilt and psi in degrees of another orientation that is about as likely, as a text
+ALTERNATIVE = '_cryoforumAlternative'
 PARTICLE_PROBABILITY = '_cryoforumParticleProbability'
 FIGURE_OF_MERIT = '_cryoforumFigureOfMerit'
 MATCH_SCORE = '_cryoforumMatchScore'
@@ -51,8 +53,9 @@ REJECTION_REASON = '_cryoforumRejectionReason'
 HALF_SET = '_rlnRandomSubset'
 
 PARTICLE_ATTRIBUTES = [EXPECTED_ERROR, ERROR_BOUND, REASON, PARTICLE_PROBABILITY, FIGURE_OF_MERIT, MATCH_SCORE,
-                       EXPECTED_SHIFT_ERROR, SHIFT_ERROR_BOUND, CENTRE_X, CENTRE_Y,
+                       ALTERNATIVE, EXPECTED_SHIFT_ERROR, SHIFT_ERROR_BOUND, CENTRE_X, CENTRE_Y,
                        DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER]
+TEXT_ATTRIBUTES = (REASON, ALTERNATIVE)
 
 # what the engine calls kinds of images that hold no good particle
 NOT_A_PARTICLE, OVERLAP, OFF_CENTRE, OTHER_OBJECT = JUNK_REASONS = (

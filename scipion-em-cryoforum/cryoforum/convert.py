@@ -37,10 +37,10 @@ from pwem.emlib.image import ImageHandler
 from pwem.objects import Transform
 from pyworkflow.object import Float, Integer, String
 
-from .constants import (CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER, ERROR_BOUND,
-                        EXPECTED_ERROR, EXPECTED_SHIFT_ERROR, FIGURE_OF_MERIT, HALF_SET, MATCH_SCORE, NO_REASON,
+from .constants import (ALTERNATIVE, CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER,
+                        ERROR_BOUND, EXPECTED_ERROR, EXPECTED_SHIFT_ERROR, FIGURE_OF_MERIT, HALF_SET, MATCH_SCORE, NO_REASON,
                         OFF_CENTRE, PARTICLE_ATTRIBUTES, PARTICLE_PROBABILITY, REASON, REJECTION_REASON,
-                        SHIFT_ERROR_BOUND)
+                        SHIFT_ERROR_BOUND, TEXT_ATTRIBUTES)
 
 MRC_EXTENSIONS = ('.mrc', '.mrcs')
 
@@ -71,13 +71,12 @@ def readColumns(emSet, names):
 def readAttributes(emSet, names):
     """ Numerical attributes of the enabled items of a set: (ids (n,) int, dict name -> (n,) float array).
 
-    Attributes the set lacks are left out; a value that is missing in one item is NaN. The reason is text, and what was
-    not judged has none.
+    Attributes the set lacks are left out; a value that is missing in one item is NaN, or "none" of those that are texts.
     """
     columns = readColumns(emSet, ['id', 'enabled', *names])
     enabled = np.array(columns.pop('enabled'), dtype=bool)
     ids = np.array(columns.pop('id'), dtype=np.int64)[enabled]
-    return ids, {name: (np.array([x or NO_REASON for x in column], dtype=str) if name == REASON else
+    return ids, {name: (np.array([x or NO_REASON for x in column], dtype=str) if name in TEXT_ATTRIBUTES else
                         np.array([np.nan if x is None else x for x in column], dtype=float))[enabled]
                  for name, column in columns.items()}
 
@@ -272,7 +271,7 @@ def writePosterior(particles, posteriorFile):
     """ Writes what the enabled particles of a set know of themselves as the engine's orientation_posterior.npz; returns
     their ids (n,). """
     names = {**ENGINE_ARRAYS, **DISPERSION_ARRAYS}
-    ids, values = readAttributes(particles, [*names, REASON, CENTRE_X, CENTRE_Y])
+    ids, values = readAttributes(particles, [*names, REASON, ALTERNATIVE, CENTRE_X, CENTRE_Y])
     arrays = {names[name]: column for name, column in values.items() if name in names}
     if REASON in values:
         unknown = np.full(len(ids), np.nan)
@@ -280,7 +279,7 @@ def writePosterior(particles, posteriorFile):
         isOff = values[REASON] == OFF_CENTRE
         arrays.update(reason=values[REASON], quaternion=_views(particles, len(ids)),
                       recentre_shift_angstrom=np.where(isOff[:, None], centre, np.nan),
-                      alternative_quaternion=np.full((len(ids), 4), np.nan))
+                      alternative_quaternion=_alternativeQuaternions(values.get(ALTERNATIVE, [NO_REASON] * len(ids))))
     np.savez(posteriorFile, particle_id=ids, **arrays)
     return ids
 
@@ -340,7 +339,8 @@ def readPredictions(posteriorFile, pixelSize):
                       if array in arrays}
         attributes.update(_dispersions(spacing))
         attributes.update(_centres(arrays))
-        reason = {REASON: arrays['reason'].astype(str)} if 'reason' in arrays else {}
+        texts = {} if 'reason' not in arrays else {
+            REASON: arrays['reason'].astype(str), ALTERNATIVE: _alternativeTexts(arrays['alternative_quaternion'])}
         ids = np.array([int(i) for i in arrays['particle_id']], dtype=np.int64)
         matrices = quaternionsToTransforms(arrays['quaternion'], arrays['shift_angstrom'], pixelSize)
     # a network alone matches nothing: its results have no match score
@@ -350,7 +350,35 @@ def readPredictions(posteriorFile, pixelSize):
         if len(bad):
             raise ValueError('%s is not finite for %d particles (ids %s); the engine must give every particle a value.'
                              % (name, len(bad), ', '.join(str(ids[i]) for i in bad[:10])))
-    return Predictions(ids, matrices, {**attributes, **reason})
+    return Predictions(ids, matrices, {**attributes, **texts})
+
+
+def _alternativeTexts(quaternions):
+    """ "rot tilt psi" in degrees of quaternions (n, 4), "none" where there is none. """
+    known = np.isfinite(quaternions).all(axis=1)
+    texts = np.full(len(quaternions), NO_REASON, dtype=object)
+    if known.any():
+        angles, _ = transformsToRelion(quaternionsToTransforms(quaternions[known], np.zeros((known.sum(), 2)), 1))
+        texts[known] = ['%.2f %.2f %.2f' % tuple(row) for row in angles]
+    return texts.astype(str)
+
+
+def _alternativeQuaternions(texts):
+    """ The other way round: (n, 4), NaN where there is none. """
+    known = np.array([text != NO_REASON for text in texts])
+    quaternions = np.full((len(texts), 4), np.nan)
+    if known.any():
+        quaternions[known] = _quaternionsOf(np.array([text.split() for text in np.asarray(texts)[known]], dtype=float))
+    return quaternions
+
+
+def _quaternionsOf(angles):
+    """ RELION's rot, tilt, psi in degrees (n, 3) -> quaternions (n, 4), xyzw, of A, which turns the other way round. """
+    half = 0.5 * np.deg2rad(angles)
+    difference, total = half[:, 2] - half[:, 0], half[:, 2] + half[:, 0]
+    sine, cosine = np.sin(half[:, 1]), np.cos(half[:, 1])
+    return np.stack([-sine * np.sin(difference), -sine * np.cos(difference), -cosine * np.sin(total),
+                     cosine * np.cos(total)], axis=1)
 
 
 def _centres(arrays):
@@ -385,14 +413,8 @@ def readPoses(starFile, pixelSize):
     rows = list(Table.iterRows('particles@%s' % starFile))
     angles = np.array([[row.rlnAngleRot, row.rlnAngleTilt, row.rlnAnglePsi] for row in rows], dtype=float)
     shift = np.array([[row.rlnOriginXAngst, row.rlnOriginYAngst] for row in rows], dtype=float)
-    half = 0.5 * np.deg2rad(angles)
-    difference, total = half[:, 2] - half[:, 0], half[:, 2] + half[:, 0]
-    sine, cosine = np.sin(half[:, 1]), np.cos(half[:, 1])
-    # of A, which turns the other way round than the angles say
-    quaternions = np.stack([-sine * np.sin(difference), -sine * np.cos(difference), -cosine * np.sin(total),
-                            cosine * np.cos(total)], axis=1)
     ids = np.array([int(row.rlnParticleId) for row in rows], dtype=np.int64)
-    return Predictions(ids, quaternionsToTransforms(quaternions, shift, pixelSize), {})
+    return Predictions(ids, quaternionsToTransforms(_quaternionsOf(angles), shift, pixelSize), {})
 
 
 def readHalfSets(starFile):
@@ -424,7 +446,7 @@ def copyWithPredictions(particles, output, predictions, halfSets=None):
         row = rows[particle.getObjId()]
         particle.setTransform(Transform(matrix=predictions.matrices[row]))
         for name, column in values.items():
-            setAttribute(particle, name, column[row], String if name == REASON else Float)
+            setAttribute(particle, name, column[row], String if name in TEXT_ATTRIBUTES else Float)
         for name in filter(particle.hasAttribute, outdated):
             getattr(particle, name).set(None)
         if halfSets is not None:

@@ -256,6 +256,22 @@ def test_bad_input_is_told_at_once(folder, data):
     assert not (folder / "bad").exists()
 
 
+def test_options_of_the_other_method_are_refused(folder, data):
+    for method, options, complaint in (("hybrid", {"poses": "known", "n_heads": 4}, "--poses and --n-heads"),
+                                       ("end-to-end", {"hand_reference": data.map}, "--hand-reference")):
+        with pytest.raises(ValueError, match=f"{method} does not know {complaint}"):
+            AbInitioConfig(out=folder / "x", particles=data.particles, method=method, **options)
+
+
+def test_more_time_for_the_network_may_be_given_after_a_stop(folder, data):
+    config = AbInitioConfig(out=folder / "more_time", particles=data.particles, train_minutes=1)
+    run = cf.RunDirectory(config.out)
+    run.prepare(config, resume=False)
+    run.prepare(config.model_copy(update={"train_minutes": 2.0, "resume": True}), resume=True)
+    with pytest.raises(InputError, match="search_steps"):
+        run.prepare(config.model_copy(update={"search_steps": 2, "resume": True}), resume=True)
+
+
 def test_the_estimate_grows_with_the_set(folder, data):
     particles = load_particles(data.particles)
     config = AbInitioConfig(out=folder / "x", particles=data.particles, device="cpu")

@@ -18,6 +18,7 @@ from cryoforum_core.matching.model import MatchingModel
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_state import determine_image_state
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.run_directory import RunDirectory
 
 from ..matching.conftest import blobs
 
@@ -61,6 +62,8 @@ def errors(run, data, folder):
 
 def test_bounds_hold_as_often_as_they_say_against_the_truth(run, data, folder):
     error_deg, shift_error = errors(run, data, folder)
+    found = RunDirectory(folder / f"{run.path.name}_errors").read_summary()
+    assert abs(found["error_bound_held"] - 0.8) < 0.08 and abs(found["shift_error_bound_held"] - 0.8) < 0.08
     with np.load(run.orientation_posterior, allow_pickle=False) as arrays:
         assert abs(np.mean(error_deg <= arrays["error_bound_deg"]) - 0.8) < 0.08
         assert abs(np.mean(shift_error <= arrays["shift_error_bound_angstrom"]) - 0.8) < 0.08
@@ -79,6 +82,7 @@ def test_the_run_says_what_was_promised_and_what_held(run):
     assert all(abs(float(row["promised_fraction"]) - float(row["held_fraction"])) < 0.06 for row in rows)
     page = run.report.read_text()
     assert "Promised and held" in page and "quarter of defocus" in page and "Expected error, tested" in page
+    assert "bound of the shift for 80 %" in page
 
 
 def test_a_selection_repeats_what_its_particles_were_promised(run, folder):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from cryoforum_core.geometry.rotations import angular_distance_deg, compose, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetry_group
+from cryoforum_core.inference.calibration import fewest_known, n_simulated
 from cryoforum_core.inference.error_model import ErrorModel, Evidence, conformal_quantile, cross_validated
 from cryoforum_core.inference.matched_posterior import Belief, uniform_angles_rad
 
@@ -53,6 +54,17 @@ def test_a_lost_particle_expects_the_error_of_a_random_pose():
         angles = torch.stack([angular_distance_deg(compose(random, g), identity) for g in group]).amin(0)
         assert abs(expected - angles.mean()) < 3 and bound > expected
         assert abs(angles.mean() - mean_deg) < 3
+
+
+def test_as_many_known_particles_as_a_high_coverage_needs():
+    assert n_simulated(600, 0.9) == 600 and n_simulated(10 ** 6, 0.9) == 2500 and fewest_known(0.9) == 100
+    for coverage in (0.99, 0.999):
+        n = n_simulated(200, coverage)
+        new = population(50, 1)[0]
+        model = ErrorModel.fit(*population(n, 0), UNIFORM, coverage)
+        assert torch.isfinite(model.expected_shift_error_angstrom(new)[1]).all() and n < 1500
+    held = cross_validated(*population(n, 0), UNIFORM, coverage)
+    assert torch.isfinite(held.shift_bound_angstrom).all()
 
 
 @pytest.mark.parametrize("coverage", [0.5, 0.9, 0.95])

@@ -10,12 +10,14 @@ import torch
 import cryoforum_core as cf
 from cryoforum_core.config import JUNK_REASONS
 from cryoforum_core.geometry.rotations import random_quaternions
-from cryoforum_core.inference.junk import is_ambiguous, judge
+from cryoforum_core.inference.junk import is_ambiguous, judge, strongest_rival
 from cryoforum_core.inference.junk_statistics import STATISTICS, PowerMap
+from cryoforum_core.inference.matched_posterior import Belief
 from cryoforum_core.inference.measures import measures_of
 from cryoforum_core.inference.selection import REASON_COLUMN, select
 from cryoforum_core.inference.verdicts import REASONS, Judged
 from cryoforum_core.matching.likelihood import predicted
+from cryoforum_core.matching.refine import RefinedPoses
 from cryoforum_core.particles.table import ParticleTable
 
 from ..matching.conftest import simulate
@@ -107,6 +109,14 @@ def test_only_a_rival_far_away_makes_an_orientation_ambiguous():
     weight = np.array([[0.5, 0.5, 0], [0.5, 0.5, 0], [0.95, 0.05, 0]])
     angle = np.deg2rad([[0, 90, 0], [0, 6, 0], [0, 90, 0]])
     assert is_ambiguous(weight, angle).tolist() == [True, False, False]
+
+
+def test_the_alternative_is_another_orientation_and_no_neighbour_of_the_first():
+    angle_deg = torch.tensor([[0.0, 6.0, 86.0, 50.0]])
+    beliefs = Belief(torch.tensor([[0.4, 0.3, 0.2, 0.1]]), torch.deg2rad(angle_deg), torch.zeros(1, 3))
+    quaternion = torch.arange(16.0).reshape(1, 4, 4)
+    poses = RefinedPoses(quaternion, torch.zeros(1, 4, 2), torch.zeros(1, 4), torch.zeros(1, 4, 5, 5))
+    assert torch.equal(strongest_rival(poses, beliefs), quaternion[:, 2])
 
 
 # -- a whole set

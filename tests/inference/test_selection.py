@@ -6,7 +6,7 @@ import pytest
 from cryoforum_core.errors import InputError
 from cryoforum_core.inference.measures import MEASURES, measures_of
 from cryoforum_core.inference.selection import REASON_COLUMN, select, write_selection
-from cryoforum_core.inference.verdicts import Judged, recentred
+from cryoforum_core.inference.verdicts import Judged, alternative_columns, recentred
 from cryoforum_core.particles.star import read_star
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.run_directory import RunDirectory
@@ -49,6 +49,15 @@ def test_largest_error_alone_and_together_with_a_threshold():
     assert both.kept.tolist() == [4]
     assert both.summary()["reasons"] == {"match-score<0.26": 4, "expected-error>2": 1}
     assert both.reason[0] == "expected-error=3>2"
+
+
+def test_the_other_orientation_of_those_that_have_one():
+    other = np.full((3, 4), np.nan)
+    judged = Judged(np.array(["ambiguous-orientation"] * 3), np.zeros(3, dtype=int), np.full((3, 2), np.nan), other)
+    assert alternative_columns(judged, np.array([0, 2])) == {}
+    other[2] = [0, 0, 0, 1]
+    columns = alternative_columns(judged, np.array([0, 2]))
+    assert [column.tolist() for column in columns.values()] == [[-999, -999, 0]] * 3
 
 
 def test_a_largest_error_leaves_out_junk_beside_any_measure_but_a_limit_of_the_probability_is_its_own():

@@ -73,7 +73,7 @@ def _particle(i, identifier, stack, acquisition, transform, enabled, half_set):
 
 
 def write_posterior(path, ids, transforms, pixel_size_angstrom, expected_error_deg=None, match_score=None, reason=None,
-                    recentre_shift_angstrom=None):
+                    recentre_shift_angstrom=None, alternative_quaternion=None):
     """orientation_posterior.npz as the engine writes it, for the poses of ``transforms`` (n, 4, 4).
 
     reason: (n,) what is junk and why; off-centre ones have a ``recentre_shift_angstrom`` (n, 2). Without reasons it is
@@ -88,14 +88,14 @@ def write_posterior(path, ids, transforms, pixel_size_angstrom, expected_error_d
              bingham=np.tile(np.eye(4), (n, 1, 1)), eigenvalues=eigenvalues, expected_error_deg=error,
              error_bound_deg=2 * error, shift_angstrom=shift_px * pixel_size_angstrom, figure_of_merit=1 / (1 + error),
              match_score=1 - error / 100 if match_score is None else match_score,
-             **({} if reason is None else _verdicts(np.asarray(reason), recentre_shift_angstrom, error)))
+             **({} if reason is None else _verdicts(np.asarray(reason), recentre_shift_angstrom, alternative_quaternion, error)))
 
 
-def _verdicts(reason, recentre_shift_angstrom, error):
+def _verdicts(reason, recentre_shift_angstrom, alternative_quaternion, error):
     n, is_off = len(reason), reason == "off-centre"
     recentre = np.zeros((n, 2)) if recentre_shift_angstrom is None else recentre_shift_angstrom
     probability = np.where(np.isin(reason, ["none", "ambiguous-orientation"]), 0.95, 0.05) - 1e-3 * np.arange(n) / n
     return {"reason": reason, "particle_probability": probability,
             "recentre_shift_angstrom": np.where(is_off[:, None], recentre, np.nan).astype(np.float32),
-            "alternative_quaternion": np.full((n, 4), np.nan),
+            "alternative_quaternion": np.full((n, 4), np.nan) if alternative_quaternion is None else alternative_quaternion,
             "expected_shift_error_angstrom": 0.1 * error, "shift_error_bound_angstrom": 0.2 * error}

@@ -121,11 +121,11 @@ def test_every_parameter_reaches_the_engine(make):
     assert expected.items() <= hybrid.items()
     assert not {"epochs", "encoder", "head", "n_heads"} & set(hybrid)
     learnt = options_of(make(method=1, epochs=7, encoder=1, head=1, symmetricLoss=True, nHeads=4, seeds=3,
-                             frequencyMarching=True, randomPoseWeight=0.5, perImageAfterEpoch=5))
+                             maxShift=10, frequencyMarching=True, randomPoseWeight=0.5, perImageAfterEpoch=5))
     assert {"method": "end-to-end", "epochs": 7, "encoder": "cryoforum", "head": "qcqp", "symmetric_loss": True,
             "n_heads": 4, "frequency_marching": True, "random_pose_weight": 0.5,
             "per_image_after_epoch": 5}.items() <= learnt.items()
-    assert not {"seeds", "search_steps"} & set(learnt)
+    assert not {"seeds", "search_steps", "max_shift_angstrom", "hand_reference"} & set(learnt)
 
 
 def test_end_to_end_parameters_show_only_for_end_to_end(make):
@@ -134,7 +134,8 @@ def test_end_to_end_parameters_show_only_for_end_to_end(make):
         protocol.method.set(method)
         for name in ("epochs", "encoder", "head", "symmetricLoss", "nHeads", "perImageAfterEpoch"):
             assert bool(protocol.evalParamCondition(name)) is shown, name
-        assert bool(protocol.evalParamCondition("seeds")) is not shown
+        for name in ("seeds", "maxShift", "handReference"):
+            assert bool(protocol.evalParamCondition(name)) is not shown, name
 
 
 # ------------------------- validation -------------------------

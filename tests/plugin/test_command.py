@@ -73,6 +73,7 @@ def test_the_same_run_goes_on(run):
 def test_a_larger_budget_goes_on(run):
     prepare, _, _ = run
     assert prepare(width=32, max_minutes=100) is True
+    assert prepare(width=32, max_minutes=100, train_minutes=5) is True
 
 
 def test_other_options_start_anew(run):

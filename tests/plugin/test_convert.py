@@ -245,6 +245,22 @@ def test_the_engines_arrays_come_back_as_they_were(folder):
         assert {"reason", "particle_probability", "recentre_shift_angstrom", "dispersion_max"} <= set(after)
 
 
+def test_the_other_orientation_goes_through_scipion(folder):
+    from cryoforum.convert import writePosterior
+
+    other = np.array([[np.nan] * 4, [0.5, -0.5, 0.5, 0.5], [0, 0, 0.6, 0.8]])
+    particles = make_particles(str(folder), n=3)
+    output, _ = predicted(particles, folder, reason=["none", "ambiguous-orientation", "ambiguous-orientation"],
+                          alternative_quaternion=other)
+    texts = [particle.getAttributeValue("_cryoforumAlternative") for particle in output.iterItems()]
+    assert texts[0] == "none" and [len(text.split()) for text in texts[1:]] == [3, 3]
+    writePosterior(output, str(folder / "again.npz"))
+    with np.load(folder / "again.npz") as arrays:
+        again = arrays["alternative_quaternion"]
+    assert np.isnan(again[0]).all()
+    np.testing.assert_allclose(np.abs((again[1:] * other[1:]).sum(1)), 1, atol=1e-6)
+
+
 def test_what_an_earlier_prediction_knew_more_does_not_stay(folder):
     particles = make_particles(str(folder), n=3)
     once, _ = predicted(particles, folder, reason=["none", "none", "not-a-particle"])

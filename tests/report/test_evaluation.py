@@ -161,3 +161,14 @@ def test_maps_that_differ_are_refused(tmp_path):
     with pytest.raises(InputError) as caught:
         read_two_maps(tmp_path / "absent.mrc", tmp_path / "gone.mrc")
     assert len(caught.value.problems) == 2
+
+
+def test_bounds_are_held_against_the_truth_without_junk(true):
+    angle_deg, junk = torch.linspace(0.1, 20, N), ["none", "noise"] * (N // 2)
+    known = table(true, range(1, N + 1), junk)
+    estimated = table(turned(true, angle_deg), range(1, N + 1))
+    assert "error_bound_held" not in compare_poses(estimated, known, C1).summary()
+    bound = np.where(np.arange(N) % 2, 0.0, 10.0)  # junk's are wrong
+    estimated = estimated.with_columns({"rlnCryoforumErrorBound": bound, "rlnCryoforumShiftErrorBound": np.full(N, 4.9)})
+    summary = compare_poses(estimated, known, C1).summary()
+    assert abs(summary["error_bound_held"] - 0.5) < 0.02 and summary["shift_error_bound_held"] == 0

@@ -39,6 +39,7 @@ ENCODERS = ['cryoposenet', 'cryoforum', 'compact']
 HEADS = ['s2s2', 'qcqp', 'qcqp-psd', 'quaternion', 'euler']
 MIN_PARTICLES = 200  # the engine's own limit
 UNDETERMINED = 'undetermined'
+SEARCHES_AGREE_DEG = 15  # as the engine's report
 HALF_SET_COLUMN = 'rlnRandomSubset'  # where the engine says it has its half sets from, if not drawn
 
 
@@ -89,13 +90,15 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                       label='Particle diameter (Å)',
                       help='Outside of a sphere of this diameter the map has no density. 0: 90 % of the box.')
         form.addParam('maxShift', params.FloatParam, default=0, validators=[params.GE(0)],
+                      condition='method == %d' % HYBRID,
                       label='Largest shift (Å)',
                       help='How far from the middle of its image a particle may lie. 0: an eighth of the box.')
         form.addParam('resolution', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Finest resolution (Å)',
                       help='Details finer than this are not used; a coarser limit is faster. 0: the Nyquist limit of '
-                           'the particles.')
+                           'the particles. End-to-end learns from all details, and uses this for its final map alone.')
         form.addParam('handReference', params.PointerParam, pointerClass='Volume', allowsNull=True,
+                      condition='method == %d' % HYBRID,
                       label='Hand reference (optional)',
                       help='Projections do not tell a molecule from its mirror image. With a map of known hand, of '
                            'the same or a similar molecule, the output gets its hand; it is used for nothing else. '
@@ -161,13 +164,13 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
-        volume = self.handReference.get()
+        volume = self._handReference()
         return '%s, %s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName(),
                                projectFolder())
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
-        self._convertInput(self.handReference.get(), withPoses=False)
+        self._convertInput(self._handReference(), withPoses=False)
 
     def abInitioStep(self, inputKey, options):
         summary = self._runEngine('ab-initio', self._runDirectory(), self._abInitioOptions(), self._inputFiles())
@@ -188,7 +191,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                 self._defineTransformRelation(self.inputParticles, output)
             else:
                 self._defineSourceRelation(self.inputParticles, output)
-        if self.handReference.get() is not None:
+        if self._handReference() is not None:
             self._defineSourceRelation(self.handReference, made[outputs.outputVolume.name])
 
     def _makeVolume(self):
@@ -237,7 +240,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
     # --------------------------- INFO functions ------------------------------
     def _validate(self):
         errors = self._validateParticles(MIN_PARTICLES) + self._validateGpu() + self._validateSymmetry(self._symmetry())
-        return errors + self._validateVolume(self.handReference.get()) + self._validateNetworkBox()
+        return errors + self._validateVolume(self._handReference()) + self._validateNetworkBox()
 
     def _warnings(self):
         warnings = []
@@ -279,7 +282,9 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                          'halves. The output keeps the half sets that the particles had: do not compare them with '
                          'these half maps.')
         if summary.get('seeds_agreement_deg') is not None:
-            lines.append('The best two searches agree to %.1f°.' % summary['seeds_agreement_deg'])
+            agreement = summary['seeds_agreement_deg']
+            lines.append('The best two searches agree to %.1f°.' % agreement if agreement <= SEARCHES_AGREE_DEG else
+                         '*The best two searches differ by %.0f°*: another random start may find another map.' % agreement)
         if summary.get('validation_median_error_deg') is not None:
             lines.append('The network alone is off by %.1f° (median) on images it has not seen.'
                          % summary['validation_median_error_deg'])
@@ -348,20 +353,24 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
     def _inputFiles(self):
         return [self._starFile()] + ([] if self.handReference.get() is None else [self._referenceFile()])
 
+    def _handReference(self):
+        """ The end-to-end method has no use for it, even where the form still holds one. """
+        return self.handReference.get() if self.method == HYBRID else None
+
     def _abInitioOptions(self):
         """ The engine's options (command line without the dashes). """
         options = {'particles': self._starFile(), 'method': METHODS[self.method.get()], 'symmetry': self._symmetry(),
                    'particle_diameter_angstrom': self.particleDiameter.get() or None,
-                   'max_shift_angstrom': self.maxShift.get() or None,
                    'resolution_angstrom': self.resolution.get() or None,
-                   'hand_reference': None if self.handReference.get() is None else self._referenceFile(),
                    'train_minutes': self.trainMinutes.get() or None,
                    'network_box_size_px': self.networkBox.get() or None,
                    'coverage': self.coverage.get(),
                    'batch_size': self.batchSize.get(), 'learning_rate': self.learningRate.get() or None,
                    **self._imageOptions()}
         if self.method == HYBRID:
-            return {**options, 'seeds': self.seeds.get(), 'search_steps': self.searchSteps.get()}
+            return {**options, 'seeds': self.seeds.get(), 'search_steps': self.searchSteps.get(),
+                    'max_shift_angstrom': self.maxShift.get() or None,
+                    'hand_reference': None if self._handReference() is None else self._referenceFile()}
         return {**options, 'epochs': self.epochs.get(), 'encoder': ENCODERS[self.encoder.get()],
                 'head': HEADS[self.head.get()], 'symmetric_loss': self.symmetricLoss.get(),
                 'n_heads': self.nHeads.get(), 'frequency_marching': self.frequencyMarching.get(),
