@@ -22,7 +22,7 @@ import torch
 from relion_probability import relion_probability
 
 from cryoforum_core.geometry.even_directions import even_directions
-from cryoforum_core.geometry.pose_errors import align_poses, rotation_errors_deg
+from cryoforum_core.geometry.pose_errors import align_poses, rotation_errors_deg, shift_errors_angstrom
 from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import quaternion_to_matrix
 from cryoforum_core.geometry.symmetry import symmetry_group
@@ -33,8 +33,8 @@ DISPERSIONS = ("dispersion-max", "dispersion-trace", "dispersion-wigner")
 N_BINS = 10
 N_CONES = 48
 HEADER = ("| set | SNR | particles | held | by defocus quartile | groups of views: poorest, below 80 % | mean error (deg) "
-          "| mean expected error | median bound | bound / error | one bound for all | by dispersion (three) | by RELION's |\n"
-          "|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+          "| mean expected error | median bound | bound / error | one bound for all | by dispersion (three) | by RELION's | held by the shift's bound |\n"
+          "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
 
 
 def held_and_sharpness(error_deg: np.ndarray, measure: np.ndarray | None, coverage: float) -> tuple[float, float]:
@@ -66,13 +66,16 @@ def judged(run: Path, truth: Path, symmetry: str, is_ab_initio: bool, probabilit
     bound, expected = posterior["error_bound_deg"], posterior["expected_error_deg"]
     coverage = json.loads((run / "summary.json").read_text())["error_bound_coverage"]
     within = error <= bound
+    shift_error = shift_errors_angstrom(found_poses.shift_angstrom, known_poses.shift_angstrom).numpy()
     defocus = known.ctf.defocus_u_angstrom.numpy()
     quarter = np.digitize(defocus, np.quantile(defocus, (0.25, 0.5, 0.75)))
     views = quaternion_to_matrix(known_poses.quaternion)[:, 2].numpy()
     cone = (views @ even_directions(N_CONES).T).argmax(1)
     of_cones = np.array([within[cone == i].mean() for i in range(N_CONES) if (cone == i).any()])
     measures = measures_of(posterior)
-    return {"n": len(error), "held": float(within.mean()), "quartiles": [float(within[quarter == i].mean()) for i in range(4)],
+    return {"n": len(error), "held": float(within.mean()),
+            "shift_held": float((shift_error <= posterior["shift_error_bound_angstrom"]).mean()),
+            "quartiles": [float(within[quarter == i].mean()) for i in range(4)],
             "poorest_cone": float(of_cones.min()), "cones_below": int((of_cones < 0.8).sum()), "cones": len(of_cones),
             "mean_error": float(error.mean()), "mean_expected": float(expected.mean()),
             "median_bound": float(np.median(bound)), "sharpness": float(bound.mean() / error.mean()),
@@ -88,7 +91,7 @@ def row(name: str, snr: float, figures: dict) -> str:
             f"{figures['cones_below']} of {figures['cones']} | {figures['mean_error']:.2f} | {figures['mean_expected']:.2f} | "
             f"{figures['median_bound']:.2f} | {figures['sharpness']:.2f} | {one[1]:.2f} | "
             f"{', '.join(f'{ratio:.2f}' for _, ratio in three)} | "
-            f"{'-' if figures['relion'] is None else format(figures['relion'][1], '.2f')} |")
+            f"{'-' if figures['relion'] is None else format(figures['relion'][1], '.2f')} | {100 * figures['shift_held']:.1f} % |")
 
 
 def predicted(data: Path, reference: Path, model: Path, symmetry: str, out: Path) -> Path:
