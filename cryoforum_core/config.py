@@ -301,9 +301,9 @@ class SelectConfig(JobConfig):
     match score, the expected error."""
     auto: bool = False
     """Let the map decide: half maps of the best fractions by --measure are compared with those of as many particles
-    taken at random, and a fraction is kept only where its map is better; needs the images, and protects no views.
-    Without this, and without a criterion, what is more likely junk than a particle is rejected; of the other measures
-    the distribution decides: two populations are parted, one is kept whole."""
+    taken at random, and a fraction is kept only where its map is better; needs the images. Without this, and without a
+    criterion, what is more likely junk than a particle is rejected; of the other measures the distribution decides: two
+    populations are parted, one is kept whole."""
     reasons: tuple[JunkReason, ...] = JUNK_REASONS
     """Kinds of junk to reject, by themselves and beside a limit of errors; those that are left out are kept. What is
     off-centre is also written to recentre.star, with the origins that recentre it: extract it again from there."""

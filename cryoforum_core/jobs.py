@@ -281,7 +281,7 @@ def select(config: SelectConfig) -> RunDirectory:
             selection.write_selection(chosen, measures, posterior["particle_id"], table, run, judged)
             return chosen.summary()
         by_map, found = auto_selection.select_by_map(chosen, ranking, setup.ranked, setup.maker, setup.is_matched,
-                                                     config.seed, judged)
+                                                     config.seed, judged, config.protect_views)
         selection.write_selection(by_map, measures, posterior["particle_id"], table, run, judged)
         auto_selection.write_auto_selection(found, run)
         return by_map.summary() | {"auto": found.summary()}

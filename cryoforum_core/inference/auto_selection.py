@@ -27,7 +27,7 @@ from ..progress import Progress
 from ..run_directory import RunDirectory, atomic_path
 from .map_quality import HalfMapMaker, MapQuality
 from .measures import Measure
-from .selection import Selection, best_first, rows_by_id, select
+from .selection import Selection, best_first, best_with_rare_views, rows_by_id
 from .verdicts import Judged
 
 # A random set is some of these groups, each inserted once: 3.4 GB of sums at the largest box.
@@ -118,18 +118,22 @@ def ranked_rows(suggested: Selection, measures: Mapping[str, np.ndarray], partic
 
 
 def select_by_map(suggested: Selection, measures: Mapping[str, np.ndarray], ranked: np.ndarray, maker: HalfMapMaker,
-                  is_matched: bool, seed: int, judged: Judged | None = None) -> tuple[Selection, AutoSelection]:
+                  is_matched: bool, seed: int, judged: Judged | None = None, protect_views: bool = True
+                  ) -> tuple[Selection, AutoSelection]:
     """The best fraction of the particles, or all of them, whichever makes the better map.
 
     ``suggested``: what the measure's distribution suggests, one of the fractions tried. ``ranked``: of ``ranked_rows``.
-    ``is_matched``: the poses were found by matching to a map; ``judged`` gives the reasons of the rejected. Rows whose
-    measure is not finite are always rejected.
+    ``is_matched``: the poses were found by matching to a map; ``judged`` gives the reasons of the rejected, and with
+    ``protect_views`` those that a view cannot spare come back. Rows whose measure is not finite are always rejected.
     """
     found = _compare(maker, ranked, _counts(len(ranked), len(suggested.kept)), suggested.measure, is_matched, seed)
     # the levels that were tried are the best ones as they are
-    selection = select(measures, suggested.measure.name, keep_count=found.chosen.n_kept, judged=judged,
-                       protect_views=False)
-    return replace(selection, explanation=found.explanation,
+    selection, n_restored = best_with_rare_views(measures, suggested.measure.name, found.chosen.n_kept, judged,
+                                                 protect_views and found.chosen is not found.all)
+    explanation = found.explanation
+    if n_restored:
+        explanation += f" {n_restored:,} particles beyond these were kept to protect the share of their view."
+    return replace(selection, explanation=explanation,
                    threshold=None if found.chosen is found.all else selection.threshold), found
 
 

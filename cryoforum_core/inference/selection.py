@@ -84,6 +84,24 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
     return selection if judged is None else _with_verdicts(selection, judged)
 
 
+def best_with_rare_views(measures: Mapping[str, np.ndarray], name: str, n_kept: int, judged: Judged | None,
+                         protect_views: bool = True) -> tuple[Selection, int]:
+    """The ``n_kept`` best by a measure (of equal values the earlier rows) and, with ``protect_views``, those beyond whose
+    view's share would fall by more than the share of junk found in it; and how many these are."""
+    measures = spared(measures, judged)
+    selection = select(measures, name, keep_count=n_kept)
+    if judged is None:
+        return selection, 0
+    is_kept = np.isin(np.arange(len(judged.reason)), selection.kept)
+    if protect_views:
+        is_kept = _restored(is_kept, MEASURES[name].quality(measures[name]), judged)
+    stays = ~is_kept[selection.rejected]
+    n_restored = int((~stays).sum())
+    selection = replace(selection, kept=np.flatnonzero(is_kept), rejected=selection.rejected[stays],
+                        reason=selection.reason[stays], rule=selection.rule[stays])
+    return _with_verdicts(selection, judged), n_restored
+
+
 def spared(measures: Mapping[str, np.ndarray], judged: Judged | None) -> dict[str, np.ndarray]:
     """Measures (n,) by which to rank: junk of a kind that does not matter is as good as a particle."""
     if judged is None or PARTICLE_PROBABILITY not in measures:

@@ -42,10 +42,11 @@ def _verdict(rows: list[dict]) -> Verdict:
     level = "good"
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
-        near = [row["set"] for row in own if row["shells_below_ceiling_0143"] <= _WITHIN_SHELLS]
+        near, nearer = ([row["set"] for row in own if row[f"shells_below_ceiling_{limit}"] <= _WITHIN_SHELLS]
+                        for limit in ("0143", "05"))
         sentences.append(f"{METHOD_NAMES[method].capitalize()}: {len(near)} of {len(own)} sets within one shell of the "
-                         "map that the true poses give (FSC 0.143).")
-        if len(near) < len(own):
+                         f"map that the true poses give at FSC 0.143, {len(nearer)} at FSC 0.5.")
+        if min(len(near), len(nearer)) < len(own):
             level = "caution"
     return Verdict(level, tuple(sentences))
 

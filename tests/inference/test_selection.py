@@ -5,7 +5,7 @@ import pytest
 
 from cryoforum_core.errors import InputError
 from cryoforum_core.inference.measures import MEASURES, measures_of
-from cryoforum_core.inference.selection import REASON_COLUMN, select, write_selection
+from cryoforum_core.inference.selection import REASON_COLUMN, best_with_rare_views, select, write_selection
 from cryoforum_core.inference.verdicts import Judged, alternative_columns, recentred
 from cryoforum_core.particles.star import read_star
 from cryoforum_core.particles.table import ParticleTable
@@ -270,3 +270,15 @@ def test_every_origin_of_a_recentred_table_is_the_new_one(names):
     for name in names:
         expected = np.array([8.0, 2.0] if "X" in name else [-4.0, 0.0])
         assert np.allclose(new.floats(name), expected if name.endswith("Angst") else expected / 4)
+
+
+def test_what_the_map_chooses_is_given_back_what_a_view_cannot_spare():
+    """Ten good particles of one view, and two poorer ones and one of junk of another."""
+    cone, reason = np.array([0] * 10 + [1] * 3), np.array(["none"] * 12 + ["another-object"])
+    judged = Judged(reason, cone, np.full((13, 2), np.nan), np.full((13, 4), np.nan))
+    measures = {"particle-probability": np.array([0.99] * 10 + [0.7, 0.6, 0.1])}
+    alone, none = best_with_rare_views(measures, "particle-probability", 10, judged, protect_views=False)
+    assert alone.kept.tolist() == list(range(10)) and none == 0 and alone.n_short > 0
+    chosen, n_restored = best_with_rare_views(measures, "particle-probability", 10, judged)
+    assert chosen.kept.tolist() == list(range(11)) and n_restored == 1 and chosen.n_short == 0
+    assert chosen.reason.tolist() == ["particle-probability=0.6<0.99", "another-object"]

@@ -45,7 +45,7 @@ CRITERIA = ['automatic (no junk)', 'what helps the map', 'reason (kinds of junk)
 # those that rank the particles by the measure that the form asks for
 RANKED = (AUTOMATIC, BY_MAP, KEEP_FRACTION, KEEP_COUNT, THRESHOLD)
 # those by which rare views can be protected: a limit is meant as it is
-PROTECTING = (AUTOMATIC, KEEP_FRACTION, KEEP_COUNT)
+PROTECTING = (AUTOMATIC, BY_MAP, KEEP_FRACTION, KEEP_COUNT)
 MINIMUM_FOR_MAPS = 160  # the engine's own
 
 
