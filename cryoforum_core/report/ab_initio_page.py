@@ -135,8 +135,10 @@ def _options_again(files: RunFiles) -> dict[str, object]:
     if files.config.get("method") == "end-to-end":
         return {name: files.config.get(name) for name in _OF_THE_PARTICLES if name in files.config}
     defaults = AbInitioConfig(out=Path(), particles=Path()).model_dump(mode="json")
+    # earlier versions took options of the other method without a word
+    left_out = {*_OF_ONE_RUN, *AbInitioConfig.OPTIONS_OF["end-to-end"]}
     return {name: value for name, value in files.config.items()
-            if name in defaults and name not in _OF_ONE_RUN and value != defaults[name]}
+            if name in defaults and name not in left_out and value != defaults[name]}
 
 
 def _again(files: RunFiles) -> tuple[NextStep, ...]:
