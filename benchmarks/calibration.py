@@ -33,7 +33,8 @@ DISPERSIONS = ("dispersion-max", "dispersion-trace", "dispersion-wigner")
 N_BINS = 10
 N_CONES = 48
 HEADER = ("| set | SNR | particles | held | by defocus quartile | groups of views: poorest, below 80 % | mean error (deg) "
-          "| mean expected error | median bound | bound / error | one bound for all | by dispersion (three) | by RELION's | held by the shift's bound |\n"
+          "| mean expected error | median bound | bound / error | one bound for all | by dispersion (three) | by RELION's "
+          "| held by the shift's bound |\n"
           "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
 
 
@@ -91,7 +92,8 @@ def row(name: str, snr: float, figures: dict) -> str:
             f"{figures['cones_below']} of {figures['cones']} | {figures['mean_error']:.2f} | {figures['mean_expected']:.2f} | "
             f"{figures['median_bound']:.2f} | {figures['sharpness']:.2f} | {one[1]:.2f} | "
             f"{', '.join(f'{ratio:.2f}' for _, ratio in three)} | "
-            f"{'-' if figures['relion'] is None else format(figures['relion'][1], '.2f')} | {100 * figures['shift_held']:.1f} % |")
+            f"{'-' if figures['relion'] is None else format(figures['relion'][1], '.2f')} | "
+            f"{100 * figures['shift_held']:.1f} % |")
 
 
 def predicted(data: Path, reference: Path, model: Path, symmetry: str, out: Path) -> Path:

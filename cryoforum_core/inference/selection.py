@@ -86,9 +86,9 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
 
 def best_with_rare_views(measures: Mapping[str, np.ndarray], name: str, n_kept: int, judged: Judged | None,
                          protect_views: bool = True) -> tuple[Selection, int]:
-    """The ``n_kept`` best by a measure (of equal values the earlier rows) and, with ``protect_views``, those beyond whose
-    view's share would fall by more than the share of junk found in it; and how many these are."""
-    measures = spared(measures, judged)
+    """The ``n_kept`` best by one of ``measures`` as ``spared`` gives them (of equal values the earlier rows) and, with
+    ``protect_views``, those beyond whose view's share would fall by more than the share of junk found in it; and how many
+    these are."""
     selection = select(measures, name, keep_count=n_kept)
     if judged is None:
         return selection, 0

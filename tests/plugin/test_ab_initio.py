@@ -128,6 +128,13 @@ def test_every_parameter_reaches_the_engine(make):
     assert not {"seeds", "search_steps", "max_shift_angstrom", "hand_reference"} & set(learnt)
 
 
+def test_a_hand_reference_that_the_form_hides_is_no_input(make, imported):
+    for method, n_files in ((0, 2), (1, 1)):
+        protocol = make(method=method)
+        protocol.handReference.set(imported)
+        assert len(protocol._inputFiles()) == n_files
+
+
 def test_end_to_end_parameters_show_only_for_end_to_end(make):
     protocol = make()
     for method, shown in ((0, False), (1, True)):

@@ -351,7 +351,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         return (self.symmetry.get() or '').strip().lower()
 
     def _inputFiles(self):
-        return [self._starFile()] + ([] if self.handReference.get() is None else [self._referenceFile()])
+        return [self._starFile()] + ([] if self._handReference() is None else [self._referenceFile()])
 
     def _handReference(self):
         """ The end-to-end method has no use for it, even where the form still holds one. """
