@@ -32,8 +32,8 @@ FSC_LIMIT = 0.143
 # an FSC of 1 would ask for no prior at all, one below this for no signal at all
 _FSC_RANGE = (1e-3, 0.999)
 _SPARE_SHELLS = 3
-# the molecule's outline is known well at this radius long before its details are
-_OUTLINE_RADIUS_PX = 10.0
+# the molecule's outline is known well at this radius long before its details are; later it follows the resolution
+_OUTLINE_RADIUS_PX, _OUTLINE_OF_RESOLUTION = 10.0, 0.9
 _REFINE_ITERATIONS = 3
 # At radius 12 one particle in ten of the noisiest sets fits a wrong pose better than its own, by 7 at most; the details
 # that tell come later (``docs/decisions.md``, Ab initio).
@@ -114,10 +114,12 @@ class HalfMapPair:
         """The references with the solvent around the molecule flat: its noise would only mislead the matching.
 
         Solvent is three quarters of the sphere and more; taking it out lowered the error of poses from 1.31 to 1.06
-        times the Cramer-Rao bound (``docs/decisions.md``, Ab initio). Both half maps get one outline, at low resolution.
+        times the Cramer-Rao bound (``docs/decisions.md``, Ab initio). Both half maps get one outline, as fine as they
+        agree, and grown by half of that resolution.
         """
-        outline = low_pass_volume(0.5 * (self.reference[0] + self.reference[1]), _OUTLINE_RADIUS_PX)
-        mask = molecule_mask(outline)
+        radius_px = max(_OUTLINE_RADIUS_PX, _OUTLINE_OF_RESOLUTION * self.resolution_radius_px)
+        outline = low_pass_volume(0.5 * (self.reference[0] + self.reference[1]), radius_px)
+        mask = molecule_mask(outline, dilation_of_box=0.5 / radius_px)
         return replace(self, reference=(self.reference[0] * mask, self.reference[1] * mask))
 
 

@@ -1,7 +1,7 @@
 """The hybrid method: search from a random start, half maps, network, and a last matching of every particle.
 
-Each stage leaves its result in ``stages/`` of the run, so that ``--resume`` goes on with the next one, until the run's
-summary is written.
+Each stage, and each round of the half maps, leaves its result in ``stages/`` of the run, so that ``--resume`` goes on
+with the next one, until the run's summary is written.
 """
 
 import json
@@ -28,7 +28,9 @@ from ..inference.calibration import Calibration, n_simulated
 from ..inference.matched_posterior import bingham_from_information
 from ..inference.predict import finalise, write_predictions
 from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_half_maps
+from ..model.checkpoint import REFERENCE
 from ..model.orientation_head import PoseEstimate
+from ..mrc import write_map
 from ..progress import format_duration
 from ..run_directory import RunDirectory, atomic_path
 from ..saved_state import load_state, save_state
@@ -124,6 +126,8 @@ class _HybridRun:
             arrays, pair, explained, learnt = self._final(refinement, pair, answers)
         with self._stage("maps"):
             maps = self._write(arrays)
+            if "distillation" not in self.config.skip:
+                self._write_reference(pair)
             if learnt is not None:
                 learnt.write(self.run)
                 write_final_gallery(self.plan, refinement, pair, self.run.gallery, arrays)
@@ -215,30 +219,42 @@ class _HybridRun:
         background = low_noise_spectrum(plan.images, np.random.default_rng(self.config.seed).permutation(
             len(plan.particles)))
         kept = self._kept("half_maps", _KeptRounds, lambda: self._rounds(refinement, outcome, background))
-        refinement.poses = PoseTable(kept.quaternion, kept.displacement_px, kept.score, kept.weight, kept.information)
-        refinement.set_noise(background, kept.noise_spectrum)
+        kept.put_into(refinement, background)
         pair = kept.pair()
         self._show_pair(pair)
         return refinement, pair, kept.rounds
 
-    def _rounds(self, refinement: HalfSetRefinement, outcome: SearchOutcome, spectrum: Tensor) -> "_KeptRounds":
-        plan = self.plan
-        refinement.set_noise(spectrum)
+    def _rounds(self, refinement: HalfSetRefinement, outcome: SearchOutcome, background: Tensor) -> "_KeptRounds":
+        """Each round is kept as it ends; a stopped run goes on after the last."""
+        path = self.run.stages / "rounds.pt"
+        if self.config.resume and path.is_file():
+            kept = _KeptRounds(**load_state(path, self.plan.device))
+            kept.put_into(refinement, background)
+            logger.info("half maps: %d rounds done before, going on after them", len(kept.rounds))
+        else:
+            kept = self._first_round(refinement, outcome, background)
+            save_state(path, vars(kept))
+        while "refinement" not in self.config.skip and self._goes_on(kept.rounds):
+            kept = self._next_round(refinement, kept)
+            save_state(path, vars(kept))
+        return kept
+
+    def _first_round(self, refinement: HalfSetRefinement, outcome: SearchOutcome, background: Tensor) -> "_KeptRounds":
+        refinement.set_noise(background)
         start = low_pass_volume(outcome.volume, COMMON_RADIUS_PX)
-        radius = min(plan.max_radius_px, GLOBAL_MAX_RADIUS_PX)
+        radius = min(self.plan.max_radius_px, GLOBAL_MAX_RADIUS_PX)
         self._round_number = 0
-        pair = refinement.global_round((start, start), spectrum, radius, GLOBAL_STEP_DEG,
+        pair = refinement.global_round((start, start), background, radius, GLOBAL_STEP_DEG,
                                        min(GLOBAL_RADIUS_PX, radius))
-        rounds = [self._round_figures(pair, radius, None)]
-        while "refinement" not in self.config.skip and self._goes_on(rounds):
-            self._round_number += 1
-            before, radius = refinement.poses.best()[0].clone(), next_radius_px(pair, plan.max_radius_px)
-            pair = refinement.local_round(_outlined(pair), radius)
-            rounds.append(self._round_figures(pair, radius, pose_change_deg(before, refinement.poses.best()[0])))
-            self._show_pair(pair)
-        poses = refinement.poses
-        return _KeptRounds(poses.quaternion, poses.displacement_px, poses.score, poses.weight, poses.information,
-                           *pair.raw, *pair.reference, pair.fsc, pair.noise_spectrum, pair.sampled_fraction, rounds)
+        return _KeptRounds.of(refinement.poses, pair, [self._round_figures(pair, radius, None)])
+
+    def _next_round(self, refinement: HalfSetRefinement, kept: "_KeptRounds") -> "_KeptRounds":
+        self._round_number = len(kept.rounds)
+        before, radius = refinement.poses.best()[0].clone(), next_radius_px(kept.pair(), self.plan.max_radius_px)
+        pair = refinement.local_round(_outlined(kept.pair()), radius)
+        figures = self._round_figures(pair, radius, pose_change_deg(before, refinement.poses.best()[0]))
+        self._show_pair(pair)
+        return _KeptRounds.of(refinement.poses, pair, [*kept.rounds, figures])
 
     @staticmethod
     def _goes_on(rounds: list[dict]) -> bool:
@@ -360,6 +376,12 @@ class _HybridRun:
         self.live.map(maps.both, particles.pixel_size_angstrom, {"half maps": maps.fsc}, self._resolution(maps))
         return maps
 
+    def _write_reference(self, pair: HalfMapPair) -> None:
+        """The map that further particles are matched to, in place of that of the network's labels, which is older, coarser
+        and has solvent around it."""
+        first, second = _outlined(pair).reference
+        write_map(self.run.checkpoint / REFERENCE, (0.5 * (first + second)).cpu().numpy(), self._extent_angstrom / len(first))
+
     def _resolution(self, maps: HalfMaps) -> float:
         return resolution_angstrom(maps.fsc, self.plan.particles.box_size_px, self.plan.particles.pixel_size_angstrom)
 
@@ -428,6 +450,15 @@ class _KeptRounds:
     noise_spectrum: Tensor
     sampled_fraction: float
     rounds: list[dict]
+
+    @classmethod
+    def of(cls, poses: PoseTable, pair: HalfMapPair, rounds: list[dict]) -> "_KeptRounds":
+        return cls(poses.quaternion, poses.displacement_px, poses.score, poses.weight, poses.information, *pair.raw,
+                   *pair.reference, pair.fsc, pair.noise_spectrum, pair.sampled_fraction, rounds)
+
+    def put_into(self, refinement: HalfSetRefinement, background: Tensor) -> None:
+        refinement.poses = PoseTable(self.quaternion, self.displacement_px, self.score, self.weight, self.information)
+        refinement.set_noise(background, self.noise_spectrum)
 
     def pair(self) -> HalfMapPair:
         return HalfMapPair((self.raw_first, self.raw_second), (self.reference_first, self.reference_second), self.fsc,

@@ -89,8 +89,9 @@ def _figures(out: Path, results: list[Result]) -> list[tuple[str, Picture]]:
     if courses:
         figures.append(("figure2.png", Picture(
             "Learning, with and without an encoder", "Loss (part of the images' power that is not explained) and mean "
-            "error of the poses modulo C2, mean and standard deviation over the runs. Known poses have no error.",
-            plots.course_grid(courses, list(METHOD_NAMES.values())[1:], "training time (min)"), wide=True)))
+            "error of the poses modulo C2, mean and standard deviation over the runs. Known poses have no error. The times are in "
+            "the table: a step with an encoder takes far longer than one without.",
+            plots.course_grid(courses, list(METHOD_NAMES.values())[1:], "training steps", logarithmic=True), wide=True)))
     if results:
         figures.append(("figure3.png", Picture(
             "Maps against the true map", "Each solid line should lie on its dashed one, which is of the map made of the "
@@ -102,7 +103,7 @@ def _figures(out: Path, results: list[Result]) -> list[tuple[str, Picture]]:
 
 
 def _courses(out: Path, results: list[Result]) -> dict[str, dict[str, dict[str, plots.Course]]]:
-    """Loss and error over minutes of training: y label -> set -> method; empty without end-to-end runs."""
+    """Loss and error over the steps of training: y label -> set -> method; empty without end-to-end runs."""
     metrics: dict[tuple[str, str], list[dict[str, np.ndarray]]] = {}
     for result in results:
         run = RunDirectory(out / "runs" / f"{result.set}_{result.method}_{result.seed}")
@@ -122,11 +123,11 @@ def _title(result: Result) -> str:
 
 
 def _course(runs: list[dict[str, np.ndarray]], name: str) -> plots.Course:
-    """The mean over runs, each interpolated to common times up to where the shortest one ends."""
-    there = [np.isfinite(run[name]) & np.isfinite(run["seconds"]) for run in runs]
-    minutes = [run["seconds"][rows] / 60 for run, rows in zip(runs, there, strict=True)]
-    x = np.linspace(max(m[0] for m in minutes), min(m[-1] for m in minutes), _N_POINTS)
-    values = np.stack([np.interp(x, m, run[name][rows]) for m, run, rows in zip(minutes, runs, there, strict=True)])
+    """The mean over runs, each interpolated to common steps up to where the shortest one ends."""
+    there = [np.isfinite(run[name]) for run in runs]
+    steps = [run["step"][rows] for run, rows in zip(runs, there, strict=True)]
+    x = np.geomspace(max(s[0] for s in steps), min(s[-1] for s in steps), _N_POINTS)
+    values = np.stack([np.interp(x, s, run[name][rows]) for s, run, rows in zip(steps, runs, there, strict=True)])
     return plots.Course(x, values.mean(0), values.std(0, ddof=1) if len(runs) > 1 else np.zeros_like(x))
 
 

@@ -329,9 +329,10 @@ class Course(NamedTuple):
 
 
 @_styled
-def course_grid(rows: Mapping[str, Mapping[str, Mapping[str, Course]]], lines: Sequence[str], x_label: str) -> Figure:
+def course_grid(rows: Mapping[str, Mapping[str, Mapping[str, Course]]], lines: Sequence[str], x_label: str,
+                logarithmic: bool = False) -> Figure:
     """Panels of lines with bands of one standard deviation: y label -> title of a column -> line. ``lines``: all of
-    their names, in the order of their colours."""
+    their names, in the order of their colours. ``logarithmic``: the x axis."""
     columns = list(next(iter(rows.values())))
     colour = _colours(lines)
     figure = Figure((FULL_WIDTH, 2.7 * len(rows)))
@@ -349,6 +350,8 @@ def course_grid(rows: Mapping[str, Mapping[str, Mapping[str, Course]]], lines: S
         axes.set_title(title)
     for axes in panels[-1]:
         axes.set_xlabel(x_label)
+        if logarithmic:
+            axes.set_xscale("log")
     _shared_legend(figure, panels.ravel())
     return figure
 

@@ -55,6 +55,15 @@ def test_orientations_and_map_are_those_of_the_molecule(evaluation):
     assert found["median_shift_error_angstrom"] < 6  # half a pixel
 
 
+def test_the_network_carries_the_final_map_without_solvent(run):
+    """Not the map of its labels: further particles are matched to it."""
+    (reference, reference_px), (final, final_px) = (read_map(path) for path in (run.checkpoint / "reference.mrc", run.map))
+    assert len(reference) * reference_px == pytest.approx(len(final) * final_px, rel=1e-4)
+    outside = final[reference == 0]
+    assert 0.3 < outside.size / final.size < 0.95 and outside.std() < 0.3 * final[reference != 0].std()
+    assert np.corrcoef(reference[reference != 0], final[reference != 0])[0, 1] > 0.95
+
+
 def test_examples_of_particles_lie_beside_the_projections_of_the_map_that_they_match(run):
     with np.load(run.gallery) as arrays:
         examples = dict(arrays)
@@ -171,6 +180,44 @@ def test_a_network_that_was_trained_before_the_stop_is_kept(folder, data, monkey
     assert (config.out / "checkpoint/model.safetensors").read_bytes() == network
     assert resumed.read_summary()["steps"] > 0 and resumed.read_summary()["stages"]["network"] > 1
     assert not (config.out / "checkpoint/training_state.pt").exists()
+
+
+def test_half_maps_go_on_after_the_last_round_that_was_done(folder, data, monkeypatch):
+    """Stopped in the third round; the rounds before are not done again, and nothing differs from a run without a stop."""
+    from cryoforum_core.ab_initio import hybrid
+    from cryoforum_core.saved_state import load_state
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def kept(config):
+        """What the half maps leave; the run is stopped after them."""
+        with pytest.raises(KeyboardInterrupt):
+            jobs.ab_initio(config)
+        return load_state(config.out / "stages/half_maps.pt")
+
+    few = folder / "enough_for_rounds.star"
+    load_particles(data.particles).subset(np.arange(200)).save(few)
+    options = {"particles": few, **FAST | {"search_steps": 5}}
+    monkeypatch.setattr(hybrid._HybridRun, "_network", stop)
+    whole = kept(AbInitioConfig(out=folder / "whole_rounds", **options))
+    n_rounds, next_round, done = len(whole["rounds"]), hybrid._HybridRun._next_round, []
+
+    def counted(self, refinement, before):
+        done.append(len(before.rounds))
+        return stop() if done == [1, 2] else next_round(self, refinement, before)
+
+    monkeypatch.setattr(hybrid._HybridRun, "_next_round", counted)
+    config = AbInitioConfig(out=folder / "stopped_rounds", **options)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.ab_initio(config)
+    assert done == [1, 2] and not (config.out / "stages/half_maps.pt").exists()
+    for never in ("run_search", "low_pass_volume"):
+        monkeypatch.setattr(hybrid, never, stop)
+    resumed = kept(config.model_copy(update={"resume": True}))
+    assert done == [1, 2, *range(2, n_rounds)] and resumed["rounds"] == whole["rounds"]
+    for name in ("quaternion", "information", "reference_first", "noise_spectrum"):
+        assert torch.equal(resumed[name], whole[name]), name
 
 
 def test_the_group_in_the_frame_of_the_searches():
