@@ -13,6 +13,8 @@ JunkKind = Literal["noise", "off-centre", "overlap", "other-molecule", "blank"]
 JUNK_KINDS: tuple[JunkKind, ...] = ("noise", "off-centre", "overlap", "other-molecule", "blank")
 
 JunkReason = Literal["not-a-particle", "overlapping-neighbour", "off-centre", "another-object"]
+AMBIGUOUS_REASON = "ambiguous-orientation"
+RejectedReason = JunkReason | Literal["ambiguous-orientation"]
 JUNK_REASONS: tuple[JunkReason, ...] = ("not-a-particle", "overlapping-neighbour", "off-centre", "another-object")
 
 BenchmarkMethod = Literal["hybrid", "end-to-end", "end-to-end-aided", "per-image", "known"]
@@ -304,9 +306,9 @@ class SelectConfig(JobConfig):
     taken at random, and a fraction is kept only where its map is better; needs the images. Without this, and without a
     criterion, what is more likely junk than a particle is rejected; of the other measures the distribution decides: two
     populations are parted, one is kept whole."""
-    reasons: tuple[JunkReason, ...] = JUNK_REASONS
-    """Kinds of junk to reject, by themselves and beside a limit of errors; those that are left out are kept. What is
-    off-centre is also written to recentre.star, with the origins that recentre it: extract it again from there."""
+    reasons: tuple[RejectedReason, ...] = JUNK_REASONS
+    """Kinds of junk to reject, by themselves and beside a limit of errors; those that are left out are kept. A particle of
+    ambiguous orientation is no junk, and is rejected where it is named. What is off-centre is also written to recentre.star, with the origins that recentre it: extract it again from there."""
     protect_views: bool = True
     """Keep rare views: no view cone's share falls by more than the share of junk found in it. Limits given by
     --threshold and --max-error-deg hold as they are."""

@@ -81,7 +81,11 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
         selection = _by_populations(chosen, values, protected)
     else:
         selection = _by_given_limits(chosen, values, measures, threshold, max_error_deg, judged)
-    return selection if judged is None else _with_verdicts(selection, judged)
+    if judged is None:
+        return selection
+    if AMBIGUOUS in judged.reasons and chosen.name == PARTICLE_PROBABILITY:
+        selection = replace(selection, explanation=selection.explanation + " Ambiguous orientations count as junk.")
+    return _with_verdicts(selection, judged)
 
 
 def best_with_rare_views(measures: Mapping[str, np.ndarray], name: str, n_kept: int, judged: Judged | None,
@@ -103,10 +107,13 @@ def best_with_rare_views(measures: Mapping[str, np.ndarray], name: str, n_kept: 
 
 
 def spared(measures: Mapping[str, np.ndarray], judged: Judged | None) -> dict[str, np.ndarray]:
-    """Measures (n,) by which to rank: junk of a kind that does not matter is as good as a particle."""
+    """Measures (n,) by which to rank: junk of a kind that does not matter is as good as a particle, and a particle whose
+    ambiguous orientation does is as bad as junk."""
     if judged is None or PARTICLE_PROBABILITY not in measures:
         return dict(measures)
-    return dict(measures) | {PARTICLE_PROBABILITY: np.where(judged.is_spared, 1.0, measures[PARTICLE_PROBABILITY])}
+    unwanted = judged.is_junk & (judged.reason == AMBIGUOUS)
+    return dict(measures) | {PARTICLE_PROBABILITY: np.select([judged.is_spared, unwanted], [1.0, 0.0],
+                                                             measures[PARTICLE_PROBABILITY])}
 
 
 def _by_given_limits(chosen: Measure, values: np.ndarray, measures: Mapping[str, np.ndarray], threshold: float | None,

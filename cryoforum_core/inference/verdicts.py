@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..config import JUNK_REASONS
+from ..config import AMBIGUOUS_REASON, JUNK_REASONS
 from ..geometry.rotations import quaternion_to_matrix, quaternion_to_relion_euler
 from ..geometry.symmetry import symmetry_group
 from ..particles import fields
@@ -14,7 +14,7 @@ from ..particles.table import ParticleTable
 from .view_cones import view_cones
 
 NOT_A_PARTICLE, OVERLAP, OFF_CENTRE, OTHER_OBJECT = JUNK_REASONS
-PARTICLE, AMBIGUOUS, BEYOND_LIMIT = "none", "ambiguous-orientation", "error-beyond-limit"
+PARTICLE, AMBIGUOUS, BEYOND_LIMIT = "none", AMBIGUOUS_REASON, "error-beyond-limit"
 REASONS = (PARTICLE, *JUNK_REASONS)
 _ALTERNATIVE_COLUMNS = ("rlnCryoforumAlternativeRot", "rlnCryoforumAlternativeTilt", "rlnCryoforumAlternativePsi")
 
@@ -22,7 +22,7 @@ _ALTERNATIVE_COLUMNS = ("rlnCryoforumAlternativeRot", "rlnCryoforumAlternativeTi
 @dataclass(frozen=True, eq=False)
 class Judged:
     """Of n images: ``reason`` (n,), ``cone`` (n,) of view, ``recentre_shift_angstrom`` (n, 2) and
-    ``alternative_quaternion`` (n, 4), NaN where there is none. ``reasons`` are those that matter as junk."""
+    ``alternative_quaternion`` (n, 4), NaN where there is none. ``reasons`` are those that are rejected as junk is."""
 
     reason: np.ndarray
     cone: np.ndarray
@@ -47,7 +47,7 @@ class Judged:
 
     @property
     def is_junk(self) -> np.ndarray:
-        """bool (n,): junk of a kind that matters."""
+        """bool (n,): junk of a kind that matters, or particles of ambiguous orientation where these are to go, too."""
         return np.isin(self.reason, self.reasons)
 
     @property

@@ -60,6 +60,7 @@ TEXT_ATTRIBUTES = (REASON, ALTERNATIVE)
 # what the engine calls kinds of images that hold no good particle
 NOT_A_PARTICLE, OVERLAP, OFF_CENTRE, OTHER_OBJECT = JUNK_REASONS = (
     'not-a-particle', 'overlapping-neighbour', 'off-centre', 'another-object')
+AMBIGUOUS = 'ambiguous-orientation'
 NO_REASON = 'none'
 DEFAULT_COVERAGE = 0.9  # the engine's own
 

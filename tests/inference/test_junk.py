@@ -221,6 +221,18 @@ def test_only_the_reasons_asked_for_are_rejected():
     assert selection.summary()["reasons"] == {"off-centre": 50}
 
 
+def test_particles_of_ambiguous_orientation_go_only_where_they_are_named():
+    measures, judged = judged_views(np.random.default_rng(6))
+    reason = judged.reason.astype(object)
+    ambiguous = np.flatnonzero(reason == "none")[:40]
+    reason[ambiguous] = "ambiguous-orientation"
+    judged = replace(judged, reason=reason.astype(str))
+    assert not np.isin(ambiguous, select(measures, judged=judged).rejected).any()
+    selection = select(measures, judged=judged.only(["ambiguous-orientation"]))
+    assert selection.rejected.tolist() == ambiguous.tolist()
+    assert selection.summary()["reasons"] == {"ambiguous-orientation": 40} and "Ambiguous" in selection.explanation
+
+
 def test_errors_beyond_the_limit_are_told_from_junk_and_from_ambiguous_orientations():
     reason = np.array(["none", "off-centre", "none", "ambiguous-orientation"])
     judged = Judged(reason, np.zeros(4, dtype=int), np.full((4, 2), np.nan), np.full((4, 4), 0.5))

@@ -263,6 +263,16 @@ def test_kinds_of_junk_that_may_stay(launch, judged):
         "off-centre"] * 5
 
 
+def test_ambiguous_orientations_go_where_that_is_wished(launch, judged):
+    from cryoforum.protocols import CryoForumProtSubset
+    from cryoforum.protocols.protocol_subset import BY_REASON
+
+    protocol = launch(CryoForumProtSubset, inputParticles=(judged, "outputParticles"), criterion=BY_REASON,
+                      rejectNoParticle=False, rejectOverlap=False, rejectOffCentre=False, rejectOtherObject=False,
+                      rejectAmbiguous=True)
+    assert sorted(values(protocol.outputParticlesRejected, REASON).values()) == ["ambiguous-orientation"] * 4
+
+
 @pytest.mark.parametrize("criterion", ["MAX_ERROR", "MAX_BOUND"])
 def test_a_limit_of_errors_leaves_out_junk_unless_that_is_not_wanted(launch, judged, criterion):
     from cryoforum.protocols import CryoForumProtSubset, protocol_subset

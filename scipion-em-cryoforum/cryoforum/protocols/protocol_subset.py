@@ -31,9 +31,9 @@ from pwem.protocols import EMProtocol
 from pyworkflow.object import String
 
 from ..command import projectFolder, readSummary
-from ..constants import (CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER, ERROR_BOUND,
-                         EXPECTED_ERROR, FIGURE_OF_MERIT, JUNK_REASONS, MATCH_SCORE, PARTICLE_PROBABILITY, REASON,
-                         REJECTION_REASON, SYMMETRY_HELP)
+from ..constants import (AMBIGUOUS, CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER,
+                         ERROR_BOUND, EXPECTED_ERROR, FIGURE_OF_MERIT, JUNK_REASONS, MATCH_SCORE,
+                         PARTICLE_PROBABILITY, REASON, REJECTION_REASON, SYMMETRY_HELP)
 from ..convert import (readAttributes, readIds, readReasons, reopen, setAttribute, shiftToTransform,
                        validateStack, writeParticlesStar, writePosterior)
 from .protocol_base import CryoForumBase, ctfStateOf
@@ -73,7 +73,8 @@ BEST_MEASURE = 0
 PREFERRED = [PROBABILITY_MEASURE, MATCH_MEASURE, ERROR_MEASURE]
 MEASURE_LABELS = ['the best that there is'] + [measure.label for measure in MEASURES]
 
-REASON_PARAMS = ['rejectNoParticle', 'rejectOverlap', 'rejectOffCentre', 'rejectOtherObject']  # of JUNK_REASONS
+REASON_PARAMS = dict(zip((*JUNK_REASONS, AMBIGUOUS), (
+    'rejectNoParticle', 'rejectOverlap', 'rejectOffCentre', 'rejectOtherObject', 'rejectAmbiguous')))
 
 
 def measureIndex(measure):
@@ -107,7 +108,8 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                            'population only, all are kept.\n'
                            '*what helps the map*: half maps of the best particles are compared with those of as many '
                            'at random; only what makes the map better is left out. Reads all images twice.\n'
-                           '*reason (kinds of junk)*: as automatic, for the kinds of junk that you choose.\n'
+                           '*reason (kinds of junk)*: as automatic, for the kinds of junk that you choose, and particles of '
+                           'ambiguous orientation if you wish.\n'
                            '*best fraction* or *best number* of the particles, ranked by the measure.\n'
                            '*threshold*: particles whose measure is at least (scores) or at most (errors and '
                            'dispersions) the value.\n'
@@ -144,14 +146,17 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
 
     def _defineCriterionParams(self, form):
         line = form.addGroup('Reject', condition='criterion == %d' % BY_REASON)
-        for name, label, text in zip(REASON_PARAMS, (
-                'Images without a particle?', 'Overlapping neighbours?', 'Off-centre particles?', 'Other objects?'), (
+        for (reason, name), label, text in zip(REASON_PARAMS.items(), (
+                'Images without a particle?', 'Overlapping neighbours?', 'Off-centre particles?', 'Other objects?',
+                'Ambiguous orientations?'), (
                 'No power above the noise, or power that no particle has: ice, carbon, an edge, an empty image.',
                 'The particle matches, and there is another one beside it in the box.',
                 'Nothing matches at the centre; a particle lies aside. They are also an output, with the shift that '
                 'centres them.',
-                'There is something at the centre, but not this molecule in any orientation.')):
-            line.addParam(name, params.BooleanParam, default=True, label=label, help=text,
+                'There is something at the centre, but not this molecule in any orientation.',
+                'A particle that matches in another orientation about as well: no junk. The other orientation is an '
+                'attribute of what is rejected.')):
+            line.addParam(name, params.BooleanParam, default=reason != AMBIGUOUS, label=label, help=text,
                           condition='criterion == %d' % BY_REASON)
         form.addParam('keepFraction', params.FloatParam, default=0.8,
                       validators=[params.GT(0, error='must be above 0'), params.LE(1, error='must be at most 1')],
@@ -367,7 +372,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
 
     def _reasons(self):
         """ Kinds of junk to reject. """
-        return [reason for reason, name in zip(JUNK_REASONS, REASON_PARAMS) if getattr(self, name).get()]
+        return [reason for reason, name in REASON_PARAMS.items() if getattr(self, name).get()]
 
     def _measure(self):
         if self.criterion in (MAX_ERROR, MAX_BOUND, BY_REASON):
