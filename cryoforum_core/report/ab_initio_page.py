@@ -11,6 +11,7 @@ from .map_page import fsc_picture, map_picture
 from .page import NextStep, Page, Picture, Table, Verdict, beside, command, degrees, duration, percent, significant
 from .prediction_page import pose_pictures, unseen_views
 from .promise_pictures import promises
+from .reasons import judged_table
 from .run_files import RunFiles, angles_deg
 from .training_page import training_curves
 from .view_coverage import view_density
@@ -43,7 +44,8 @@ def ab_initio_page(files: RunFiles) -> Page:
     shells = None if volume is None else len(volume) * pixel_size_angstrom / summary["resolution_angstrom"]
     near_nyquist = shells is not None and shells > _NEAR_NYQUIST * len(volume) / 2
     promised, tested = promises(files)
-    tables = (*promised, _seeds(summary), _rounds(summary), _stages(summary))
+    judged = [] if posterior is None else judged_table(posterior)
+    tables = (*judged, *promised, _seeds(summary), _rounds(summary), _stages(summary))
     return Page("Ab initio: a first map and orientations",
                 _verdict(summary, posterior, density, shells, near_nyquist), _next_steps(files),
                 _facts(summary, posterior), (*_pictures(files, volume, pixel_size_angstrom, posterior, density), *tested),

@@ -20,6 +20,7 @@ from .page import (
     significant,
 )
 from .promise_pictures import promises
+from .reasons import judged_table
 from .run_files import RunFiles, angles_deg, defocus_um
 from .view_coverage import empty_fraction, view_density
 
@@ -62,7 +63,7 @@ def prediction_page(files: RunFiles, truth: dict[str, np.ndarray] | None = None)
                     shift_error_picture(truth["shift_error_angstrom"], truth["is_junk"]), *pictures]
     alarm = _alarm(files)
     return Page("Orientations of particles", _verdict(files, posterior, density, truth),
-                () if alarm else _next_steps(files), facts, tuple(pictures), tuple(tables),
+                () if alarm else _next_steps(files), facts, tuple(pictures), (*judged_table(posterior), *tables),
                 notes=tuple(files.summary.get("model_applies_doubts", ())), alarm=alarm)
 
 

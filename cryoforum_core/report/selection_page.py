@@ -23,6 +23,7 @@ from .page import (
     significant,
 )
 from .promise_pictures import promises
+from .reasons import MEANINGS, REASON_HEADER, reason_rows
 from .run_files import RunFiles, angles_deg, column
 from .view_coverage import view_density
 
@@ -33,21 +34,6 @@ _SEEN_ABOVE, _LOST_BELOW, _LOST_REGION = 0.5, 0.5, 0.01
 _FRACTIONS = ("figure-of-merit", "particle-probability")
 _ERRORS = ("expected-error", "error-bound")
 _EXPECTED_ERROR_COLUMN, REASON_COLUMN = "rlnCryoforumExpectedError", "rlnCryoforumReason"
-# what a reason means, and what can be done about it
-_MEANINGS = {
-    "not-a-particle": ("No power above the noise, or power that no particle has: ice, carbon, an edge, an empty image.",
-                       "Nothing: leave it out."),
-    "overlapping-neighbour": ("The particle matches, and there is another one beside it.",
-                              "Leave it out, or mask tightly."),
-    "off-centre": ("Nothing matches at the centre; a particle lies aside.",
-                   "Extract it again with the origins of recentre.star."),
-    "another-object": ("There is something at the centre, but not this molecule in any orientation.",
-                       "Look at a map of these: another state or another molecule?"),
-    "ambiguous-orientation": ("A good match, but another orientation is about as good: no junk.",
-                              "Keep it unless errors must be small; the other orientation is in rejected.star."),
-    "error-beyond-limit": ("A good match whose expected error is above what was asked for.",
-                           "Keep it for a coarser map."),
-}
 
 
 def selection_page(files: RunFiles) -> Page:
@@ -136,17 +122,16 @@ def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
 
 
 def _reasons(summary: dict) -> tuple[Table, ...]:
-    named = {name: count for name, count in summary["reasons"].items() if name in _MEANINGS}
+    named = {name: count for name, count in summary["reasons"].items() if name in MEANINGS}
     if not named:
         return ()
     n = summary["n_selected"] + summary["n_rejected"]
-    rows = tuple((name.replace("-", " "), f"{count:,}", percent(count / n), *_MEANINGS[name])
-                 for name, count in sorted(named.items(), key=lambda item: -item[1]))
+    rows = reason_rows(named, n)
     if others := summary["n_rejected"] - sum(named.values()):
         rows += (("beyond the limit", f"{others:,}", percent(others / n), "No junk: what was asked for keeps better ones. The "
                   "column says the figure and the limit.", "Keep it for a larger set."),)
     return (Table("Why particles were rejected", "The column rlnCryoforumReason of rejected.star says it of each.",
-                  ("reason", "particles", "of all", "what it means", "what to do"), rows, wide=True),)
+                  REASON_HEADER, rows, wide=True),)
 
 
 def _gallery(predicted: RunFiles | None, kept: ParticleTable | None, rejected: ParticleTable | None) -> list[Picture]:
@@ -177,7 +162,7 @@ def _by_outcome(gallery: Gallery, outcome: np.ndarray) -> dict[str, list[int]]:
     # predict names a few particles more than once
     first = np.isin(np.arange(len(outcome)), np.unique(gallery.particle_id, return_index=True)[1])
     groups = {}
-    for name in (_KEPT, *_MEANINGS, _REJECTED):
+    for name in (_KEPT, *MEANINGS, _REJECTED):
         rows = np.flatnonzero(first & (outcome == name))
         rows = rows[np.argsort(-gallery.match_score[rows], kind="stable")]
         places = np.linspace(0, len(rows) - 1, min(len(rows), _EXAMPLES_PER_ROW)).round().astype(int)
@@ -191,7 +176,7 @@ _KEPT, _REJECTED = "kept", "rejected"
 def _outcomes(kept: ParticleTable, rejected: ParticleTable) -> dict[str, str]:
     """By image (``_image_keys``): kept, or the reason why it was rejected, where it has a name of its own."""
     reasons = rejected.strings(REASON_COLUMN) if len(rejected) else []
-    named = [str(reason) if reason in _MEANINGS else _REJECTED for reason in reasons]
+    named = [str(reason) if reason in MEANINGS else _REJECTED for reason in reasons]
     return dict.fromkeys(_image_keys(kept), _KEPT) | dict(zip(_image_keys(rejected), named, strict=True))
 
 

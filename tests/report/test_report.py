@@ -147,6 +147,21 @@ def test_training_that_learns_by_heart_is_told(tmp_path):
     assert "by heart." not in words(training_page(RunFiles(train_run(tmp_path / "b"))))
 
 
+def test_what_predict_takes_the_images_for_is_counted(tmp_path):
+    run = predict_run(tmp_path / "run")[0]
+    with np.load(run.orientation_posterior) as arrays:
+        posterior = dict(arrays)
+    n = len(posterior["particle_id"])
+
+    def table(reason):
+        np.savez(run.orientation_posterior, **posterior, reason=np.array(reason))
+        return next(table for table in prediction_page(RunFiles(run)).tables if table.title == "What the images are")
+
+    rows = table(["none"] * (n - 12) + ["off-centre"] * 4 + ["ambiguous-orientation"] * 8).rows
+    assert [row[:2] for row in rows] == [("ambiguous orientation", "8"), ("off centre", "4")]
+    assert "All are" in table(["none"] * n).caption
+
+
 def test_prediction_that_does_not_apply_is_red_with_its_reason(tmp_path):
     page = prediction_page(RunFiles(predict_run(tmp_path / "run", applies=False)[0]))
     assert page.verdict.level == "poor" and "explains 3 %" in page.alarm.text and "not the particles" in page.alarm.title
