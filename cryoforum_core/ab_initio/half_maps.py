@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..geometry.rotations import angular_distance_rad, compose, random_quaternions
-from ..imaging.fourier import low_pass_volume, resize_volume, shell_average
-from ..imaging.masks import molecule_mask, soft_sphere
+from ..imaging.fourier import resize_volume, shell_average
+from ..imaging.masks import molecule_outline, soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..imaging.resolution import fourier_shell_correlation
 from ..inference.matched_posterior import belief, rotation_information
@@ -32,8 +32,6 @@ FSC_LIMIT = 0.143
 # an FSC of 1 would ask for no prior at all, one below this for no signal at all
 _FSC_RANGE = (1e-3, 0.999)
 _SPARE_SHELLS = 3
-# the molecule's outline is known well at this radius long before its details are; later it follows the resolution
-_OUTLINE_RADIUS_PX, _OUTLINE_OF_RESOLUTION = 10.0, 0.9
 _REFINE_ITERATIONS = 3
 # At radius 12 one particle in ten of the noisiest sets fits a wrong pose better than its own, by 7 at most; the details
 # that tell come later (``docs/decisions.md``, Ab initio).
@@ -115,11 +113,9 @@ class HalfMapPair:
 
         Solvent is three quarters of the sphere and more; taking it out lowered the error of poses from 1.31 to 1.06
         times the Cramer-Rao bound (``docs/decisions.md``, Ab initio). Both half maps get one outline, as fine as they
-        agree, and grown by half of that resolution.
+        agree.
         """
-        radius_px = max(_OUTLINE_RADIUS_PX, _OUTLINE_OF_RESOLUTION * self.resolution_radius_px)
-        outline = low_pass_volume(0.5 * (self.reference[0] + self.reference[1]), radius_px)
-        mask = molecule_mask(outline, dilation_of_box=0.5 / radius_px)
+        mask = molecule_outline(0.5 * (self.reference[0] + self.reference[1]), self.resolution_radius_px)
         return replace(self, reference=(self.reference[0] * mask, self.reference[1] * mask))
 
 

@@ -377,10 +377,10 @@ class _HybridRun:
         return maps
 
     def _write_reference(self, pair: HalfMapPair) -> None:
-        """The map that further particles are matched to, in place of that of the network's labels, which is older, coarser
-        and has solvent around it."""
+        """The map that further particles are matched to, in place of that of the network's labels, which is older."""
         first, second = _outlined(pair).reference
-        write_map(self.run.checkpoint / REFERENCE, (0.5 * (first + second)).cpu().numpy(), self._extent_angstrom / len(first))
+        mean = 0.5 * (first + second)
+        write_map(self.run.checkpoint / REFERENCE, mean.cpu().numpy(), self._extent_angstrom / len(mean))
 
     def _resolution(self, maps: HalfMaps) -> float:
         return resolution_angstrom(maps.fsc, self.plan.particles.box_size_px, self.plan.particles.pixel_size_angstrom)

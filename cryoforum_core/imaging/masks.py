@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .fourier import low_pass_volume
+
+# the outline is known well at this radius long before the details are; then it follows the resolution
+_OUTLINE_RADIUS_PX, _OUTLINE_OF_RESOLUTION = 10.0, 0.9
+
 
 def _raised_cosine(radius: Tensor, edge_start: float, edge_px: float) -> Tensor:
     """1 inside ``edge_start``, 0 beyond ``edge_start + edge_px``, a raised cosine between."""
@@ -41,6 +46,13 @@ def molecule_mask(volume: Tensor, level: float = 0.1, dilation_of_box: float = 0
     ball = (soft_sphere(2 * reach + 2, reach, 0.0, volume.device)[1:, 1:, 1:])[None, None]
     grown = (functional.conv3d(inside, ball, padding=reach) > 0.5).to(torch.float32)
     return _blurred(grown, 0.5 * reach)[0, 0].to(volume.dtype)
+
+
+def molecule_outline(volume: Tensor, resolution_radius_px: float) -> Tensor:
+    """``molecule_mask`` of a map (D, D, D) that is good to ``resolution_radius_px`` cycles per box: drawn nearly as finely,
+    and grown by half a period of that (``docs/decisions.md``, Ab initio)."""
+    radius_px = max(_OUTLINE_RADIUS_PX, _OUTLINE_OF_RESOLUTION * resolution_radius_px)
+    return molecule_mask(low_pass_volume(volume, radius_px), dilation_of_box=0.5 / radius_px)
 
 
 def _blurred(values: Tensor, deviation_px: float) -> Tensor:

@@ -41,6 +41,6 @@ def judged_table(posterior: Mapping[str, np.ndarray]) -> list[Table]:
     if not counts:
         return [Table("What the images are", "All are taken for particles.", ("particles", "of all"),
                       ((f"{n_images:,}", percent(1.0)),))]
+    rows = tuple(row[:4] for row in reason_rows(counts, n_images))
     return [Table("What the images are", "All others are taken for particles. Nothing is left out yet: select (uncertainty "
-                  "subset in Scipion) does that.", REASON_HEADER[:4], tuple(row[:4] for row in reason_rows(counts, n_images)),
-                  wide=True)]
+                  "subset in Scipion) does that.", REASON_HEADER[:4], rows, wide=True)]

@@ -5,11 +5,13 @@ from torch import Tensor
 
 from ..geometry.rotations import compose
 from ..imaging.fourier import crop_volume, fft_image, fft_volume, ifft_volume, shift_phase, volume_radius_px
-from ..imaging.masks import soft_sphere
+from ..imaging.masks import molecule_outline, soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor
 from ..imaging.resolution import fourier_shell_correlation
 
 _MAX_EQUIVALENTS = 8
+# cycles per box; coarser maps have no outline to be trusted
+_FSC_LIMIT, _OUTLINED_FROM_RADIUS_PX = 0.143, 11
 
 
 class LabelMap:
@@ -32,8 +34,8 @@ class LabelMap:
                 reconstructor.insert(centred[chosen], ctf[chosen], pose[chosen])
 
     def finish(self) -> Tensor:
-        """The map (B, B, B): the mean of the half maps, masked by a soft sphere, each shell times the share of it that
-        is signal, ``2 FSC / (1 + FSC)``."""
+        """The map (B, B, B): the mean of the half maps within a soft sphere, each shell times the share of it that is
+        signal, ``2 FSC / (1 + FSC)``; without solvent, where the half maps agree in an outline."""
         sphere = soft_sphere(self.box_size_px, 0.45 * self.box_size_px, 0.05 * self.box_size_px)
         first, second = (reconstructor.volume() * sphere for reconstructor in self.halves)
         fsc = fourier_shell_correlation(first, second).clamp_min(0).to(first.dtype)
@@ -41,7 +43,11 @@ class LabelMap:
         fsc = fsc * (torch.cumsum((fsc < 0.1).int(), 0) == 0)
         radius = volume_radius_px(self.box_size_px).round().long().clamp_max(len(fsc) - 1)
         weight = (2 * fsc / (1 + fsc))[radius]
-        return ifft_volume(fft_volume(0.5 * (first + second)) * weight) * sphere
+        volume = ifft_volume(fft_volume(0.5 * (first + second)) * weight) * sphere
+        resolution_radius_px = int((torch.cumsum((fsc[1:] < _FSC_LIMIT).int(), 0) == 0).sum())
+        if resolution_radius_px < _OUTLINED_FROM_RADIUS_PX:
+            return volume
+        return volume * molecule_outline(volume, resolution_radius_px)
 
 
 def network_volume(volume: Tensor, box_size_px: int) -> FourierVolume:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+import cryoforum_core as cf
 from cryoforum_core.config import TrainConfig
 from cryoforum_core.errors import InputError, Interrupted
-from cryoforum_core.geometry.rotations import angular_distance_deg
+from cryoforum_core.geometry.rotations import angular_distance_deg, compose, rotation_vector_to_quaternion
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.model.checkpoint import load_checkpoint
 from cryoforum_core.mrc import read_map, write_map
+from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_state import ImageState
 from cryoforum_core.run_directory import RunDirectory
 from cryoforum_core.training.supervised import plan_training, train
@@ -78,6 +80,29 @@ def test_labels_make_the_map_and_hold_out_their_own_validation(tmp_path, particl
     held_out = sum(len(batch) for batch in plan.validation)
     assert plan.validation_source == "held-out particles" and held_out == 60 and plan.n_labelled == 540
     assert plan.stream.particle_fraction == 0.5
+
+
+@pytest.fixture(scope="module")
+def ribosome(tmp_path_factory):
+    """200 images of 48 px with their poses, SNR 2."""
+    return cf.simulate(cf.SimulateConfig(out=tmp_path_factory.mktemp("ribosome") / "set", n_particles=200, box_size_px=48,
+                                         snr=2.0, seed=1))
+
+
+def test_the_map_of_labels_has_no_solvent_where_they_agree_in_an_outline(ribosome):
+    particles = load_particles(ribosome.truth)
+    settings = config(ribosome.path, network_box_size_px=32)
+    volume = plan_training(settings, particles, state=KNOWN).volume
+    known = torch.from_numpy(read_map(ribosome.map)[0])
+    solvent = volume == 0
+    assert 0.6 < solvent.float().mean() < 0.95  # half of the box lies outside the sphere
+    assert known[solvent].square().sum() < 0.02 * known.square().sum()
+    assert fourier_shell_correlation(volume, known)[3:12].mean() > 0.9
+    # poses that are off by 60 degrees make a coarse map, whose outline is not to be trusted
+    off = rotation_vector_to_quaternion(0.7 * torch.randn(len(particles), 3, generator=torch.Generator().manual_seed(0)))
+    poses = dataclasses.replace(particles.poses, quaternion=compose(particles.poses.quaternion, off))
+    coarse = plan_training(settings, dataclasses.replace(particles, poses=poses), state=KNOWN).volume
+    assert (coarse == 0).float().mean() < 0.5
 
 
 def test_training_from_labels_writes_a_map_and_learns(tmp_path, particle_set):
