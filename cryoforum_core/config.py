@@ -308,7 +308,8 @@ class SelectConfig(JobConfig):
     populations are parted, one is kept whole."""
     reasons: tuple[RejectedReason, ...] = JUNK_REASONS
     """Kinds of junk to reject, by themselves and beside a limit of errors; those that are left out are kept. A particle of
-    ambiguous orientation is no junk, and is rejected where it is named. What is off-centre is also written to recentre.star, with the origins that recentre it: extract it again from there."""
+    ambiguous orientation is no junk, and goes only where it is named. What is off-centre is also written to
+    recentre.star, with the origins that recentre it: extract it again from there."""
     protect_views: bool = True
     """Keep rare views: no view cone's share falls by more than the share of junk found in it. Limits given by
     --threshold and --max-error-deg hold as they are."""
