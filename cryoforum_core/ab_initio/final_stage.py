@@ -171,8 +171,7 @@ def write_final_gallery(plan: AbInitioPlan, refinement: HalfSetRefinement, pair:
                         arrays: dict[str, np.ndarray]) -> None:
     """Particles beside projections of the mean of the two maps, from the arrays of ``inference.predict.finalise``."""
     images, max_radius_px = _final_images(plan, refinement, pair)
-    mean = 0.5 * (pair.reference[0] + pair.reference[1])
-    write_gallery(path, images, _model(plan, refinement, pair, mean, images, max_radius_px), arrays)
+    write_gallery(path, images, _model(plan, refinement, pair, pair.mean_reference, images, max_radius_px), arrays)
 
 
 def _final_images(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair

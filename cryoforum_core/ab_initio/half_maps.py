@@ -107,6 +107,10 @@ class HalfMapPair:
         below = torch.nonzero(self.fsc[1:] < FSC_LIMIT)
         return float(below[0] + 1) if len(below) else float(len(self.fsc) - 1)
 
+    @property
+    def mean_reference(self) -> Tensor:
+        """(b, b, b), of both half sets."""
+        return 0.5 * (self.reference[0] + self.reference[1])
 
     def without_solvent(self) -> "HalfMapPair":
         """The references with the solvent around the molecule flat: its noise would only mislead the matching.
@@ -115,7 +119,7 @@ class HalfMapPair:
         times the Cramer-Rao bound (``docs/decisions.md``, Ab initio). Both half maps get one outline, as fine as they
         agree.
         """
-        mask = molecule_outline(0.5 * (self.reference[0] + self.reference[1]), self.resolution_radius_px)
+        mask = molecule_outline(self.mean_reference, self.resolution_radius_px)
         return replace(self, reference=(self.reference[0] * mask, self.reference[1] * mask))
 
 

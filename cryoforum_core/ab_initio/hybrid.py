@@ -286,7 +286,7 @@ class _HybridRun:
 
     def _show_pair(self, pair: HalfMapPair) -> None:
         box = len(pair.reference[0])
-        self.live.map(0.5 * (pair.reference[0] + pair.reference[1]), self._extent_angstrom / box,
+        self.live.map(pair.mean_reference, self._extent_angstrom / box,
                       {"half maps": pair.fsc}, self._extent_angstrom / pair.resolution_radius_px)
 
     # ---------------------------------------------------------------- network
@@ -378,9 +378,8 @@ class _HybridRun:
 
     def _write_reference(self, pair: HalfMapPair) -> None:
         """The map that further particles are matched to, in place of that of the network's labels, which is older."""
-        first, second = _outlined(pair).reference
-        mean = 0.5 * (first + second)
-        write_map(self.run.checkpoint / REFERENCE, mean.cpu().numpy(), self._extent_angstrom / len(mean))
+        volume = _outlined(pair).mean_reference
+        write_map(self.run.checkpoint / REFERENCE, volume.cpu().numpy(), self._extent_angstrom / len(volume))
 
     def _resolution(self, maps: HalfMaps) -> float:
         return resolution_angstrom(maps.fsc, self.plan.particles.box_size_px, self.plan.particles.pixel_size_angstrom)

@@ -7,11 +7,11 @@ from ..geometry.rotations import compose
 from ..imaging.fourier import crop_volume, fft_image, fft_volume, ifft_volume, shift_phase, volume_radius_px
 from ..imaging.masks import molecule_outline, soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor
-from ..imaging.resolution import fourier_shell_correlation
+from ..imaging.resolution import fourier_shell_correlation, resolution_angstrom
 
 _MAX_EQUIVALENTS = 8
 # cycles per box; coarser maps have no outline to be trusted
-_FSC_LIMIT, _OUTLINED_FROM_RADIUS_PX = 0.143, 11
+_OUTLINED_FROM_RADIUS_PX = 11
 
 
 class LabelMap:
@@ -44,7 +44,8 @@ class LabelMap:
         radius = volume_radius_px(self.box_size_px).round().long().clamp_max(len(fsc) - 1)
         weight = (2 * fsc / (1 + fsc))[radius]
         volume = ifft_volume(fft_volume(0.5 * (first + second)) * weight) * sphere
-        resolution_radius_px = int((torch.cumsum((fsc[1:] < _FSC_LIMIT).int(), 0) == 0).sum())
+        # in pixels of 1 A
+        resolution_radius_px = self.box_size_px / resolution_angstrom(fsc, self.box_size_px, 1.0)
         if resolution_radius_px < _OUTLINED_FROM_RADIUS_PX:
             return volume
         return volume * molecule_outline(volume, resolution_radius_px)
