@@ -1,7 +1,7 @@
 """The last stage: every particle matched against its half's map from all that is known of it, and searched for again
 where the match is poor; then what is believed about each pose."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..geometry.poses import Poses
+from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import resize_volume
 from ..imaging.projection import FourierVolume
 from ..inference.calibration import Calibration, calibration, n_simulated, poses_like
@@ -29,6 +30,8 @@ from .run import AbInitioPlan
 
 # an eighth of a half set, within these limits: they are searched exhaustively
 MIN_CALIBRATION, MAX_CALIBRATION = 48, 128
+# a pose that another one replaces which is further away was wrong
+LOST_ABOVE_DEG = 10.0
 
 
 @dataclass(frozen=True)
@@ -51,72 +54,74 @@ class KnownPoses:
 
 @dataclass(frozen=True)
 class _MatchedHalf:
-    """``rows`` (n,) of one half set, what matching says of them, and images of the half's map with known poses beside what
-    it says of those."""
+    """``rows`` (n,) of half set 1 or 2, what matching says of them, and what they were matched with; ``lost`` of them are
+    particles whose pose was another before."""
 
+    half: int
     rows: np.ndarray
     arrays: dict[str, np.ndarray]
-    known: SimulatedParticles
-    found: dict[str, np.ndarray]
+    matcher: Matcher
+    power_map: PowerMap
+    lost: int
 
 
-def match_finally(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair, network: PoseEstimate | None,
-                  show: Callable[[float], None]) -> tuple[dict[str, np.ndarray], Calibration]:
-    """Arrays of ``inference.predict.finalise`` for all N particles, in their order, and what their errors are; the
-    refinement's poses follow."""
-    n_known = n_simulated(len(plan.particles), plan.config.coverage) // 2
-    # the images that errors are learnt from take as long as others
-    with Progress(len(plan.particles) + 2 * n_known, "match finally") as progress:
-        def matched(n: int) -> None:
-            progress.update(n)
-            show(progress.done / progress.total)
+class FinalMatching:
+    """Each half set against its own map of ``pair``. ``found_again``: the part of the particles whose pose was lost before."""
 
-        matching = _FinalMatching(plan, refinement, pair, network, *_final_images(plan, refinement, pair), n_known, matched)
-        halves = [matching.half(half) for half in (1, 2)]
-    back = np.argsort(np.concatenate([each.rows for each in halves]))
-    arrays = {name: values[back] for name, values in _joined([each.arrays for each in halves]).items()}
-    truth = Poses(*(torch.cat([getattr(each.known.poses, name) for each in halves])
-                    for name in ("quaternion", "shift_angstrom")))
-    defocus = torch.cat([each.known.ctf.defocus_u_angstrom for each in halves])
-    return arrays, calibration(_joined([each.found for each in halves]), truth, defocus, plan.group, plan.config.coverage,
-                               f"{len(defocus)} simulated images of the half maps")
+    def __init__(self, plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair,
+                 network: PoseEstimate | None, show: Callable[[float], None]):
+        """Matches all particles; the refinement's poses follow. ``show`` is told which part is done."""
+        self.plan, self.refinement, self.pair, self.network = plan, refinement, pair, network
+        self.images, self.max_radius_px = _final_images(plan, refinement, pair)
+        with _Shown(len(plan.particles), "match finally", show) as self._progress:
+            self._halves = [self._half(half) for half in (1, 2)]
+        self.found_again = sum(each.lost for each in self._halves) / len(plan.particles)
 
-
-@dataclass(frozen=True)
-class _FinalMatching:
-    """Each half set against its own map. ``n_known`` images are made of each to learn errors from; ``matched`` is told how
-    many more images are done."""
-
-    plan: AbInitioPlan
-    refinement: HalfSetRefinement
-    pair: HalfMapPair
-    network: PoseEstimate | None
-    images: ImagePreparation
-    max_radius_px: float
-    n_known: int
-    matched: Callable[[int], None]
+    def learn(self, show: Callable[[float], None]) -> tuple[dict[str, np.ndarray], Calibration]:
+        """Arrays of ``inference.predict.finalise`` for all N particles, in their order, and what their errors are, from
+        images simulated of the maps with known poses."""
+        n_known = n_simulated(len(self.plan.particles), self.plan.config.coverage) // 2
+        with _Shown(2 * n_known, "learn errors", show) as self._progress:
+            arrays, known, found = zip(*(self._learnt(each, n_known) for each in self._halves))
+        back = np.argsort(np.concatenate([each.rows for each in self._halves]))
+        joined = {name: values[back] for name, values in _joined(arrays).items()}
+        truth = Poses(*(torch.cat([getattr(each.poses, name) for each in known])
+                        for name in ("quaternion", "shift_angstrom")))
+        defocus = torch.cat([each.ctf.defocus_u_angstrom for each in known])
+        return joined, calibration(_joined(found), truth, defocus, self.plan.group, self.plan.config.coverage,
+                                   f"{len(defocus)} simulated images of the half maps")
 
     @property
-    def setup(self) -> PredictionSetup:
+    def _setup(self) -> PredictionSetup:
         return PredictionSetup(None, self.images, None, self.plan.group, self.plan.symmetry)
 
     @property
-    def scale(self) -> float:
+    def _scale(self) -> float:
         """Pixels of the matching box in one of the particles' own."""
         return self.images.box_size_px / self.plan.particles.box_size_px
 
-    def half(self, half: int) -> _MatchedHalf:
+    def _half(self, half: int) -> _MatchedHalf:
         """1 or 2."""
-        images, seed = self.images, self.plan.config.seed + half
         rows = np.flatnonzero(self.refinement.halves == half)
+        index = torch.from_numpy(rows).to(self.plan.device)
+        before = self.refinement.poses.best()[0][index].clone()
         matcher, power_map = self._calibrated(half, rows)
         arrays = self._match(matcher, power_map, rows)
-        truth = _truth_like(self.pair, half, images.box_size_px)
+        moved = symmetric_distance_deg(before, self.refinement.poses.best()[0][index], self.plan.group) > LOST_ABOVE_DEG
+        lost = moved.cpu() & matcher.is_particle(torch.from_numpy(arrays["fit"]))
+        return _MatchedHalf(half, rows, arrays, matcher, power_map, int(lost.sum()))
+
+    def _learnt(self, matched: _MatchedHalf, n_known: int
+                ) -> tuple[dict[str, np.ndarray], SimulatedParticles, dict[str, np.ndarray]]:
+        """The half's arrays with its reasons, and images of its map with known poses beside what matching says of those."""
+        images, matcher, seed = self.images, matched.matcher, self.plan.config.seed + matched.half
+        truth = _truth_like(self.pair, matched.half, images.box_size_px)
         model = replace(matcher.model, volume=FourierVolume.from_real(truth, max_radius_px=self.max_radius_px + 1))
         source = ImageSource.like(images, model, matcher.contrast_deviation, seed)
-        arrays |= verdict_arrays(arrays, rows, JunkSimulation(images, source, truth, power_map, matcher))
-        known = particles_like(source, images, *poses_like(arrays, images, self.n_known, seed), seed)
-        return _MatchedHalf(rows, arrays, known, self._find(matcher, known))
+        arrays = matched.arrays | verdict_arrays(matched.arrays, matched.rows, JunkSimulation(
+            images, source, truth, matched.power_map, matcher))
+        known = particles_like(source, images, *poses_like(arrays, images, n_known, seed), seed)
+        return arrays, known, self._find(matcher, known)
 
     def _calibrated(self, half: int, rows: np.ndarray) -> tuple[Matcher, PowerMap]:
         seed = self.plan.config.seed
@@ -134,12 +139,12 @@ class _FinalMatching:
         for some in _batches(rows):
             transforms = self.images.transforms(some)
             matches = matcher.match(*transforms, self._starts(some))
-            found = matched_arrays(matches, self.setup) | power_map.statistics(matcher.model.images(*transforms),
+            found = matched_arrays(matches, self._setup) | power_map.statistics(matcher.model.images(*transforms),
                                                                               matches.hypotheses[:, 0])
             index = torch.from_numpy(some).to(self.plan.device)
-            self.refinement.poses.store(index, matches.hypotheses, 1 / self.scale, self.plan.group)
+            self.refinement.poses.store(index, matches.hypotheses, 1 / self._scale, self.plan.group)
             parts.append({name: value.cpu().numpy() for name, value in found.items()})
-            self.matched(len(some))
+            self._progress.update(len(some))
         return _joined(parts)
 
     def _find(self, matcher: Matcher, known: SimulatedParticles) -> dict[str, np.ndarray]:
@@ -147,20 +152,32 @@ class _FinalMatching:
         prepared, parts = replace(self.images, particles=known), []
         for some in _batches(np.arange(len(known))):
             matches = matcher.find(*prepared.transforms(some))
-            parts.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, self.setup).items()})
-            self.matched(len(some))
+            parts.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, self._setup).items()})
+            self._progress.update(len(some))
         return _joined(parts)
 
     def _starts(self, rows: np.ndarray) -> KnownPoses:
         """The refined hypotheses of particles ``rows`` (n,), and the network's answer where there is one."""
         index = torch.from_numpy(rows).to(self.images.device)
         quaternion = self.refinement.poses.quaternion[index]
-        displacement = self.refinement.poses.displacement_px[index] * self.scale
+        displacement = self.refinement.poses.displacement_px[index] * self._scale
         if self.network is not None:
             answer, moved = (x[rows].to(quaternion) for x in (self.network.quaternion, self.network.shift_angstrom))
             quaternion = torch.cat([quaternion, answer[:, None]], dim=1)
             displacement = torch.cat([displacement, (-moved / self.images.pixel_size_angstrom)[:, None]], dim=1)
         return KnownPoses(quaternion, displacement)
+
+
+class _Shown(Progress):
+    """Progress that a page shows as well."""
+
+    def __init__(self, total: int, label: str, show: Callable[[float], None]):
+        super().__init__(total, label)
+        self._show = show
+
+    def update(self, n: int = 1, **figures: float) -> None:
+        super().update(n, **figures)
+        self._show(self.done / self.total)
 
 
 def _batches(rows: np.ndarray) -> list[np.ndarray]:
@@ -188,7 +205,7 @@ def _model(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair,
                           refinement.max_displacement_px * box / plan.particles.box_size_px)
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Arrays of all parts, one after the other; those that every part has."""
     return {name: np.concatenate([part[name] for part in parts])
             for name in parts[0] if all(name in part for part in parts)}

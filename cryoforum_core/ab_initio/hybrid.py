@@ -34,7 +34,7 @@ from ..mrc import write_map
 from ..progress import format_duration
 from ..run_directory import RunDirectory, atomic_path
 from ..saved_state import load_state, save_state
-from .final_stage import match_finally, write_final_gallery
+from .final_stage import FinalMatching, write_final_gallery
 from .half_maps import HalfMapPair, HalfSetRefinement, PoseTable, next_radius_px, pose_change_deg
 from .live import LiveRun
 from .network_stage import NetworkAnswers, train_on_poses
@@ -69,6 +69,11 @@ AGREE_WITHIN_DEG = 20.0
 SECONDS_OF_A_SEARCH_STEP, SECONDS_OF_AN_IMAGE, SECONDS_OF_A_KNOWN_IMAGE, CORES_OF_A_GPU = 0.15, 0.065, 0.055, 40
 # relative lengths of the stages on a CPU, of 3,000 images of 64 px, for the estimate of the time left
 SHARES = {"search": 2.0, "half maps": 1.6, "network": 1.8, "final matching": 3.7, "maps": 0.2}
+# likewise of the parts of the final matching, where many poses were lost
+FINAL_SHARES = {"matching all": 1.0, "maps with the poses that were found": 0.1, "matching all again": 0.8,
+                "learning errors": 0.8, "last maps": 0.1}
+# part of the images: particles whose pose the final matching finds, and the rounds of the half maps had lost
+FEW_LOST = 0.01
 
 
 def hybrid(plan: AbInitioPlan, run: RunDirectory) -> dict:
@@ -88,6 +93,18 @@ class SearchOutcome:
     agreement_deg: float | None
     symmetry_score: float | None
     hand: str
+
+
+@dataclass(frozen=True)
+class FinalOutcome:
+    """What the last matching leaves: all arrays of the particles, the maps, how much of the images they explain, what the
+    errors are learnt to be, and the part of the particles that each matching found again."""
+
+    arrays: dict[str, np.ndarray]
+    pair: HalfMapPair
+    explained: float
+    learnt: Calibration | None
+    found_again: list[float]
 
 
 class _HybridRun:
@@ -123,18 +140,18 @@ class _HybridRun:
         with self._stage("network"):
             answers, figures = self._network(refinement)
         with self._stage("final matching"):
-            arrays, pair, explained, learnt = self._final(refinement, pair, answers)
+            final = self._final(refinement, pair, answers)
         with self._stage("maps"):
-            maps = self._write(arrays)
+            maps = self._write(final.arrays)
             if "distillation" not in self.config.skip:
-                self._write_reference(pair)
-            if learnt is not None:
-                learnt.write(self.run)
-                write_final_gallery(self.plan, refinement, pair, self.run.gallery, arrays)
+                self._write_reference(final.pair)
+            if final.learnt is not None:
+                final.learnt.write(self.run)
+                write_final_gallery(self.plan, refinement, final.pair, self.run.gallery, final.arrays)
         self.live.log_times()
-        if learnt is not None:
-            figures = figures | learnt.summary()
-        summary = self._summary(outcome, pair, explained, maps, rounds, figures, arrays)
+        if final.learnt is not None:
+            figures = figures | final.learnt.summary()
+        summary = self._summary(outcome, final, maps, rounds, figures)
         self.live.show(1.0, message="finished" if summary["converged"] else "did not converge")
         return summary
 
@@ -312,23 +329,22 @@ class _HybridRun:
                              poses.weight, poses.information)
 
     # ---------------------------------------------------------------- end
-    def _final(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None
-               ) -> tuple[dict[str, np.ndarray], HalfMapPair, float, Calibration | None]:
+    def _final(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None) -> FinalOutcome:
+        found_again, learnt = [], None
         if "refinement" in self.config.skip:
             matched, explained = self._unmatched(refinement, pair, answers)
-            learnt = None
         else:
-            matched, learnt = match_finally(self.plan, refinement, _outlined(pair), answers, self.live.show)
-            self._round_number = MAX_ROUNDS + 1
-            pair = refinement.reconstruct(pair.noise_spectrum, next_radius_px(pair, self.plan.max_radius_px))
-            pair, matched = self._once_more(refinement, pair, matched, learnt)
+            matching, pair, found_again = self._match_finally(refinement, pair, answers)
+            matched, learnt = matching.learn(self._shown_as("learning errors"))
+            pair = self._rebuilt(refinement, pair, "last maps")
+            matched = self._as_believed_now(refinement, matched, learnt)
             explained = refinement.explained(pair, COMMON_RADIUS_PX)
         said = answers or PoseEstimate(torch.from_numpy(matched["quaternion"]), torch.from_numpy(matched["bingham"]),
                                        torch.from_numpy(matched["shift_angstrom"]))
         matched["network_quaternion"] = said.quaternion.cpu().numpy()
         matched["network_eigenvalues"] = torch.linalg.eigvalsh(said.bingham).cpu().numpy()
         arrays = finalise(matched, self.plan.group.cpu(), learnt and learnt.model, self.config.coverage)
-        return arrays, pair, explained, learnt
+        return FinalOutcome(arrays, pair, explained, learnt, found_again)
 
     def _unmatched(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None
                    ) -> tuple[dict[str, np.ndarray], float]:
@@ -346,15 +362,42 @@ class _HybridRun:
                 "searched": np.zeros(n, dtype=bool),
                 "shift_angstrom": -displacement_px.cpu().numpy() * pixel_size_angstrom}, explained
 
-    def _once_more(self, refinement: HalfSetRefinement, pair: HalfMapPair, matched: dict, learnt: Calibration
-                   ) -> tuple[HalfMapPair, dict]:
-        """The particles found at last have improved the maps: one more local round against them.
+    def _match_finally(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None
+                       ) -> tuple[FinalMatching, HalfMapPair, list[float]]:
+        """All particles matched; the maps that they were matched to; what each matching found again.
 
-        What is believed about the poses is that round's, too: the maps that images were matched to before, brought to the
-        images' amplitude with their noise, know the poses too well (``docs/decisions.md``, Ab initio). The errors were
-        learnt with the spreads as they were stated before: in that unit they stay, so that the median is the same.
+        Maps that held many lost poses are better without them, and errors learnt with the poorer maps are not those of
+        the end (``docs/decisions.md``, Ab initio): then all are matched to the better maps once more.
         """
-        pair = refinement.local_round(_outlined(pair), next_radius_px(pair, self.plan.max_radius_px))
+        matching = FinalMatching(self.plan, refinement, _outlined(pair), answers, self._shown_as("matching all"))
+        found_again = [matching.found_again]
+        logger.info("%.1f %% of the images are particles whose pose was lost before", 100 * found_again[0])
+        if found_again[0] > FEW_LOST:
+            pair = self._rebuilt(refinement, pair, "maps with the poses that were found")
+            matching = FinalMatching(self.plan, refinement, _outlined(pair), answers, self._shown_as("matching all again"))
+            found_again.append(matching.found_again)
+        return matching, pair, found_again
+
+    def _rebuilt(self, refinement: HalfSetRefinement, pair: HalfMapPair, part: str) -> HalfMapPair:
+        """Half maps from the poses as they have become, then those of a local round against them."""
+        show = self._shown_as(part)
+        refinement.progress = lambda done, label: show(done)
+        pair = refinement.reconstruct(pair.noise_spectrum, next_radius_px(pair, self.plan.max_radius_px))
+        return refinement.local_round(_outlined(pair), next_radius_px(pair, self.plan.max_radius_px))
+
+    def _shown_as(self, part: str) -> Callable[[float], None]:
+        """Shows how much of a part of the last stage is done."""
+        parts = list(FINAL_SHARES)
+        before, whole = sum(FINAL_SHARES[name] for name in parts[:parts.index(part)]), sum(FINAL_SHARES.values())
+        return lambda done: self.live.show((before + FINAL_SHARES[part] * done) / whole, part)
+
+    def _as_believed_now(self, refinement: HalfSetRefinement, matched: dict, learnt: Calibration) -> dict:
+        """The poses of the round after the last matching, and what is believed about them.
+
+        That is the round's, too: the maps that images were matched to before, brought to the images' amplitude with their
+        noise, know the poses too well (``docs/decisions.md``, Ab initio). The errors were learnt with the spreads as they
+        were stated before: in that unit they stay, so that the median is the same.
+        """
         poses, information = self._poses(refinement), refinement.poses.information.double()
         deviation = torch.linalg.eigvalsh(information).clamp_min(0.1).rsqrt().float()
         before, now = (float(np.median(np.linalg.norm(spread, axis=1))) for spread in (
@@ -362,9 +405,9 @@ class _HybridRun:
         logger.info("errors are %.2f times what the last round says, from %s", learnt.model.scale * before / now,
                     learnt.source)
         bingham = bingham_from_information(poses.quaternion, information.float() * (now / before) ** 2)
-        return pair, matched | {"quaternion": poses.quaternion.cpu().numpy(),
-                                "shift_angstrom": poses.shift_angstrom.cpu().numpy(), "bingham": bingham.cpu().numpy(),
-                                "local_deviation_rad": deviation.cpu().numpy() * (before / now)}
+        return matched | {"quaternion": poses.quaternion.cpu().numpy(),
+                          "shift_angstrom": poses.shift_angstrom.cpu().numpy(), "bingham": bingham.cpu().numpy(),
+                          "local_deviation_rad": deviation.cpu().numpy() * (before / now)}
 
     def _write(self, arrays: dict[str, np.ndarray]) -> HalfMaps:
         plan, particles = self.plan, self.plan.particles
@@ -384,22 +427,22 @@ class _HybridRun:
     def _resolution(self, maps: HalfMaps) -> float:
         return resolution_angstrom(maps.fsc, self.plan.particles.box_size_px, self.plan.particles.pixel_size_angstrom)
 
-    def _summary(self, outcome: SearchOutcome, pair: HalfMapPair, explained: float, maps: HalfMaps, rounds: list[dict],
-                 figures: dict, arrays: dict) -> dict:
-        resolution = self._resolution(maps)
-        problems = self._problems(outcome, pair, explained, self._extent_angstrom / resolution)
+    def _summary(self, outcome: SearchOutcome, final: FinalOutcome, maps: HalfMaps, rounds: list[dict],
+                 figures: dict) -> dict:
+        resolution, explained = self._resolution(maps), final.explained
+        problems = self._problems(outcome, final.pair, explained, self._extent_angstrom / resolution)
         reason = " ".join(problems) or (
             f"Two half sets, refined apart, agree to {resolution:.3g} A, beyond the {self._common_angstrom:.3g} A of "
             "their common start, and held-out images confirm the structure.")
         return {"converged": not problems, "converged_reason": reason, "resolution_angstrom": resolution,
                 "method": "hybrid", "symmetry": self.plan.symmetry, "hand": outcome.hand,
                 "n_particles": len(self.plan.particles), "half_sets": self.halves_source,
-                "median_expected_error_deg": float(np.median(arrays["expected_error_deg"])),
+                "median_expected_error_deg": float(np.median(final.arrays["expected_error_deg"])),
                 "seeds": outcome.starts, "seeds_agreement_deg": outcome.agreement_deg,
                 "held_out_structure": outcome.structure, "held_out_structure_error": outcome.structure_error,
-                "symmetry_score": outcome.symmetry_score, "sampled_fraction": pair.sampled_fraction,
+                "symmetry_score": outcome.symmetry_score, "sampled_fraction": final.pair.sampled_fraction,
                 "explained_fraction": explained if math.isfinite(explained) else None,
-                "rounds": rounds, "stages": {name: round(s, 1) for name, s in self.live.seconds.items()},
+                "rounds": rounds, "found_again_fraction": final.found_again, "stages": {name: round(s, 1) for name, s in self.live.seconds.items()},
                 "search_seconds": round(self.live.seconds["search"], 1), **figures, **self.plan.state.to_dict()}
 
     @property

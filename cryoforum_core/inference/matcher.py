@@ -145,8 +145,7 @@ class Matcher:
         widely that a wrong pose hides among them. Junk, which has no right pose, says nothing here.
         """
         local = self.model.refine_from(images, local.quaternion, local.displacement_px)[:, 0]
-        is_particle = fit >= self.usual_fit + SEARCH_BELOW_DEVIATIONS * self.fit_deviation
-        wrong = is_particle & (best.score[:, 0] - local.score > WRONG_BY_LOG_LIKELIHOOD)
+        wrong = self.is_particle(fit) & (best.score[:, 0] - local.score > WRONG_BY_LOG_LIKELIHOOD)
         if not wrong.any():
             return -math.inf
         return float(match_quality(images, self.model, local).fit[wrong].max())
@@ -179,25 +178,29 @@ class Matcher:
         quality = match_quality(images, self.model, poses[:, 0])
         searched = torch.zeros(len(images), dtype=torch.bool, device=images.transfer.device)
         if self.adaptive:
-            doubtful = self._is_poor(quality, SEARCH_BELOW_DEVIATIONS) | (quality.fit <= self.wrong_below) | (
+            doubtful = ~self.is_particle(quality.fit) | (quality.fit <= self.wrong_below) | (
                 poses.score[:, 0] < self.chance_score)
             poses, quality = self._search(images, poses, quality, doubtful, fine=False)
             searched |= doubtful
             poses, quality = self._search(images, poses, quality,
-                                          self._is_poor(quality, FINE_SEARCH_BELOW_DEVIATIONS), fine=True)
+                                          self._is_poor(quality), fine=True)
         return Matches(poses, quality, searched)
+
+    def is_particle(self, fit: Tensor) -> Tensor:
+        """Whether matches of that quality (n,) are those of particles, as far as the sample's good ones tell: bool (n,)."""
+        return fit >= self.usual_fit + SEARCH_BELOW_DEVIATIONS * self.fit_deviation
 
     def find(self, images_ft: Tensor, ctf: Tensor) -> Matches:
         """Poses of n images of which nothing is known, by search; transforms and CTFs as for ``match``."""
         images = self.model.images(images_ft, ctf)
         poses = self._grid().search(images, keep=KEPT_HYPOTHESES)
         quality = match_quality(images, self.model, poses[:, 0])
-        poses, quality = self._search(images, poses, quality, self._is_poor(quality, FINE_SEARCH_BELOW_DEVIATIONS),
+        poses, quality = self._search(images, poses, quality, self._is_poor(quality),
                                       fine=True)
         return Matches(poses, quality, torch.ones(len(images), dtype=torch.bool, device=images.transfer.device))
 
-    def _is_poor(self, quality: MatchQuality, deviations: float) -> Tensor:
-        return quality.fit < self.usual_fit + deviations * self.fit_deviation
+    def _is_poor(self, quality: MatchQuality) -> Tensor:
+        return quality.fit < self.usual_fit + FINE_SEARCH_BELOW_DEVIATIONS * self.fit_deviation
 
     def _search(self, images: MatchingImages, poses: RefinedPoses, quality: MatchQuality, wanted: Tensor,
                 fine: bool) -> tuple[RefinedPoses, MatchQuality]:

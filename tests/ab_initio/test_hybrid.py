@@ -220,6 +220,37 @@ def test_half_maps_go_on_after_the_last_round_that_was_done(folder, data, monkey
         assert torch.equal(resumed[name], whole[name]), name
 
 
+def test_poses_that_the_half_maps_lost_are_found_and_all_matched_to_the_better_maps(folder, data, run, monkeypatch):
+    """A third of the particles lost, in the maps, too. Where few are lost one matching is enough."""
+    from cryoforum_core.ab_initio import hybrid
+    from cryoforum_core.geometry.rotations import random_quaternions
+
+    half_maps, agreement = hybrid._HybridRun._half_maps, []
+
+    class Recorded(hybrid.FinalMatching):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            agreement.append(float(self.pair.fsc.mean()))
+
+    def spoilt(self, outcome):
+        refinement, pair, rounds = half_maps(self, outcome)
+        lost = torch.arange(0, N, 3)
+        refinement.poses.quaternion[lost] = random_quaternions(len(lost), torch.Generator().manual_seed(1))[:, None]
+        return refinement, refinement.reconstruct(pair.noise_spectrum, self.plan.max_radius_px), rounds
+
+    monkeypatch.setattr(hybrid._HybridRun, "_half_maps", spoilt)
+    monkeypatch.setattr(hybrid, "FinalMatching", Recorded)
+    lost = jobs.ab_initio(AbInitioConfig(out=folder / "lost", particles=data.particles, **FAST, skip=("distillation",)))
+    before, at_last = lost.read_summary()["found_again_fraction"]
+    assert 0.25 < before < 0.34 and at_last < 0.02
+    assert len(agreement) == 2 and agreement[1] > agreement[0] + 0.02
+    found = jobs.evaluate(EvaluateConfig(out=folder / "lost_evaluation", particles=lost.particles, truth=data.truth,
+                                         map=lost.map, truth_map=data.map, align_frame=True, allow_mirror=True)).read_summary()
+    assert found["median_error_deg"] < 2.5 and found["fraction_below_10deg"] > 0.9
+    (once,) = run.read_summary()["found_again_fraction"]
+    assert once < hybrid.FEW_LOST
+
+
 def test_the_group_in_the_frame_of_the_searches():
     """A map with D2 that the searches found turned, mirrored and elsewhere is brought onto the reference; ``turn`` takes the
     group back to where they found it."""
