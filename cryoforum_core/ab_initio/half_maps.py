@@ -75,6 +75,16 @@ class PoseTable:
         """Rotation (N, 4) and displacement in px (N, 2) of the best hypotheses."""
         return self.quaternion[:, 0], self.displacement_px[:, 0]
 
+    def put_first(self, quaternion: Tensor, displacement_px: Tensor, other: tuple[Tensor, Tensor]) -> None:
+        """Two hypotheses for every particle, (N, 4) and (N, 2) each, as likely as its best was: the first is believed until
+        they are refined."""
+        for k, (q, d) in enumerate(((quaternion, displacement_px), other)):
+            self.quaternion[:, k], self.displacement_px[:, k] = q, d
+        self.score[:, 1] = self.score[:, 0]
+        self.score[:, 2:] = -torch.inf
+        self.weight[:] = 0
+        self.weight[:, 0] = 1
+
     def store(self, rows: Tensor, found: RefinedPoses, scale: float, group: Tensor) -> None:
         """Puts found hypotheses, best first with fields (n, k, ...), in place; displacements in units of ``scale`` px."""
         found = found[:, :N_HYPOTHESES]
@@ -169,6 +179,10 @@ class HalfSetRefinement:
         """The smallest even box in which a round to ``max_radius_px`` can be done."""
         return min(self.box_size_px, 2 * int(np.ceil(max_radius_px + 2)))
 
+    def mask(self, box_size_px: int) -> Tensor:
+        """The soft sphere (b, b, b) that holds the particle, in a box of b px."""
+        return soft_sphere(box_size_px, self.mask_radius_fraction * box_size_px, 0.05 * box_size_px, self.images.device)
+
     def global_round(self, references: tuple[Tensor, Tensor], noise_spectrum: Tensor, max_radius_px: float,
                      step_deg: float, search_radius_px: float) -> HalfMapPair:
         """Searches every image anywhere in SO(3) against its half's reference, then reconstructs."""
@@ -248,9 +262,7 @@ class HalfSetRefinement:
                     self._batch(rows, half, model, match, noise_spectrum, max_radius_px, sums)
                     progress.update(len(rows))
                     self.progress(progress.done / progress.total, label)
-        mask = soft_sphere(self._scaled.box_size_px, self.mask_radius_fraction * self._scaled.box_size_px,
-                           0.05 * self._scaled.box_size_px, self.images.device)
-        return self._own_box(sums.pair(mask, noise_spectrum), noise_spectrum)
+        return self._own_box(sums.pair(self.mask(self._scaled.box_size_px), noise_spectrum), noise_spectrum)
 
     def _batch(self, rows: np.ndarray, half: int, model: MatchingModel | None, match, noise_spectrum: Tensor,
                max_radius_px: float, sums: "RoundSums") -> None:

@@ -37,6 +37,7 @@ from ..saved_state import load_state, save_state
 from .final_stage import FinalMatching, write_final_gallery
 from .half_maps import HalfMapPair, HalfSetRefinement, PoseTable, next_radius_px, pose_change_deg
 from .live import LiveRun
+from .near_symmetry import near_half_turn, told_apart
 from .network_stage import NetworkAnswers, train_on_poses
 from .run import AbInitioPlan
 from .search_stage import (
@@ -55,7 +56,7 @@ logger = logging.getLogger("cryoforum")
 # the common start of both half sets knows nothing beyond this radius, so that what they agree in there is their own
 COMMON_RADIUS_PX = 8.0
 GLOBAL_STEP_DEG, GLOBAL_RADIUS_PX, GLOBAL_MAX_RADIUS_PX = 10.0, 10.0, 12.0
-MIN_ROUNDS, MAX_ROUNDS = 2, 6
+MIN_ROUNDS, MAX_ROUNDS, ROUNDS_TOLD_APART = 2, 6, 3
 # half maps must agree so many shells beyond the common start
 MIN_SHELLS_GAINED = 1.5
 # part of the Fourier voxels that the views must reach: half of them need views up to 30 degrees from one; images of a
@@ -254,7 +255,30 @@ class _HybridRun:
         while "refinement" not in self.config.skip and self._goes_on(kept.rounds):
             kept = self._next_round(refinement, kept)
             save_state(path, vars(kept))
-        return kept
+        return kept if "refinement" in self.config.skip else self._told_apart(refinement, kept)
+
+    def _told_apart(self, refinement: HalfSetRefinement, kept: "_KeptRounds") -> "_KeptRounds":
+        """Where half a turn lays the molecule nearly on itself: each image the right way round, and rounds after that."""
+        turn = near_half_turn(kept.pair(), refinement.box_size_px) if len(self.plan.group) == 1 else None
+        if turn is None:
+            return kept
+        logger.info("half a turn lays the map nearly on itself (FSC %.2f): each image has two orientations that it hardly "
+                    "tells apart", turn.agreement)
+        self.live.show(0.95, "telling apart the two orientations of each image")
+        is_turned = told_apart(refinement, kept.pair(), turn, self.plan.max_radius_px, self.config.seed)
+        figures = {"agreement": turn.agreement, "is_told_apart": is_turned is not None}
+        if is_turned is not None:
+            own = refinement.poses.best()
+            other = turn.other(*own)
+            is_turned = is_turned.to(self.plan.device)[:, None]
+            chosen, left = ([torch.where(is_turned, x, y) for x, y in zip(*pair, strict=True)]
+                            for pair in ((other, own), (own, other)))
+            refinement.poses.put_first(*chosen, left)
+            pair = refinement.reconstruct(kept.noise_spectrum, next_radius_px(kept.pair(), self.plan.max_radius_px))
+            kept = _KeptRounds.of(refinement.poses, pair, kept.rounds)
+            for _ in range(ROUNDS_TOLD_APART):
+                kept = self._next_round(refinement, kept)
+        return replace(kept, rounds=[*kept.rounds[:-1], kept.rounds[-1] | {"near_half_turn": figures}])
 
     def _first_round(self, refinement: HalfSetRefinement, outcome: SearchOutcome, background: Tensor) -> "_KeptRounds":
         refinement.set_noise(background)
@@ -299,7 +323,8 @@ class _HybridRun:
         # the first, global round takes as long as three others
         before = 0 if self._round_number == 0 else 2 + self._round_number
         length = 3 if self._round_number == 0 else 1
-        self.live.show((before + length * done) / (rounds + 2), f"round {self._round_number + 1}: {label}")
+        # further ones, of a map that half a turn lays nearly on itself, are not foreseen
+        self.live.show(min(0.99, (before + length * done) / (rounds + 2)), f"round {self._round_number + 1}: {label}")
 
     def _show_pair(self, pair: HalfMapPair) -> None:
         box = len(pair.reference[0])
@@ -442,7 +467,9 @@ class _HybridRun:
                 "held_out_structure": outcome.structure, "held_out_structure_error": outcome.structure_error,
                 "symmetry_score": outcome.symmetry_score, "sampled_fraction": final.pair.sampled_fraction,
                 "explained_fraction": explained if math.isfinite(explained) else None,
-                "rounds": rounds, "found_again_fraction": final.found_again, "stages": {name: round(s, 1) for name, s in self.live.seconds.items()},
+                "rounds": rounds, "near_half_turn": rounds[-1].get("near_half_turn"),
+                "found_again_fraction": final.found_again,
+                "stages": {name: round(s, 1) for name, s in self.live.seconds.items()},
                 "search_seconds": round(self.live.seconds["search"], 1), **figures, **self.plan.state.to_dict()}
 
     @property

@@ -84,6 +84,7 @@ def test_the_summary_says_what_was_found_and_how_it_is_known(run):
     assert set(summary["stages"]) == {"search", "half maps", "network", "final matching", "maps"}
     assert summary["rounds"][-1]["resolution_angstrom"] < summary["rounds"][0]["resolution_angstrom"]
     assert [start["chosen"] for start in summary["seeds"]] == [True]
+    assert summary["near_half_turn"] is None  # of the ribosome
 
 
 def test_particles_keep_what_they_had_and_get_poses_uncertainties_and_half_sets(run, data):
