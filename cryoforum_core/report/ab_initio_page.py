@@ -258,6 +258,13 @@ def _notes(files: RunFiles) -> tuple[str, ...]:
                      "rlnAngleTilt.")
     else:
         notes.append(f"Hand: {files.summary['hand']}.")
+    near = files.summary.get("near_half_turn")
+    if near is not None:
+        notes.append(f"Near symmetry: half a turn lays the map nearly on itself (FSC {near['agreement']:.2f} on average). " + (
+            "Each image was put the right way round by what differs between both." if near["is_told_apart"] else
+            "The images do not tell their two orientations apart. Either the molecule has a two-fold axis: run again with "
+            "its --symmetry; or the difference is too small: then the map is the mean of both ways round, and "
+            "orientations hold up to the half turn."))
     error = files.summary.get("validation_median_error_deg")
     if error is not None:
         notes.append(f"Network: on images it has not seen it is off by {degrees(error)} (median). " + (

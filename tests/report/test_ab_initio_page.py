@@ -107,6 +107,16 @@ def test_a_hand_that_is_known_needs_no_mirror(tmp_path):
     assert "Hand: as in the reference." in known.notes
 
 
+def test_a_map_that_half_a_turn_lays_on_itself_says_what_follows(tmp_path):
+    def notes(name, **summary):
+        return " ".join(page_of(ab_initio_run(tmp_path / name, **summary)).notes)
+
+    assert "Near symmetry" not in notes("none")
+    told = notes("told", near_half_turn={"agreement": 0.84, "is_told_apart": True})
+    assert "FSC 0.84" in told and "right way round" in told and "--symmetry" not in told
+    assert "--symmetry" in notes("not_told", near_half_turn={"agreement": 0.98, "is_told_apart": False})
+
+
 @pytest.mark.parametrize("method", ["hybrid", "end-to-end"])
 def test_a_wrong_hand_is_put_right_before_anything_else_and_with_its_orientations(tmp_path, method):
     """Local searches from orientations of the other hand fail: a run with the mirrored map as hand has right ones."""

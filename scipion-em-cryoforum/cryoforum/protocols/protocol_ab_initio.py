@@ -285,6 +285,12 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
             agreement = summary['seeds_agreement_deg']
             lines.append('The best two searches agree to %.1f°.' % agreement if agreement <= SEARCHES_AGREE_DEG else
                          '*The best two searches differ by %.0f°*: another random start may find another map.' % agreement)
+        near = summary.get('near_half_turn')
+        if near is not None:
+            lines.append('Half a turn lays the molecule nearly on itself; each image was put the right way round.'
+                         if near['is_told_apart'] else
+                         '*Half a turn lays the map on itself*: if the molecule has a two-fold axis, run again with its '
+                         'symmetry; else orientations hold up to that half turn.')
         if summary.get('validation_median_error_deg') is not None:
             lines.append('The network alone is off by %.1f° (median) on images it has not seen.'
                          % summary['validation_median_error_deg'])
