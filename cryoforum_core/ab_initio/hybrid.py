@@ -67,7 +67,7 @@ MIN_EXPLAINED_FRACTION = 0.6
 MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT = 1.0, 0.5
 AGREE_WITHIN_DEG = 20.0
 # processor seconds, for the estimate at the start; a GPU counts as so many cores
-SECONDS_OF_A_SEARCH_STEP, SECONDS_OF_AN_IMAGE, SECONDS_OF_A_KNOWN_IMAGE, CORES_OF_A_GPU = 0.15, 0.065, 0.055, 40
+SECONDS_OF_A_SEARCH_STEP, SECONDS_OF_AN_IMAGE, SECONDS_OF_A_KNOWN_IMAGE, CORES_OF_A_GPU = 0.15, 0.075, 0.055, 40
 # relative lengths of the stages on a CPU, of 3,000 images of 64 px, for the estimate of the time left
 SHARES = {"search": 2.0, "half maps": 1.6, "network": 1.8, "final matching": 3.7, "maps": 0.2}
 # likewise of the parts of the final matching, where many poses were lost

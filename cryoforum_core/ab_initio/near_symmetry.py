@@ -75,7 +75,7 @@ def near_half_turn(pair: HalfMapPair, box_size_px: int) -> NearHalfTurn | None:
 
 def told_apart(refinement: HalfSetRefinement, pair: HalfMapPair, turn: NearHalfTurn, max_radius_px: float, seed: int
                ) -> Tensor | None:
-    """For each image whether its other orientation is the right one, bool (N,), up to all of them; None where held-out images
+    """For each image whether its other orientation is the right one, bool (N,), or for each the other way; None where held-out images
     do not confirm that there is a difference.
 
     All images decide this together, as they do in classifications, before the half sets are refined apart again.
@@ -111,9 +111,9 @@ class _OddPart:
         self.folds = [list(self._residuals(rows)) for rows in used.tensor_split(N_FOLDS)]
 
     def is_turned(self) -> Tensor | None:
-        """bool (N,), None where held-out images do not confirm it."""
-        odd = self._found()
-        own, control = (self._power(list(self._residuals(self.held_out)), odd, rolled) for rolled in (0, 1))
+        """As ``told_apart``: bool (N,), None where held-out images do not confirm it."""
+        odd, scores = self._found()
+        own, control = (self._relative_power(list(self._residuals(self.held_out)), odd, rolled) for rolled in (0, 1))
         gain = float(own.mean() / control.mean())
         deviations = float((own.mean() - control.mean()) / ((own.var() + control.var()) / len(own)).sqrt())
         logger.info("what tells two orientations apart: held-out images hold %.2f times as much of it as other images would "
@@ -121,11 +121,11 @@ class _OddPart:
         if gain < MIN_GAIN or deviations < MIN_GAIN_DEVIATIONS:
             return None
         everything = self._scores(self._residuals(torch.arange(len(self.refinement.halves))), odd)[0]
-        for fold, score in zip(self.folds, self.last_scores, strict=True):
+        for fold, score in zip(self.folds, scores, strict=True):
             everything[torch.cat([batch.index for batch in fold])] = score
         return everything < 0
 
-    def _power(self, batches: list[_Residuals], odd: FourierVolume, rolled: int) -> Tensor:
+    def _relative_power(self, batches: list[_Residuals], odd: FourierVolume, rolled: int) -> Tensor:
         """(n,) squares of the scores over what they are of noise; with ``rolled`` of other images in place of the own."""
         power = []
         for batch in batches:
@@ -134,23 +134,23 @@ class _OddPart:
             power.append(score.square() / variance)
         return torch.cat(power)
 
-    def _found(self) -> FourierVolume:
-        """The odd part, from random signs."""
+    def _found(self) -> tuple[FourierVolume, list[Tensor]]:
+        """The odd part, from random signs, and the scores of each fold's images against a map without them."""
         signs = [torch.randn(sum(len(batch.index) for batch in fold), generator=self.generator).sign().to(self.device)
                  for fold in self.folds]
         with Progress(MAX_STEPS, "tell two orientations apart", unit="steps") as progress:
             for step in range(MAX_STEPS):
                 sums = [self._sums(fold, sign) for fold, sign in zip(self.folds, signs, strict=True)]
                 total, before = sum(sums), torch.cat(signs)
-                self.last_scores = [self._scores(fold, self._volume(total - own))[0]
-                                    for fold, own in zip(self.folds, sums, strict=True)]
+                scores = [self._scores(fold, self._volume(total - own))[0]
+                          for fold, own in zip(self.folds, sums, strict=True)]
                 # relative to their spread: small scores must not fade away
-                deviation = torch.cat(self.last_scores).std()
-                signs = [torch.tanh(score / deviation) for score in self.last_scores]
+                deviation = torch.cat(scores).std()
+                signs = [torch.tanh(score / deviation) for score in scores]
                 progress.update()
                 if step >= MIN_STEPS and (torch.cat(signs) * before > 0).float().mean() > SETTLED_FRACTION:
                     break
-        return self._volume(total)
+        return self._volume(total), scores
 
     def _poses(self, rows: Tensor) -> Iterator[tuple[Tensor, MatchingImages, tuple, tuple]]:
         """Batches of images with both of their poses."""
