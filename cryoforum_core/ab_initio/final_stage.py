@@ -25,7 +25,14 @@ from ..inference.simulated_images import ImageSource, SimulatedParticles, partic
 from ..matching.model import MatchingModel
 from ..model.orientation_head import PoseEstimate
 from ..progress import Progress
-from .half_maps import BATCH_IMAGES, HalfMapPair, HalfSetRefinement, matching_model, next_radius_px
+from .half_maps import (
+    BATCH_IMAGES,
+    HalfMapPair,
+    HalfSetRefinement,
+    matching_model,
+    next_radius_px,
+    resized_spectrum,
+)
 from .run import AbInitioPlan
 
 # an eighth of a half set, within these limits: they are searched exhaustively
@@ -201,7 +208,7 @@ def _final_images(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
 def _model(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair, volume: Tensor,
            images: ImagePreparation, max_radius_px: float) -> MatchingModel:
     box = images.box_size_px
-    return matching_model(resize_volume(volume, box), _cropped(pair.noise_spectrum, box), plan.group, max_radius_px,
+    return matching_model(resize_volume(volume, box), resized_spectrum(pair.noise_spectrum, refinement.box_size_px, box), plan.group, max_radius_px,
                           refinement.max_displacement_px * box / plan.particles.box_size_px)
 
 
@@ -219,9 +226,3 @@ def _truth_like(pair: HalfMapPair, half: int, box: int) -> Tensor:
     """
     own, other = pair.reference[half - 1], pair.reference[2 - half]
     return resize_volume(own + (other - own) / 2 ** 0.5, box)
-
-
-def _cropped(spectrum: Tensor, box: int) -> Tensor:
-    """Noise power per shell of the images' own box, at a smaller one."""
-    own = 2 * (len(spectrum) - 1)
-    return spectrum[:box // 2 + 1] * (box / own) ** 4

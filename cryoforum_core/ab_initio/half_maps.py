@@ -75,10 +75,10 @@ class PoseTable:
         """Rotation (N, 4) and displacement in px (N, 2) of the best hypotheses."""
         return self.quaternion[:, 0], self.displacement_px[:, 0]
 
-    def put_first(self, quaternion: Tensor, displacement_px: Tensor, other: tuple[Tensor, Tensor]) -> None:
+    def put(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> None:
         """Two hypotheses for every particle, (N, 4) and (N, 2) each, as likely as its best was: the first is believed until
         they are refined."""
-        for k, (q, d) in enumerate(((quaternion, displacement_px), other)):
+        for k, (q, d) in enumerate((first, second)):
             self.quaternion[:, k], self.displacement_px[:, k] = q, d
         self.score[:, 1] = self.score[:, 0]
         self.score[:, 2:] = -torch.inf
@@ -247,7 +247,7 @@ class HalfSetRefinement:
 
     def _round(self, references, noise_spectrum: Tensor, max_radius_px: float, matched, label: str) -> HalfMapPair:
         self._scaled = replace(self.images, box_size_px=self.round_box_px(max_radius_px))
-        noise_spectrum = _resized(noise_spectrum, self.box_size_px, self._scaled.box_size_px)
+        noise_spectrum = resized_spectrum(noise_spectrum, self.box_size_px, self._scaled.box_size_px)
         sums = RoundSums(self._scaled.box_size_px, max_radius_px, self.images.device)
         with Progress(len(self.halves), label) as progress:
             for half in (1, 2):
@@ -282,7 +282,7 @@ class HalfSetRefinement:
 
     def _own_box(self, pair: HalfMapPair, before: Tensor) -> HalfMapPair:
         """The noise spectrum back at the images' own box; maps stay at the round's."""
-        spectrum = _resized(pair.noise_spectrum, self._scaled.box_size_px, self.box_size_px)
+        spectrum = resized_spectrum(pair.noise_spectrum, self._scaled.box_size_px, self.box_size_px)
         if len(spectrum) > len(pair.noise_spectrum):
             # beyond the round's resolution nothing new is known
             full = self._full_spectrum.clone()
@@ -299,7 +299,7 @@ class HalfSetRefinement:
         self._full_spectrum = background_spectrum if current_spectrum is None else current_spectrum
 
 
-def _resized(spectrum: Tensor, box_size_px: int, new_box_size_px: int) -> Tensor:
+def resized_spectrum(spectrum: Tensor, box_size_px: int, new_box_size_px: int) -> Tensor:
     """Noise power per shell of the same images Fourier-cropped (or not) to another box; zeros where it is unknown."""
     scale = (new_box_size_px / box_size_px) ** 4
     n = new_box_size_px // 2 + 1

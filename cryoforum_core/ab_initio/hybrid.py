@@ -270,10 +270,10 @@ class _HybridRun:
         if is_turned is not None:
             own = refinement.poses.best()
             other = turn.other(*own)
-            is_turned = is_turned.to(self.plan.device)[:, None]
+            is_turned = is_turned[:, None]
             chosen, left = ([torch.where(is_turned, x, y) for x, y in zip(*pair, strict=True)]
                             for pair in ((other, own), (own, other)))
-            refinement.poses.put_first(*chosen, left)
+            refinement.poses.put(chosen, left)
             pair = refinement.reconstruct(kept.noise_spectrum, next_radius_px(kept.pair(), self.plan.max_radius_px))
             kept = _KeptRounds.of(refinement.poses, pair, kept.rounds)
             for _ in range(ROUNDS_TOLD_APART):

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry.rotations import compose, inverse, quaternion_to_matrix, random_quaternions
+from ..geometry.rotations import compose, inverse, quaternion_to_matrix
 from ..geometry.symmetry import symmetry_group
-from ..imaging.fourier import resize_volume, shell_average
+from ..imaging.fourier import resize_volume
 from ..imaging.masks import molecule_outline
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..imaging.resolution import fourier_shell_correlation
@@ -24,7 +24,15 @@ from ..imaging.symmetry_frame import symmetry_frame
 from ..imaging.volume_frame import move_volume
 from ..matching.likelihood import MatchingImages, predicted
 from ..progress import Progress
-from .half_maps import BATCH_IMAGES, HalfMapPair, HalfSetRefinement, RoundSums, next_radius_px
+from .half_maps import (
+    BATCH_IMAGES,
+    HalfMapPair,
+    HalfSetRefinement,
+    RoundSums,
+    matching_model,
+    next_radius_px,
+    resized_spectrum,
+)
 
 logger = logging.getLogger("cryoforum")
 
@@ -101,7 +109,7 @@ class _OddPart:
         self.refinement, self.turn, self.max_radius_px = refinement, turn, max_radius_px
         self.images = replace(refinement.images, box_size_px=refinement.round_box_px(max_radius_px))
         self.box, self.device = self.images.box_size_px, self.images.device
-        self.noise_spectrum = pair.noise_spectrum[:self.box // 2 + 1] * (self.box / refinement.box_size_px) ** 4
+        self.noise_spectrum = resized_spectrum(pair.noise_spectrum, refinement.box_size_px, self.box)
         self.outline = resize_volume(molecule_outline(pair.mean_reference, pair.resolution_radius_px), self.box)
         self.even, self.power = self._even_part()
         self.generator = torch.Generator().manual_seed(seed)
@@ -113,7 +121,8 @@ class _OddPart:
     def is_turned(self) -> Tensor | None:
         """As ``told_apart``: bool (N,), None where held-out images do not confirm it."""
         odd, scores = self._found()
-        own, control = (self._relative_power(list(self._residuals(self.held_out)), odd, rolled) for rolled in (0, 1))
+        held_out = list(self._residuals(self.held_out))
+        own, control = (self._relative_power(held_out, odd, rolled) for rolled in (0, 1))
         gain = float(own.mean() / control.mean())
         deviations = float((own.mean() - control.mean()) / ((own.var() + control.var()) / len(own)).sqrt())
         logger.info("what tells two orientations apart: held-out images hold %.2f times as much of it as other images would "
@@ -174,9 +183,9 @@ class _OddPart:
                 for q, d in both:
                     sums.insert(half, images, q, d, torch.full_like(d[:, 0], 0.5), self.refinement.group)
         even = sums.pair(self.refinement.mask(self.box), self.noise_spectrum).mean_reference * self.outline
-        volume = FourierVolume.from_real(even, max_radius_px=self.max_radius_px + 1)
-        views = random_quaternions(200, torch.Generator().manual_seed(0)).to(self.device)
-        return volume, shell_average(volume.project(views).abs().square().mean(0), self.box)
+        model = matching_model(even, self.noise_spectrum, self.refinement.group, self.max_radius_px,
+                               self.refinement.max_displacement_px)
+        return model.volume, model.map_power
 
     def _sums(self, batches: list[_Residuals], signs: Tensor) -> Tensor:
         """Of the odd part: the images' residuals, inserted one way round with their sign and the other way with its

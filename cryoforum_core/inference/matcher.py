@@ -182,8 +182,7 @@ class Matcher:
                 poses.score[:, 0] < self.chance_score)
             poses, quality = self._search(images, poses, quality, doubtful, fine=False)
             searched |= doubtful
-            poses, quality = self._search(images, poses, quality,
-                                          self._is_poor(quality), fine=True)
+            poses, quality = self._search(images, poses, quality, self._is_poor(quality), fine=True)
         return Matches(poses, quality, searched)
 
     def is_particle(self, fit: Tensor) -> Tensor:
@@ -195,8 +194,7 @@ class Matcher:
         images = self.model.images(images_ft, ctf)
         poses = self._grid().search(images, keep=KEPT_HYPOTHESES)
         quality = match_quality(images, self.model, poses[:, 0])
-        poses, quality = self._search(images, poses, quality, self._is_poor(quality),
-                                      fine=True)
+        poses, quality = self._search(images, poses, quality, self._is_poor(quality), fine=True)
         return Matches(poses, quality, torch.ones(len(images), dtype=torch.bool, device=images.transfer.device))
 
     def _is_poor(self, quality: MatchQuality) -> Tensor:
