@@ -1,6 +1,7 @@
 """The whole network: encoder and head, rebuilt from a handful of settings."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,10 @@ from ..geometry.symmetry import nearest_equivalent
 from ..imaging.fourier import fft_image, ifft_image
 from .encoder import MIN_BOX_SIZE_PX, make_encoder
 from .orientation_head import OrientationHead, PoseEstimate
+
+# ways to look at an image that need no interpolation: four quarter turns, mirrored or not
+N_VIEWS = 8
+_HALF_TURN_ABOUT_Y = (0.0, 1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class OrientationNetwork(nn.Module):
                                     config.activation, config.width, config.dropout)
         box_size_angstrom = config.box_size_px * config.pixel_size_angstrom
         self.head = OrientationHead(self.encoder.out_features, config.head, box_size_angstrom)
-        # what four turned answers together are worth, in answers; calibrated on held-out images
-        self.register_buffer("worth_of_turns", torch.ones(()))
+        # what the answers about all views of an image together are worth, in answers; calibrated on held-out images
+        self.register_buffer("worth_of_views", torch.ones(()))
         self.to(memory_format=torch.channels_last)  # 1.6 times faster on a CPU
 
     @property
@@ -56,29 +61,39 @@ class OrientationNetwork(nn.Module):
         return self.head(self.encoder(images, ctf))
 
     def predict(self, images: Tensor, ctf: Tensor, group: Tensor | None = None) -> PoseEstimate:
-        """As ``forward``, from the image and its three quarter turns: 15 % lower errors for four times the work.
+        """As ``forward``, from the image, its three quarter turns, and the mirror images of these four: errors 15 to 20 %
+        lower for eight times the work.
 
-        A turn in the image's plane multiplies the pose on the left by a known rotation r, q' = L q with a matrix L of r;
-        so the four beliefs A' about turned images are four beliefs ``L' A' L`` about the image. Their noise is the
-        same, so they do not count as four: ``worth_of_turns`` says what their mean is worth. For a molecule with the
-        symmetry ``group`` (G, 4) the four may be about different equivalent poses: they are moved to the first one's.
+        A turn in the image's plane multiplies the pose on the left by a known rotation r, and so does mirroring x: a
+        projection sums over z, hence its mirror image is what the particle shows when it is turned by 180 degrees about
+        y. As q' = L q with a matrix L of r, the eight beliefs A' are eight beliefs ``L' A' L`` about the image. Their
+        noise is the same, so they do not count as eight: ``worth_of_views`` says what their mean is worth. For a molecule
+        with the symmetry ``group`` (G, 4) the eight may be about different equivalent poses: they are moved to the
+        first one's.
         """
         bingham, shift_angstrom, first = 0.0, 0.0, None
-        for quarter in range(4):
-            angle = torch.tensor(0.5 * math.pi * quarter, device=images.device)
-            turned = self(images, ctf)
-            left = _left_multiplication(in_plane_quaternion(angle)).to(turned.bingham)
-            answer = left.T @ turned.bingham @ left
-            if group is not None and len(group) > 1:
-                mode = compose(inverse(in_plane_quaternion(angle)).to(turned.quaternion), turned.quaternion)
-                first = mode if first is None else first
-                answer = _moved_to_equivalent(answer, mode, first, group)
-            bingham = bingham + answer / 4
-            x, y = turned.shift_angstrom.unbind(-1)
-            cos, sin = torch.cos(angle), torch.sin(angle)
-            shift_angstrom = shift_angstrom + torch.stack([cos * x + sin * y, cos * y - sin * x], dim=-1) / 4
-            images, ctf = quarter_turn(images), _quarter_turn_ctf(ctf)
-        bingham = bingham * self.worth_of_turns
+        for is_mirrored in (False, True):
+            if is_mirrored:
+                images, ctf = mirror_image(images), ctf_of_view(mirror_image, ctf)
+            for quarter in range(4):
+                angle = torch.tensor(0.5 * math.pi * quarter, device=images.device)
+                rotation = in_plane_quaternion(angle)
+                if is_mirrored:
+                    rotation = compose(rotation, rotation.new_tensor(_HALF_TURN_ABOUT_Y))
+                seen = self(images, ctf)
+                left = _left_multiplication(rotation).to(seen.bingham)
+                answer = left.T @ seen.bingham @ left
+                if group is not None and len(group) > 1:
+                    mode = compose(inverse(rotation).to(seen.quaternion), seen.quaternion)
+                    first = mode if first is None else first
+                    answer = _moved_to_equivalent(answer, mode, first, group)
+                bingham = bingham + answer / N_VIEWS
+                x, y = seen.shift_angstrom.unbind(-1)
+                cos, sin = torch.cos(angle), torch.sin(angle)
+                x, y = cos * x + sin * y, cos * y - sin * x
+                shift_angstrom = shift_angstrom + torch.stack([-x if is_mirrored else x, y], dim=-1) / N_VIEWS
+                images, ctf = quarter_turn(images), ctf_of_view(quarter_turn, ctf)
+        bingham = bingham * self.worth_of_views
         return PoseEstimate(smallest_eigenvector(bingham), bingham, shift_angstrom)
 
 
@@ -87,9 +102,15 @@ def quarter_turn(images: Tensor) -> Tensor:
     return images.transpose(-1, -2).flip(-1).roll(1, -1)
 
 
-def _quarter_turn_ctf(ctf: Tensor) -> Tensor:
-    """The CTFs (..., B, B // 2 + 1) of turned images: by way of the point-spread functions, which turn like images."""
-    return fft_image(quarter_turn(ifft_image(torch.complex(ctf, torch.zeros_like(ctf))))).real
+def mirror_image(images: Tensor) -> Tensor:
+    """Images (..., B, B) with x and -x exchanged, about the pixel B // 2."""
+    return images.flip(-1).roll(1, -1)
+
+
+def ctf_of_view(change: Callable[[Tensor], Tensor], ctf: Tensor) -> Tensor:
+    """The CTFs (..., B, B // 2 + 1) of turned or mirrored images: by way of the point-spread functions, which change like
+    images."""
+    return fft_image(change(ifft_image(torch.complex(ctf, torch.zeros_like(ctf))))).real
 
 
 def _moved_to_equivalent(bingham: Tensor, mode: Tensor, reference: Tensor, group: Tensor) -> Tensor:

@@ -22,11 +22,12 @@ from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import fft_image, ifft_image, radius_px
 from ..imaging.projection import FourierVolume
 from ..model.fourier_volume import LearnableVolume, decode
-from ..model.network import OrientationNetwork, quarter_turn
+from ..model.network import OrientationNetwork, ctf_of_view, quarter_turn
 from ..model.orientation_head import OrientationHead, PoseEstimate
 from .loop import LoopSettings, train_network
 from .losses import bingham_loss, own_error, shift_error
 from .pose_table import JointOptimizer, PoseAdam, PoseTable
+from .precision import mixed_precision
 from .prepared_images import EpochStream, ImageBatch, PreparedImages
 
 # frequency marching: from this part of the box to all of it (a half), full at this part of the training
@@ -163,7 +164,8 @@ class AutoEncoder(nn.Module):
                             for name in ("quaternion", "bingham", "shift_angstrom")))
 
     def _answers(self, images: Tensor, ctf: Tensor) -> list[PoseEstimate]:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+        # answers that are kept are not rounded
+        with mixed_precision(images.device, "auto" if self.training else "float32"):
             features = self.network.encoder(images * self.input_scale, ctf)
         return [head(features) for head in self.heads]
 
@@ -280,9 +282,7 @@ def turn_errors_deg(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:
     """
     transform, errors = model.volume.transform(), []
     for batch in batches:
-        # the turned CTF by way of the point-spread function, which turns like an image
-        spread = quarter_turn(ifft_image(torch.complex(batch.ctf, torch.zeros_like(batch.ctf))))
-        turned = ImageBatch(batch.rows, quarter_turn(batch.images), fft_image(spread).real)
+        turned = ImageBatch(batch.rows, quarter_turn(batch.images), ctf_of_view(quarter_turn, batch.ctf))
         found, again = (model.poses(part, transform)[0].quaternion for part in (batch, turned))
         angle_rad = torch.tensor(0.5 * math.pi, device=found.device)
         expected = compose(in_plane_quaternion(angle_rad).to(found), found)

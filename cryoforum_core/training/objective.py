@@ -10,6 +10,7 @@ from ..geometry.symmetry import symmetric_distance_deg
 from ..model.network import OrientationNetwork
 from ..model.orientation_head import PoseEstimate
 from .losses import bingham_loss, orientation_loss, shift_error
+from .precision import mixed_precision
 from .projections import TrainingBatch
 
 
@@ -21,7 +22,7 @@ class Objective:
         self.box_size_angstrom = box_size_angstrom
 
     def __call__(self, network: nn.Module, batch: TrainingBatch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with mixed_precision(self.device, self.config.precision):
             estimate = network(batch.images, batch.ctf)
         terms = self._terms(estimate, batch, progress)
         total = (terms["orientation_loss"] + self.config.bingham_weight * terms["bingham_loss"]
@@ -43,7 +44,7 @@ class Objective:
                  as_predicted: bool = False) -> dict[str, float]:
         """Errors on held-out images; ``validation_loss`` is what the end of the training minimises.
 
-        ``as_predicted``: of ``network.predict``, which looks at turned images too, and not of the network alone.
+        ``as_predicted``: of ``network.predict``, which looks at turned and mirrored images too, and not of the network alone.
         """
         network.eval()
         estimate_of = partial(network.predict, group=self.group) if as_predicted else network
@@ -64,11 +65,11 @@ class Objective:
 
     @torch.no_grad()
     def calibrate(self, network: OrientationNetwork, batches: list[TrainingBatch]) -> None:
-        """Sets what four turned answers are worth, between a half and four: the likeliest on held-out images."""
+        """Sets what the answers about all views are worth, between a half and eight: the likeliest on held-out images."""
         network.eval()
-        network.worth_of_turns.fill_(1.0)
+        network.worth_of_views.fill_(1.0)
         bingham = torch.cat([network.predict(batch.images, batch.ctf, self.group).bingham for batch in batches])
         truth = torch.cat([batch.quaternion for batch in batches])
-        candidates = torch.logspace(-1, 2, 31, base=2.0)
+        candidates = torch.logspace(-1, 3, 41, base=2.0)
         loss = torch.stack([bingham_loss(worth * bingham, truth, self.group).mean() for worth in candidates])
-        network.worth_of_turns.fill_(candidates[loss.argmin()])
+        network.worth_of_views.fill_(candidates[loss.argmin()])

@@ -15,9 +15,8 @@ from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px, shift_phase
 from cryoforum_core.imaging.masks import soft_circle, soft_sphere
 from cryoforum_core.imaging.projection import FourierVolume
-from cryoforum_core.model import network as network_module
 from cryoforum_core.model.encoder import GeneralizedMean, MatchedLowPass, SquareLowPass
-from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, quarter_turn
+from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, ctf_of_view, mirror_image, quarter_turn
 from cryoforum_core.model.orientation_head import N_OUTPUTS, OrientationHead, PoseEstimate
 
 ENCODERS = ("compact", "cryoforum", "cryoposenet")
@@ -170,28 +169,45 @@ def view():
     ones = torch.ones(6)
     parameters = CTFParameters(9000 * ones, 6000 * ones, 25 * ones, 0 * ones, 300 * ones, 2.7 * ones, 0.1 * ones)
 
-    def make(quaternion, shift_px, turn_deg=0.0):
-        turned = dataclasses.replace(parameters, defocus_angle_deg=parameters.defocus_angle_deg + turn_deg)
+    def make(quaternion, shift_px, turn_deg=0.0, is_mirrored=False):
+        angle_deg = -parameters.defocus_angle_deg if is_mirrored else parameters.defocus_angle_deg
+        turned = dataclasses.replace(parameters, defocus_angle_deg=angle_deg + turn_deg)
         ctf = ctf_2d(turned, 32, 5.0)
         return ifft_image(volume.project(quaternion) * ctf * shift_phase(-shift_px, 32)), ctf
 
     return make
 
 
-def test_a_quarter_turn_is_the_image_of_the_turned_pose(view):
+TURN = torch.tensor([0.0, 0.0, math.sqrt(0.5), math.sqrt(0.5)])
+HALF_TURN_ABOUT_Y = torch.tensor([0.0, 1.0, 0.0, 0.0])
+
+
+def turned_shift(shift):
+    return torch.stack([-shift[:, 1], shift[:, 0]], dim=-1)
+
+
+def mirrored_shift(shift):
+    return torch.stack([-shift[:, 0], shift[:, 1]], dim=-1)
+
+
+@pytest.mark.parametrize(("change", "rotation", "moved", "options"), [
+    (quarter_turn, TURN, turned_shift, {"turn_deg": 90.0}),
+    (mirror_image, HALF_TURN_ABOUT_Y, mirrored_shift, {"is_mirrored": True}),
+], ids=["quarter turn", "mirror"])
+def test_a_changed_image_is_that_of_the_turned_pose(view, change, rotation, moved, options):
     quaternion, shift = random_quaternions(6, torch.Generator().manual_seed(1)), torch.tensor([[1.0, -2.0]]).expand(6, 2)
     images, ctf = view(quaternion, shift)
-    turn = in_plane_quaternion(torch.tensor(math.pi / 2))
-    turned_shift = torch.stack([-shift[:, 1], shift[:, 0]], dim=-1)
-    expected, expected_ctf = view(compose(turn.expand(6, 4), quaternion), turned_shift, turn_deg=90.0)
+    expected, expected_ctf = view(compose(rotation.expand(6, 4), quaternion), moved(shift), **options)
     # without the first row and column, which have no counterpart in an even box
-    assert torch.allclose(quarter_turn(images)[:, 1:, 1:], expected[:, 1:, 1:], atol=0.02 * float(expected.std()))
-    found = network_module._quarter_turn_ctf(ctf)
+    assert torch.allclose(change(images)[:, 1:, 1:], expected[:, 1:, 1:], atol=0.02 * float(expected.std()))
+    found = ctf_of_view(change, ctf)
     assert torch.allclose(found[:, 1:12, 1:12], expected_ctf[:, 1:12, 1:12], atol=1e-3)
 
 
-def test_prediction_turns_with_the_image(view):
-    """Whatever the weights: the pose predicted for a turned image is the turned pose, and the shift turns with it."""
+@pytest.mark.parametrize(("change", "rotation", "moved"), [
+    (quarter_turn, TURN, turned_shift), (mirror_image, HALF_TURN_ABOUT_Y, mirrored_shift)], ids=["quarter turn", "mirror"])
+def test_prediction_follows_the_image(view, change, rotation, moved):
+    """Whatever the weights: the pose predicted for a turned or mirrored image is the turned pose, and so is the shift."""
     torch.manual_seed(8)
     network = OrientationNetwork(NetworkConfig(32, 5.0, width=8)).eval()
     images, ctf = view(random_quaternions(6, torch.Generator().manual_seed(1)), torch.zeros(6, 2))
@@ -199,24 +215,22 @@ def test_prediction_turns_with_the_image(view):
     mask = soft_circle(32, 14, 1)
     with torch.no_grad():
         plain = network.predict(images * mask, ctf)
-        turned = network.predict(quarter_turn(images * mask), network_module._quarter_turn_ctf(ctf))
-    turn = in_plane_quaternion(torch.tensor(math.pi / 2)).expand(6, 4)
-    assert angular_distance_deg(turned.quaternion, compose(turn, plain.quaternion)).max() < 0.5
-    x, y = plain.shift_angstrom.unbind(-1)
-    assert torch.allclose(turned.shift_angstrom, torch.stack([-y, x], dim=-1), atol=0.05)
-    assert torch.allclose(torch.linalg.eigvalsh(turned.bingham), torch.linalg.eigvalsh(plain.bingham), atol=0.02)
+        changed = network.predict(change(images * mask), ctf_of_view(change, ctf))
+    assert angular_distance_deg(changed.quaternion, compose(rotation.expand(6, 4), plain.quaternion)).max() < 0.5
+    assert torch.allclose(changed.shift_angstrom, moved(plain.shift_angstrom), atol=0.05)
+    assert torch.allclose(torch.linalg.eigvalsh(changed.bingham), torch.linalg.eigvalsh(plain.bingham), atol=0.02)
 
 
-def test_the_worth_of_turns_scales_the_belief_and_is_saved():
+def test_the_worth_of_views_scales_the_belief_and_is_saved():
     torch.manual_seed(9)
     network = OrientationNetwork(NetworkConfig(16, 5.0, width=8)).eval()
     images, ctf = random_input(2, 16)
     with torch.no_grad():
         before = network.predict(images, ctf)
-        network.worth_of_turns.fill_(2.0)
+        network.worth_of_views.fill_(2.0)
         after = network.predict(images, ctf)
     assert torch.allclose(after.bingham, 2 * before.bingham, atol=1e-5)
-    assert "worth_of_turns" in network.state_dict()
+    assert "worth_of_views" in network.state_dict()
 
 
 def test_turned_answers_about_equivalent_poses_are_one_answer_under_symmetry():
@@ -227,9 +241,10 @@ def test_turned_answers_about_equivalent_poses_are_one_answer_under_symmetry():
     calls = itertools.count()
 
     def right_up_to_symmetry(images, ctf):
-        turn = next(calls)
-        pose = compose(in_plane_quaternion(torch.tensor(0.5 * math.pi * turn)).expand(8, 4), truth)
-        pose = compose(pose, group[(turn * torch.arange(8)) % 4])
+        view = next(calls)
+        pose = compose(HALF_TURN_ABOUT_Y, truth) if view >= 4 else truth
+        pose = compose(in_plane_quaternion(torch.tensor(0.5 * math.pi * (view % 4))).expand(8, 4), pose)
+        pose = compose(pose, group[(view * torch.arange(8)) % 4])
         return PoseEstimate(pose, isotropic_bingham(pose, torch.full((8,), 50.0)), torch.zeros(8, 2))
 
     network.forward = right_up_to_symmetry

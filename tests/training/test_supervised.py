@@ -133,24 +133,26 @@ def test_the_belief_is_calibrated_on_held_out_images(taught, particle_set):
     settings, _, run = taught
     network = load_checkpoint(run.path)[0]
     plan = plan_training(settings, particle_set(300, snr=2.0), state=KNOWN)
-    chosen = network.worth_of_turns.item()
+    chosen = network.worth_of_views.item()
     loss = {}
     for factor in (0.7, 1.0, 1.4):
-        network.worth_of_turns.fill_(factor * chosen)
+        network.worth_of_views.fill_(factor * chosen)
         found = plan.objective.evaluate(network, plan.validation, as_predicted=True)
         loss[factor] = found["validation_negative_log_likelihood"]
     assert loss[1.0] < loss[0.7] and loss[1.0] < loss[1.4]
 
 
-def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path, particle_set):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path, particle_set, precision):
     particles = particle_set(300, snr=2.0)
-    whole, run = run_training(config(tmp_path / "whole", dropout=0.2), particles)
+    options = {"dropout": 0.2, "precision": precision}
+    whole, run = run_training(config(tmp_path / "whole", **options), particles)
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted):
         # it does not end before the signal comes
         timer.start()
-        run_training(config(tmp_path / "parts", dropout=0.2, max_steps=40), SlowParticles(particles))
-    parts, resumed = run_training(config(tmp_path / "parts", dropout=0.2, resume=True), particles)
+        run_training(config(tmp_path / "parts", max_steps=40, **options), SlowParticles(particles))
+    parts, resumed = run_training(config(tmp_path / "parts", resume=True, **options), particles)
     assert parts["steps"] == whole["steps"] == 40
     assert torch.equal(weights(run), weights(resumed))
     assert parts["validation_mean_error_deg"] == whole["validation_mean_error_deg"]
