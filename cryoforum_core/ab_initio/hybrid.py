@@ -116,6 +116,7 @@ class _HybridRun:
         self.live = LiveRun(run, SHARES)
         self.run.stages.mkdir(exist_ok=True)
         self.halves, self.halves_source = half_sets(plan.particles, self.config.seed)
+        self.skipped = frozenset(self.config.skip)
         if self.config.resume:
             # the network's time is a part of what was spent before
             self.live.go_on_after(json.loads(self._seconds_path.read_text()) if self._seconds_path.is_file() else {})
@@ -138,13 +139,14 @@ class _HybridRun:
             outcome = self._kept("search", SearchOutcome, self._search)
         with self._stage("half maps"):
             refinement, pair, rounds = self._half_maps(outcome)
+        self.skipped = self._left_out(outcome, pair)
         with self._stage("network"):
             answers, figures = self._network(refinement)
         with self._stage("final matching"):
             final = self._final(refinement, pair, answers)
         with self._stage("maps"):
             maps = self._write(final.arrays)
-            if "distillation" not in self.config.skip:
+            if "distillation" not in self.skipped:
                 self._write_reference(final.pair)
             if final.learnt is not None:
                 final.learnt.write(self.run)
@@ -332,8 +334,16 @@ class _HybridRun:
                       {"half maps": pair.fsc}, self._extent_angstrom / pair.resolution_radius_px)
 
     # ---------------------------------------------------------------- network
+    def _left_out(self, outcome: SearchOutcome, pair: HalfMapPair) -> frozenset[str]:
+        """The stages that the user skips; where there is nothing to refine, network and last matching."""
+        if outcome.found_structure or pair.resolution_radius_px >= self._gained_radius_px:
+            return frozenset(self.config.skip)
+        logger.warning("Neither images that the search had not seen nor the half maps show a structure: the network and "
+                       "the last matching are left out.")
+        return frozenset(self.config.skip) | {"distillation", "refinement"}
+
     def _network(self, refinement: HalfSetRefinement) -> tuple[PoseEstimate | None, dict]:
-        if "distillation" in self.config.skip:
+        if "distillation" in self.skipped:
             return None, {}
         answers = self._kept("network", NetworkAnswers, lambda: self._train(refinement))
         return answers.estimate, answers.figures
@@ -356,7 +366,7 @@ class _HybridRun:
     # ---------------------------------------------------------------- end
     def _final(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None) -> FinalOutcome:
         found_again, learnt = [], None
-        if "refinement" in self.config.skip:
+        if "refinement" in self.skipped:
             matched, explained = self._unmatched(refinement, pair, answers)
         else:
             matching, pair, found_again = self._match_finally(refinement, pair, answers)
@@ -476,14 +486,18 @@ class _HybridRun:
     def _common_angstrom(self) -> float:
         return self._extent_angstrom / COMMON_RADIUS_PX
 
+    @property
+    def _gained_radius_px(self) -> float:
+        """What half maps reach at least that have found something which their common start did not hold."""
+        return min(COMMON_RADIUS_PX + MIN_SHELLS_GAINED, self.plan.max_radius_px - 1)
+
     def _problems(self, outcome: SearchOutcome, pair: HalfMapPair, explained: float,
                   resolution_radius_px: float) -> list[str]:
         problems = []
         if not outcome.found_structure:
             problems.append(f"Images that the search had not seen fit its map no better than a featureless ball "
                             f"(log-evidence {outcome.structure:.2f} +- {outcome.structure_error:.2f} per image).")
-        gained_radius_px = min(COMMON_RADIUS_PX + MIN_SHELLS_GAINED, self.plan.max_radius_px - 1)
-        if resolution_radius_px < gained_radius_px:
+        if resolution_radius_px < self._gained_radius_px:
             problems.append(f"The half maps agree to {self._extent_angstrom / resolution_radius_px:.3g} A only, hardly "
                             f"beyond their common start ({self._common_angstrom:.3g} A).")
         if explained < MIN_EXPLAINED_FRACTION:
