@@ -7,6 +7,7 @@ import torch
 import cryoforum_core as cf
 from cryoforum_core import jobs
 from cryoforum_core.ab_initio import final_stage
+from cryoforum_core.ab_initio import run as ab_initio
 from cryoforum_core.config import (AbInitioConfig, EvaluateConfig, PredictConfig, ReconstructConfig, SelectConfig,
                                    SimulateConfig, TrainConfig)
 from cryoforum_core.errors import NotConverged
@@ -77,10 +78,13 @@ def test_ab_initio(data, options, monkeypatch):
     """The hybrid method ends with the search of every pose that ``predict --refinement adaptive`` does, too."""
     # the same work for fewer images
     monkeypatch.setattr(final_stage, "n_simulated", lambda *_: 40)
+    monkeypatch.setattr(ab_initio, "MIN_PARTICLES", 60)
     run = data.path.parent / options.get("method", "hybrid")
+    few = data.path / "few.star"
+    load_particles(data.particles).subset(np.arange(60)).save(few)
     with pretended_gpu():
         try:
-            jobs.ab_initio(AbInitioConfig(out=run, particles=data.particles, device="cuda", **options))
+            jobs.ab_initio(AbInitioConfig(out=run, particles=few, device="cuda", **options))
         except NotConverged:
             pass  # so few steps need not
     assert (run / "summary.json").is_file() and (run / "map.mrc").is_file() and (run / "checkpoint").is_dir()
