@@ -80,13 +80,14 @@ class Calibration:
 
 
 def simulated_calibration(images: ImagePreparation, source: ImageSource, arrays: dict[str, np.ndarray], predict: Predict,
-                          group: Tensor, coverage: float, seed: int) -> Calibration:
+                          group: Tensor, coverage: float, seed: int, shift_rms_angstrom: float | None = None) -> Calibration:
     """From images of the source's map, made like the set's own and predicted as they were.
 
-    ``arrays``: of the set's own prediction (``predict.finalise``): its views and displacements are those of the images.
+    ``arrays``: of the set's own prediction (``predict.finalise``): its views and displacements are those of the images;
+    ``shift_rms_angstrom``: see ``poses_like``.
     """
     n = n_simulated(len(images.particles), coverage)
-    known = particles_like(source, images, *poses_like(arrays, images, n, seed), seed)
+    known = particles_like(source, images, *poses_like(arrays, images, n, seed, shift_rms_angstrom), seed)
     found = predict(replace(images, particles=known), np.arange(n))
     logger.info("errors learnt from %d simulated images of the map", n)
     return calibration(found, known.poses, known.ctf.defocus_u_angstrom, group, coverage, f"{n} simulated images of the map")
@@ -117,13 +118,19 @@ def calibration(found: dict[str, np.ndarray], truth: Poses, defocus_angstrom: Te
     return Calibration(model, coverage, source, held, truth.quaternion.cpu(), defocus_angstrom.cpu(), "weight" in found)
 
 
-def poses_like(arrays: dict[str, np.ndarray], images: ImagePreparation, n: int, seed: int) -> tuple[Tensor, Tensor]:
+def poses_like(arrays: dict[str, np.ndarray], images: ImagePreparation, n: int, seed: int,
+               shift_rms_angstrom: float | None = None) -> tuple[Tensor, Tensor]:
     """Poses (n, 4) with the views that were found, turned in plane and a little aside, and displacements (n, 2) in px of
     the matching box.
 
     A pose that may be wrong is replaced by a random one as often as it may be; those of a network alone are not trusted
-    at all: it would be asked again what it has answered.
+    at all: it would be asked again what it has answered. ``shift_rms_angstrom``: standard deviation of displacements that
+    are not trusted, where training was told one.
     """
+    if shift_rms_angstrom is None:
+        untrusted_px = UNTRUSTED_SHIFT_BOXES * images.box_size_px
+    else:
+        untrusted_px = shift_rms_angstrom / images.pixel_size_angstrom
     generator = torch.Generator().manual_seed(seed)
     found = torch.from_numpy(arrays["quaternion"]).float()
     displacement = -torch.from_numpy(arrays["shift_angstrom"]).float() / images.pixel_size_angstrom
@@ -133,7 +140,7 @@ def poses_like(arrays: dict[str, np.ndarray], images: ImagePreparation, n: int, 
     aside = rotation_vector_to_quaternion(VIEW_SPREAD_RAD * torch.randn(n, 3, generator=generator))
     turned = in_plane_quaternion(2 * torch.pi * torch.rand(n, generator=generator))
     view_is_right, shift_is_right = torch.rand(2, n, 1, generator=generator) < trust[torch.stack([view, moved])][..., None]
-    anywhere = UNTRUSTED_SHIFT_BOXES * images.box_size_px * torch.randn(n, 2, generator=generator)
+    anywhere = untrusted_px * torch.randn(n, 2, generator=generator)
     return (torch.where(view_is_right, compose(turned, compose(found[view], aside)), random_quaternions(n, generator)),
             torch.where(shift_is_right, displacement[moved], anywhere))
 

@@ -66,6 +66,8 @@ class PredictionSetup:
     """particles with known poses, to learn the errors from"""
     doubts: tuple[str, ...] = ()
     """what differs from the network's training, in sentences"""
+    shift_rms_angstrom: float | None = None
+    """standard deviation of the displacements that the network was trained for"""
 
     @property
     def pixel_size_angstrom(self) -> float:
@@ -124,7 +126,10 @@ def _calibration(config: PredictConfig, setup: PredictionSetup, source: ImageSou
                            setup.group, config.coverage, f"{len(known)} labelled particles")
     if source is None or not config.calibrate:
         return None
-    return simulated_calibration(setup.images, source, arrays, predict_rows, setup.group, config.coverage, config.seed)
+    # matching finds displacements whatever the network was trained for
+    shift_rms_angstrom = setup.shift_rms_angstrom if config.refinement == "none" else None
+    return simulated_calibration(setup.images, source, arrays, predict_rows, setup.group, config.coverage, config.seed,
+                                 shift_rms_angstrom)
 
 
 def _predict_rows(setup: PredictionSetup, matcher: Matcher | None, rows: np.ndarray, batch_size: int

@@ -113,7 +113,7 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
     symmetry = normalise_name(config.symmetry or metadata.symmetry)
     return PredictionSetup(partial(network.predict, group=own_group), images,
                            None if volume is None else volume.to(device), group, symmetry, labelled,
-                           doubts(metadata, images, symmetry, config.seed))
+                           doubts(metadata, images, symmetry, config.seed), metadata.training.get("shift_rms_angstrom"))
 
 
 def _labelled(config: PredictConfig, particles: Particles) -> Particles:

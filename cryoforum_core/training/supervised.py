@@ -107,11 +107,13 @@ def _split(rows: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarra
 def _simulated(config: TrainConfig, views: ParticleViews, rows: np.ndarray, volume: Tensor,
                image_model: ImageModel) -> ProjectionStream:
     settings = views.settings
-    shift_rms_angstrom = config.shift_rms_angstrom or (
-        SHIFT_RMS_OF_BOX * settings.box_size_px * settings.pixel_size_angstrom)
     return ProjectionStream(network_volume(volume, settings.box_size_px), views.particles.ctf[torch.from_numpy(rows)],
                             views.ctf, settings.box_size_px, settings.pixel_size_angstrom, image_model,
-                            shift_rms_angstrom, views.mask, config.augment, views.device)
+                            _shift_rms_angstrom(config, views), views.mask, config.augment, views.device)
+
+
+def _shift_rms_angstrom(config: TrainConfig, views: ParticleViews) -> float:
+    return config.shift_rms_angstrom or SHIFT_RMS_OF_BOX * views.extent_angstrom
 
 
 def _held_out_batches(labelled: ParticleStream, rows: np.ndarray) -> list[TrainingBatch]:
@@ -156,4 +158,5 @@ def _summary(plan: TrainingPlan, result: LoopResult, found: dict[str, float]) ->
             "n_labelled": plan.n_labelled, "snr": plan.image_model.snr, "signal_scale": plan.image_model.signal_scale,
             "network_box_size_px": plan.inputs.network.box_size_px,
             "network_pixel_size_angstrom": plan.inputs.network.pixel_size_angstrom,
+            "shift_rms_angstrom": _shift_rms_angstrom(plan.config, plan.views),
             "symmetry": normalise_name(plan.config.symmetry), **plan.views.state.to_dict()}
