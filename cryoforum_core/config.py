@@ -163,7 +163,7 @@ class TrainConfig(JobConfig, ImageInputConfig):
     learning_rate: PositiveFloat = 3e-3
     """Largest learning rate of the schedule."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the encoder while it is trained; auto: bfloat16 on GPUs and on CPUs with AMX, which is faster there."""
+    """Of the encoder while it is trained; auto: bfloat16 on GPUs, float32 on CPUs. On CPUs with AMX bfloat16 is faster, too."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the particles that is held out to judge the network."""
     patience_evaluations: PositiveInt = 10

@@ -46,12 +46,13 @@ def test_what_the_form_says_reaches_the_engine(make, defaults):
     given = make(learnFrom=1, encoder=2, head=2, loss=3, pooling=4, activation=3, halfSet=2, networkBox=16, width=8,
                  realFraction=0.25, shiftRms=3.5, learningRate=1e-4, binghamWeight=0.0, shiftWeight=2.0,
                  augment=False, dropout=0.5, filterChannels=2, batchSize=32, patience=3, maxSteps=7, maxMinutes=2.5,
-                 validationFraction=0.2, symmetry=" D2 ")._trainOptions()
+                 validationFraction=0.2, precision=1, symmetry=" D2 ")._trainOptions()
     expected = {"encoder": "cryoposenet", "head": "s2s2", "loss": "chordal", "pooling": "flatten", "activation": "silu",
                 "half_set": "2", "network_box_size_px": 16, "width": 8, "particle_fraction": 0.25,
                 "shift_rms_angstrom": 3.5, "learning_rate": 1e-4, "bingham_weight": 0.0, "shift_weight": 2.0,
                 "augment": False, "dropout": 0.5, "filter_channels": 2, "batch_size": 32, "patience_evaluations": 3,
-                "max_steps": 7, "max_minutes": 2.5, "validation_fraction": 0.2, "symmetry": "d2"}
+                "max_steps": 7, "max_minutes": 2.5, "validation_fraction": 0.2, "precision": "float32",
+                "symmetry": "d2"}
     assert {name: given[name] for name in expected} == expected
     assert all(given[name] != defaults[name] for name in expected)
 

@@ -37,6 +37,7 @@ HEADS = ['qcqp', 'qcqp-psd', 's2s2', 'quaternion', 'euler']
 LOSSES = ['pairwise-to-own', 'own', 'pairwise', 'chordal']
 POOLINGS = ['auto', 'gem', 'average', 'max', 'flatten']
 ACTIVATIONS = ['auto', 'prelu', 'relu', 'silu']
+PRECISIONS = ['auto', 'float32', 'bfloat16']
 HALF_SETS = ['all', '1', '2']
 MIN_LABELLED = 50  # the engine's own limit
 
@@ -160,6 +161,10 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                       label='Batch size', help='Images in one training step.')
         form.addParam('learningRate', params.FloatParam, default=3e-3, validators=[params.Positive], **advanced,
                       label='Learning rate', help='Largest learning rate of the one-cycle schedule.')
+        form.addParam('precision', params.EnumParam, choices=PRECISIONS, default=0, **advanced,
+                      label='Precision',
+                      help='Of the numbers in the encoder while it is trained; auto: bfloat16 on GPUs, float32 on CPUs. '
+                           'On CPUs that have units for it (AMX) bfloat16 is faster, too.')
         form.addParam('loss', params.EnumParam, choices=LOSSES, default=0, **advanced,
                       label='Orientation loss',
                       help='*pairwise-to-own*: first the angles between all pairs of images, later each image\'s own '
@@ -310,7 +315,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                 'particle_fraction': self._realFraction(), 'shift_rms_angstrom': self.shiftRms.get() or None,
                 'augment': self.augment.get(), 'half_set': HALF_SETS[self.halfSet.get()],
                 'validation_fraction': self.validationFraction.get(), 'batch_size': self.batchSize.get(),
-                'learning_rate': self.learningRate.get(), 'patience_evaluations': self.patience.get(),
+                'learning_rate': self.learningRate.get(), 'precision': PRECISIONS[self.precision.get()],
+                'patience_evaluations': self.patience.get(),
                 **self._imageOptions(), **(self._networkOptions() if start is None else {})}
 
     def _networkOptions(self):
