@@ -24,16 +24,16 @@ from cryoforum_core.particles.simulate import load_molecule, simulate
 from cryoforum_core.run_directory import RunDirectory
 from cryoforum_core.training.loop import LoopSettings, train_network
 from cryoforum_core.training.losses import bingham_loss
-from cryoforum_core.training.supervised import plan_training
+from cryoforum_core.training.supervised import learning_rate, plan_training
 
 LABELS = {"reference": None}
 VARIANTS: dict[str, dict] = {
     "default": {},
     "filter channels: none": {"filter_channels": 0},
     "filter channels: 2": {"filter_channels": 2},
-    "pooling: generalised mean": {"pooling": "gem"},
-    "pooling: average": {"pooling": "average"},
-    "pooling: maximum": {"pooling": "max"},
+    "encoder: compact, pooling: generalised mean": {"encoder": "compact", "pooling": "gem"},
+    "encoder: compact, pooling: average": {"encoder": "compact", "pooling": "average"},
+    "encoder: compact, pooling: maximum": {"encoder": "compact", "pooling": "max"},
     "activation: PReLU": {"activation": "prelu"},
     "activation: SiLU": {"activation": "silu"},
     "head: qcqp-psd": {"head": "qcqp-psd"},
@@ -49,6 +49,9 @@ VARIANTS: dict[str, dict] = {
     "Bingham weight 0.1, learning rate 1e-3": {"bingham_weight": 0.1, "learning_rate": 1e-3},
     "Bingham weight 3": {"bingham_weight": 3.0},
     "Bingham weight 10": {"bingham_weight": 10.0},
+    "encoder: compact": {"encoder": "compact"},
+    "encoder: compact, learning rate 6e-3": {"encoder": "compact", "learning_rate": 6e-3},
+    "learning rate 3e-3": {"learning_rate": 3e-3},
     "encoder: cryoforum": {"encoder": "cryoforum", "learning_rate": 1e-3},
     "encoder: cryoforum, width 8": {"encoder": "cryoforum", "width": 8},
     "encoder: cryoposenet": {"encoder": "cryoposenet", "learning_rate": 1e-3},
@@ -75,7 +78,8 @@ def measure(options: dict, seed: int, seconds: float, map_path: Path, training: 
                             "network_box_size_px": 32, **options})
     plan = plan_training(config, training, state=ImageState())
     last = itertools.count(0, -1)  # every evaluation better than the one before: the end counts
-    settings = LoopSettings(max_steps=10**9, max_minutes=seconds / 60, learning_rate=config.learning_rate, seed=seed)
+    settings = LoopSettings(max_steps=10**9, max_minutes=seconds / 60, seed=seed,
+                            learning_rate=learning_rate(config, plan.network))
     with tempfile.TemporaryDirectory() as scratch:
         result = train_network(plan.network, plan.stream, plan.objective, lambda _: {"validation_loss": next(last)},
                                settings, Path(scratch) / "state.pt", Path(scratch) / "metrics.csv", time.process_time)

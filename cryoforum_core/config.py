@@ -124,17 +124,18 @@ class TrainConfig(JobConfig, ImageInputConfig):
     """Run or checkpoint to fine-tune."""
     symmetry: str = "c1"
     """Point group of the molecule in RELION's notation: c1, c3, d2, t, o, i1, ..."""
-    encoder: Literal["cryoforum", "cryoposenet", "compact"] = "compact"
-    """Encoder of the images: the two published ones, or our best."""
+    encoder: Literal["polar", "compact", "cryoforum", "cryoposenet"] = "polar"
+    """Encoder of the images: our best, which knows what turned and mirrored images are; a plain one; the two published."""
     head: Literal["qcqp", "qcqp-psd", "s2s2", "quaternion", "euler"] = "qcqp"
     """What the network says an orientation by; qcqp and qcqp-psd come with an uncertainty."""
     network_box_size_px: PositiveInt | None = None
     """Images are Fourier-cropped to this box; default: the particles' own, at most 128, and at most 32 on a CPU, where
     more and smaller steps learn faster."""
     filter_channels: int = 5
-    """Low-pass filtered copies of the image beside it; 0 for none (encoder cryoforum and compact)."""
+    """Low-pass filtered copies of the image beside it; 0 for none (all encoders but cryoposenet)."""
     pooling: Literal["auto", "gem", "average", "max", "flatten"] = "auto"
-    """How the last feature maps become one vector; auto: the encoder's own (gem for cryoforum, else flatten)."""
+    """How the last feature maps become one vector; auto: the encoder's own (gem for cryoforum, else
+    flatten); the encoder polar has none."""
     activation: Literal["auto", "prelu", "relu", "silu"] = "auto"
     """auto: the encoder's own (prelu for cryoforum, else relu)."""
     width: PositiveInt | None = None
@@ -160,8 +161,8 @@ class TrainConfig(JobConfig, ImageInputConfig):
     """Steps of the whole training."""
     max_minutes: PositiveFloat | None = None
     """Stop after this time; the schedule is stretched to end there."""
-    learning_rate: PositiveFloat = 3e-3
-    """Largest learning rate of the schedule."""
+    learning_rate: PositiveFloat | None = None
+    """Largest learning rate of the schedule; default: 6e-3 for the encoder polar, 3e-3 for the others."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the encoder while it is trained; auto: bfloat16 on GPUs, float32 on CPUs. On CPUs with AMX bfloat16 is faster, too."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -234,8 +235,8 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     poses: Literal["encoder", "per-image", "known"] = "encoder"
     """end-to-end: where poses come from; per-image and known are CryoPoseNet's baselines, by automatic
     differentiation for each image, or from the particles' file."""
-    encoder: Literal["cryoforum", "cryoposenet", "compact"] | None = None
-    """Encoder; default: compact for hybrid, cryoposenet for end-to-end."""
+    encoder: Literal["polar", "compact", "cryoforum", "cryoposenet"] | None = None
+    """Encoder; default: polar for hybrid, cryoposenet for end-to-end."""
     head: Literal["qcqp", "qcqp-psd", "s2s2", "quaternion", "euler"] | None = None
     """What the network says an orientation by; default: qcqp for hybrid, s2s2 for end-to-end."""
     network_box_size_px: PositiveInt | None = None

@@ -52,7 +52,7 @@ def train_on_poses(plan: AbInitioPlan, run: RunDirectory, posterior: PosePosteri
     budget = 1.0 - (0.0 if "end-to-end" in config.skip else END_TO_END_SHARE)
     options = {"learning_rate": config.learning_rate} if config.learning_rate else {}
     training = plan_training(TrainConfig(
-        out=run.path, particles=config.particles, symmetry=plan.symmetry, encoder=config.encoder or "compact",
+        out=run.path, particles=config.particles, symmetry=plan.symmetry, encoder=config.encoder or "polar",
         head=config.head or "qcqp", network_box_size_px=config.network_box_size_px, batch_size=config.batch_size,
         max_steps=MAX_STEPS, max_minutes=minutes * budget, seed=config.seed, resume=config.resume, **options),
         labelled, plan.device, plan.state, posterior)

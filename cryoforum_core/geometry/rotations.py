@@ -51,6 +51,12 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
     return roma.quat_product(first, second)
 
 
+def left_multiplication(quaternion: Tensor) -> Tensor:
+    """The matrix (4, 4) of ``q -> compose(quaternion, q)``; quaternion: (4,)."""
+    unit = torch.eye(4, dtype=quaternion.dtype, device=quaternion.device)
+    return compose(quaternion.expand(4, 4), unit).T
+
+
 def inverse(quaternion: Tensor) -> Tensor:
     """The inverse rotation of unit quaternions (..., 4)."""
     return roma.quat_conjugation(quaternion)

@@ -5,13 +5,14 @@ smallest eigenvector is the rotation (Cryo-forum); ``s2s2``, ``quaternion`` and 
 and a concentration k, and A is ``k (I - q q')``.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..geometry.orientation_posterior import isotropic_bingham, psd_from_10, symmetric_from_10
 from ..geometry.rotations import relion_euler_to_quaternion, s2s2_to_quaternion, smallest_eigenvector
+from .polar import SHIFT_UNIT_OF_BOX, FeaturesOfViews
 
 N_OUTPUTS = {"qcqp": 10, "qcqp-psd": 10, "s2s2": 7, "quaternion": 5, "euler": 4}
 
@@ -26,17 +27,23 @@ class PoseEstimate:
     """(n, 4, 4); its smallest eigenvector is ``quaternion``."""
     shift_angstrom: Tensor
     """(n, 2) with the sign of rlnOriginX/YAngst."""
+    first_shift_angstrom: Tensor | None = None
+    """(n, 2) what an encoder that centres its images did so by; only while it is trained"""
 
     def __len__(self) -> int:
         return len(self.quaternion)
 
     def to(self, device: torch.device | str) -> "PoseEstimate":
-        return PoseEstimate(*(getattr(self, field.name).to(device) for field in fields(self)))
+        """The answer, on another device."""
+        return PoseEstimate(*(getattr(self, name).to(device) for name in _ANSWER))
 
     @staticmethod
     def concatenate(parts: "list[PoseEstimate]") -> "PoseEstimate":
-        return PoseEstimate(*(torch.cat([getattr(part, field.name) for part in parts])
-                              for field in fields(PoseEstimate)))
+        """The answers about several batches."""
+        return PoseEstimate(*(torch.cat([getattr(part, name) for part in parts]) for name in _ANSWER))
+
+
+_ANSWER = ("quaternion", "bingham", "shift_angstrom")
 
 
 class OrientationHead(nn.Module):
@@ -55,20 +62,36 @@ class OrientationHead(nn.Module):
         # one common unit of A: precisions reach thousands while a layer's outputs are of order one
         self.log_scale = nn.Parameter(torch.tensor(2.0))
 
-    def forward(self, features: Tensor) -> PoseEstimate:
-        """Features (n, F) to poses of n images; always computed in float32."""
-        with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
-            quaternion, bingham = self._rotation(self.orientation(features))
-            # a quarter of the box is a large shift: outputs of order one
-            return PoseEstimate(quaternion, bingham, self.shift(features) * (0.25 * self.box_size_angstrom))
+    def forward(self, features: Tensor | FeaturesOfViews) -> PoseEstimate:
+        """Features (n, F), or those of several views of each image, to poses of n images; always computed in float32."""
+        of_views = isinstance(features, FeaturesOfViews)
+        values = features.values if of_views else features
+        with torch.autocast(values.device.type, enabled=False):
+            values = values.float()
+            bingham, quaternion = self._belief(self.orientation(values))
+            shift_of_box = SHIFT_UNIT_OF_BOX * self.shift(values)
+            if of_views:
+                return self._joined(features, bingham, shift_of_box)
+            quaternion = smallest_eigenvector(bingham) if quaternion is None else quaternion
+            return PoseEstimate(quaternion, bingham, shift_of_box * self.box_size_angstrom)
 
-    def _rotation(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    def _joined(self, features: FeaturesOfViews, bingham: Tensor, shift_of_box: Tensor) -> PoseEstimate:
+        """What the views (n, V, ...) say together: a belief A about the pose L q of a view is the belief L' A L about q.
+
+        Their mean, in which a view counts by how sure it is.
+        """
+        left = features.pose_matrices
+        bingham = (left.transpose(-1, -2) @ bingham @ left).mean(1)
+        shift_of_box = (features.shift_matrices @ shift_of_box[..., None])[..., 0].mean(1) + features.centre_of_box
+        return PoseEstimate(smallest_eigenvector(bingham), bingham, shift_of_box * self.box_size_angstrom,
+                            features.centre_of_box * self.box_size_angstrom)
+
+    def _belief(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Matrices A (..., 4, 4) of the outputs (..., p), and their smallest eigenvectors where they are known without them."""
         if self.parametrisation in ("qcqp", "qcqp-psd"):
             form = symmetric_from_10 if self.parametrisation == "qcqp" else psd_from_10
-            bingham = form(numbers) * self.log_scale.exp()
-            return smallest_eigenvector(bingham), bingham
-        numbers, log_concentration = numbers[:, :-1], numbers[:, -1]
+            return form(numbers) * self.log_scale.exp(), None
+        numbers, log_concentration = numbers[..., :-1], numbers[..., -1]
         if self.parametrisation == "s2s2":
             quaternion = s2s2_to_quaternion(numbers)
         elif self.parametrisation == "quaternion":
@@ -77,4 +100,4 @@ class OrientationHead(nn.Module):
             quaternion = relion_euler_to_quaternion(torch.rad2deg(numbers))
         # exp of a bounded number: a concentration that overflows would poison the likelihood
         concentration = torch.exp(self.log_scale + log_concentration.clamp(-10, 10))
-        return quaternion, isotropic_bingham(quaternion, concentration)
+        return isotropic_bingham(quaternion, concentration), quaternion

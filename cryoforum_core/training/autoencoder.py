@@ -215,10 +215,7 @@ class AutoEncoder(nn.Module):
         """The network alone, with the head that has won most often."""
         network = copy.deepcopy(self.network)
         network.head.load_state_dict(self.heads[int(self.wins.argmax())].state_dict())
-        first = next(layer for layer in network.encoder.modules() if isinstance(layer, nn.Conv2d))
-        with torch.no_grad():
-            # what comes before the first convolution is linear: the scale of the images can go into its weights
-            first.weight *= self.input_scale
+        network.encoder.scale_input(self.input_scale)
         return network
 
 

@@ -31,12 +31,15 @@ class Objective:
 
     def _terms(self, estimate: PoseEstimate, batch: TrainingBatch, progress: float) -> dict[str, Tensor]:
         """Means over the batch, in radians, nats, and quarters of the box."""
+        displacement = shift_error(estimate.shift_angstrom, batch.shift_angstrom, self.box_size_angstrom)
+        if estimate.first_shift_angstrom is not None:
+            displacement = displacement + shift_error(estimate.first_shift_angstrom, batch.shift_angstrom,
+                                                      self.box_size_angstrom)
         return {
             "orientation_loss": orientation_loss(self.config.loss, progress, estimate.quaternion, batch.quaternion,
                                                  self.group).mean(),
             "bingham_loss": bingham_loss(estimate.bingham, batch.quaternion, self.group).mean(),
-            "shift_loss": shift_error(estimate.shift_angstrom, batch.shift_angstrom,
-                                      self.box_size_angstrom).mean(),
+            "shift_loss": displacement.mean(),
         }
 
     @torch.no_grad()

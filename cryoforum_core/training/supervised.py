@@ -30,6 +30,7 @@ MAX_VALIDATION, N_SIMULATED_VALIDATION = 2000, 1000
 # evaluations during the training must cost little of it
 MAX_BATCHES_UNDERWAY = 2
 SHIFT_RMS_OF_BOX = 0.04
+LEARNING_RATE, POLAR_LEARNING_RATE = 3e-3, 6e-3
 # a network that knows the particle already must not be thrown off by large steps
 FINE_TUNE_LEARNING_RATE_FACTOR = 0.3
 _BATCH = 250
@@ -147,9 +148,15 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
 def _loop_settings(plan: TrainingPlan) -> LoopSettings:
     config = plan.config
     factor = 1.0 if plan.inputs.parent is None else FINE_TUNE_LEARNING_RATE_FACTOR
-    return LoopSettings(max_steps=config.max_steps, learning_rate=config.learning_rate * factor, seed=config.seed,
+    rate = learning_rate(config, plan.network) * factor
+    return LoopSettings(max_steps=config.max_steps, learning_rate=rate, seed=config.seed,
                         max_minutes=config.max_minutes, patience_evaluations=config.patience_evaluations,
                         patience_from_progress=NOISE_IS_FULL_AT if plan.stream.anneal else 0.0, resume=config.resume)
+
+
+def learning_rate(config: TrainConfig, network: OrientationNetwork) -> float:
+    """The one asked for, or what suits the encoder."""
+    return config.learning_rate or (POLAR_LEARNING_RATE if network.sees_all_views else LEARNING_RATE)
 
 
 def _summary(plan: TrainingPlan, result: LoopResult, found: dict[str, float]) -> dict:

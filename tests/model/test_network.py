@@ -8,18 +8,21 @@ import pytest
 import torch
 
 from cryoforum_core.geometry.orientation_posterior import bingham_negative_log_likelihood, isotropic_bingham
-from cryoforum_core.geometry.rotations import (angular_distance_deg, compose, in_plane_quaternion, random_quaternions,
-                                               smallest_eigenvector)
+from cryoforum_core.geometry.rotations import (angular_distance_deg, compose, in_plane_quaternion, left_multiplication,
+                                               random_quaternions, smallest_eigenvector)
 from cryoforum_core.geometry.symmetry import symmetric_distance_deg, symmetry_group
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px, shift_phase
 from cryoforum_core.imaging.masks import soft_circle, soft_sphere
 from cryoforum_core.imaging.projection import FourierVolume
-from cryoforum_core.model.encoder import GeneralizedMean, MatchedLowPass, SquareLowPass
+from cryoforum_core.model.encoder import GeneralizedMean
+from cryoforum_core.model.filters import MatchedLowPass, SquareLowPass
 from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, ctf_of_view, mirror_image, quarter_turn
 from cryoforum_core.model.orientation_head import N_OUTPUTS, OrientationHead, PoseEstimate
+from cryoforum_core.model.polar import N_ANGLES
+from cryoforum_core.training.augment import turn_images
 
-ENCODERS = ("compact", "cryoforum", "cryoposenet")
+ENCODERS = ("polar", "compact", "cryoforum", "cryoposenet")
 HEADS = tuple(N_OUTPUTS)
 
 
@@ -91,6 +94,8 @@ def test_unknown_names_and_odd_boxes_are_refused():
     for box in (33, 14):
         with pytest.raises(ValueError, match="box"):
             NetworkConfig(box, 4.0)
+    with pytest.raises(ValueError, match="pooling"):
+        OrientationNetwork(NetworkConfig(32, 4.0, "polar", pooling="gem"))
     with pytest.raises(ValueError, match="encoder"):
         OrientationNetwork(NetworkConfig(32, 4.0, "resnet"))
 
@@ -204,12 +209,15 @@ def test_a_changed_image_is_that_of_the_turned_pose(view, change, rotation, move
     assert torch.allclose(found[:, 1:12, 1:12], expected_ctf[:, 1:12, 1:12], atol=1e-3)
 
 
+@pytest.mark.parametrize("encoder", ["polar", "compact"])
 @pytest.mark.parametrize(("change", "rotation", "moved"), [
     (quarter_turn, TURN, turned_shift), (mirror_image, HALF_TURN_ABOUT_Y, mirrored_shift)], ids=["quarter turn", "mirror"])
-def test_prediction_follows_the_image(view, change, rotation, moved):
+def test_prediction_follows_the_image(view, change, rotation, moved, encoder):
     """Whatever the weights: the pose predicted for a turned or mirrored image is the turned pose, and so is the shift."""
     torch.manual_seed(8)
-    network = OrientationNetwork(NetworkConfig(32, 5.0, width=8)).eval()
+    network = OrientationNetwork(NetworkConfig(32, 5.0, encoder, width=8)).eval()
+    if encoder == "polar":  # untrained, it displaces nothing
+        torch.nn.init.normal_(network.encoder.centre.weight, std=0.3)
     images, ctf = view(random_quaternions(6, torch.Generator().manual_seed(1)), torch.zeros(6, 2))
     ctf = ctf.abs()  # as prepared images have it
     mask = soft_circle(32, 14, 1)
@@ -219,6 +227,39 @@ def test_prediction_follows_the_image(view, change, rotation, moved):
     assert angular_distance_deg(changed.quaternion, compose(rotation.expand(6, 4), plain.quaternion)).max() < 0.5
     assert torch.allclose(changed.shift_angstrom, moved(plain.shift_angstrom), atol=0.05)
     assert torch.allclose(torch.linalg.eigvalsh(changed.bingham), torch.linalg.eigvalsh(plain.bingham), atol=0.02)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("box", [32, 48])
+def test_the_polar_encoder_knows_turns_that_are_not_quarters(head, box):
+    """By construction, up to the interpolation of the images."""
+    torch.manual_seed(3)
+    network = OrientationNetwork(NetworkConfig(box, 5.0, "polar", head, width=16)).eval()
+    images = ifft_image(fft_image(torch.randn(6, box, box)) * (radius_px(box) < 5)) * soft_circle(box, 0.3 * box, 2)
+    angle = torch.full((6,), 3 * 2 * math.pi / N_ANGLES)
+    turned = turn_images(images, angle, torch.zeros(6, 2), torch.ones(6))
+    with torch.no_grad():
+        before, after = (network(x, torch.ones(6, box, box // 2 + 1)).bingham for x in (images, turned))
+    left = left_multiplication(in_plane_quaternion(angle[0]))
+    assert (left.T @ after @ left - before).norm() < 0.1 * (after - before).norm()
+
+
+def test_the_polar_encoder_does_not_mind_where_a_particle_lies_once_it_knows():
+    torch.manual_seed(4)
+    network = OrientationNetwork(NetworkConfig(32, 5.0, "polar", width=16)).eval()
+    blob = ifft_image(fft_image(torch.randn(4, 32, 32)) * (radius_px(32) < 6)) * soft_circle(32, 8, 2)
+    displacement_px = torch.tensor([[2.0, -1.0]]).expand(4, 2)
+    ctf = torch.ones(4, 32, 17)
+    moved = ifft_image(fft_image(blob) * shift_phase(displacement_px, 32))
+    known = {id(blob): torch.zeros(4, 2), id(moved): -displacement_px / 32}
+    found = []
+    for images in (blob, moved):
+        network.encoder._centre = lambda transforms, answer=known[id(images)]: answer
+        with torch.no_grad():
+            found.append(network(images, ctf))
+    assert torch.allclose(found[0].bingham, found[1].bingham, atol=1e-4)
+    assert torch.allclose(found[1].shift_angstrom - found[0].shift_angstrom, -5.0 * displacement_px, atol=1e-3)
+    assert torch.allclose(found[1].first_shift_angstrom, -5.0 * displacement_px, atol=1e-3)
 
 
 def test_the_worth_of_views_scales_the_belief_and_is_saved():
@@ -237,7 +278,7 @@ def test_turned_answers_about_equivalent_poses_are_one_answer_under_symmetry():
     """A network that is right each time, but about any of the equivalent poses: their plain mean would be nonsense."""
     group = symmetry_group("d2")
     truth = random_quaternions(8, torch.Generator().manual_seed(2))
-    network = OrientationNetwork(NetworkConfig(16, 5.0, width=8)).eval()
+    network = OrientationNetwork(NetworkConfig(16, 5.0, "compact", width=8)).eval()
     calls = itertools.count()
 
     def right_up_to_symmetry(images, ctf):

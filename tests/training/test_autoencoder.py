@@ -158,7 +158,7 @@ def test_a_step_transforms_the_volume_once(clean, monkeypatch):
 
 
 @pytest.mark.parametrize("head", ["euler", "quaternion", "s2s2", "qcqp", "qcqp-psd"])
-@pytest.mark.parametrize("encoder", ["cryoposenet", "cryoforum", "compact"])
+@pytest.mark.parametrize("encoder", ["cryoposenet", "cryoforum", "compact", "polar"])
 def test_every_head_and_encoder_learns_with_the_map(clean, head, encoder):
     model = make_model(head=head, encoder=encoder)
     objective = make_objective(clean)
@@ -373,7 +373,7 @@ def test_an_interrupted_training_goes_on_bit_for_bit(clean, tmp_path):
 
 
 def test_the_finished_network_needs_no_scale_and_has_the_best_head(clean):
-    for encoder in ("compact", "cryoforum", "cryoposenet"):
+    for encoder in ("polar", "compact", "cryoforum", "cryoposenet"):
         model = make_model(AutoEncoderOptions(shifts=False, n_heads=2), encoder=encoder)
         model.input_scale.fill_(0.3)
         model.eval()

@@ -35,7 +35,7 @@ from .protocol_base import CryoForumBase
 METHODS = ['hybrid', 'end-to-end']
 HYBRID, END_TO_END = range(2)
 # the published ones come first
-ENCODERS = ['cryoposenet', 'cryoforum', 'compact']
+ENCODERS = ['cryoposenet', 'cryoforum', 'compact', 'polar']
 HEADS = ['s2s2', 'qcqp', 'qcqp-psd', 'quaternion', 'euler']
 MIN_PARTICLES = 200  # the engine's own limit
 UNDETERMINED = 'undetermined'
@@ -136,7 +136,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, **endToEnd, label='Encoder',
                       help='Part of the network that reads the image.\n*cryoposenet*: three blocks of 3x3 convolutions '
                            '(Nashed 2021).\n*cryoforum*: low-pass filter channels and a VGG-like network (Chung 2023).'
-                           '\n*compact*: our own, fast and accurate when it learns from a map.')
+                           '\n*compact* and *polar*: our own, fast and accurate when they learn from a map.')
         form.addParam('head', params.EnumParam, choices=HEADS, default=0, **endToEnd, label='Orientation head',
                       help='How the network expresses an orientation. *s2s2*: two 3-vectors, made orthonormal (Nashed '
                            '2021). *qcqp* and *qcqp-psd*: a symmetric 4x4 matrix whose smallest eigenvector is the '

@@ -32,7 +32,7 @@ from ..objects import CryoForumNetwork
 from .protocol_base import CryoForumBase
 
 FROM_REFERENCE, FROM_ORIENTATIONS = 0, 1
-ENCODERS = ['compact', 'cryoforum', 'cryoposenet']
+ENCODERS = ['polar', 'compact', 'cryoforum', 'cryoposenet']
 HEADS = ['qcqp', 'qcqp-psd', 's2s2', 'quaternion', 'euler']
 LOSSES = ['pairwise-to-own', 'own', 'pairwise', 'chordal']
 POOLINGS = ['auto', 'gem', 'average', 'max', 'flatten']
@@ -104,7 +104,9 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                            'box and its symmetry: the parameters below are for a new one.')
         new = dict(condition='startNetwork is None')
         form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, **new, label='Encoder',
-                      help='Part of the network that reads the image.\n*compact*: the default, fast and accurate.\n'
+                      help='Part of the network that reads the image.\n*polar*: the default; it finds the '
+                           'particle\'s centre and knows what turned and mirrored images are, and needs the least '
+                           'training.\n*compact*: a plain, fast one.\n'
                            '*cryoforum*: low-pass filter channels and a VGG-like network (Chung 2023).\n'
                            '*cryoposenet*: three blocks of 3x3 convolutions (Nashed 2021).')
         form.addParam('networkBox', params.IntParam, default=0, validators=[params.GE(0)], **new,
@@ -124,7 +126,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         form.addParam('pooling', params.EnumParam, choices=POOLINGS, default=0, **advanced,
                       label='Pooling',
                       help='How the last feature maps become one vector (gem: generalised mean); auto: the encoder\'s '
-                           'own.')
+                           'own. *polar* has none.')
         form.addParam('activation', params.EnumParam, choices=ACTIVATIONS, default=0, **advanced,
                       label='Activation', help="Non-linearity between the layers; auto: the encoder's own.")
         form.addParam('dropout', params.FloatParam, default=0., **advanced,
@@ -159,8 +161,9 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)
         form.addParam('batchSize', params.IntParam, default=128, validators=[params.GE(2)], **advanced,
                       label='Batch size', help='Images in one training step.')
-        form.addParam('learningRate', params.FloatParam, default=3e-3, validators=[params.Positive], **advanced,
-                      label='Learning rate', help='Largest learning rate of the one-cycle schedule.')
+        form.addParam('learningRate', params.FloatParam, default=0, validators=[params.GE(0)], **advanced,
+                      label='Learning rate',
+                      help="Largest learning rate of the one-cycle schedule. 0: the encoder's own.")
         form.addParam('precision', params.EnumParam, choices=PRECISIONS, default=0, **advanced,
                       label='Precision',
                       help='Of the numbers in the encoder while it is trained; auto: bfloat16 on GPUs, float32 on CPUs. '
@@ -315,7 +318,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                 'particle_fraction': self._realFraction(), 'shift_rms_angstrom': self.shiftRms.get() or None,
                 'augment': self.augment.get(), 'half_set': HALF_SETS[self.halfSet.get()],
                 'validation_fraction': self.validationFraction.get(), 'batch_size': self.batchSize.get(),
-                'learning_rate': self.learningRate.get(), 'precision': PRECISIONS[self.precision.get()],
+                'learning_rate': self.learningRate.get() or None, 'precision': PRECISIONS[self.precision.get()],
                 'patience_evaluations': self.patience.get(),
                 **self._imageOptions(), **(self._networkOptions() if start is None else {})}
 

@@ -1,0 +1,189 @@
+"""Our encoder: what it says of a turned or mirrored image is what it says of the image, turned or mirrored.
+
+Turning a projection in its plane multiplies its pose on the left by a known rotation, and so does mirroring it (the
+particle seen from behind). A plain network has to learn all of this from examples; here it is built in, and what is left to
+learn are directions of view. Images are sampled on circles about the particle's centre; convolutions along the circles, with
+all radii as channels, and with every filter used once as it is and once mirrored (group convolutions over O(2), Cohen & Welling
+2016, arXiv 1602.07576), end in features of every view: of the image turned by each of K angles, and of its mirror image. Measured against
+a plain network in ``docs/decisions.md``, Encoder.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..geometry.rotations import compose, in_plane_quaternion, left_multiplication
+from ..imaging.fourier import crop_image_ft, fft_image, ifft_image, radius_px, shift_phase
+from .filters import MatchedLowPass, activation_layer
+
+N_ANGLES = 16
+# circles reach this part of the box from the centre; particles that fill more are cut by the images' mask already
+RADIUS_OF_BOX = 0.42
+CENTRING_BOX_PX = 16
+# a quarter of the box is a large displacement: outputs of order one
+SHIFT_UNIT_OF_BOX = 0.25
+_HALF_TURN_ABOUT_Y = (0.0, 1.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class FeaturesOfViews:
+    """Features of V views of n images; what they have in common is for the head to say (``OrientationHead``)."""
+
+    values: Tensor
+    """(n, V, F)"""
+    pose_matrices: Tensor
+    """(V, 4, 4): a view shows the pose L q of the quaternion q"""
+    shift_matrices: Tensor
+    """(V, 2, 2): from the shift of a view to that of the image"""
+    centre_of_box: Tensor
+    """(n, 2) the shift, as a part of the box, that was undone before"""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+class CircularConvolution(nn.Module):
+    """Convolution along the circles, batch normalisation and activation: (n, m C, T) to (n, 2 C', T / stride).
+
+    The first half of the channels are the image's, the second its mirror image's, which is kept at the angles of the
+    image: there every filter stands the other way round. ``is_first``: the input is the image itself, m = 1, else m = 2.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, is_first: bool, activation: str):
+        super().__init__()
+        if (kernel - stride) % 2:
+            raise ValueError(f"A kernel must reach as far to both sides; {kernel} with stride {stride} does not.")
+        self.stride, self.reach = stride, (kernel - stride) // 2
+        n_in = 1 if is_first else 2
+        bound = (n_in * channels_in * kernel) ** -0.5  # as torch's own convolutions
+        self.weight = nn.Parameter(torch.empty(channels_out, n_in, channels_in, kernel).uniform_(-bound, bound))
+        self.normalise, self.activate = nn.BatchNorm1d(channels_out), activation_layer(activation, channels_out)
+
+    def forward(self, values: Tensor) -> Tensor:
+        weight = torch.stack([self.weight, self.weight.flip(-1, 1)])  # mirrored, and the two halves exchanged
+        weight = weight.flatten(2, 3).flatten(0, 1)
+        if self.reach:
+            values = functional.pad(values, (self.reach, self.reach), mode="circular")
+        values = functional.conv1d(values, weight, stride=self.stride)
+        # both halves in one normalisation: they are images of the same kind
+        n, n_out, n_angles = values.shape
+        return self.activate(self.normalise(values.view(2 * n, n_out // 2, n_angles))).view(n, n_out, n_angles)
+
+
+class CircleNetwork(nn.Module):
+    """Images (n, C, B, B) to features (n, 2 K, F) of their K turns and the K turns of their mirror images."""
+
+    def __init__(self, channels_in: int, box_size_px: int, width: int, channels_out: list[int], activation: str):
+        """``width``: channels of the strided layers that lead from the samples, about two per pixel of the box, to the K
+        angles; ``channels_out`` of those that follow, which see most of a circle, and of the last, dense one."""
+        super().__init__()
+        radius_px, strides = RADIUS_OF_BOX * box_size_px, _strides(box_size_px)
+        n_circles = math.ceil(radius_px)
+        circles = _circles(box_size_px, n_circles, N_ANGLES * math.prod(strides), radius_px)
+        self.register_buffer("circles", circles, persistent=False)
+        sizes = [(width, 2 * stride if i or stride > 2 else 6, stride) for i, stride in enumerate(strides)]
+        sizes += [(n, 7, 1) for n in channels_out[:-1]] + [(channels_out[-1], 1, 1)]
+        layers, channels = [], channels_in * n_circles
+        for i, (n_out, kernel, stride) in enumerate(sizes):
+            layers.append(CircularConvolution(channels, n_out, kernel, stride, i == 0, activation))
+            channels = n_out
+        self.layers, self.out_features = nn.Sequential(*layers), channels
+        pose_matrices, shift_matrices = _views()
+        self.register_buffer("pose_matrices", pose_matrices, persistent=False)
+        self.register_buffer("shift_matrices", shift_matrices, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        n = len(images)
+        sampled = functional.grid_sample(images, self.circles.expand(n, -1, -1, -1), "bicubic", align_corners=False)
+        features = self.layers(sampled.flatten(1, 2))
+        return features.view(n, 2, self.out_features, -1).transpose(2, 3).flatten(1, 2)
+
+
+def _strides(box_size_px: int) -> list[int]:
+    n_halvings = max(1, round(math.log2(2 * box_size_px / N_ANGLES)))
+    return [2] if n_halvings == 1 else [4] + [2] * (n_halvings - 2)
+
+
+def _circles(box_size_px: int, n_circles: int, n_samples: int, radius_px: float) -> Tensor:
+    """Where images are sampled (1, circles, samples, 2), as ``grid_sample`` has it: x, y, the box from -1 to 1.
+
+    The samples lie beside angle 0, not on it: so mirroring them takes neighbours that a stride joins to such neighbours.
+    """
+    radius = (torch.arange(n_circles) + 0.5) * (radius_px / n_circles)
+    angle = (torch.arange(n_samples) + 0.5) * (2 * math.pi / n_samples)
+    x, y = radius[:, None] * torch.cos(angle), radius[:, None] * torch.sin(angle)
+    return (torch.stack([x, y], dim=-1)[None] + box_size_px // 2 + 0.5) * (2 / box_size_px) - 1
+
+
+def _views() -> tuple[Tensor, Tensor]:
+    """What the views show: matrices (2 K, 4, 4) of their poses, and (2 K, 2, 2) of their shifts turned back.
+
+    View k is the image turned so that what was at the angle a_k comes to 0; view K + k the same of the image with y and -y
+    exchanged, in which it was at -a_k. That is the image with x and -x exchanged, which shows the particle turned by 180
+    degrees about y, turned by 180 degrees.
+    """
+    poses, shifts = [], []
+    for is_mirrored in (False, True):
+        for k in range(N_ANGLES):
+            angle = (k + 0.5) * (2 * math.pi / N_ANGLES)
+            angle = angle + math.pi if is_mirrored else -angle
+            rotation = in_plane_quaternion(torch.tensor(angle))
+            turned_back = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+            if is_mirrored:
+                rotation = compose(rotation, torch.tensor(_HALF_TURN_ABOUT_Y))
+                turned_back = torch.diag(torch.tensor([-1.0, 1.0])) @ turned_back
+            poses.append(left_multiplication(rotation))
+            shifts.append(turned_back)
+    return torch.stack(poses), torch.stack(shifts)
+
+
+class PolarEncoder(nn.Module):
+    """The particle's centre first, from a coarse copy; then the circles about it."""
+
+    n_views = 2 * N_ANGLES
+
+    def __init__(self, box_size_px: int, filter_channels: int, activation: str, width: int, dropout: float):
+        super().__init__()
+        self.box_size_px = box_size_px
+        self.front = MatchedLowPass(box_size_px, filter_channels)
+        # the Nyquist frequency has no counterpart on the other side: an image with it would not be the same when turned
+        self.register_buffer("inside", (radius_px(box_size_px) < box_size_px / 2).float(), persistent=False)
+        channels = [width * 3 // 2, 2 * width, 2 * width, 2 * width]
+        self.circles = CircleNetwork(self.front.n_channels, box_size_px, width, channels, activation)
+        self.dropout, self.out_features = nn.Dropout(dropout), self.circles.out_features
+
+        self.coarse_box_size_px = min(CENTRING_BOX_PX, box_size_px)
+        coarse = self.coarse_box_size_px
+        radius = radius_px(coarse)
+        masks = torch.stack([(radius < coarse / 2).float(), torch.exp(-0.5 * (radius / (coarse / 8)) ** 2)])
+        self.register_buffer("coarse_masks", masks, persistent=False)
+        self.centring = CircleNetwork(len(masks), coarse, 32, [48, 48], activation)
+        self.centre = nn.Linear(self.centring.out_features, 2)
+        # no displacement at first: images must not be moved about at random
+        nn.init.zeros_(self.centre.weight), nn.init.zeros_(self.centre.bias)
+
+    def forward(self, images: Tensor, ctf: Tensor) -> FeaturesOfViews:
+        """Images (n, B, B) and CTFs (n, B, B // 2 + 1) to features of ``n_views`` views."""
+        images_ft = fft_image(images) * torch.where(ctf < 0, -self.inside, self.inside)
+        centre_of_box = self._centre(images_ft)
+        # as a fixed number: what the centre is worth to the pose would teach it slowly, and it has a loss of its own
+        centred_ft = images_ft * shift_phase(centre_of_box.detach() * self.box_size_px, self.box_size_px)
+        features = self.dropout(self.circles(self.front.filtered(centred_ft)))
+        return FeaturesOfViews(features, self.circles.pose_matrices, self.circles.shift_matrices, centre_of_box)
+
+    def _centre(self, images_ft: Tensor) -> Tensor:
+        """The shift (n, 2), as a part of the box and with the sign of rlnOriginX/Y, of a look at low frequencies alone."""
+        coarse_ft = crop_image_ft(images_ft, self.coarse_box_size_px)
+        features = self.centring(ifft_image(coarse_ft[:, None] * self.coarse_masks))
+        with torch.autocast(images_ft.device.type, enabled=False):
+            said = self.centre(features.float())
+            return SHIFT_UNIT_OF_BOX * (self.centring.shift_matrices @ said[..., None])[..., 0].mean(1)
+
+    @torch.no_grad()
+    def scale_input(self, factor: float | Tensor) -> None:
+        """Takes images of ``factor`` times less contrast for what it took before."""
+        for network in (self.circles, self.centring):
+            network.layers[0].weight *= factor
