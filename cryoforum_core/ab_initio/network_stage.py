@@ -60,7 +60,8 @@ def train_on_poses(plan: AbInitioPlan, run: RunDirectory, posterior: PosePosteri
     figures = {name: figures[name] for name in ("validation_median_error_deg", "validation_mean_error_deg", "steps")}
     if "end-to-end" not in config.skip:
         figures |= _end_to_end(plan, run, training, max(minutes * (1 - budget), MIN_END_TO_END_MINUTES))
-    return NetworkAnswers(**vars(_answers(training, plan)), figures=figures)
+    said = _answers(training, plan)
+    return NetworkAnswers(said.quaternion, said.bingham, said.shift_angstrom, figures)
 
 
 def _end_to_end(plan: AbInitioPlan, run: RunDirectory, training: TrainingPlan, minutes: float) -> dict:
