@@ -171,15 +171,18 @@ class Matcher:
         """The best poses of an exhaustive search, whatever a network may say; best first."""
         return self._grid().search(images)
 
-    def match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> Matches:
-        """Poses of n images from transforms and CTFs (n, B, B // 2 + 1) and the network's answer."""
+    def match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses, search_all: bool = False) -> Matches:
+        """Poses of n images from transforms and CTFs (n, B, B // 2 + 1) and the network's answer.
+
+        ``search_all``: an adaptive matcher searches for every pose, not only for those whose match leaves doubts.
+        """
         images = self.model.images(images_ft, ctf)
         poses = self._local(images, network)
         quality = match_quality(images, self.model, poses[:, 0])
         searched = torch.zeros(len(images), dtype=torch.bool, device=images.transfer.device)
         if self.adaptive:
             doubtful = ~self.is_particle(quality.fit) | (quality.fit <= self.wrong_below) | (
-                poses.score[:, 0] < self.chance_score)
+                poses.score[:, 0] < self.chance_score) | search_all
             poses, quality = self._search(images, poses, quality, doubtful, fine=False)
             searched |= doubtful
             poses, quality = self._search(images, poses, quality, self._is_poor(quality), fine=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import DEFAULT_COVERAGE, PredictConfig
+from ..config import DEFAULT_COVERAGE, JUNK_REASONS, PredictConfig
 from ..geometry.orientation_posterior import OrientationPosterior
 from ..geometry.poses import Poses
 from ..geometry.symmetry import symmetric_distance_rad
@@ -101,7 +101,7 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
         replace(setup, images=images), matcher, rows, config.batch_size))
     if power_map is not None:
         simulation = JunkSimulation(setup.images, source, setup.volume, power_map, matcher)
-        raw |= verdict_arrays(raw, np.arange(len(particles)), simulation)
+        raw = _judged(raw, simulation, lambda rows: _predict_rows(setup, matcher, rows, config.batch_size, power_map))
     arrays = finalise(raw, setup.group, learnt and learnt.model, config.coverage)
     write_predictions(run, particles, arrays)
     if learnt is not None:
@@ -132,15 +132,35 @@ def _calibration(config: PredictConfig, setup: PredictionSetup, source: ImageSou
                                  shift_rms_angstrom)
 
 
-def _predict_rows(setup: PredictionSetup, matcher: Matcher | None, rows: np.ndarray, batch_size: int
-                  ) -> dict[str, np.ndarray]:
-    """All rows, without parts on the disk."""
-    batches = []
-    with Progress(len(rows), "learn errors") as progress:
+def _predict_rows(setup: PredictionSetup, matcher: Matcher | None, rows: np.ndarray, batch_size: int,
+                  searched_for: PowerMap | None = None) -> dict[str, np.ndarray]:
+    """All rows, without parts on the disk; with the power map ``searched_for``, every pose by search, and its statistics."""
+    batches, seek = [], searched_for is not None
+    with Progress(len(rows), "search again" if seek else "learn errors") as progress:
         for batch in np.array_split(rows, -(-len(rows) // batch_size)):
-            batches.append(_predict_batch(setup, matcher, None, batch))
+            batches.append(_predict_batch(setup, matcher, searched_for, batch, search_all=seek))
             progress.update(len(batch))
     return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+
+
+def _judged(raw: dict[str, np.ndarray], simulation: JunkSimulation, searched: Callable[[np.ndarray], dict[str, np.ndarray]]
+            ) -> dict[str, np.ndarray]:
+    """The arrays with verdicts. No image is junk because its pose is wrong: what would be junk by a pose that nobody
+    searched for is searched for, and judged again.
+
+    A wrong pose that a network is sure of can match better than chance, and no worse than particles of poor contrast do.
+    """
+    everything = np.arange(len(raw["quaternion"]))
+    verdicts = verdict_arrays(raw, everything, simulation)
+    doubtful = np.flatnonzero(np.isin(verdicts["reason"], JUNK_REASONS) & ~raw["searched"]) if verdicts else []
+    if not len(doubtful):
+        return raw | verdicts
+    again = searched(doubtful)
+    again.pop("row")
+    raw = {name: values.copy() for name, values in raw.items()}
+    for name, values in again.items():
+        raw[name][doubtful] = values
+    return raw | verdict_arrays(raw, everything, simulation)
 
 
 def _network_poses(setup: PredictionSetup, rows: np.ndarray) -> NetworkPoses:
@@ -216,14 +236,14 @@ def _predict_parts(config: PredictConfig, particles: Particles, setup: Predictio
     return n_missing
 
 
-def _predict_batch(setup: PredictionSetup, matcher: Matcher | None, power_map: PowerMap | None, rows: np.ndarray
-                   ) -> dict[str, np.ndarray]:
+def _predict_batch(setup: PredictionSetup, matcher: Matcher | None, power_map: PowerMap | None, rows: np.ndarray,
+                   search_all: bool = False) -> dict[str, np.ndarray]:
     network = _network_poses(setup, rows)
     if matcher is None:
         result = _network_result(network, setup)
     else:
         transforms = setup.images.transforms(rows)
-        matches = matcher.match(*transforms, network)
+        matches = matcher.match(*transforms, network, search_all)
         result = matched_arrays(matches, setup)
         result["network_angle_rad"] = symmetric_distance_rad(network.quaternion, result["quaternion"], setup.group)
         if power_map is not None:
