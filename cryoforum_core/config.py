@@ -164,7 +164,7 @@ class TrainConfig(JobConfig, ImageInputConfig):
     learning_rate: PositiveFloat | None = None
     """Largest learning rate of the schedule; default: 6e-3 for the encoder polar, 3e-3 for the others."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the encoder while it is trained; auto: bfloat16 on GPUs, float32 on CPUs. On CPUs with AMX bfloat16 is faster, too."""
+    """Of the encoder while it is trained; auto: bfloat16 on GPUs and on CPUs with AMX, float32 on others, where it is faster."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction of the particles that is held out to judge the network."""
     patience_evaluations: PositiveInt = 10

@@ -165,7 +165,8 @@ class AutoEncoder(nn.Module):
 
     def _answers(self, images: Tensor, ctf: Tensor) -> list[PoseEstimate]:
         # answers that are kept are not rounded
-        with mixed_precision(images.device, "auto" if self.training else "float32"):
+        rounded = self.training and images.device.type != "cpu"
+        with mixed_precision(images.device, "bfloat16" if rounded else "float32"):
             features = self.network.encoder(images * self.input_scale, ctf)
         return [head(features) for head in self.heads]
 

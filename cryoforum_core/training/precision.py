@@ -1,15 +1,28 @@
 """In which precision encoders are trained."""
 
+import functools
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
+
+_PROCESSOR = Path("/proc/cpuinfo")
 
 
 def mixed_precision(device: torch.device, name: str = "auto") -> AbstractContextManager:
     """Autocast of an encoder's forward pass to bfloat16.
 
-    ``name``: "bfloat16", "float32" (no autocast), or "auto": bfloat16 on GPUs alone, for on a CPU it cost more than it gained
-    (``docs/decisions.md``, Encoder). Weights, their updates, heads and losses stay in float32.
+    ``name``: "bfloat16", "float32" (no autocast), or "auto": bfloat16 on GPUs, and on CPUs that multiply it; elsewhere it
+    is slower than float32. Weights, their updates, heads and losses stay in float32.
     """
-    wanted = device.type == "cuda" if name == "auto" else name == "bfloat16"
+    wanted = device.type != "cpu" or multiplies_bfloat16() if name == "auto" else name == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has units for products of bfloat16 matrices (AMX), as Linux says."""
+    try:
+        return "amx_bf16" in _PROCESSOR.read_text().split()
+    except OSError:
+        return False

@@ -4,23 +4,23 @@ import pytest
 import torch
 
 from cryoforum_core.config import TrainConfig
-from cryoforum_core.geometry.rotations import angular_distance_deg
 from cryoforum_core.particles.image_state import ImageState
-from cryoforum_core.training.precision import mixed_precision
+from cryoforum_core.training import precision
 from cryoforum_core.training.supervised import plan_training
 
 
-@pytest.fixture
-def a_step(tmp_path, particle_set):
+@pytest.fixture(params=["polar", "compact"])
+def a_step(tmp_path, particle_set, request):
     """Loss, gradients and answers of the first batch, with a precision."""
-    def of(precision):
-        settings = TrainConfig(out=tmp_path / "run", particles="unused.star", width=12, batch_size=64, precision=precision)
+    def of(name):
+        settings = TrainConfig(out=tmp_path / "run", particles="unused.star", width=12, batch_size=64, precision=name,
+                               encoder=request.param)
         plan = plan_training(settings, particle_set(300, snr=2.0), state=ImageState())
         batch = plan.stream(0, 0.5)
         loss, _ = plan.objective(plan.network, batch, 0.5)
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in plan.network.parameters()])
-        return loss.detach(), gradient, plan.network.eval()(batch.images, batch.ctf).quaternion.detach()
+        return loss.detach(), gradient, plan.network.eval()(batch.images, batch.ctf).bingham.detach()
     return of
 
 
@@ -30,12 +30,26 @@ def test_half_precision_goes_the_same_way(a_step):
     assert rounded_gradient.dtype == torch.float32
     assert not torch.equal(gradient, rounded_gradient)
     torch.testing.assert_close(rounded_loss, loss, rtol=0.05, atol=0)
-    assert torch.nn.functional.cosine_similarity(gradient, rounded_gradient, dim=0) > 0.95
+    assert torch.nn.functional.cosine_similarity(gradient, rounded_gradient, dim=0) > 0.85
     # the network itself, as it is used later, answers in full precision; only the batch's statistics were rounded
-    assert angular_distance_deg(answer, rounded_answer).median() < 1.0
+    # without its trace, which says nothing
+    answer, rounded_answer = (A - A.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(4)
+                              for A in (answer, rounded_answer))
+    assert torch.nn.functional.cosine_similarity(answer.flatten(1), rounded_answer.flatten(1)).median() > 0.95
 
 
-def test_on_a_cpu_it_is_used_where_it_is_asked_for():
-    for name, used in (("auto", False), ("float32", False), ("bfloat16", True)):
-        with mixed_precision(torch.device("cpu"), name):
-            assert torch.is_autocast_enabled("cpu") == used
+@pytest.mark.parametrize("has_units", [False, True])
+def test_on_a_cpu_it_is_used_where_it_is_fast_or_asked_for(has_units, tmp_path, monkeypatch):
+    described = tmp_path / "cpuinfo"
+    described.write_text("flags\t\t: fpu sse2 avx512f " + ("amx_bf16 " if has_units else "") + "amx_tile\n")
+    monkeypatch.setattr(precision, "_PROCESSOR", described)
+    precision.multiplies_bfloat16.cache_clear()
+    try:
+        for name, used in (("auto", has_units), ("float32", False), ("bfloat16", True)):
+            with precision.mixed_precision(torch.device("cpu"), name):
+                assert torch.is_autocast_enabled("cpu") == used
+        described.unlink()  # as where there is no Linux
+        precision.multiplies_bfloat16.cache_clear()
+        assert not precision.multiplies_bfloat16()
+    finally:
+        precision.multiplies_bfloat16.cache_clear()

@@ -166,8 +166,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                       help="Largest learning rate of the one-cycle schedule. 0: the encoder's own.")
         form.addParam('precision', params.EnumParam, choices=PRECISIONS, default=0, **advanced,
                       label='Precision',
-                      help='Of the numbers in the encoder while it is trained; auto: bfloat16 on GPUs, float32 on CPUs. '
-                           'On CPUs that have units for it (AMX) bfloat16 is faster, too.')
+                      help='Of the numbers in the encoder while it is trained; auto: bfloat16 on GPUs and on CPUs '
+                           'that have units for it (AMX), where it is faster; float32 on others.')
         form.addParam('loss', params.EnumParam, choices=LOSSES, default=0, **advanced,
                       label='Orientation loss',
                       help='*pairwise-to-own*: first the angles between all pairs of images, later each image\'s own '
