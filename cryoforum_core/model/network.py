@@ -70,7 +70,9 @@ class OrientationNetwork(nn.Module):
         """As ``forward``, with a belief that is worth what it should be: see ``worth_of_views``.
 
         An encoder that looks at turned and mirrored images by itself looks once. Any other is shown the image, its three
-        quarter turns, and the mirror images of these four: errors 15 to 20 % lower for eight times the work. A turn in the image's plane multiplies the pose on the left by a known rotation r, and so does mirroring x: a
+        quarter turns, and the mirror images of these four: errors 15 to 20 % lower for eight times the work.
+
+        A turn in the image's plane multiplies the pose on the left by a known rotation r, and so does mirroring x: a
         projection sums over z, hence its mirror image is what the particle shows when it is turned by 180 degrees about
         y. As q' = L q with a matrix L of r, the eight beliefs A' are eight beliefs ``L' A' L`` about the image. Their
         noise is the same, so they do not count as eight: ``worth_of_views`` says what their mean is worth. For a molecule

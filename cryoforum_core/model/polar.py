@@ -4,8 +4,8 @@ Turning a projection in its plane multiplies its pose on the left by a known rot
 particle seen from behind). A plain network has to learn all of this from examples; here it is built in, and what is left to
 learn are directions of view. Images are sampled on circles about the particle's centre; convolutions along the circles, with
 all radii as channels, and with every filter used once as it is and once mirrored (group convolutions over O(2), Cohen & Welling
-2016, arXiv 1602.07576), end in features of every view: of the image turned by each of K angles, and of its mirror image. Measured against
-a plain network in ``docs/decisions.md``, Encoder.
+2016, arXiv 1602.07576), end in features of every view: of the image turned by each of K angles, and of its mirror image.
+Measured against a plain network in ``docs/decisions.md``, Encoder.
 """
 
 import math
@@ -20,7 +20,7 @@ from ..imaging.fourier import crop_image_ft, fft_image, ifft_image, radius_px, s
 from .filters import MatchedLowPass, activation_layer
 
 N_ANGLES = 16
-# circles reach this part of the box from the centre; particles that fill more are cut by the images' mask already
+# circles reach this part of the box from the centre; the images' mask ends little beyond
 RADIUS_OF_BOX = 0.42
 CENTRING_BOX_PX = 16
 # a quarter of the box is a large displacement: outputs of order one
@@ -40,9 +40,6 @@ class FeaturesOfViews:
     """(V, 2, 2): from the shift of a view to that of the image"""
     centre_of_box: Tensor
     """(n, 2) the shift, as a part of the box, that was undone before"""
-
-    def __len__(self) -> int:
-        return len(self.values)
 
 
 class CircularConvolution(nn.Module):
@@ -70,7 +67,7 @@ class CircularConvolution(nn.Module):
         values = functional.conv1d(values, weight, stride=self.stride)
         # both halves in one normalisation: they are images of the same kind
         n, n_out, n_angles = values.shape
-        return self.activate(self.normalise(values.view(2 * n, n_out // 2, n_angles))).view(n, n_out, n_angles)
+        return self.activate(self.normalise(values.reshape(2 * n, n_out // 2, n_angles))).reshape(n, n_out, n_angles)
 
 
 class CircleNetwork(nn.Module):
@@ -99,7 +96,7 @@ class CircleNetwork(nn.Module):
         n = len(images)
         sampled = functional.grid_sample(images, self.circles.expand(n, -1, -1, -1), "bicubic", align_corners=False)
         features = self.layers(sampled.flatten(1, 2))
-        return features.view(n, 2, self.out_features, -1).transpose(2, 3).flatten(1, 2)
+        return features.reshape(n, 2, self.out_features, -1).transpose(2, 3).flatten(1, 2)
 
 
 def _strides(box_size_px: int) -> list[int]:
