@@ -165,7 +165,7 @@ class AutoEncoder(nn.Module):
 
     def _answers(self, images: Tensor, ctf: Tensor) -> list[PoseEstimate]:
         # answers that are kept are not rounded
-        rounded = self.training and images.device.type != "cpu"
+        rounded = self.training and images.device.type == "cuda"
         with mixed_precision(images.device, "bfloat16" if rounded else "float32"):
             features = self.network.encoder(images * self.input_scale, ctf)
         return [head(features) for head in self.heads]

@@ -15,7 +15,9 @@ def mixed_precision(device: torch.device, name: str = "auto") -> AbstractContext
     ``name``: "bfloat16", "float32" (no autocast), or "auto": bfloat16 on GPUs, and on CPUs that multiply it; elsewhere it
     is slower than float32. Weights, their updates, heads and losses stay in float32.
     """
-    wanted = device.type != "cpu" or multiplies_bfloat16() if name == "auto" else name == "bfloat16"
+    wanted = name == "bfloat16"
+    if name == "auto":
+        wanted = device.type == "cuda" or (device.type == "cpu" and multiplies_bfloat16())
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 
