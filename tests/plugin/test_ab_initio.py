@@ -216,7 +216,7 @@ def test_fsc_and_network_describe_themselves(done, pixel_size):
     assert float(frequencies[1]) == pytest.approx(1 / (BOX_PX * pixel_size), rel=1e-3)
     network = done.outputNetwork
     assert network.exists() and network.getBoxSize() == BOX_PX and network.getPixelSize() == pytest.approx(pixel_size)
-    assert network.getEncoder() == "compact" and network.getNetworkPixelSize() >= pixel_size * 0.99
+    assert network.getEncoder() == "polar" and network.getNetworkPixelSize() >= pixel_size * 0.99
 
 
 def test_summary_methods_and_links(done):
