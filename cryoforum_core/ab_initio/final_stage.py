@@ -15,7 +15,7 @@ from ..imaging.fourier import resize_volume
 from ..imaging.projection import FourierVolume
 from ..inference.calibration import Calibration, calibration, n_simulated, poses_like
 from ..inference.gallery import write_gallery
-from ..inference.junk import verdict_arrays
+from ..inference.junk import simulated_like, verdict_arrays
 from ..inference.junk_simulation import JunkSimulation
 from ..inference.junk_statistics import PowerMap
 from ..inference.matcher import Matcher
@@ -125,8 +125,8 @@ class FinalMatching:
         truth = _truth_like(self.pair, matched.half, images.box_size_px)
         model = replace(matcher.model, volume=FourierVolume.from_real(truth, max_radius_px=self.max_radius_px + 1))
         source = ImageSource.like(images, model, matcher.contrast_deviation, seed)
-        arrays = matched.arrays | verdict_arrays(matched.arrays, matched.rows, JunkSimulation(
-            images, source, truth, matched.power_map, matcher))
+        junk = JunkSimulation(images, source, truth, matched.power_map, matcher)
+        arrays = matched.arrays | verdict_arrays(matched.arrays, matched.rows, junk, simulated_like(matched.arrays, junk))
         known = particles_like(source, images, *poses_like(arrays, images, n_known, seed), seed)
         return arrays, known, self._find(matcher, known)
 

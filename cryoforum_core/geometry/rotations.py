@@ -79,6 +79,16 @@ def in_plane_quaternion(angle_rad: Tensor) -> Tensor:
     return torch.stack([zero, zero, torch.sin(half), torch.cos(half)], dim=-1)
 
 
+def rotation_of_view(angle_rad: Tensor, is_mirrored: bool) -> Tensor:
+    """What multiplies, on the left, the pose of an image that is mirrored (x and -x exchanged) or not, and then turned by
+    ``angle_rad`` (...,), +x towards +y: quaternions (..., 4).
+
+    A projection sums over z, hence its mirror image is what the particle shows when it is turned by 180 degrees about y.
+    """
+    rotation = in_plane_quaternion(angle_rad)
+    return compose(rotation, rotation.new_tensor([0.0, 1.0, 0.0, 0.0])) if is_mirrored else rotation
+
+
 def angular_distance_rad(first: Tensor, second: Tensor) -> Tensor:
     """Angle in [0, pi] between rotations (..., 4), broadcast; its gradient is finite, also at equality.
 

@@ -144,32 +144,39 @@ def has_foreign_power(statistics: np.ndarray) -> np.ndarray:
 VERDICT_ARRAYS = ("reason", "particle_probability", "recentre_shift_angstrom", "alternative_quaternion")
 
 
-def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, simulation: JunkSimulation
+def simulated_like(arrays: dict[str, np.ndarray], simulation: JunkSimulation) -> list[np.ndarray]:
+    """Statistics (n_k, s) of simulated images of every kind, with views and displacements of those of n matched images that
+    fit well. Empty for fewer than ``MIN_IMAGES``, which are no population."""
+    statistics = arrays["junk_statistics"]
+    if len(statistics) < MIN_IMAGES:
+        return []
+    fit = statistics[:, STATISTICS.index("fit")]
+    good = np.flatnonzero(fit >= np.median(fit))
+    displacement_px = -arrays["shift_angstrom"][good] / simulation.images.pixel_size_angstrom
+    n = min(max(len(statistics) // 8, MIN_SIMULATED), MAX_SIMULATED)
+    logger.info("Junk: learnt from %d simulated images.", n)
+    return simulation.statistics(torch.from_numpy(arrays["quaternion"][good]), torch.from_numpy(displacement_px), n)
+
+
+def verdict_arrays(arrays: dict[str, np.ndarray], rows: np.ndarray, simulation: JunkSimulation, simulated: list[np.ndarray]
                    ) -> dict[str, np.ndarray]:
     """What joins the arrays of n matched images (``predict.matched_arrays`` and ``PowerMap.statistics``), those of
-    ``rows`` (n,): ``VERDICT_ARRAYS``. Nothing for fewer than ``MIN_IMAGES``, which are no population.
+    ``rows`` (n,): ``VERDICT_ARRAYS``. Nothing where there is nothing ``simulated_like`` them.
 
     ``recentre_shift_angstrom`` (n, 2): the origin offset that recentres an off-centre image, else NaN;
     ``alternative_quaternion`` (n, 4): the other orientation of an ambiguous one, else NaN.
     """
-    statistics = arrays["junk_statistics"]
-    if len(statistics) < MIN_IMAGES:
+    if not simulated:
         return {}
-    fit = statistics[:, STATISTICS.index("fit")]
-    good = np.flatnonzero(fit >= np.median(fit))
-    images = simulation.images
-    pixel = images.pixel_size_angstrom
-    quaternion = torch.from_numpy(arrays["quaternion"][good])
-    displacement_px = torch.from_numpy(-arrays["shift_angstrom"][good] / pixel)
-    n = min(max(len(statistics) // 8, MIN_SIMULATED), MAX_SIMULATED)
-    verdicts = judge(statistics, simulation.statistics(quaternion, displacement_px, n))
+    statistics, images = arrays["junk_statistics"], simulation.images
+    verdicts = judge(statistics, simulated)
     verdicts, recentre_px = _looked_for_aside(verdicts, statistics, arrays["elsewhere_px"], rows, images, simulation.matcher)
     ambiguous = (verdicts.reason == PARTICLE) & is_ambiguous(arrays["weight"], arrays["rival_angle_rad"])
     reason = np.where(ambiguous, AMBIGUOUS, verdicts.reason)
-    logger.info("Judged by %d simulated images: %s.", n, ", ".join(
+    logger.info("Judged: %s.", ", ".join(
         f"{(reason == name).sum():,} {name}" for name in (*REASONS[1:], AMBIGUOUS)))
     return {"reason": reason, "particle_probability": verdicts.particle_probability,
-            "recentre_shift_angstrom": -pixel * recentre_px,
+            "recentre_shift_angstrom": -images.pixel_size_angstrom * recentre_px,
             "alternative_quaternion": np.where(ambiguous[:, None], arrays["alternative_quaternion"], np.nan)}
 
 

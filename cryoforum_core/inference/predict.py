@@ -27,7 +27,7 @@ from .applicability import Applicability, judge, judge_poses
 from .calibration import Calibration, calibration, evidence_of, simulated_calibration, standardised
 from .error_model import ErrorModel
 from .gallery import write_gallery
-from .junk import VERDICT_ARRAYS, strongest_rival, verdict_arrays
+from .junk import VERDICT_ARRAYS, simulated_like, strongest_rival, verdict_arrays
 from .junk_simulation import JunkSimulation
 from .junk_statistics import PowerMap
 from .matched_posterior import (
@@ -151,7 +151,8 @@ def _judged(raw: dict[str, np.ndarray], simulation: JunkSimulation, searched: Ca
     A wrong pose that a network is sure of can match better than chance, and no worse than particles of poor contrast do.
     """
     everything = np.arange(len(raw["quaternion"]))
-    verdicts = verdict_arrays(raw, everything, simulation)
+    simulated = simulated_like(raw, simulation)
+    verdicts = verdict_arrays(raw, everything, simulation, simulated)
     doubtful = np.flatnonzero(np.isin(verdicts["reason"], JUNK_REASONS) & ~raw["searched"]) if verdicts else []
     if not len(doubtful):
         return raw | verdicts
@@ -160,7 +161,7 @@ def _judged(raw: dict[str, np.ndarray], simulation: JunkSimulation, searched: Ca
     raw = {name: values.copy() for name, values in raw.items()}
     for name, values in again.items():
         raw[name][doubtful] = values
-    return raw | verdict_arrays(raw, everything, simulation)
+    return raw | verdict_arrays(raw, everything, simulation, simulated)
 
 
 def _network_poses(setup: PredictionSetup, rows: np.ndarray) -> NetworkPoses:

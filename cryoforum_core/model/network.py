@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..geometry.rotations import compose, in_plane_quaternion, inverse, left_multiplication, smallest_eigenvector
+from ..geometry.rotations import compose, inverse, left_multiplication, rotation_of_view, smallest_eigenvector
 from ..geometry.symmetry import nearest_equivalent
 from ..imaging.fourier import fft_image, ifft_image
 from .encoder import MIN_BOX_SIZE_PX, make_encoder
@@ -16,7 +16,6 @@ from .polar import PolarEncoder
 
 # ways to look at an image that need no interpolation: four quarter turns, mirrored or not
 _N_VIEWS = 8
-_HALF_TURN_ABOUT_Y = (0.0, 1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,8 @@ class OrientationNetwork(nn.Module):
         An encoder that looks at turned and mirrored images by itself looks once. Any other is shown the image, its three
         quarter turns, and the mirror images of these four: errors 15 to 20 % lower for eight times the work.
 
-        A turn in the image's plane multiplies the pose on the left by a known rotation r, and so does mirroring x: a
-        projection sums over z, hence its mirror image is what the particle shows when it is turned by 180 degrees about
-        y. As q' = L q with a matrix L of r, the eight beliefs A' are eight beliefs ``L' A' L`` about the image. Their
+        A view multiplies the pose on the left by a known rotation r (``rotation_of_view``). As q' = L q with a matrix L
+        of r, the eight beliefs A' are eight beliefs ``L' A' L`` about the image. Their
         noise is the same, so they do not count as eight: ``worth_of_views`` says what their mean is worth. For a molecule
         with the symmetry ``group`` (G, 4) the eight may be about different equivalent poses: they are moved to the
         first one's.
@@ -88,9 +86,7 @@ class OrientationNetwork(nn.Module):
                 images, ctf = mirror_image(images), ctf_of_view(mirror_image, ctf)
             for quarter in range(4):
                 angle = torch.tensor(0.5 * math.pi * quarter, device=images.device)
-                rotation = in_plane_quaternion(angle)
-                if is_mirrored:
-                    rotation = compose(rotation, rotation.new_tensor(_HALF_TURN_ABOUT_Y))
+                rotation = rotation_of_view(angle, is_mirrored)
                 seen = self(images, ctf)
                 left = left_multiplication(rotation).to(seen.bingham)
                 answer = left.T @ seen.bingham @ left

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..geometry.rotations import compose, in_plane_quaternion, left_multiplication
+from ..geometry.rotations import left_multiplication, rotation_of_view
 from ..imaging.fourier import crop_image_ft, fft_image, ifft_image, radius_px, shift_phase
 from .filters import MatchedLowPass, activation_layer
 
@@ -25,7 +25,6 @@ RADIUS_OF_BOX = 0.42
 CENTRING_BOX_PX = 16
 # a quarter of the box is a large displacement: outputs of order one
 SHIFT_UNIT_OF_BOX = 0.25
-_HALF_TURN_ABOUT_Y = (0.0, 1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -127,10 +126,9 @@ def _views() -> tuple[Tensor, Tensor]:
         for k in range(N_ANGLES):
             angle = (k + 0.5) * (2 * math.pi / N_ANGLES)
             angle = angle + math.pi if is_mirrored else -angle
-            rotation = in_plane_quaternion(torch.tensor(angle))
+            rotation = rotation_of_view(torch.tensor(angle), is_mirrored)
             turned_back = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
             if is_mirrored:
-                rotation = compose(rotation, torch.tensor(_HALF_TURN_ABOUT_Y))
                 turned_back = torch.diag(torch.tensor([-1.0, 1.0])) @ turned_back
             poses.append(left_multiplication(rotation))
             shifts.append(turned_back)

@@ -124,16 +124,16 @@ def test_a_network_alone_learns_its_errors_where_it_has_a_map(folder, data, netw
 
 def test_a_network_for_centred_images_is_judged_by_centred_images(folder):
     """Displacements that it was told not to expect throw it off: of images that have none it would promise too little."""
-    centred = cf.simulate(cf.SimulateConfig(out=folder / "centred", model=folder / "molecule.mrc", n_particles=N, snr=2.0,
-                                            shift_rms_px=0.0, seed=4))
+    # of 400 images chance alone moves what holds by 2 %
+    centred = cf.simulate(cf.SimulateConfig(out=folder / "centred", model=folder / "molecule.mrc", n_particles=2000,
+                                            snr=2.0, shift_rms_px=0.0, seed=4))
     network = cf.train(cf.TrainConfig(out=folder / "of_centred", particles=centred.particles, reference=centred.map,
                                       shift_rms_angstrom=0.1, augment=False, width=12, batch_size=64, max_steps=250))
     run = cf.predict(cf.PredictConfig(out=folder / "of_centred_alone", particles=centred.particles, model=network.path,
                                       refinement="none"))
     error_deg, _ = errors(run, centred, folder)
     with np.load(run.orientation_posterior, allow_pickle=False) as arrays:
-        # by far too wide bounds would hold for all: 0.93 to 0.97 with four networks
-        assert 0.86 < np.mean(error_deg <= arrays["error_bound_deg"]) < 0.985
+        assert abs(np.mean(error_deg <= arrays["error_bound_deg"]) - 0.9) < 0.05
         assert 0.8 < arrays["expected_error_deg"].mean() / error_deg.mean() < 1.25
 
 
