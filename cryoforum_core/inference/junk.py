@@ -35,6 +35,9 @@ N_ITERATIONS = 20
 POWER_SCALE = 3.0
 # a share that is not ruled out by finding none among so many images
 SMALLEST_SHARE = 1e-3
+# images of each kind that a set's junk is divided by besides its own: of a dozen, some that look like another kind would
+# draw the whole kind over
+PRIOR_JUNK = 10
 # in standard deviations of particles: further than two of them upon each other, neither particle nor simulated junk
 FAR_OUT = 12.0
 # rivals so far away that they are another orientation, and with so much of the belief that the pose is not determined
@@ -99,6 +102,8 @@ class KindsOfImages:
             covariance = ((weight[:, None] * off).T @ off + n_simulated * (
                 own_covariance + np.outer(moved, moved))) / total
             share = np.maximum(probability.mean(0), SMALLEST_SHARE)
+            of_junk = probability[:, 1:].sum(0) + PRIOR_JUNK
+            share[1:] = share[1:].sum() * of_junk / of_junk.sum()
             kinds = KindsOfImages(np.concatenate([mean[None], self.mean[1:]]),
                                   np.concatenate([covariance[None], self.covariance[1:]]), share / share.sum())
         return kinds

@@ -22,7 +22,7 @@ from cryoforum_core.particles.table import ParticleTable
 
 from ..matching.conftest import simulate
 
-BOX, PIXEL, N = 32, 8.2, 480
+BOX, PIXEL, N = 32, 8.2, 240
 REASON_OF = {"none": "none", "noise": "not-a-particle", "blank": "not-a-particle", "off-centre": "off-centre",
              "overlap": "overlapping-neighbour", "other-molecule": "another-object"}
 

@@ -88,8 +88,9 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         group.addParam('maxMinutes', params.FloatParam, default=60, validators=[params.Positive],
                        label='Time (minutes)',
                        help='Training ends after this time at the latest; the learning rate is planned to be down by '
-                            'then. On a GPU 20 to 60 minutes are usually enough; on CPU give it hours for a useful '
-                            'network, and let the refinement of *predict orientations* do the rest.\n'
+                            'then. A few minutes do, on a CPU too, where *predict orientations* refines what the '
+                            'network says; a network that is to be good by itself gets better for half an hour and '
+                            'longer.\n'
                             'A training that was stopped goes on from its last checkpoint with *Continue*. To train a '
                             'finished network further, give it as *Start from network*.')
         group.addParam('maxSteps', params.IntParam, default=20000, validators=[params.Positive],
@@ -123,8 +124,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                       help='Low-pass filtered copies of the image that the network sees beside it; 0 for none.')
         form.addParam('width', params.IntParam, default=0, validators=[params.GE(0)], **advanced,
                       label='Width', help="Channels of the encoder's first block; 0: the encoder's own number.")
-        form.addParam('pooling', params.EnumParam, choices=POOLINGS, default=0, **advanced,
-                      label='Pooling',
+        form.addParam('pooling', params.EnumParam, choices=POOLINGS, default=0, expertLevel=params.LEVEL_ADVANCED,
+                      condition='startNetwork is None and encoder != %d' % ENCODERS.index('polar'), label='Pooling',
                       help='How the last feature maps become one vector (gem: generalised mean); auto: the encoder\'s '
                            'own. *polar* has none.')
         form.addParam('activation', params.EnumParam, choices=ACTIVATIONS, default=0, **advanced,
@@ -324,10 +325,13 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
 
     def _networkOptions(self):
         """ Of a new network; one to start from has its own. """
-        return {'encoder': ENCODERS[self.encoder.get()], 'head': HEADS[self.head.get()],
+        encoder = ENCODERS[self.encoder.get()]
+        # a choice of pooling that the form hides is none
+        pooling = 'auto' if encoder == 'polar' else POOLINGS[self.pooling.get()]
+        return {'encoder': encoder, 'head': HEADS[self.head.get()],
                 'network_box_size_px': self.networkBox.get() or None,
                 'filter_channels': self.filterChannels.get(), 'width': self.width.get() or None,
-                'pooling': POOLINGS[self.pooling.get()], 'activation': ACTIVATIONS[self.activation.get()],
+                'pooling': pooling, 'activation': ACTIVATIONS[self.activation.get()],
                 'dropout': self.dropout.get()}
 
 
