@@ -48,6 +48,10 @@ VARIANTS: dict[str, dict] = {
     "random poses (weight 1)": {"random_pose_weight": 1.0},
     "direct updates after 30 epochs": {"per_image_after_epoch": 30},
     "random poses (1) and symmetric loss": {"random_pose_weight": 1.0, "symmetric_loss": True},
+    "encoder polar": {"encoder": "polar"},
+    "encoder polar, random poses (1)": {"encoder": "polar", "random_pose_weight": 1.0},
+    "encoder polar, random poses (1) and symmetric loss": {"encoder": "polar", "random_pose_weight": 1.0,
+                                                           "symmetric_loss": True},
 }
 
 
@@ -72,7 +76,7 @@ def one_run(made: RunDirectory, out: Path, options: Mapping, seed: int, seconds:
     """Figures of a run of the method in ``out``; median error in degrees over all images."""
     if out.is_dir():
         shutil.rmtree(out)  # a run that was stopped: its time would be wrong
-    config = AbInitioConfig(out=out, particles=made.particles, seed=seed, train_minutes=seconds / 60, **COMMON, **options)
+    config = AbInitioConfig(out=out, particles=made.particles, seed=seed, train_minutes=seconds / 60, **COMMON | options)
     run, start = RunDirectory(config.out), time.process_time()
     run.prepare(config)
     plan = plan_ab_initio(config, load_particles(config.particles, config), torch.device("cpu"))

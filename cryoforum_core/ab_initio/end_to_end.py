@@ -57,14 +57,15 @@ from .run import AbInitioPlan, Watch
 
 logger = logging.getLogger("cryoforum")
 
-LEARNING_RATE = 1e-3
+LEARNING_RATE, POLAR_LEARNING_RATE = 1e-3, 3e-3
 MAX_HELD_OUT, HELD_OUT_FRACTION, N_FOR_ESTIMATES = 500, 0.1, 1000
 # images whose variance is so many times that of their background have no noise to be normalised by
 NOISELESS_ABOVE = 50.0
 N_CALIBRATION = 500
 # what convergence means (``docs/decisions.md``, End to end)
 SMALLEST_SIGNAL, LEAST_DEVIATIONS, MOST_TURN_ERROR_DEG, LEAST_SHELLS = 0.02, 5.0, 25.0, 3
-MOST_PROJECTION_ERROR_DEG = 60.0
+# of projections of the map; the second where turns tell nothing, since the encoder follows them whatever it has learnt
+MOST_PROJECTION_ERROR_DEG, MOST_PROJECTION_ERROR_SEEING_ALL_VIEWS_DEG = 60.0, 25.0
 # a network whose poses follow the turns of the images may still be unsure of them; poses of single images, which nothing
 # else can judge, explain 54 to 70 % where they are wrong
 EXPLAINED_ABOVE, EXPLAINED_ABOVE_WITHOUT_ENCODER = 0.4, 0.75
@@ -270,7 +271,8 @@ def _loop_settings(setup: EndToEndSetup) -> LoopSettings:
     config = setup.config
     steps = config.epochs * setup.stream.steps_per_epoch if config.train_minutes is None else 10 ** 9
     # a plateau before the poses fall into place is usual: no early stop
-    return LoopSettings(steps, config.learning_rate or LEARNING_RATE, config.seed, config.train_minutes,
+    default_rate = POLAR_LEARNING_RATE if setup.model.network.sees_all_views else LEARNING_RATE
+    return LoopSettings(steps, config.learning_rate or default_rate, config.seed, config.train_minutes,
                         patience_evaluations=10 ** 9, resume=config.resume)
 
 
@@ -393,6 +395,7 @@ class Judgement:
     nothing like the map"""
     shells: float
     """Fourier shells up to the half maps' resolution"""
+    most_projection_error_deg: float = MOST_PROJECTION_ERROR_DEG
 
     @property
     def explained_fraction(self) -> float:
@@ -414,10 +417,10 @@ class Judgement:
         if self.turn_error_deg is not None and self.turn_error_deg > MOST_TURN_ERROR_DEG:
             return False, (f"The poses found of images and of the same images turned in their plane disagree by "
                            f"{self.turn_error_deg:.0f} degrees (median), more than {MOST_TURN_ERROR_DEG:.0f}.")
-        if self.projection_error_deg is not None and self.projection_error_deg > MOST_PROJECTION_ERROR_DEG:
+        if self.projection_error_deg is not None and self.projection_error_deg > self.most_projection_error_deg:
             return False, (f"For projections of the map at random poses the network finds poses that are off by "
                            f"{self.projection_error_deg:.0f} degrees (median), more than "
-                           f"{MOST_PROJECTION_ERROR_DEG:.0f}: it takes different views for one, or most views are "
+                           f"{self.most_projection_error_deg:.0f}: it takes different views for one, or most views are "
                            "missing from the images.")
         if self.shells < LEAST_SHELLS:
             return False, f"The half maps agree to {self.shells:.1f} Fourier shells only, fewer than {LEAST_SHELLS}."
@@ -442,7 +445,9 @@ def judge(setup: EndToEndSetup, maps: HalfMaps, projections: list[TrainingBatch]
     box, pixel_size_angstrom = plan.particles.box_size_px, plan.particles.pixel_size_angstrom
     resolution = resolution_angstrom(maps.fsc, box, pixel_size_angstrom)
     return Judgement(unexplained_power(model, held_out) / power, _loss_without_poses(setup) / power, loss_of_noise,
-                     deviations, turn_error_deg, projection_error_deg, box * pixel_size_angstrom / resolution)
+                     deviations, turn_error_deg, projection_error_deg, box * pixel_size_angstrom / resolution,
+                     MOST_PROJECTION_ERROR_SEEING_ALL_VIEWS_DEG if model.network.sees_all_views
+                     else MOST_PROJECTION_ERROR_DEG)
 
 
 def _gain(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:

@@ -18,8 +18,7 @@ from .published import NEAR_SYMMETRY, SCALES
 _OPTIONS: dict[BenchmarkMethod, dict] = {
     "hybrid": {"method": "hybrid"},
     "end-to-end": {"method": "end-to-end", "shifts": False},
-    "end-to-end-aided": {"method": "end-to-end", "shifts": False, "symmetric_loss": True, "random_pose_weight": 1.0,
-                         "encoder": "compact"},
+    "end-to-end-aided": {"method": "end-to-end", "shifts": False, "random_pose_weight": 1.0, "encoder": "polar"},
     "per-image": {"method": "end-to-end", "shifts": False, "poses": "per-image"},
     "known": {"method": "end-to-end", "shifts": False, "poses": "known"},
 }

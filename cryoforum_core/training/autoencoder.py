@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..geometry.rotations import compose, in_plane_quaternion, inverse, random_quaternions
+from ..geometry.rotations import compose, in_plane_quaternion, inverse, left_multiplication, random_quaternions
 from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import fft_image, ifft_image, radius_px
 from ..imaging.projection import FourierVolume
@@ -224,7 +224,7 @@ def _turned_back(twin: PoseEstimate) -> PoseEstimate:
     """What is believed of an image, from what is believed of its copy turned by 180 degrees."""
     half_turn = in_plane_quaternion(torch.tensor(math.pi, device=twin.quaternion.device)).to(twin.quaternion)
     back = inverse(half_turn)
-    left = torch.stack([compose(back, unit) for unit in torch.eye(4).to(twin.quaternion)], dim=-1)
+    left = left_multiplication(back)
     return PoseEstimate(compose(back, twin.quaternion), left @ twin.bingham @ left.T, -twin.shift_angstrom)
 
 

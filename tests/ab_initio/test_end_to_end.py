@@ -181,20 +181,20 @@ def test_predict_takes_the_network(short, tmp_path):
 
 
 def test_network_and_map_learn_together(sets, tmp_path):
-    """From images without noise alone: the held-out loss falls far below that of images without poses."""
+    """From images without noise alone, with projections at random poses: what is left unexplained falls to a few per cent."""
     made = sets(float("inf"))
-    summary, run = run_end_to_end(config(tmp_path, made.particles, epochs=24, symmetric_loss=True,
-                                         random_pose_weight=1.0))
+    summary, run = run_end_to_end(config(tmp_path, made.particles, encoder="polar", epochs=10, random_pose_weight=1.0))
     assert summary["converged"], summary["converged_reason"]
-    assert summary["validation_loss"] < 0.55 * summary["loss_without_poses"] and summary["loss_of_noise"] < 0.01
-    assert summary["turn_error_deg"] < 20 and summary["projection_error_deg"] < 50
+    assert summary["validation_loss"] < 0.1 * summary["loss_without_poses"] and summary["loss_of_noise"] < 0.01
+    assert summary["projection_error_deg"] < 15
     errors = cf.evaluate(cf.EvaluateConfig(out=tmp_path / "errors", particles=run.particles, truth=made.truth,
                                            align_frame=True, allow_mirror=True)).read_summary()
-    assert errors["median_error_deg"] < 25
+    assert errors["median_error_deg"] < 5
     poses = cf.predict(cf.PredictConfig(out=tmp_path / "poses", particles=made.particles, model=run.path, device="cpu",
                                         refinement="none", ctf_state="raw", contrast="bright"))
     predicted = cf.evaluate(cf.EvaluateConfig(out=tmp_path / "again", particles=poses.particles, truth=made.truth,
                                               align_frame=True, allow_mirror=True)).read_summary()
+    # predict normalises each image by its background, which holds nothing but the particle here
     assert predicted["median_error_deg"] < 30
 
 
@@ -222,6 +222,11 @@ def test_convergence_is_judged_by_held_out_images(loss, of_noise, deviations, tu
                                                   shells, converged, says):
     found, reason = Judgement(loss, 0.5, of_noise, deviations, turn_error_deg, projection_error_deg, shells).verdict()
     assert found is converged and says in reason
+
+
+@pytest.mark.parametrize("projection_error_deg, converged", [(15.0, True), (30.0, False)])
+def test_an_encoder_that_follows_turns_anyhow_must_find_projections(projection_error_deg, converged):
+    assert Judgement(0.12, 0.5, 0.10, 50.0, 0.0, projection_error_deg, 7.0, 25.0).verdict()[0] is converged
 
 
 def test_images_without_noise_keep_their_own_grey_values(sets, tmp_path):

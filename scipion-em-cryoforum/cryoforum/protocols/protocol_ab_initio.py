@@ -136,7 +136,8 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, **endToEnd, label='Encoder',
                       help='Part of the network that reads the image.\n*cryoposenet*: three blocks of 3x3 convolutions '
                            '(Nashed 2021).\n*cryoforum*: low-pass filter channels and a VGG-like network (Chung 2023).'
-                           '\n*compact* and *polar*: our own, fast and accurate when they learn from a map.')
+                           '\n*compact* and *polar*: our own, fast and accurate when they learn from a map. *polar* '
+                           'with a weight of random projections of 1 finds orientations where the others do not.')
         form.addParam('head', params.EnumParam, choices=HEADS, default=0, **endToEnd, label='Orientation head',
                       help='How the network expresses an orientation. *s2s2*: two 3-vectors, made orthonormal (Nashed '
                            '2021). *qcqp* and *qcqp-psd*: a symmetric 4x4 matrix whose smallest eigenvector is the '
