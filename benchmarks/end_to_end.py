@@ -50,8 +50,6 @@ VARIANTS: dict[str, dict] = {
     "random poses (1) and symmetric loss": {"random_pose_weight": 1.0, "symmetric_loss": True},
     "encoder polar": {"encoder": "polar"},
     "encoder polar, random poses (1)": {"encoder": "polar", "random_pose_weight": 1.0},
-    "encoder polar, random poses (1) and symmetric loss": {"encoder": "polar", "random_pose_weight": 1.0,
-                                                           "symmetric_loss": True},
 }
 
 
