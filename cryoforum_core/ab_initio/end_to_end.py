@@ -446,8 +446,12 @@ def judge(setup: EndToEndSetup, maps: HalfMaps, projections: list[TrainingBatch]
     resolution = resolution_angstrom(maps.fsc, box, pixel_size_angstrom)
     return Judgement(unexplained_power(model, held_out) / power, _loss_without_poses(setup) / power, loss_of_noise,
                      deviations, turn_error_deg, projection_error_deg, box * pixel_size_angstrom / resolution,
-                     MOST_PROJECTION_ERROR_SEEING_ALL_VIEWS_DEG if model.network.sees_all_views
-                     else MOST_PROJECTION_ERROR_DEG)
+                     most_projection_error_deg(model.network))
+
+
+def most_projection_error_deg(network: OrientationNetwork) -> float:
+    """How far off poses of projections of the map may be in a run that has converged."""
+    return MOST_PROJECTION_ERROR_SEEING_ALL_VIEWS_DEG if network.sees_all_views else MOST_PROJECTION_ERROR_DEG
 
 
 def _gain(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:

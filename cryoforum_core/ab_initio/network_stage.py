@@ -50,11 +50,11 @@ def train_on_poses(plan: AbInitioPlan, run: RunDirectory, posterior: PosePosteri
     config = plan.config
     labelled = replace(plan.particles, poses=posterior.best().to("cpu"))
     budget = 1.0 - (0.0 if "end-to-end" in config.skip else END_TO_END_SHARE)
-    options = {"learning_rate": config.learning_rate} if config.learning_rate else {}
     training = plan_training(TrainConfig(
         out=run.path, particles=config.particles, symmetry=plan.symmetry, encoder=config.encoder or "polar",
         head=config.head or "qcqp", network_box_size_px=config.network_box_size_px, batch_size=config.batch_size,
-        max_steps=MAX_STEPS, max_minutes=minutes * budget, seed=config.seed, resume=config.resume, **options),
+        max_steps=MAX_STEPS, max_minutes=minutes * budget, seed=config.seed, resume=config.resume,
+        learning_rate=config.learning_rate),
         labelled, plan.device, plan.state, posterior)
     figures = run_training(training, run)
     figures = {name: figures[name] for name in ("validation_median_error_deg", "validation_mean_error_deg", "steps")}

@@ -130,6 +130,11 @@ def judge(statistics: np.ndarray, simulated: list[np.ndarray]) -> Verdicts:
     return Verdicts(np.array(REASONS)[kind], probability)
 
 
+def is_junk(statistics: np.ndarray, simulated: list[np.ndarray]) -> np.ndarray:
+    """bool (n,), of ``judge``."""
+    return judge(statistics, simulated).reason != PARTICLE
+
+
 def has_foreign_power(statistics: np.ndarray) -> np.ndarray:
     """bool (n,): power at the lowest or highest resolution that no particle has: contamination, an edge, no image.
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import DEFAULT_COVERAGE, JUNK_REASONS, PredictConfig
+from ..config import DEFAULT_COVERAGE, PredictConfig
 from ..geometry.orientation_posterior import OrientationPosterior
 from ..geometry.poses import Poses
 from ..geometry.symmetry import symmetric_distance_rad
@@ -27,7 +27,7 @@ from .applicability import Applicability, judge, judge_poses
 from .calibration import Calibration, calibration, evidence_of, simulated_calibration, standardised
 from .error_model import ErrorModel
 from .gallery import write_gallery
-from .junk import VERDICT_ARRAYS, simulated_like, strongest_rival, verdict_arrays
+from .junk import VERDICT_ARRAYS, is_junk, simulated_like, strongest_rival, verdict_arrays
 from .junk_simulation import JunkSimulation
 from .junk_statistics import PowerMap
 from .matched_posterior import (
@@ -101,7 +101,8 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
         replace(setup, images=images), matcher, rows, config.batch_size))
     if power_map is not None:
         simulation = JunkSimulation(setup.images, source, setup.volume, power_map, matcher)
-        raw = _judged(raw, simulation, lambda rows: _predict_rows(setup, matcher, rows, config.batch_size, power_map))
+        raw = _judged(raw, simulation, lambda rows: _predict_rows(setup, matcher, rows, config.batch_size, power_map,
+                                                                           search_all=True))
     arrays = finalise(raw, setup.group, learnt and learnt.model, config.coverage)
     write_predictions(run, particles, arrays)
     if learnt is not None:
@@ -133,12 +134,12 @@ def _calibration(config: PredictConfig, setup: PredictionSetup, source: ImageSou
 
 
 def _predict_rows(setup: PredictionSetup, matcher: Matcher | None, rows: np.ndarray, batch_size: int,
-                  searched_for: PowerMap | None = None) -> dict[str, np.ndarray]:
-    """All rows, without parts on the disk; with the power map ``searched_for``, every pose by search, and its statistics."""
-    batches, seek = [], searched_for is not None
-    with Progress(len(rows), "search again" if seek else "learn errors") as progress:
+                  power_map: PowerMap | None = None, search_all: bool = False) -> dict[str, np.ndarray]:
+    """All rows, without parts on the disk."""
+    batches = []
+    with Progress(len(rows), "search again" if search_all else "learn errors") as progress:
         for batch in np.array_split(rows, -(-len(rows) // batch_size)):
-            batches.append(_predict_batch(setup, matcher, searched_for, batch, search_all=seek))
+            batches.append(_predict_batch(setup, matcher, power_map, batch, search_all))
             progress.update(len(batch))
     return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
 
@@ -146,22 +147,16 @@ def _predict_rows(setup: PredictionSetup, matcher: Matcher | None, rows: np.ndar
 def _judged(raw: dict[str, np.ndarray], simulation: JunkSimulation, searched: Callable[[np.ndarray], dict[str, np.ndarray]]
             ) -> dict[str, np.ndarray]:
     """The arrays with verdicts. No image is junk because its pose is wrong: what would be junk by a pose that nobody
-    searched for is searched for, and judged again.
+    searched for is searched for, until there is none.
 
     A wrong pose that a network is sure of can match better than chance, and no worse than particles of poor contrast do.
     """
-    everything = np.arange(len(raw["quaternion"]))
-    simulated = simulated_like(raw, simulation)
-    verdicts = verdict_arrays(raw, everything, simulation, simulated)
-    doubtful = np.flatnonzero(np.isin(verdicts["reason"], JUNK_REASONS) & ~raw["searched"]) if verdicts else []
-    if not len(doubtful):
-        return raw | verdicts
-    again = searched(doubtful)
-    again.pop("row")
-    raw = {name: values.copy() for name, values in raw.items()}
-    for name, values in again.items():
-        raw[name][doubtful] = values
-    return raw | verdict_arrays(raw, everything, simulation, simulated)
+    raw, simulated = {name: values.copy() for name, values in raw.items()}, simulated_like(raw, simulation)
+    while simulated and len(rows := np.flatnonzero(is_junk(raw["junk_statistics"], simulated) & ~raw["searched"])):
+        again = searched(rows)
+        for name in raw:
+            raw[name][rows] = again[name]
+    return raw | verdict_arrays(raw, np.arange(len(raw["quaternion"])), simulation, simulated)
 
 
 def _network_poses(setup: PredictionSetup, rows: np.ndarray) -> NetworkPoses:

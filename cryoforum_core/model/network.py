@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..geometry.rotations import compose, inverse, left_multiplication, rotation_of_view, smallest_eigenvector
+from ..geometry.rotations import (
+    compose,
+    inverse,
+    left_multiplication,
+    quaternion_to_matrix,
+    rotation_of_view,
+    smallest_eigenvector,
+)
 from ..geometry.symmetry import nearest_equivalent
 from ..imaging.fourier import fft_image, ifft_image
 from .encoder import MIN_BOX_SIZE_PX, make_encoder
@@ -95,10 +102,8 @@ class OrientationNetwork(nn.Module):
                     first = mode if first is None else first
                     answer = _moved_to_equivalent(answer, mode, first, group)
                 bingham = bingham + answer / _N_VIEWS
-                x, y = seen.shift_angstrom.unbind(-1)
-                cos, sin = torch.cos(angle), torch.sin(angle)
-                x, y = cos * x + sin * y, cos * y - sin * x
-                shift_angstrom = shift_angstrom + torch.stack([-x if is_mirrored else x, y], dim=-1) / _N_VIEWS
+                in_plane = quaternion_to_matrix(rotation)[:2, :2].to(seen.shift_angstrom)
+                shift_angstrom = shift_angstrom + seen.shift_angstrom @ in_plane / _N_VIEWS
                 images, ctf = quarter_turn(images), ctf_of_view(quarter_turn, ctf)
         bingham = bingham * self.worth_of_views
         return PoseEstimate(smallest_eigenvector(bingham), bingham, shift_angstrom)

@@ -28,7 +28,7 @@ class PoseEstimate:
     shift_angstrom: Tensor
     """(n, 2) with the sign of rlnOriginX/YAngst."""
     first_shift_angstrom: Tensor | None = None
-    """(n, 2) what an encoder that centres its images did so by; only while it is trained"""
+    """(n, 2) what an encoder that centres its images did so by, part of the shift; for its loss alone"""
 
     def __len__(self) -> int:
         return len(self.quaternion)

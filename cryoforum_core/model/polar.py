@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..geometry.rotations import left_multiplication, rotation_of_view
+from ..geometry.rotations import left_multiplication, quaternion_to_matrix, rotation_of_view
 from ..imaging.fourier import crop_image_ft, fft_image, ifft_image, radius_px, shift_phase
 from .filters import MatchedLowPass, activation_layer
 
@@ -76,9 +76,9 @@ class CircleNetwork(nn.Module):
         """``width``: channels of the strided layers that lead from the samples, about two per pixel of the box, to the K
         angles; ``channels_out`` of those that follow, which see most of a circle, and of the last, dense one."""
         super().__init__()
-        radius_px, strides = RADIUS_OF_BOX * box_size_px, _strides(box_size_px)
-        n_circles = math.ceil(radius_px)
-        circles = _circles(box_size_px, n_circles, N_ANGLES * math.prod(strides), radius_px)
+        reach_px, strides = RADIUS_OF_BOX * box_size_px, _strides(box_size_px)
+        n_circles = math.ceil(reach_px)
+        circles = _circles(box_size_px, n_circles, N_ANGLES * math.prod(strides), reach_px)
         self.register_buffer("circles", circles, persistent=False)
         sizes = [(width, 2 * stride if i or stride > 2 else 6, stride) for i, stride in enumerate(strides)]
         sizes += [(n, 7, 1) for n in channels_out[:-1]] + [(channels_out[-1], 1, 1)]
@@ -103,12 +103,12 @@ def _strides(box_size_px: int) -> list[int]:
     return [2] if n_halvings == 1 else [4] + [2] * (n_halvings - 2)
 
 
-def _circles(box_size_px: int, n_circles: int, n_samples: int, radius_px: float) -> Tensor:
+def _circles(box_size_px: int, n_circles: int, n_samples: int, reach_px: float) -> Tensor:
     """Where images are sampled (1, circles, samples, 2), as ``grid_sample`` has it: x, y, the box from -1 to 1.
 
     The samples lie beside angle 0, not on it: so mirroring them takes neighbours that a stride joins to such neighbours.
     """
-    radius = (torch.arange(n_circles) + 0.5) * (radius_px / n_circles)
+    radius = (torch.arange(n_circles) + 0.5) * (reach_px / n_circles)
     angle = (torch.arange(n_samples) + 0.5) * (2 * math.pi / n_samples)
     x, y = radius[:, None] * torch.cos(angle), radius[:, None] * torch.sin(angle)
     return (torch.stack([x, y], dim=-1)[None] + box_size_px // 2 + 0.5) * (2 / box_size_px) - 1
@@ -125,20 +125,14 @@ def _views() -> tuple[Tensor, Tensor]:
     for is_mirrored in (False, True):
         for k in range(N_ANGLES):
             angle = (k + 0.5) * (2 * math.pi / N_ANGLES)
-            angle = angle + math.pi if is_mirrored else -angle
-            rotation = rotation_of_view(torch.tensor(angle), is_mirrored)
-            turned_back = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-            if is_mirrored:
-                turned_back = torch.diag(torch.tensor([-1.0, 1.0])) @ turned_back
+            rotation = rotation_of_view(torch.tensor(angle + math.pi if is_mirrored else -angle), is_mirrored)
             poses.append(left_multiplication(rotation))
-            shifts.append(turned_back)
+            shifts.append(quaternion_to_matrix(rotation)[:2, :2].T)
     return torch.stack(poses), torch.stack(shifts)
 
 
 class PolarEncoder(nn.Module):
     """The particle's centre first, from a coarse copy; then the circles about it."""
-
-    n_views = 2 * N_ANGLES
 
     def __init__(self, box_size_px: int, filter_channels: int, activation: str, width: int, dropout: float):
         super().__init__()
@@ -161,7 +155,7 @@ class PolarEncoder(nn.Module):
         nn.init.zeros_(self.centre.weight), nn.init.zeros_(self.centre.bias)
 
     def forward(self, images: Tensor, ctf: Tensor) -> FeaturesOfViews:
-        """Images (n, B, B) and CTFs (n, B, B // 2 + 1) to features of ``n_views`` views."""
+        """Images (n, B, B) and CTFs (n, B, B // 2 + 1) to features of 2 ``N_ANGLES`` views."""
         images_ft = fft_image(images) * torch.where(ctf < 0, -self.inside, self.inside)
         centre_of_box = self._centre(images_ft)
         # as a fixed number: what the centre is worth to the pose would teach it slowly, and it has a loss of its own

@@ -25,7 +25,7 @@ from ..model.fourier_volume import LearnableVolume, decode
 from ..model.network import OrientationNetwork, ctf_of_view, quarter_turn
 from ..model.orientation_head import OrientationHead, PoseEstimate
 from .loop import LoopSettings, train_network
-from .losses import bingham_loss, own_error, shift_error
+from .losses import bingham_loss, displacement_error, own_error
 from .pose_table import JointOptimizer, PoseAdam, PoseTable
 from .precision import mixed_precision
 from .prepared_images import EpochStream, ImageBatch, PreparedImages
@@ -316,7 +316,7 @@ def random_pose_loss(model: AutoEncoder, transform: FourierVolume, ctf: Tensor) 
         loss = own_error(answer.quaternion, quaternion, model.group) + bingham_loss(answer.bingham, quaternion,
                                                                                     model.group)
         if model.options.shifts:
-            loss = loss + shift_error(answer.shift_angstrom, shift_angstrom, model.network.box_size_angstrom)
+            loss = loss + displacement_error(answer, shift_angstrom, model.network.box_size_angstrom)
         losses.append(loss)
     return torch.stack(losses).amin(0)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..geometry.orientation_posterior import bingham_log_normalizer
 from ..geometry.rotations import compose
 from ..geometry.symmetry import nearest_equivalent, symmetric_distance_rad
+from ..model.orientation_head import PoseEstimate
 
 
 def own_error(estimate: Tensor, truth: Tensor, group: Tensor) -> Tensor:
@@ -51,6 +52,15 @@ def shift_error(estimate_angstrom: Tensor, truth_angstrom: Tensor, box_size_angs
     """
     difference = (estimate_angstrom - truth_angstrom) * (4.0 / box_size_angstrom)
     return torch.sqrt(difference.square().sum(-1) + 1e-8)
+
+
+def displacement_error(estimate: PoseEstimate, truth_angstrom: Tensor, box_size_angstrom: float) -> Tensor:
+    """``shift_error`` (n,) of an answer, and of the first look at the centre where the encoder takes one: it has no other
+    teacher."""
+    error = shift_error(estimate.shift_angstrom, truth_angstrom, box_size_angstrom)
+    if estimate.first_shift_angstrom is not None:
+        error = error + shift_error(estimate.first_shift_angstrom, truth_angstrom, box_size_angstrom)
+    return error
 
 
 def orientation_weights(loss: str, progress: float) -> dict[str, float]:

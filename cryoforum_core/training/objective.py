@@ -9,7 +9,7 @@ from ..config import TrainConfig
 from ..geometry.symmetry import symmetric_distance_deg
 from ..model.network import OrientationNetwork
 from ..model.orientation_head import PoseEstimate
-from .losses import bingham_loss, orientation_loss, shift_error
+from .losses import bingham_loss, displacement_error, orientation_loss
 from .precision import mixed_precision
 from .projections import TrainingBatch
 
@@ -31,15 +31,11 @@ class Objective:
 
     def _terms(self, estimate: PoseEstimate, batch: TrainingBatch, progress: float) -> dict[str, Tensor]:
         """Means over the batch, in radians, nats, and quarters of the box."""
-        displacement = shift_error(estimate.shift_angstrom, batch.shift_angstrom, self.box_size_angstrom)
-        if estimate.first_shift_angstrom is not None:
-            displacement = displacement + shift_error(estimate.first_shift_angstrom, batch.shift_angstrom,
-                                                      self.box_size_angstrom)
         return {
             "orientation_loss": orientation_loss(self.config.loss, progress, estimate.quaternion, batch.quaternion,
                                                  self.group).mean(),
             "bingham_loss": bingham_loss(estimate.bingham, batch.quaternion, self.group).mean(),
-            "shift_loss": displacement.mean(),
+            "shift_loss": displacement_error(estimate, batch.shift_angstrom, self.box_size_angstrom).mean(),
         }
 
     @torch.no_grad()

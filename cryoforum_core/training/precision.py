@@ -10,15 +10,16 @@ _PROCESSOR = Path("/proc/cpuinfo")
 
 
 def mixed_precision(device: torch.device, name: str = "auto") -> AbstractContextManager:
-    """Autocast of an encoder's forward pass to bfloat16.
+    """Autocast of an encoder's forward pass to bfloat16, where ``uses_bfloat16``. Weights, their updates, heads and losses
+    stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(device, name))
 
-    ``name``: "bfloat16", "float32" (no autocast), or "auto": bfloat16 on GPUs, and on CPUs that multiply it; elsewhere it
-    is slower than float32. Weights, their updates, heads and losses stay in float32.
-    """
-    wanted = name == "bfloat16"
+
+def uses_bfloat16(device: torch.device, name: str) -> bool:
+    """``name``: "bfloat16", "float32", or "auto": on GPUs, and on CPUs that multiply it; elsewhere it is slower than float32."""
     if name == "auto":
-        wanted = device.type == "cuda" or (device.type == "cpu" and multiplies_bfloat16())
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+        return device.type == "cuda" or (device.type == "cpu" and multiplies_bfloat16())
+    return name == "bfloat16"
 
 
 @functools.cache

@@ -226,7 +226,9 @@ def test_prediction_follows_the_image(view, change, rotation, moved, encoder):
         changed = network.predict(change(images * mask), ctf_of_view(change, ctf))
     assert angular_distance_deg(changed.quaternion, compose(rotation.expand(6, 4), plain.quaternion)).max() < 0.5
     assert torch.allclose(changed.shift_angstrom, moved(plain.shift_angstrom), atol=0.05)
-    assert torch.allclose(torch.linalg.eigvalsh(changed.bingham), torch.linalg.eigvalsh(plain.bingham), atol=0.02)
+    eigenvalues = torch.linalg.eigvalsh(plain.bingham)
+    differ = float(eigenvalues.std(0).max())
+    assert torch.allclose(torch.linalg.eigvalsh(changed.bingham), eigenvalues, atol=0.2 * differ)
 
 
 @pytest.mark.parametrize("head", HEADS)

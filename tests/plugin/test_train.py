@@ -43,7 +43,7 @@ def test_the_form_has_the_engines_defaults(make, defaults, learn_from):
 
 def test_what_the_form_says_reaches_the_engine(make, defaults):
     """Choices are numbers in the form: each stands for the value that its text says."""
-    given = make(learnFrom=1, encoder=3, head=2, loss=3, pooling=4, activation=3, halfSet=2, networkBox=16, width=8,
+    given = make(learnFrom=1, encoder=2, head=2, loss=3, pooling=4, activation=3, halfSet=2, networkBox=16, width=8,
                  realFraction=0.25, shiftRms=3.5, learningRate=1e-4, binghamWeight=0.0, shiftWeight=2.0,
                  augment=False, dropout=0.5, filterChannels=2, batchSize=32, patience=3, maxSteps=7, maxMinutes=2.5,
                  validationFraction=0.2, precision=1, symmetry=" D2 ")._trainOptions()

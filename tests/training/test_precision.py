@@ -10,7 +10,7 @@ from cryoforum_core.training import precision
 from cryoforum_core.training.supervised import plan_training
 
 
-N_STEPS = 10
+N_STEPS = 20
 
 
 @pytest.fixture(params=["polar", "compact"])
@@ -43,9 +43,9 @@ def test_half_precision_goes_the_same_way(a_step):
     assert rounded_gradient.dtype == torch.float32
     assert not torch.equal(gradient, rounded_gradient)
     torch.testing.assert_close(rounded_loss, loss, rtol=0.01, atol=0)
-    assert torch.nn.functional.cosine_similarity(gradient, rounded_gradient, dim=0) > 0.98
+    assert torch.nn.functional.cosine_similarity(gradient, rounded_gradient, dim=0) > 0.95
     # the network itself, as it is used later, answers in full precision; only the batch's statistics were rounded
-    assert angular_distance_deg(answer, rounded_answer).median() < 0.3
+    assert angular_distance_deg(answer, rounded_answer).median() < 1.0
 
 
 @pytest.mark.parametrize("has_units", [False, True])
@@ -63,3 +63,8 @@ def test_on_a_cpu_it_is_used_where_it_is_fast_or_asked_for(has_units, tmp_path, 
         assert not precision.multiplies_bfloat16()
     finally:
         precision.multiplies_bfloat16.cache_clear()
+
+
+def test_on_a_gpu_it_is_used_unless_it_is_not_wanted():
+    used = {name: precision.uses_bfloat16(torch.device("cuda"), name) for name in ("auto", "float32", "bfloat16")}
+    assert used == {"auto": True, "float32": False, "bfloat16": True}

@@ -32,7 +32,8 @@ from ..objects import CryoForumNetwork
 from .protocol_base import CryoForumBase
 
 FROM_REFERENCE, FROM_ORIENTATIONS = 0, 1
-ENCODERS = ['polar', 'compact', 'cryoforum', 'cryoposenet']
+# a stored protocol knows its choice by number: new ones come last
+ENCODERS = ['compact', 'cryoforum', 'cryoposenet', 'polar']
 HEADS = ['qcqp', 'qcqp-psd', 's2s2', 'quaternion', 'euler']
 LOSSES = ['pairwise-to-own', 'own', 'pairwise', 'chordal']
 POOLINGS = ['auto', 'gem', 'average', 'max', 'flatten']
@@ -104,7 +105,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                       help='A network trained before, to be tuned to these particles. It keeps its architecture, its '
                            'box and its symmetry: the parameters below are for a new one.')
         new = dict(condition='startNetwork is None')
-        form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, **new, label='Encoder',
+        form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=ENCODERS.index('polar'), **new,
+                      label='Encoder',
                       help='Part of the network that reads the image.\n*polar*: the default; it finds the '
                            'particle\'s centre and knows what turned and mirrored images are, and needs the least '
                            'training.\n*compact*: a plain, fast one.\n'
