@@ -31,8 +31,9 @@ from cryoforum_core.particles.simulate import DATA
 from cryoforum_core.run_directory import RunDirectory
 
 BOX, BOX_OF_MORE, SNR = 48, 64, 0.1
-# images, and where the first copy's centre of mass lies, in Angstrom; none is on an axis
-COPIES = {"C7": (1200, (75.0, 0.0, 0.0)), "O": (1200, (85.0, 45.0, 20.0))}
+# images, and where the first copy's centre of mass lies, in Angstrom: on no axis, and in C7 such that the half turn about x that
+# lays the molecule nearly on itself is none of the whole
+COPIES = {"C7": (1200, (25.0, 70.0, 0.0)), "O": (1200, (85.0, 45.0, 20.0))}
 
 
 def copies(group: str, place_angstrom: tuple[float, float, float]) -> AtomicModel:

@@ -65,7 +65,7 @@ N_CALIBRATION = 500
 # what convergence means (``docs/decisions.md``, End to end)
 SMALLEST_SIGNAL, LEAST_DEVIATIONS, MOST_TURN_ERROR_DEG, LEAST_SHELLS = 0.02, 5.0, 25.0, 3
 # of projections of the map; the second where turns tell nothing, since the encoder follows them whatever it has learnt
-MOST_PROJECTION_ERROR_DEG, MOST_PROJECTION_ERROR_SEEING_ALL_VIEWS_DEG = 60.0, 25.0
+MOST_PROJECTION_ERROR_DEG, MOST_PROJECTION_ERROR_SEEING_ALL_VIEWS_DEG = 60.0, 15.0
 # a network whose poses follow the turns of the images may still be unsure of them; poses of single images, which nothing
 # else can judge, explain 54 to 70 % where they are wrong
 EXPLAINED_ABOVE, EXPLAINED_ABOVE_WITHOUT_ENCODER = 0.4, 0.75

@@ -164,7 +164,8 @@ class AutoEncoder(nn.Module):
                             for name in ("quaternion", "bingham", "shift_angstrom")))
 
     def _answers(self, images: Tensor, ctf: Tensor) -> list[PoseEstimate]:
-        # answers that are kept are not rounded
+        # answers that are kept are not rounded; on CPUs with AMX steps would take 0.63 of the time, and their poses be poorer
+        # (``docs/decisions.md``, End to end)
         rounded = self.training and images.device.type == "cuda"
         with mixed_precision(images.device, "bfloat16" if rounded else "float32"):
             features = self.network.encoder(images * self.input_scale, ctf)

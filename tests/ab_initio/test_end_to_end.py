@@ -226,7 +226,7 @@ def test_convergence_is_judged_by_held_out_images(loss, of_noise, deviations, tu
 
 
 @pytest.mark.parametrize("encoder, projection_error_deg, converged", [
-    ("polar", 15.0, True), ("polar", 30.0, False), ("compact", 30.0, True), ("compact", 70.0, False)])
+    ("polar", 12.0, True), ("polar", 18.0, False), ("compact", 30.0, True), ("compact", 70.0, False)])
 def test_an_encoder_that_follows_turns_anyhow_must_find_projections(encoder, projection_error_deg, converged):
     limit = most_projection_error_deg(OrientationNetwork(NetworkConfig(BOX, PIXEL, encoder, width=4)))
     assert Judgement(0.12, 0.5, 0.10, 50.0, 0.0, projection_error_deg, 7.0, limit).verdict()[0] is converged
