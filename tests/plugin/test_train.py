@@ -57,6 +57,14 @@ def test_what_the_form_says_reaches_the_engine(make, defaults):
     assert all(given[name] != defaults[name] for name in expected)
 
 
+def test_an_encoder_without_pooling_shows_none_and_takes_none(make):
+    """Chosen before for another encoder, it would be refused."""
+    for encoder, shown, pooling in ((make().encoder.get(), False, "auto"), (0, True, "flatten")):
+        protocol = make(encoder=encoder, pooling=4)
+        assert bool(protocol.evalParamCondition("pooling")) is shown
+        assert protocol._trainOptions()["pooling"] == pooling
+
+
 @pytest.mark.parametrize("parameters, shown", [({"learnFrom": 0}, False), ({"learnFrom": 1}, True),
                                                ({"learnFrom": 1, "realFraction": 0}, False)])
 def test_particles_are_held_out_only_where_a_network_learns_from_them(make, parameters, shown):
