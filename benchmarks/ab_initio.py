@@ -375,6 +375,8 @@ def main() -> None:
     parser.add_argument("--train-minutes", type=float, default=2.0)
     parser.add_argument("--only", nargs="+", default=[], help="ablation: numbers of runs; others: names of programs")
     parser.add_argument("--cryodrgn", default="cryodrgn", help="others: the command")
+    parser.add_argument("--relion-final-resolution", type=float, default=15, help="others: of RELION's initial model, angstrom")
+    parser.add_argument("--relion-final-batch", type=int, default=500, help="others: images in RELION's last iterations")
     parser.add_argument("--processor-minutes", type=float, default=40.0, help="others: limit of each program")
     options = parser.parse_args()
     sets = [SimulatedSet(path.resolve()) for path in options.sets]

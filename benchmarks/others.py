@@ -26,7 +26,7 @@ HEADER = ("| program | finished | median (deg) | mean (deg) | lost (> 10 deg) | 
 def compare(data: SimulatedSet, reference: Path, out: Path, options) -> str:
     """Markdown rows of all programs, or of those named by ``--only``."""
     out.mkdir(parents=True, exist_ok=True)
-    programs = {"search": _ours, "ours": _ours, "relion": _relion, "cryodrgn": _cryodrgn}
+    programs = {"search": _ours, "ours": _ours, "relion": _relion, "cryodrgn": _cryodrgn, "cryodrgn-voxels": _cryodrgn}
     lines = [HEADER]
     for name, program in programs.items():
         if not options.only or name in options.only:
@@ -73,12 +73,14 @@ def normalised_images(data: SimulatedSet, out: Path) -> Path:
     return star
 
 
-def relion_command(star: Path, box_angstrom: float) -> list[str]:
-    """The initial model of RELION 3.1's interface with its defaults, one class."""
+def relion_command(star: Path, box_angstrom: float, final_resolution_angstrom: float = 15,
+                   final_batch: int = 500) -> list[str]:
+    """The initial model of RELION 3.1's interface, one class, by default with its defaults."""
     return ["relion_refine", "--i", star.name, "--o", "./run", "--sgd", "--denovo_3dref", "--sgd_ini_iter", "50",
             "--sgd_inbetween_iter", "200", "--sgd_fin_iter", "50", "--sgd_write_iter", "10", "--sgd_ini_resol", "35",
-            "--sgd_fin_resol", "15", "--sgd_ini_subset", "100", "--sgd_fin_subset", "500", "--ctf", "--K", "1", "--sym", "C1",
-            "--flatten_solvent", "--zero_mask", "--particle_diameter", str(round(DIAMETER_BOXES * box_angstrom)),
+            "--sgd_fin_resol", f"{final_resolution_angstrom:g}", "--sgd_ini_subset", "100", "--sgd_fin_subset", str(final_batch),
+            "--ctf", "--K", "1", "--sym", "C1", "--flatten_solvent", "--zero_mask", "--particle_diameter",
+            str(round(DIAMETER_BOXES * box_angstrom)),
             "--oversampling", "1", "--healpix_order", "1", "--offset_range", "6", "--offset_step", "2", "--pad", "1",
             "--dont_combine_weights_via_disc", "--preread_images", "--pool", "3", "--j", "1", "--random_seed", "1"]
 
@@ -88,8 +90,10 @@ def _relion(name: str, data: SimulatedSet, reference: Path, out: Path, options) 
     folder.mkdir(exist_ok=True)
     star = normalised_images(data, folder)
     particles = load_particles(data.particles)
-    cost = measured(relion_command(star, particles.box_size_px * particles.pixel_size_angstrom), folder / "log.txt",
-                    max_processor_seconds=60 * options.processor_minutes, cwd=folder, env=one_thread())
+    command = relion_command(star, particles.box_size_px * particles.pixel_size_angstrom, options.relion_final_resolution,
+                             options.relion_final_batch)
+    cost = measured(command, folder / "log.txt", max_processor_seconds=60 * options.processor_minutes, cwd=folder,
+                    env=one_thread())
     last = sorted(folder.glob("run_it*_data.star"))[-1]
     return _judge(f"RELION 3.1.3 ({last.stem.split('_')[1]} of 300)", data, reference, relion_poses(last), folder / "judged",
                   cost)
@@ -103,29 +107,33 @@ def relion_poses(path: Path) -> Poses:
 
 
 # ---------------------------------------------------------------- cryoDRGN
-def cryodrgn_commands(program: str, star: Path, pixel_size_angstrom: float, box_size_px: int) -> list[list[str]]:
+def cryodrgn_commands(program: str, star: Path, pixel_size_angstrom: float, box_size_px: int, *options: str) -> list[list[str]]:
     """CTF, then ab initio of one structure (``abinit`` of cryoDRGN 4), on one thread; an eighth of the box is searched for
     displacements, as by cryoforum."""
-    return [[program, "parse_ctf_star", str(star), "-D", str(box_size_px), "--Apix", str(pixel_size_angstrom), "-o", "ctf.pkl"],
+    # without --ps a STAR file that has no phase shift gives phase shifts of NaN, and then every loss is NaN
+    return [[program, "parse_ctf_star", str(star), "-D", str(box_size_px), "--Apix", str(pixel_size_angstrom), "--ps", "0",
+             "-o", "ctf.pkl"],
             [program, "abinit", str(star), "--datadir", str(star.parent), "--zdim", "0", "--ctf", "ctf.pkl", "-o", "out",
              "--num-workers", "0", "--max-threads", "1", "--no-amp", "--seed", "1", "--checkpoint", "1", "--no-analysis",
-             "--log-interval", "100", "--t-extent", str(box_size_px / 8)]]
+             "--log-interval", "100", "--t-extent", str(box_size_px / 8), *options]]
 
 
 def _cryodrgn(name: str, data: SimulatedSet, reference: Path, out: Path, options) -> str:
     folder = out / name
     folder.mkdir(exist_ok=True)
     particles = load_particles(data.particles)
-    commands = cryodrgn_commands(options.cryodrgn, data.particles, particles.pixel_size_angstrom, particles.box_size_px)
+    commands = cryodrgn_commands(options.cryodrgn, data.particles, particles.pixel_size_angstrom, particles.box_size_px,
+                                 *(["--explicit-volume"] if name == "cryodrgn-voxels" else []))
+    label = "cryoDRGN abinit" + (", voxels instead of a network" if name == "cryodrgn-voxels" else "")
     subprocess.run(commands[0], cwd=folder, check=True, capture_output=True, env=one_thread())
     cost = measured(commands[1], folder / "log.txt", max_processor_seconds=60 * options.processor_minutes, cwd=folder,
                     env=one_thread())
     epochs = sorted(folder.glob("out/pose.*.pkl"), key=lambda path: int(path.suffixes[0][1:]))
     # what the warm-up before the first pose search leaves is no result
     if not epochs or epochs[-1].suffixes[0] == ".0":
-        return (f"| cryoDRGN abinit | no: no pose search finished (ended with {cost.exit_code}) | - | - | - | - | "
+        return (f"| {label} | no: no pose search finished (ended with {cost.exit_code}) | - | - | - | - | "
                 f"{cost.processor / 60:.1f} | {cost.wall / 60:.1f} |")
-    return _judge(f"cryoDRGN abinit (epoch {epochs[-1].suffixes[0][1:]} of 30)", data, reference,
+    return _judge(f"{label} (epoch {epochs[-1].suffixes[0][1:]} of 30)", data, reference,
                   cryodrgn_poses(epochs[-1], particles.pixel_size_angstrom), folder / "judged", cost)
 
 

@@ -29,6 +29,7 @@ from .half_maps import (
     BATCH_IMAGES,
     HalfMapPair,
     HalfSetRefinement,
+    PoseTable,
     matching_model,
     next_radius_px,
     resized_spectrum,
@@ -59,6 +60,11 @@ class KnownPoses:
         return self.quaternion, self.displacement * (limit_px / length).clamp_max(1.0)
 
 
+# plain tensors and dicts of them, as ``saved_state`` takes them
+HalfState = dict[str, dict[str, Tensor]]
+KeptHalf = Callable[[int, Callable[[], HalfState]], HalfState]
+
+
 @dataclass(frozen=True)
 class _MatchedHalf:
     """``rows`` (n,) of half set 1 or 2, what matching says of them, and what they were matched with; ``lost`` of them are
@@ -76,9 +82,10 @@ class FinalMatching:
     """Each half set against its own map of ``pair``. ``found_again``: the part of the particles whose pose was lost before."""
 
     def __init__(self, plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair,
-                 network: PoseEstimate | None, show: Callable[[float], None]):
-        """Matches all particles; the refinement's poses follow. ``show`` is told which part is done."""
-        self.plan, self.refinement, self.pair, self.network = plan, refinement, pair, network
+                 network: PoseEstimate | None, show: Callable[[float], None], kept: KeptHalf):
+        """Matches all particles; the refinement's poses follow. ``show`` is told which part is done. ``kept`` takes the number
+        of a half and what computes its state, and returns that state, of this run or of a stopped one."""
+        self.plan, self.refinement, self.pair, self.network, self._kept = plan, refinement, pair, network, kept
         self.images, self.max_radius_px = _final_images(plan, refinement, pair)
         with _Shown(len(plan.particles), "match finally", show) as self._progress:
             self._halves = [self._half(half) for half in (1, 2)]
@@ -113,7 +120,11 @@ class FinalMatching:
         index = torch.from_numpy(rows).to(self.plan.device)
         before = self.refinement.poses.best()[0][index].clone()
         matcher, power_map = self._calibrated(half, rows)
-        arrays = self._match(matcher, power_map, rows)
+        n_before = self._progress.done
+        state = self._kept(half, lambda: self._match(matcher, power_map, rows))
+        self._progress.update(n_before + len(rows) - self._progress.done)  # nothing, but for a half that was kept
+        self.refinement.poses.replace_at(index, PoseTable(**state["poses"]))
+        arrays = {name: values.cpu().numpy() for name, values in state["arrays"].items()}
         moved = symmetric_distance_deg(before, self.refinement.poses.best()[0][index], self.plan.group) > LOST_ABOVE_DEG
         lost = moved.cpu() & matcher.is_particle(torch.from_numpy(arrays["fit"]))
         return _MatchedHalf(half, rows, arrays, matcher, power_map, int(lost.sum()))
@@ -140,8 +151,9 @@ class FinalMatching:
         matcher.calibrate(images_ft, ctf, self._starts(some))
         return matcher, PowerMap.build(matcher.model, ctf)
 
-    def _match(self, matcher: Matcher, power_map: PowerMap, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Of particles ``rows`` (n,)."""
+    def _match(self, matcher: Matcher, power_map: PowerMap, rows: np.ndarray) -> HalfState:
+        """Of particles ``rows`` (n,): the arrays of ``matched_arrays``, and their poses in the refinement's table, where they
+        follow."""
         parts = []
         for some in _batches(rows):
             transforms = self.images.transforms(some)
@@ -152,7 +164,9 @@ class FinalMatching:
             self.refinement.poses.store(index, matches.hypotheses, 1 / self._scale, self.plan.group)
             parts.append({name: value.cpu().numpy() for name, value in found.items()})
             self._progress.update(len(some))
-        return _joined(parts)
+        index = torch.from_numpy(rows).to(self.plan.device)
+        return {"arrays": {name: torch.from_numpy(values) for name, values in _joined(parts).items()},
+                "poses": vars(self.refinement.poses.at(index))}
 
     def _find(self, matcher: Matcher, known: SimulatedParticles) -> dict[str, np.ndarray]:
         """Of images simulated to learn errors from, by search: the rounds before have found the set's poses as well."""
@@ -208,8 +222,8 @@ def _final_images(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfM
 def _model(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair, volume: Tensor,
            images: ImagePreparation, max_radius_px: float) -> MatchingModel:
     box = images.box_size_px
-    return matching_model(resize_volume(volume, box), resized_spectrum(pair.noise_spectrum, refinement.box_size_px, box), plan.group, max_radius_px,
-                          refinement.max_displacement_px * box / plan.particles.box_size_px)
+    return matching_model(resize_volume(volume, box), resized_spectrum(pair.noise_spectrum, refinement.box_size_px, box),
+                          plan.group, max_radius_px, refinement.max_displacement_px * box / plan.particles.box_size_px)
 
 
 def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

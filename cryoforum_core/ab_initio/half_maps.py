@@ -75,6 +75,15 @@ class PoseTable:
         """Rotation (N, 4) and displacement in px (N, 2) of the best hypotheses."""
         return self.quaternion[:, 0], self.displacement_px[:, 0]
 
+    def at(self, rows: Tensor) -> "PoseTable":
+        """Those of particles ``rows`` (n,); a copy."""
+        return PoseTable(*(values[rows] for values in vars(self).values()))
+
+    def replace_at(self, rows: Tensor, other: "PoseTable") -> None:
+        """Puts a table of n particles in the place of particles ``rows`` (n,)."""
+        for name, values in vars(other).items():
+            getattr(self, name)[rows] = values
+
     def put(self, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> None:
         """Two hypotheses for every particle, (N, 4) and (N, 2) each, as likely as its best was: the first is believed until
         they are refined."""

@@ -1,7 +1,7 @@
 """The hybrid method: search from a random start, half maps, network, and a last matching of every particle.
 
-Each stage, and each round of the half maps, leaves its result in ``stages/`` of the run, so that ``--resume`` goes on
-with the next one, until the run's summary is written.
+Each stage, each round of the half maps and each half set of the last matching leaves its result in ``stages/`` of the
+run, so that ``--resume`` goes on with the next one, until the run's summary is written.
 """
 
 import json
@@ -160,13 +160,16 @@ class _HybridRun:
 
     def _kept(self, name: str, kind: type, compute: Callable):
         """The result of a stage: from a stopped run, else computed and kept. Plain tensors and numbers only."""
-        path = self.run.stages / f"{name}.pt"
+        return kind(**self._kept_state(name, lambda: vars(compute())))
+
+    def _kept_state(self, name: str, compute: Callable[[], dict]) -> dict:
+        path = self.run.stages / f"{name.replace(' ', '_')}.pt"
         if self.config.resume and path.is_file():
             logger.info("%s: done before, going on after it", name)
-            return kind(**load_state(path, self.plan.device))
-        result = compute()
-        save_state(path, vars(result))
-        return result
+            return load_state(path, self.plan.device)
+        state = compute()
+        save_state(path, state)
+        return state
 
     # ---------------------------------------------------------------- search
     def _search(self) -> SearchOutcome:
@@ -404,14 +407,20 @@ class _HybridRun:
         Maps that held many lost poses are better without them, and errors learnt with the poorer maps are not those of
         the end (``docs/decisions.md``, Ab initio): then all are matched to the better maps once more.
         """
-        matching = FinalMatching(self.plan, refinement, _outlined(pair), answers, self._shown_as("matching all"))
+        matching = self._all_matched(refinement, pair, answers, "matching all")
         found_again = [matching.found_again]
         logger.info("%.1f %% of the images are particles whose pose was lost before", 100 * found_again[0])
         if found_again[0] > FEW_LOST:
             pair = self._rebuilt(refinement, pair, "maps with the poses that were found")
-            matching = FinalMatching(self.plan, refinement, _outlined(pair), answers, self._shown_as("matching all again"))
+            matching = self._all_matched(refinement, pair, answers, "matching all again")
             found_again.append(matching.found_again)
         return matching, pair, found_again
+
+    def _all_matched(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None, part: str
+                     ) -> FinalMatching:
+        """Each half set is kept as it ends."""
+        return FinalMatching(self.plan, refinement, _outlined(pair), answers, self._shown_as(part),
+                             lambda half, compute: self._kept_state(f"{part} {half}", compute))
 
     def _rebuilt(self, refinement: HalfSetRefinement, pair: HalfMapPair, part: str) -> HalfMapPair:
         """Half maps from the poses as they have become, then those of a local round against them."""

@@ -184,6 +184,40 @@ def test_a_network_that_was_trained_before_the_stop_is_kept(folder, data, monkey
     assert not (config.out / "checkpoint/training_state.pt").exists()
 
 
+def test_the_last_matching_goes_on_after_the_half_sets_that_were_done(folder, data, monkeypatch):
+    """Stopped after it, and once more as if in its last half set; no other is matched again, and nothing differs."""
+    from cryoforum_core.ab_initio.final_stage import FinalMatching
+
+    begun, found, match = [], [], FinalMatching._match
+
+    def counted(self, matcher, power_map, rows):
+        begun.append(len(rows))
+        return match(self, matcher, power_map, rows)
+
+    def stop(self, *_):
+        found.append([self.refinement.poses, *(each.arrays for each in self._halves)])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FinalMatching, "_match", counted)
+    monkeypatch.setattr(FinalMatching, "learn", stop)
+    few = folder / "enough_to_match.star"
+    load_particles(data.particles).subset(np.arange(200)).save(few)
+    config = AbInitioConfig(out=folder / "stopped_matching", particles=few, skip=("distillation",),
+                            **FAST | {"search_steps": 5})
+    with pytest.raises(KeyboardInterrupt):
+        jobs.ab_initio(config)
+    n_matched = len(begun)
+    max((config.out / "stages").glob("matching_all*.pt"), key=lambda path: path.stat().st_mtime_ns).unlink()
+    with pytest.raises(KeyboardInterrupt):
+        jobs.ab_initio(config.model_copy(update={"resume": True}))
+    assert n_matched in (2, 4) and len(begun) == n_matched + 1
+    (poses, *halves), (resumed_poses, *resumed_halves) = found
+    assert torch.equal(poses.quaternion, resumed_poses.quaternion) and torch.equal(poses.score, resumed_poses.score)
+    for whole, resumed in zip(halves, resumed_halves, strict=True):
+        assert whole.keys() == resumed.keys()
+        assert all(np.array_equal(whole[name], resumed[name], equal_nan=whole[name].dtype.kind == "f") for name in whole)
+
+
 def test_half_maps_go_on_after_the_last_round_that_was_done(folder, data, monkeypatch):
     """Stopped in the third round; the rounds before are not done again, and nothing differs from a run without a stop."""
     from cryoforum_core.ab_initio import hybrid
