@@ -26,7 +26,7 @@ from ..imaging.resolution import resolution_angstrom
 from ..inference.predict import finalise
 from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_half_maps
 from ..model.checkpoint import CheckpointMetadata, save_checkpoint
-from ..model.encoder import MIN_BOX_SIZE_PX
+from ..model.encoder import ENCODERS, MIN_BOX_SIZE_PX
 from ..model.fourier_volume import LearnableVolume
 from ..model.network import NetworkConfig, OrientationNetwork
 from ..particles.fields import pose_columns
@@ -57,7 +57,6 @@ from .run import AbInitioPlan, Watch
 
 logger = logging.getLogger("cryoforum")
 
-LEARNING_RATE, POLAR_LEARNING_RATE = 1e-3, 3e-3
 MAX_HELD_OUT, HELD_OUT_FRACTION, N_FOR_ESTIMATES = 500, 0.1, 1000
 # images whose variance is so many times that of their background have no noise to be normalised by
 NOISELESS_ABOVE = 50.0
@@ -271,8 +270,8 @@ def _loop_settings(setup: EndToEndSetup) -> LoopSettings:
     config = setup.config
     steps = config.epochs * setup.stream.steps_per_epoch if config.train_minutes is None else 10 ** 9
     # a plateau before the poses fall into place is usual: no early stop
-    default_rate = POLAR_LEARNING_RATE if setup.model.network.sees_all_views else LEARNING_RATE
-    return LoopSettings(steps, config.learning_rate or default_rate, config.seed, config.train_minutes,
+    rate = config.learning_rate or ENCODERS[setup.model.network.config.encoder].end_to_end_learning_rate
+    return LoopSettings(steps, rate, config.seed, config.train_minutes,
                         patience_evaluations=10 ** 9, resume=config.resume)
 
 

@@ -6,6 +6,7 @@ CTF's sign where that was not done before.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,30 @@ from .polar import PolarEncoder
 
 MIN_BOX_SIZE_PX = 16
 DENSE_FEATURES = 512
-# pooling, activation and channels of the first block
-DEFAULTS = {
-    "cryoforum": ("gem", "prelu", 32),
-    "cryoposenet": ("flatten", "relu", 32),
-    "compact": ("flatten", "relu", 24),
-    "polar": (None, "relu", 64),
+
+
+@dataclass(frozen=True)
+class EncoderDefaults:
+    """What an encoder's paper, or our measurement (``docs/decisions.md``, Encoder), chose. ``pooling``: None where there is
+    none to choose; ``width``: channels of the first block."""
+
+    pooling: str | None
+    activation: str
+    width: int
+    gpu_width: int
+    """A GPU has the time for a larger network than minutes on a CPU."""
+    learning_rate: float = 3e-3
+    end_to_end_learning_rate: float = 1e-3
+    """of training without labels, together with a map"""
+
+
+ENCODERS = {
+    "cryoforum": EncoderDefaults("gem", "prelu", width=32, gpu_width=32),
+    "cryoposenet": EncoderDefaults("flatten", "relu", width=32, gpu_width=32),
+    "compact": EncoderDefaults("flatten", "relu", width=24, gpu_width=64),
+    "polar": EncoderDefaults(None, "relu", width=64, gpu_width=128, learning_rate=6e-3, end_to_end_learning_rate=3e-3),
 }
+
 
 class GeneralizedMean(nn.Module):
     """``mean(x^p)^(1/p)`` over the pixels (GeM, Radenovic et al. 2018): (n, C, h, w) to (n, C)."""
@@ -143,12 +161,12 @@ class CompactEncoder(ConvolutionalEncoder):
 def make_encoder(name: str, box_size_px: int, filter_channels: int, pooling: str, activation: str, width: int | None,
                  dropout: float) -> nn.Module:
     """The encoder called ``name``; "auto" and None stand for what its paper (or our measurement) chose."""
-    if name not in DEFAULTS:
-        raise ValueError(f"The encoder must be one of {', '.join(DEFAULTS)}; got {name!r}.")
-    default_pooling, default_activation, default_width = DEFAULTS[name]
-    pooling = default_pooling if pooling == "auto" else pooling
-    activation = default_activation if activation == "auto" else activation
-    width = default_width if width is None else width
+    if name not in ENCODERS:
+        raise ValueError(f"The encoder must be one of {', '.join(ENCODERS)}; got {name!r}.")
+    defaults = ENCODERS[name]
+    pooling = defaults.pooling if pooling == "auto" else pooling
+    activation = defaults.activation if activation == "auto" else activation
+    width = defaults.width if width is None else width
     if name == "polar":
         if pooling is not None:
             raise ValueError(f"The encoder polar has no pooling to choose; got {pooling!r}.")

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..geometry.symmetry import normalise_name, symmetry_group
 from ..imaging.resample import resample_volume
 from ..model.checkpoint import CheckpointMetadata, load_checkpoint
-from ..model.encoder import MIN_BOX_SIZE_PX
+from ..model.encoder import ENCODERS, MIN_BOX_SIZE_PX
 from ..model.network import NetworkConfig, OrientationNetwork
 from ..particles.dataset import Particles
 from ..particles.preprocess import PreprocessSettings
@@ -21,8 +21,6 @@ from ..particles.simulate import load_molecule
 MIN_LABELLED = 50
 # in minutes on a CPU the number of images seen limits a network, not their detail (``docs/decisions.md``, Encoder)
 CPU_BOX_SIZE_PX = 32
-# a GPU has the time for a larger network than minutes on a CPU
-GPU_WIDTHS = {"compact": 64, "polar": 128}
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ def check_inputs(config: TrainConfig, particles: Particles, device: torch.device
     rows = attempt(_usable_rows, config, particles)
     if particles.ctf is None:
         problems.append("Training needs the particles' CTF, and they have none. Estimate it, or export them with it.")
-    if config.encoder == "polar" and config.pooling != "auto" and config.from_checkpoint is None:
-        problems.append(f"The encoder polar has no pooling to choose; --pooling is {config.pooling}. Leave it out, or choose "
+    if ENCODERS[config.encoder].pooling is None and config.pooling != "auto" and config.from_checkpoint is None:
+        problems.append(f"The encoder {config.encoder} has no pooling to choose; --pooling is {config.pooling}. Leave it out, or choose "
                         "another --encoder.")
     if config.reference is None and particles.poses is None:
         problems.append("Training needs poses or a map; these particles have no poses. Give particles of a 3-D "
@@ -84,7 +82,7 @@ def _check_symmetry(config: TrainConfig, trained: CheckpointMetadata) -> None:
 def _network_config(config: TrainConfig, settings: PreprocessSettings, device: torch.device) -> NetworkConfig:
     width = config.width
     if width is None and device.type != "cpu":
-        width = GPU_WIDTHS.get(config.encoder)
+        width = ENCODERS[config.encoder].gpu_width
     return NetworkConfig(settings.box_size_px, settings.pixel_size_angstrom, config.encoder, config.head,
                          config.filter_channels, config.pooling, config.activation, width, config.dropout)
 

@@ -11,6 +11,7 @@ from ..config import TrainConfig
 from ..geometry.pose_posterior import PosePosterior
 from ..geometry.symmetry import normalise_name
 from ..model.checkpoint import REFERENCE, CheckpointMetadata, save_checkpoint
+from ..model.encoder import ENCODERS
 from ..model.network import OrientationNetwork
 from ..mrc import write_map
 from ..particles.dataset import Particles
@@ -30,7 +31,6 @@ MAX_VALIDATION, N_SIMULATED_VALIDATION = 2000, 1000
 # evaluations during the training must cost little of it
 MAX_BATCHES_UNDERWAY = 2
 SHIFT_RMS_OF_BOX = 0.04
-LEARNING_RATE, POLAR_LEARNING_RATE = 3e-3, 6e-3
 # a network that knows the particle already must not be thrown off by large steps
 FINE_TUNE_LEARNING_RATE_FACTOR = 0.3
 _BATCH = 250
@@ -156,7 +156,7 @@ def _loop_settings(plan: TrainingPlan) -> LoopSettings:
 
 def learning_rate(config: TrainConfig, network: OrientationNetwork) -> float:
     """The one asked for, or what suits the encoder."""
-    return config.learning_rate or (POLAR_LEARNING_RATE if network.sees_all_views else LEARNING_RATE)
+    return config.learning_rate or ENCODERS[network.config.encoder].learning_rate
 
 
 def _summary(plan: TrainingPlan, result: LoopResult, found: dict[str, float]) -> dict:
