@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..geometry.poses import Poses
 from ..geometry.rotations import random_quaternions
 from ..geometry.symmetry import symmetric_distance_deg
-from ..imaging.fourier import crop_image, fft_image, ifft_image, shell_index
+from ..imaging.fourier import fft_image, ifft_image, shell_index
 from ..imaging.noise import noise_power_spectrum
 from ..imaging.resolution import resolution_angstrom
 from ..inference.predict import finalise
@@ -58,8 +58,6 @@ from .run import AbInitioPlan, Watch
 logger = logging.getLogger("cryoforum")
 
 MAX_HELD_OUT, HELD_OUT_FRACTION, N_FOR_ESTIMATES = 500, 0.1, 1000
-# images whose variance is so many times that of their background have no noise to be normalised by
-NOISELESS_ABOVE = 50.0
 N_CALIBRATION = 500
 # what convergence means (``docs/decisions.md``, End to end)
 SMALLEST_SIGNAL, LEAST_DEVIATIONS, MOST_TURN_ERROR_DEG, LEAST_SHELLS = 0.02, 5.0, 25.0, 3
@@ -212,37 +210,18 @@ def _pose_steps_from(config: AbInitioConfig, n_rows: int) -> int | None:
 
 
 def _prepared_images(views: ParticleViews, some: np.ndarray) -> tuple[PreparedImages, Tensor]:
-    """The images as the network sees them, and the amplitude of their noise (b, b // 2 + 1).
-
-    Images with hardly any noise (simulated ones) cannot be normalised by it, one by one: what is left in their
-    background is the particle itself. They keep their grey values, all on one scale, on which they are as bright on
-    the whole as normalised one by one: ``predict`` will show them to the network like that.
-    """
-    first = [views.particles.batch(part).to(views.device) for part in np.array_split(some, -(-len(some) // _BATCH))]
-    unmasked = torch.cat([views.unmasked(batch) for batch in first])
-    is_noiseless = unmasked.var().item() > NOISELESS_ABOVE
-    own = torch.cat([_own_contrast(views, batch) for batch in first])
-    scale = ((unmasked * own[:, None, None]).square().mean() / unmasked.square().mean()).sqrt()
+    """The images as the network sees them, and the amplitude of their noise (b, b // 2 + 1)."""
+    unmasked = torch.cat([views.unmasked(views.particles.batch(part).to(views.device))
+                          for part in np.array_split(some, -(-len(some) // _BATCH))])
     mask, box = views.mask.to(views.device), views.settings.box_size_px
     spectrum = noise_power_spectrum(unmasked, views.settings.mask_radius_fraction * box)
 
     def prepared(rows: np.ndarray) -> tuple[Tensor, Tensor]:
         batch = views.particles.batch(rows).to(views.device)
-        images = views.unmasked(batch) * mask
-        if is_noiseless:
-            images = images * (_own_contrast(views, batch) / scale)[:, None, None]
-        return images, views.ctf(batch.ctf)
+        return views.unmasked(batch) * mask, views.ctf(batch.ctf)
 
-    if is_noiseless:
-        logger.info("The images have hardly any noise: they are compared by their own grey values.")
     return (PreparedImages(prepared, len(views.particles), box),
             spectrum[shell_index(box, spectrum.device)].sqrt() / box)
-
-
-def _own_contrast(views: ParticleViews, batch) -> Tensor:
-    """What the normalisation divided each image by (n,). Flipping phases changes no variance."""
-    own = crop_image(batch.images, views.settings.box_size_px).std((-2, -1))
-    return own / views.unmasked(batch).std((-2, -1)).clamp_min(1e-12)
 
 
 def _model(plan: AbInitioPlan, views: ParticleViews, noise_amplitude: Tensor, stream: EpochStream) -> AutoEncoder:

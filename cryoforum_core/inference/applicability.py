@@ -247,8 +247,8 @@ def _other_states(state: ImageState) -> list[ImageState]:
     contrasts = (state.contrast, "dark" if state.contrast == "bright" else "bright")
     # of all states only the signs differ here: those of multiplied images are those of flipped ones
     ctf_states = (state.ctf_state, "phase-flipped" if state.ctf_state == "raw" else "raw")
-    return [ImageState(contrasts[1], ctf_states[0]), ImageState(contrasts[0], ctf_states[1]),
-            ImageState(contrasts[1], ctf_states[1])]
+    return [replace(state, contrast=contrast, ctf_state=ctf_state) for contrast, ctf_state in (
+        (contrasts[1], ctf_states[0]), (contrasts[0], ctf_states[1]), (contrasts[1], ctf_states[1]))]
 
 
 def _wrong_state(stated: ImageState, found: ImageState) -> Applicability:

@@ -28,8 +28,8 @@ from ..imaging.noise import noise_power_spectrum
 from ..matching.likelihood import MatchingImages, amplitude_from_power, predicted
 from ..matching.model import MatchingModel, SearchGrid
 from ..matching.refine import RefinedPoses, refine
-from ..particles.image_state import ImageState
-from .preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
+from ..particles.image_state import BACKGROUND_RADIUS_FRACTION, ImageState
+from .preparation import ImagePreparation
 
 # a search that finds most poses is enough: the promise is searched for in the same way
 SEARCH_STEP_DEG, SEARCH_RADIUS_PX, N_HYPOTHESES = 10.0, 8.0, 6

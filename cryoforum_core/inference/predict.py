@@ -21,6 +21,7 @@ from ..model.orientation_head import PoseEstimate
 from ..particles.dataset import Particles
 from ..particles.fields import pose_columns
 from ..particles.image_stack import save_table
+from ..particles.image_state import BACKGROUND_RADIUS_FRACTION
 from ..progress import Progress
 from ..run_directory import RunDirectory, atomic_path
 from .applicability import Applicability, judge, judge_poses
@@ -39,7 +40,7 @@ from .matched_posterior import (
 )
 from .matcher import Matcher, Matches, NetworkPoses
 from .measures import MEASURES
-from .preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
+from .preparation import ImagePreparation
 from .simulated_images import ImageSource
 from .training_set import broken_symmetry
 

@@ -17,7 +17,6 @@ from ..particles.preprocess import PreprocessSettings, effective_ctf, network_ct
 
 # where the CTF is smaller, an image that was multiplied by it holds too little to be divided again
 SMALLEST_CTF = 0.1
-BACKGROUND_RADIUS_FRACTION = 0.45
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class ImagePreparation:
         """Transforms and CTFs (n, b, b // 2 + 1) of the particles ``rows`` (n,): bright protein, background of mean 0
         and standard deviation 1 in the original box, noise as the camera made it."""
         batch = self.particles.batch(rows).to(self.device)
-        images = normalise(batch.images, self.state, BACKGROUND_RADIUS_FRACTION)
+        images = normalise(batch.images, self.state)
         images_ft = crop_image_ft(fft_image(images), self.box_size_px)
         if self.state.ctf_state != "multiplied":
             return images_ft, effective_ctf(batch.ctf, self.box_size_px, self.pixel_size_angstrom, self.state.ctf_state)

@@ -16,9 +16,9 @@ from ..imaging.fourier import displaced_out_of_box, fft_image, ifft_image, shell
 from ..imaging.noise import noise_power_spectrum
 from ..matching.model import MatchingModel
 from ..particles.dataset import ParticleBatch
-from ..particles.image_state import ImageState
+from ..particles.image_state import BACKGROUND_RADIUS_FRACTION, ImageState
 from ..particles.preprocess import effective_ctf
-from .preparation import BACKGROUND_RADIUS_FRACTION, ImagePreparation
+from .preparation import ImagePreparation
 
 N_NOISE_IMAGES = 256
 MIN_CONTRAST = 0.2
@@ -121,8 +121,8 @@ class SimulatedParticles:
             fft_image(noise) * source.noise_spectrum[shells].sqrt() / source.box_size_px)
         if source.state.ctf_state == "multiplied":
             images_ft = images_ft * raw_ctf
-        sign = -1.0 if source.state.contrast == "dark" else 1.0
-        return ParticleBatch(sign * ifft_image(images_ft), ctf, self.poses[rows.to(device)], rows)
+        unit = (-1.0 if source.state.contrast == "dark" else 1.0) * (source.state.grey_unit or 1.0)
+        return ParticleBatch(unit * ifft_image(images_ft), ctf, self.poses[rows.to(device)], rows)
 
 
 def particles_like(source: ImageSource, images: ImagePreparation, quaternion: Tensor, displacement_px: Tensor,

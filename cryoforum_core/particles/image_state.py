@@ -35,6 +35,11 @@ CTF_NOISE_DEVIATIONS = 4.0
 # CTF), and what the statistic shows is the models' common imperfection
 CTF_SMALLEST_NOISE_DEVIATION = 0.5
 
+# Images whose variance is so many times that of their background have no noise to be normalised by, one by one: what is
+# left in the background is the particle itself.
+NOISELESS_ABOVE = 50.0
+BACKGROUND_RADIUS_FRACTION = 0.45
+
 _CONTRAST_BOX_PX = 32
 _CONTRAST_MAX_SHELL = 3
 _BLOB_RADII = (0.25, 0.4)
@@ -46,16 +51,19 @@ _BATCH = 250
 
 @dataclass(frozen=True)
 class ImageState:
-    """The sign of the protein and the state of the CTF in a set of images."""
+    """The sign of the protein, the state of the CTF and the unit of grey values in a set of images."""
 
     contrast: Contrast = "bright"
     ctf_state: CTFState = "raw"
+    grey_unit: float | None = None
+    """What all images are divided by that have hardly any noise (simulated ones); None: each by its own background's
+    standard deviation"""
 
-    def to_dict(self) -> dict[str, str]:
-        return dataclasses.asdict(self)
+    def to_dict(self) -> dict[str, str | float]:
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
-    def from_dict(cls, values: dict[str, str]) -> "ImageState":
+    def from_dict(cls, values: dict[str, str | float]) -> "ImageState":
         return cls(**values)
 
 
@@ -77,19 +85,34 @@ def determine_image_state(particles: Particles, image_input: ImageInputConfig, n
         rows = np.sort(np.random.default_rng(seed).choice(len(rows), n_sample, replace=False))
     images, pixel_size_angstrom = _cropped_images(particles, rows)
     ctf = None if particles.ctf is None else particles.ctf[torch.from_numpy(rows)]
-    z = contrast_z(images, ctf, pixel_size_angstrom)
+    z, unit = contrast_z(images, ctf, pixel_size_angstrom), grey_unit(images)
+    if unit is not None:
+        logger.warning("Noise: the images have hardly any outside the particle; they keep their own grey values. If they were "
+                       "masked, extract them again without a mask.")
     if ctf is not None and not ctf.has_effect:
         logger.info("CTF: the images have none (1 everywhere).")
-        return ImageState(_choose_contrast(image_input.contrast, z, len(rows)), "raw")
+        return ImageState(_choose_contrast(image_input.contrast, z, len(rows)), "raw", unit)
     statistic = None if ctf is None else ctf_state_statistic(images, ctf, pixel_size_angstrom)
     return ImageState(_choose_contrast(image_input.contrast, z, len(rows)),
-                      _choose_ctf_state(image_input.ctf_state, particles.table, statistic))
+                      _choose_ctf_state(image_input.ctf_state, particles.table, statistic), unit)
 
 
 def _cropped_images(particles: Particles, rows: np.ndarray) -> tuple[Tensor, float]:
     box_size_px = min(particles.box_size_px, _CTF_MAX_BOX_PX)
     parts = [crop_image(particles.images(part), box_size_px) for part in np.array_split(rows, len(rows) // 64 + 1)]
     return torch.cat(parts), particles.pixel_size_angstrom * particles.box_size_px / box_size_px
+
+
+def grey_unit(images: Tensor) -> float | None:
+    """The unit of grey values of images (n, B, B) with hardly any noise; None where each has noise to be normalised by.
+
+    It gives them a variance of ``NOISELESS_ABOVE`` (medians of the images), the least that they can have with a background
+    of variance 1.
+    """
+    outside = ~soft_circle(images.shape[-1], BACKGROUND_RADIUS_FRACTION * images.shape[-1], 0.0).bool()
+    variance, background = images.var((1, 2)).median().item(), images[:, outside].var(1).median().item()
+    # neither where there are only constant images, nor where most hold NaN
+    return math.sqrt(variance / NOISELESS_ABOVE) if variance > NOISELESS_ABOVE * background else None
 
 
 def _choose_contrast(setting: str, z: float, n_images: int) -> Contrast:

@@ -14,7 +14,7 @@ from ..imaging.ctf import CTFParameters, ctf_2d
 from ..imaging.fourier import crop_image_ft, fft_image, ifft_image
 from ..imaging.masks import soft_circle
 from .image_check import is_constant
-from .image_state import CTFState, ImageState
+from .image_state import BACKGROUND_RADIUS_FRACTION, CTFState, ImageState
 
 logger = logging.getLogger("cryoforum")
 
@@ -107,26 +107,30 @@ def _centre_crop_or_pad(images: Tensor, box_size_px: int) -> Tensor:
     return functional.pad(images, (before, after, before, after))
 
 
-def normalise(images: Tensor, state: ImageState, background_radius_fraction: float = 0.45) -> Tensor:
+def normalise(images: Tensor, state: ImageState, background_radius_fraction: float = BACKGROUND_RADIUS_FRACTION
+              ) -> Tensor:
     """Images (n, B, B) with bright protein, and a background of mean 0 and standard deviation 1.
 
     The background is what lies outside the circle of ``background_radius_fraction`` boxes (RELION's normalisation).
-    Images with a constant background, which have no noise to go by, become 0, and so do images with values that are no
+    Images of a set with hardly any noise are all divided by the set's ``grey_unit`` instead. Else images with a constant
+    background, which have no noise to go by, become 0, and so do images with values that are no
     numbers: one of them must not make a map of all the others one of NaN.
     """
     box_size_px = images.shape[-1]
     circle = soft_circle(box_size_px, background_radius_fraction * box_size_px, 0.0, images.device)
     background = images[:, circle == 0]
     mean = background.mean(1)[:, None, None]
-    spread = background.std(1)[:, None, None]
     is_broken = ~torch.isfinite(images).flatten(1).all(1)
     if is_broken.any():
         logger.warning("%d of %d images read together hold NaN or infinite values; they count as empty.",
                        int(is_broken.sum()), len(images))
-    without_noise = (is_constant(background) | is_broken)[:, None, None]
+    if state.grey_unit is None:
+        unit, is_empty = background.std(1), is_constant(background) | is_broken
+    else:
+        unit, is_empty = torch.full_like(mean[:, 0, 0], state.grey_unit), is_broken
     sign = -1.0 if state.contrast == "dark" else 1.0
-    scaled = (images - mean) * (sign / torch.where(without_noise, torch.ones_like(spread), spread))
-    return torch.where(without_noise, torch.zeros_like(scaled), scaled)
+    scaled = (images - mean) * (sign / torch.where(is_empty, torch.ones_like(unit), unit))[:, None, None]
+    return torch.where(is_empty[:, None, None], torch.zeros_like(scaled), scaled)
 
 
 def effective_ctf(ctf: CTFParameters, box_size_px: int, pixel_size_angstrom: float, ctf_state: CTFState) -> Tensor:

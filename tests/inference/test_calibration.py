@@ -10,11 +10,13 @@ import torch
 import cryoforum_core as cf
 from cryoforum_core.errors import InputError
 from cryoforum_core.imaging.fourier import ifft_image
+from cryoforum_core.imaging.masks import soft_circle
 from cryoforum_core.imaging.noise import noise_power_spectrum
 from cryoforum_core.inference.preparation import ImagePreparation
 from cryoforum_core.inference.simulated_images import ImageSource, particles_like
 from cryoforum_core.matching.likelihood import contrast_from_poses, predicted
 from cryoforum_core.matching.model import MatchingModel
+from cryoforum_core.mrc import write_stack
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_state import determine_image_state
 from cryoforum_core.particles.table import ParticleTable
@@ -135,6 +137,23 @@ def test_a_network_for_centred_images_is_judged_by_centred_images(folder):
     with np.load(run.orientation_posterior, allow_pickle=False) as arrays:
         assert abs(np.mean(error_deg <= arrays["error_bound_deg"]) - 0.9) < 0.05
         assert 0.8 < arrays["expected_error_deg"].mean() / error_deg.mean() < 1.25
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_images_without_noise(folder, network, is_masked):
+    """As first trials often have: errors of hundredths of a degree, and no promise of a hundred degrees. A mask leaves a
+    background of exactly 0."""
+    name = f"clean_{is_masked}"
+    clean = simulated(folder, name, snr=1e6, n_particles=120, ctf="none")
+    if is_masked:
+        particles = load_particles(clean.particles)
+        masked = particles.images(np.arange(120)) * soft_circle(BOX, 0.42 * BOX, 0.0)
+        write_stack(next(clean.path.rglob("*.mrcs")), masked.numpy(), PIXEL)
+    run = cf.predict(cf.PredictConfig(out=folder / f"{name}_poses", particles=clean.particles, model=network.path))
+    error_deg, _ = errors(run, clean, folder)
+    with np.load(run.orientation_posterior, allow_pickle=False) as arrays:
+        assert np.median(error_deg) < 0.1 and np.median(arrays["expected_error_deg"]) < 0.5
+        assert np.mean(error_deg <= arrays["error_bound_deg"]) > 0.85
 
 
 def test_without_learning_the_matches_speak_for_themselves(folder, data, network):

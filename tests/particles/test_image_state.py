@@ -10,10 +10,11 @@ import torch
 from cryoforum_core.config import ImageInputConfig
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px
+from cryoforum_core.imaging.masks import soft_circle
 from cryoforum_core.mrc import write_stack
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_state import (
-    ImageState, contrast_z, ctf_state_statistic, determine_image_state)
+    NOISELESS_ABOVE, ImageState, contrast_z, ctf_state_statistic, determine_image_state, grey_unit)
 from cryoforum_core.particles.table import ParticleTable
 
 DATA = Path(__file__).parents[1] / "data"
@@ -64,6 +65,24 @@ def test_noise_and_single_images_do_not_tell_the_contrast():
         assert abs(contrast_z(images, ctf, PIXEL)) < 3.5
     assert contrast_z(images[:2], ctf[:2], PIXEL) == 0.0
     assert contrast_z(torch.ones(5, BOX, BOX), ctf[:5], PIXEL) == 0.0
+
+
+def test_sets_without_noise_are_told(tmp_path, caplog):
+    """Also by a background of exactly 0, as masks leave it; one image full of noise, or of one bright pixel, does not count."""
+    images, ctf = particle_images(60)
+    assert grey_unit(images) is None
+    spoilt = images.clone()
+    spoilt[7, BOX // 2, BOX // 2] = 1e6
+    assert grey_unit(spoilt) is None and determine_image_state(stored(tmp_path, spoilt, ctf), ImageInputConfig()
+                                                               ).grey_unit is None
+    clean = (images - images.mean()) * soft_circle(BOX, 0.4 * BOX, 2.0)
+    clean[3] = torch.randn(BOX, BOX, generator=torch.Generator().manual_seed(0))
+    unit = grey_unit(clean)
+    assert (clean / unit).var((1, 2)).median().item() == pytest.approx(NOISELESS_ABOVE, rel=1e-3)
+    assert grey_unit(torch.ones(5, BOX, BOX)) is None
+    (tmp_path / "clean").mkdir()
+    assert determine_image_state(stored(tmp_path / "clean", clean, ctf), ImageInputConfig()).grey_unit == pytest.approx(unit)
+    assert "hardly any" in caplog.text and "extract them again" in caplog.text
 
 
 def test_contrast_needs_no_ctf():

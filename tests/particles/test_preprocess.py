@@ -37,6 +37,18 @@ def test_background_is_normalised_and_the_particle_does_not_count():
     assert torch.allclose(normalise(0.1 * images + 9.0, BRIGHT_RAW), normal, atol=1e-3)
 
 
+def test_images_without_noise_are_divided_by_one_unit_of_the_set():
+    """What is left in their background is the particle itself; it may be constant."""
+    brightness = torch.linspace(1.0, 2.0, 6)[:, None, None]
+    images = 20.0 + brightness * gaussian_blob(width=4.0)
+    images[2, 3, 4] = float("nan")
+    for contrast, sign in (("bright", 1.0), ("dark", -1.0)):
+        normal = normalise(images, ImageState(contrast, grey_unit=0.5))
+        kept = [0, 1, 3, 4, 5]
+        assert torch.allclose(normal[kept], sign * (images[kept] - 20.0) / 0.5, atol=1e-2)
+        assert torch.equal(normal[2], torch.zeros(BOX, BOX))
+
+
 def test_constant_images_become_zero_and_harm_no_other():
     images = noisy_images()
     expected = normalise(images, BRIGHT_RAW)
