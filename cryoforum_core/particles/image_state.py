@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import ImageInputConfig
+from ..errors import InputError
 from ..imaging.ctf import CTFParameters, ctf_2d
 from ..imaging.fourier import crop_image, fft_image, radius_px, shell_average, shell_index
 from ..imaging.masks import soft_circle
@@ -38,6 +39,9 @@ CTF_SMALLEST_NOISE_DEVIATION = 0.5
 # Images whose variance is so many times that of their background have no noise to be normalised by, one by one: what is
 # left in the background is the particle itself.
 NOISELESS_ABOVE = 50.0
+# ``whiteness`` of images: 1 of white noise alone, 0.4 to 0.5 with as much signal; of projections of seven maps without noise
+# 0.0004 to 0.13, the most at 16 px
+MASKED_ABOVE, _WHITE_FROM = 0.2, 0.8
 BACKGROUND_RADIUS_FRACTION = 0.45
 
 _CONTRAST_BOX_PX = 32
@@ -87,8 +91,12 @@ def determine_image_state(particles: Particles, image_input: ImageInputConfig, n
     ctf = None if particles.ctf is None else particles.ctf[torch.from_numpy(rows)]
     z, unit = contrast_z(images, ctf, pixel_size_angstrom), grey_unit(images)
     if unit is not None:
-        logger.warning("Noise: the images have hardly any outside the particle; they keep their own grey values. If they were "
-                       "masked, extract them again without a mask.")
+        found = whiteness(images)
+        if found > MASKED_ABOVE:
+            raise InputError("Images must keep their background: in these the particle is in noise (high frequencies have "
+                             f"{found:.0%} of the mean power), and there is next to none around it. They were masked. Extract "
+                             "them again without a mask.")
+        logger.warning("Noise: the images have hardly any; they keep their own grey values.")
     if ctf is not None and not ctf.has_effect:
         logger.info("CTF: the images have none (1 everywhere).")
         return ImageState(_choose_contrast(image_input.contrast, z, len(rows)), "raw", unit)
@@ -113,6 +121,17 @@ def grey_unit(images: Tensor) -> float | None:
     variance, background = images.var((1, 2)).median().item(), images[:, outside].var(1).median().item()
     # neither where there are only constant images, nor where most hold NaN
     return math.sqrt(variance / NOISELESS_ABOVE) if variance > NOISELESS_ABOVE * background else None
+
+
+def whiteness(images: Tensor) -> float:
+    """Power of the highest frequencies, from 0.8 Nyquist on, over the mean power of images (n, B, B), each less its mean and
+    of variance 1; constant images left out."""
+    usable = images[~is_constant(images)]
+    usable = (usable - usable.mean((1, 2), keepdim=True)) / usable.std((1, 2), keepdim=True)
+    box_size_px = images.shape[-1]
+    power = torch.stack([fft_image(part).abs().square().sum(0) for part in usable.split(_BATCH)]).sum(0) / len(usable)
+    shells = shell_average(power, box_size_px)
+    return shells[round(_WHITE_FROM * box_size_px / 2):-1].mean().item() / box_size_px ** 2
 
 
 def _choose_contrast(setting: str, z: float, n_images: int) -> Contrast:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cryoforum_core.config import ImageInputConfig
+from cryoforum_core.errors import InputError
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px
 from cryoforum_core.imaging.masks import soft_circle
@@ -49,6 +50,11 @@ def particle_images(n, seed=0, snr=0.1, treatment="raw", is_coloured=False, has_
     return ifft_image(fft_image(images) * factor), ctf
 
 
+def low_passed(images):
+    """Transforms of the images up to half Nyquist."""
+    return fft_image(images) * (radius_px(BOX) < BOX / 4)
+
+
 @pytest.mark.parametrize(("n", "is_coloured"), [(60, False), (300, True)])
 def test_bright_and_dark_protein_at_snr_a_tenth(n, is_coloured):
     images, ctf = particle_images(n, is_coloured=is_coloured)
@@ -68,21 +74,29 @@ def test_noise_and_single_images_do_not_tell_the_contrast():
 
 
 def test_sets_without_noise_are_told(tmp_path, caplog):
-    """Also by a background of exactly 0, as masks leave it; one image full of noise, or of one bright pixel, does not count."""
+    """Also by a background of exactly 0; one image full of noise, or of one bright pixel, does not count."""
     images, ctf = particle_images(60)
     assert grey_unit(images) is None
     spoilt = images.clone()
     spoilt[7, BOX // 2, BOX // 2] = 1e6
     assert grey_unit(spoilt) is None and determine_image_state(stored(tmp_path, spoilt, ctf), ImageInputConfig()
                                                                ).grey_unit is None
-    clean = (images - images.mean()) * soft_circle(BOX, 0.4 * BOX, 2.0)
+    clean = ifft_image(low_passed(particle_images(60, snr=1e6)[0])) * soft_circle(BOX, 0.4 * BOX, 2.0)
     clean[3] = torch.randn(BOX, BOX, generator=torch.Generator().manual_seed(0))
     unit = grey_unit(clean)
     assert (clean / unit).var((1, 2)).median().item() == pytest.approx(NOISELESS_ABOVE, rel=1e-3)
     assert grey_unit(torch.ones(5, BOX, BOX)) is None
     (tmp_path / "clean").mkdir()
     assert determine_image_state(stored(tmp_path / "clean", clean, ctf), ImageInputConfig()).grey_unit == pytest.approx(unit)
-    assert "hardly any" in caplog.text and "extract them again" in caplog.text
+    assert "hardly any" in caplog.text
+
+
+@pytest.mark.parametrize("snr", [0.1, 1.0])
+def test_masked_images_are_refused(tmp_path, snr):
+    """Noise is estimated where no particle is."""
+    images, ctf = particle_images(60, snr=snr)
+    with pytest.raises(InputError, match="Extract them again without a mask"):
+        determine_image_state(stored(tmp_path, images * soft_circle(BOX, 0.4 * BOX, 2.0), ctf), ImageInputConfig())
 
 
 def test_contrast_needs_no_ctf():
