@@ -195,8 +195,7 @@ def test_network_and_map_learn_together(sets, tmp_path):
                                         refinement="none", ctf_state="raw", contrast="bright"))
     predicted = cf.evaluate(cf.EvaluateConfig(out=tmp_path / "again", particles=poses.particles, truth=made.truth,
                                               align_frame=True, allow_mirror=True)).read_summary()
-    # predict normalises each image by its background, which holds nothing but the particle here
-    assert predicted["median_error_deg"] < 30
+    assert predicted["median_error_deg"] < 5
 
 
 def test_noise_does_not_converge(sets, tmp_path):
