@@ -102,8 +102,8 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
         replace(setup, images=images), matcher, rows, config.batch_size))
     if power_map is not None:
         simulation = JunkSimulation(setup.images, source, setup.volume, power_map, matcher)
-        raw = _judged(raw, simulation, lambda rows: _predict_rows(setup, matcher, rows, config.batch_size, power_map,
-                                                                           search_all=True))
+        raw = _judged(raw, simulation, lambda rows: _predict_rows(
+            setup, matcher, rows, config.batch_size, power_map, search_all=True))
     arrays = finalise(raw, setup.group, learnt and learnt.model, config.coverage)
     write_predictions(run, particles, arrays)
     if learnt is not None:

@@ -118,20 +118,30 @@ def grey_unit(images: Tensor) -> float | None:
     of variance 1.
     """
     outside = ~soft_circle(images.shape[-1], BACKGROUND_RADIUS_FRACTION * images.shape[-1], 0.0).bool()
-    variance, background = images.var((1, 2)).median().item(), images[:, outside].var(1).median().item()
-    # neither where there are only constant images, nor where most hold NaN
+    # an image may hold NaN
+    variance, background = images.var((1, 2)).nanmedian().item(), images[:, outside].var(1).nanmedian().item()
+    # not where there are only constant images
     return math.sqrt(variance / NOISELESS_ABOVE) if variance > NOISELESS_ABOVE * background else None
 
 
 def whiteness(images: Tensor) -> float:
     """Power of the highest frequencies, from 0.8 Nyquist on, over the mean power of images (n, B, B), each less its mean and
-    of variance 1; constant images left out."""
-    usable = images[~is_constant(images)]
-    usable = (usable - usable.mean((1, 2), keepdim=True)) / usable.std((1, 2), keepdim=True)
+    of variance 1; images that are constant or hold NaN left out."""
     box_size_px = images.shape[-1]
-    power = torch.stack([fft_image(part).abs().square().sum(0) for part in usable.split(_BATCH)]).sum(0) / len(usable)
-    shells = shell_average(power, box_size_px)
+    usable = torch.isfinite(images).flatten(1).all(1) & ~is_constant(images)
+    shells = shell_average(_mean_power(_standardised(images[usable]), torch.ones(())), box_size_px)
     return shells[round(_WHITE_FROM * box_size_px / 2):-1].mean().item() / box_size_px ** 2
+
+
+def _standardised(images: Tensor) -> Tensor:
+    """Each of mean 0 and variance 1."""
+    return (images - images.mean((1, 2), keepdim=True)) / images.std((1, 2), keepdim=True)
+
+
+def _mean_power(images: Tensor, window: Tensor) -> Tensor:
+    """Of the transforms of the windowed images (n, B, B): (B, B // 2 + 1)."""
+    parts = images.split(_BATCH)
+    return torch.stack([fft_image(part * window).abs().square().sum(0) for part in parts]).sum(0) / len(images)
 
 
 def _choose_contrast(setting: str, z: float, n_images: int) -> Contrast:
@@ -246,8 +256,7 @@ def ctf_state_statistic(images: Tensor, ctf: CTFParameters, pixel_size_angstrom:
     images, ctf = images[usable], ctf[usable]
     if not len(images):
         return CTFStateStatistic(0.0, 0.0, math.nan, 0.0, 0)
-    images = images - images.mean((1, 2), keepdim=True)
-    images = images / images.std((1, 2), keepdim=True)
+    images = _standardised(images)
     return CTFStateStatistic(
         *_raw_to_flipped(images, ctf, pixel_size_angstrom), _power_at_zeros(images, ctf, pixel_size_angstrom),
         _signal_fraction(images, box_size_px), len(images))
@@ -257,8 +266,8 @@ def _whitened_batches(images: Tensor, ctf: CTFParameters, pixel_size_angstrom: f
                       ) -> Iterator[tuple[Tensor, Tensor]]:
     """Transforms of the windowed images with unit mean power in each shell, and their CTFs, batch by batch."""
     box_size_px = images.shape[-1]
-    power = torch.stack([fft_image(part * window).abs().square().sum(0) for part in images.split(_BATCH)]).sum(0)
-    spectrum = shell_average(power / len(images), box_size_px).clamp_min(torch.finfo(power.dtype).tiny)
+    power = _mean_power(images, window)
+    spectrum = shell_average(power, box_size_px).clamp_min(torch.finfo(power.dtype).tiny)
     scale = spectrum.rsqrt()[shell_index(box_size_px)]
     for start in range(0, len(images), _BATCH):
         part = slice(start, start + _BATCH)

@@ -15,7 +15,7 @@ from cryoforum_core.imaging.masks import soft_circle
 from cryoforum_core.mrc import write_stack
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_state import (
-    NOISELESS_ABOVE, ImageState, contrast_z, ctf_state_statistic, determine_image_state, grey_unit)
+    NOISELESS_ABOVE, ImageState, contrast_z, ctf_state_statistic, determine_image_state, grey_unit, whiteness)
 from cryoforum_core.particles.table import ParticleTable
 
 DATA = Path(__file__).parents[1] / "data"
@@ -84,6 +84,9 @@ def test_sets_without_noise_are_told(tmp_path, caplog):
     clean = ifft_image(low_passed(particle_images(60, snr=1e6)[0])) * soft_circle(BOX, 0.4 * BOX, 2.0)
     clean[3] = torch.randn(BOX, BOX, generator=torch.Generator().manual_seed(0))
     unit = grey_unit(clean)
+    spoilt = clean.clone()
+    spoilt[5, 0, 0] = spoilt[6, BOX // 2, BOX // 2] = float("nan")
+    assert grey_unit(spoilt) == pytest.approx(unit, rel=0.1) and whiteness(spoilt) == pytest.approx(whiteness(clean), rel=0.2)
     assert (clean / unit).var((1, 2)).median().item() == pytest.approx(NOISELESS_ABOVE, rel=1e-3)
     assert grey_unit(torch.ones(5, BOX, BOX)) is None
     (tmp_path / "clean").mkdir()
