@@ -10,12 +10,12 @@ from cryoforum_core.training import precision
 from cryoforum_core.training.supervised import plan_training
 
 
-N_STEPS = 20
+N_STEPS, N_BATCHES = 20, 8
 
 
 @pytest.fixture(params=["polar", "compact"])
 def a_step(tmp_path, particle_set, request):
-    """Loss, gradients and answers of a batch, with a precision, after some steps in full precision: untrained, `polar` says
+    """Loss and answers of a batch, and gradients of some, with a precision, after some steps in full precision: untrained, `polar` says
     the same of every pose, and its gradient is hardly more than what rounding makes of it."""
     def of(name):
         def planned(precision):
@@ -29,9 +29,9 @@ def a_step(tmp_path, particle_set, request):
             exact.objective(exact.network, exact.stream(step, 0.5), 0.5)[0].backward()
             updates.step()
         plan.network.load_state_dict(exact.network.state_dict())
-        batch = plan.stream(N_STEPS, 0.5)
-        loss, _ = plan.objective(plan.network, batch, 0.5)
-        loss.backward()
+        for batch in (plan.stream(N_STEPS + k, 0.5) for k in range(N_BATCHES)):
+            loss, _ = plan.objective(plan.network, batch, 0.5)
+            loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in plan.network.parameters()])
         return loss.detach(), gradient, plan.network.eval()(batch.images, batch.ctf).quaternion.detach()
     return of
@@ -43,9 +43,9 @@ def test_half_precision_goes_the_same_way(a_step):
     assert rounded_gradient.dtype == torch.float32
     assert not torch.equal(gradient, rounded_gradient)
     torch.testing.assert_close(rounded_loss, loss, rtol=0.01, atol=0)
-    assert torch.nn.functional.cosine_similarity(gradient, rounded_gradient, dim=0) > 0.95
+    assert torch.nn.functional.cosine_similarity(gradient, rounded_gradient, dim=0) > 0.98
     # the network itself, as it is used later, answers in full precision; only the batch's statistics were rounded
-    assert angular_distance_deg(answer, rounded_answer).median() < 1.0
+    assert angular_distance_deg(answer, rounded_answer).median() < 0.3
 
 
 @pytest.mark.parametrize("has_units", [False, True])
