@@ -39,8 +39,8 @@ CTF_SMALLEST_NOISE_DEVIATION = 0.5
 # Images whose variance is so many times that of their background have no noise to be normalised by, one by one: what is
 # left in the background is the particle itself.
 NOISELESS_ABOVE = 50.0
-# ``whiteness`` of images: 1 of white noise alone, 0.4 to 0.5 with as much signal; of projections of seven maps without noise
-# 0.0004 to 0.13, the most at 16 px
+# ``whiteness`` of images: 1 of white noise alone, 0.4 to 0.97 of masked images at SNR 1 to 0.1, 0.0004 to 0.13 of projections
+# of seven maps without noise, the most at 16 px
 MASKED_ABOVE, _WHITE_FROM = 0.2, 0.8
 BACKGROUND_RADIUS_FRACTION = 0.45
 
