@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryoforum_core.ab_initio.run import AbInitioPlan, plan_ab_initio
+from cryoforum_core.ab_initio.plan import AbInitioPlan, plan_ab_initio
 from cryoforum_core.ab_initio.search_stage import (
     HELD_OUT_FRACTION,
     LAST_RADIUS_PX,
@@ -48,9 +48,9 @@ from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.masks import soft_sphere
 from cryoforum_core.imaging.resolution import fourier_shell_correlation, resolution_angstrom
-from cryoforum_core.particles.fields import pose_columns
 from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.particles.fields import pose_columns
 from cryoforum_core.particles.image_stack import save_table
 
 CONVERGED_BELOW_DEG, LOST_ABOVE_DEG = 10.0, 10.0

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from cryoforum_core.imaging.ctf import ctf_2d
 from cryoforum_core.imaging.fourier import fft_image
 from cryoforum_core.imaging.projection import FourierVolume

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from cryoforum_core import jobs
 from cryoforum_core.config import PredictConfig, ReconstructConfig, SimulateConfig, TrainConfig
 from cryoforum_core.imaging.ctf import ctf_2d

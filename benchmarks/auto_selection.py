@@ -26,14 +26,13 @@ from torch import Tensor
 from cryoforum_core.config import ImageInputConfig
 from cryoforum_core.imaging.masks import soft_sphere
 from cryoforum_core.imaging.resolution import fourier_shell_correlation, resolution_angstrom
-from cryoforum_core.inference.measures import MEASURES, measures_of
-from cryoforum_core.inference.preparation import ImagePreparation
-from cryoforum_core.inference.reconstruct import half_sets, reconstruct_halves
-from cryoforum_core.inference.setup import reconstruction_setup
 from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import Particles, load_particles
+from cryoforum_core.particles.preparation import ImagePreparation
 from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.reconstruction.reconstruct import half_sets, reconstruct_halves
+from cryoforum_core.selection.measures import MEASURES, measures_of
 
 RANDOM_DRAWS = 3
 DEFOCUS = ("--defocus-min-angstrom", 10_000, "--defocus-max-angstrom", 28_000)
@@ -120,7 +119,7 @@ class Case:
     def load(cls, path: Path, run: str) -> "Case":
         particles = load_particles(path / run / "particles.star", require_poses=True)
         kind = ParticleTable.read(path / "simulate/truth.star").strings(JUNK_KIND_COLUMN)
-        images = reconstruction_setup(particles, ImageInputConfig(contrast="bright", ctf_state="raw"), torch.device("cpu"))
+        images = ImagePreparation.checked(particles, ImageInputConfig(contrast="bright", ctf_state="raw"), torch.device("cpu"))
         judge = Judge(particles, images, torch.from_numpy(read_map(path / "simulate/map.mrc")[0]))
         return cls(path, run, particles, kind, judge, judge.judge(np.arange(len(particles))))
 

@@ -26,8 +26,8 @@ from cryoforum_core.geometry.pose_errors import align_poses, rotation_errors_deg
 from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import quaternion_to_matrix
 from cryoforum_core.geometry.symmetry import symmetry_group
-from cryoforum_core.inference.measures import measures_of
 from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.selection.measures import measures_of
 
 DISPERSIONS = ("dispersion-max", "dispersion-trace", "dispersion-wigner")
 N_BINS = 10

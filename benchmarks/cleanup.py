@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from cryoforum_core.config import JUNK_KINDS
-from cryoforum_core.inference.measures import MEASURES, measures_of
 from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.selection.measures import MEASURES, measures_of
 
 RANDOM_DRAWS = 200
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
 from cryoforum_core.particles.dataset import load_particles
 
 SPLIT = (2512, 838, 1650)

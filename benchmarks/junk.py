@@ -18,10 +18,10 @@ from cleanup import command, markdown_table, roc_area
 from relion_probability import COLUMN, relion_probability
 
 from cryoforum_core.config import JUNK_KINDS
-from cryoforum_core.inference.measures import MEASURES, measures_of
-from cryoforum_core.inference.selection import REASON_COLUMN
 from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.selection.measures import MEASURES, measures_of
+from cryoforum_core.selection.selection import REASON_COLUMN
 
 REASON_OF = {"noise": "not-a-particle", "blank": "not-a-particle", "off-centre": "off-centre",
              "overlap": "overlapping-neighbour", "other-molecule": "another-object"}

@@ -14,10 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+from cryoforum.convert import writeParticlesStar
 from pyworkflow.project import Manager
 from real_input import engine, launch  # loads Scipion's plugins
-
-from cryoforum.convert import writeParticlesStar
 from relion.protocols import ProtRelionRefine3D
 
 SAMPLING_3_7_DEG = 3  # of the form's list of angular samplings

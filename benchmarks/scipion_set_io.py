@@ -20,8 +20,7 @@ logging.basicConfig(level="ERROR")
 pw.Config.getDomain().getPlugins()
 
 import mrcfile  # noqa: E402  Scipion's configuration comes before everything that imports it
-from cryoforum.convert import (copyWithPredictions, readAttributes, readPredictions, reopen,  # noqa: E402
-                               writeParticlesStar)
+from cryoforum.convert import copyWithPredictions, readAttributes, readPredictions, reopen, writeParticlesStar  # noqa: E402
 from pwem.objects import Acquisition, Coordinate, CTFModel, Particle, SetOfParticles, Transform  # noqa: E402
 from scipy.spatial.transform import Rotation  # noqa: E402
 

@@ -7,7 +7,7 @@ Seconds on one core. ``find_valley`` is what select uses where no criterion is g
 
 import numpy as np
 
-from cryoforum_core.inference.populations import find_valley
+from cryoforum_core.selection.bimodality import find_valley
 
 SIZES = (100, 300, 1000, 5000)
 TRIALS = 50

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from ab_initio import run_job
 
-from cryoforum_core.benchmark.published import MODEL
 from cryoforum_core.config import SimulateConfig
 from cryoforum_core.geometry.rotations import quaternion_to_matrix
 from cryoforum_core.geometry.symmetry import symmetry_group
@@ -28,6 +27,7 @@ from cryoforum_core.particles.atomic_model import (
     read_atomic_model,
 )
 from cryoforum_core.particles.simulate import DATA
+from cryoforum_core.published_benchmarks.published import MODEL
 from cryoforum_core.run_directory import RunDirectory
 
 BOX, BOX_OF_MORE, SNR = 48, 64, 0.1

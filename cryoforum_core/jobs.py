@@ -158,13 +158,13 @@ def simulate(config: SimulateConfig) -> RunDirectory:
                     lambda run: simulation.simulate(config, run, molecule, other, inputs.device))
 
 
-def ab_initio(config: AbInitioConfig, watch: Callable[..., dict[str, float]] | None = None) -> RunDirectory:
+def ab_initio(config: AbInitioConfig, on_evaluate: Callable[..., dict[str, float]] | None = None) -> RunDirectory:
     """Map, half maps, poses and a trained network, from images and CTF alone. Raises NotConverged at its end, also where
     the run had ended so before.
 
-    ``watch``: figures to be noted while the end-to-end method trains (``ab_initio.run.Watch``).
+    ``on_evaluate``: figures to be noted while the end-to-end method trains (``ab_initio.plan.OnEvaluate``).
     """
-    run = _finished_ab_initio(config, watch=watch)
+    run = _finished_ab_initio(config, on_evaluate=on_evaluate)
     summary = run.read_summary()
     if not summary["converged"]:
         raise NotConverged(f"{summary['converged_reason']} The report shows it: {run.report}")
@@ -172,8 +172,9 @@ def ab_initio(config: AbInitioConfig, watch: Callable[..., dict[str, float]] | N
 
 
 @_once
-def _finished_ab_initio(config: AbInitioConfig, watch: Callable[..., dict[str, float]] | None) -> RunDirectory:
-    from .ab_initio.run import plan_ab_initio, run_ab_initio
+def _finished_ab_initio(config: AbInitioConfig, on_evaluate: Callable[..., dict[str, float]] | None) -> RunDirectory:
+    from .ab_initio.plan import plan_ab_initio
+    from .ab_initio.run import run_ab_initio
     from .particles.dataset import load_particles
 
     with _Inputs(config) as inputs:
@@ -182,15 +183,14 @@ def _finished_ab_initio(config: AbInitioConfig, watch: Callable[..., dict[str, f
         if particles is not None and inputs.device is not None:
             plan = inputs.read(plan_ab_initio, config, particles, inputs.device)
     purpose = f"{len(particles)} particles of {particles.box_size_px} px, method {config.method}"
-    return _perform(config, inputs.device, purpose, lambda run: run_ab_initio(plan, run, watch))
+    return _perform(config, inputs.device, purpose, lambda run: run_ab_initio(plan, run, on_evaluate))
 
 
 @_once
 def train(config: TrainConfig) -> RunDirectory:
     """A network from labelled particles or a map: checkpoint/, metrics.csv."""
-    from .inference.setup import checked_pixels
     from .particles.dataset import load_particles
-    from .particles.image_check import without_constant_images
+    from .particles.image_check import checked_pixels, without_constant_images
     from .training import supervised
 
     with _Inputs(config) as inputs:
@@ -227,15 +227,15 @@ def predict(config: PredictConfig) -> RunDirectory:
 def reconstruct(config: ReconstructConfig) -> RunDirectory:
     """Map, half maps and FSC: map.mrc, map_half1.mrc, map_half2.mrc, fsc.csv."""
     from .geometry.symmetry import symmetry_group
-    from .inference.reconstruct import reconstruct as reconstruct_map
-    from .inference.setup import reconstruction_setup
     from .particles.dataset import load_particles
+    from .particles.preparation import ImagePreparation
+    from .reconstruction.reconstruct import reconstruct as reconstruct_map
 
     with _Inputs(config) as inputs:
         group = inputs.read(symmetry_group, config.symmetry)
         particles = inputs.read(load_particles, config.particles, config, require_poses=True)
         if particles is not None and inputs.device is not None:
-            images = inputs.read(reconstruction_setup, particles, config, inputs.device)
+            images = inputs.read(ImagePreparation.checked, particles, config, inputs.device)
             if config.weight_by is not None:
                 inputs.read(particles.table.floats, config.weight_by)
     purpose = f"{len(particles)} particles of {particles.box_size_px} px, symmetry {config.symmetry}"
@@ -246,12 +246,13 @@ def reconstruct(config: ReconstructConfig) -> RunDirectory:
 @_once
 def select(config: SelectConfig) -> RunDirectory:
     """The trustworthy particles and the others: selected.star, rejected.star, recentre.star."""
-    from .inference import auto_selection, selection
-    from .inference.measures import measures_of
-    from .inference.setup import map_selection_setup
-    from .inference.verdicts import Judged
+    from .junk.labels import Judged
     from .particles.table import ParticleTable
     from .report.run_files import RunFiles
+    from .selection import by_map as auto_selection
+    from .selection import selection
+    from .selection.by_map import map_selection_setup
+    from .selection.measures import measures_of
 
     predicted = RunDirectory(config.run)
     with _Inputs(config) as inputs:
@@ -312,9 +313,9 @@ def _check_is_run_of(run: RunDirectory, jobs: tuple[str, ...]) -> bool:
 @_once
 def evaluate(config: EvaluateConfig) -> RunDirectory:
     """Errors of poses against known ones (errors.csv), and of a map against a known one (fsc.csv)."""
+    from .evaluation import evaluation
     from .geometry.symmetry import symmetry_group
     from .particles.dataset import read_table
-    from .report import evaluation
 
     with _Inputs(config) as inputs:
         estimated = inputs.read(read_table, config.particles)
@@ -337,8 +338,8 @@ def evaluate(config: EvaluateConfig) -> RunDirectory:
 @_once
 def benchmark(config: BenchmarkConfig) -> RunDirectory:
     """A published table anew: table.md, table.csv, figures, and the runs behind them, which --resume finds again."""
-    from .benchmark.benchmark import Jobs, run_benchmark
-    from .benchmark.data_sets import check_options
+    from .published_benchmarks.benchmark import Jobs, run_benchmark
+    from .published_benchmarks.data_sets import check_options
 
     with _Inputs(config) as inputs:
         inputs.read(check_options, config)
@@ -352,7 +353,7 @@ def doctor(config: DoctorConfig) -> dict:
 
     Raises InputError at the end where the self-test failed.
     """
-    from .inference.self_test import run_self_test
+    from .evaluation.self_test import run_self_test
 
     with _Inputs(config) as inputs:
         pass

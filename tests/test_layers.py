@@ -13,15 +13,20 @@ LAYERS = [
     {"errors", "config", "run_directory", "saved_state", "mrc", "progress"},
     {"geometry", "imaging"},
     {"particles", "model", "matching"},
-    {"training", "inference", "report"},
+    {"training", "results"},
+    {"uncertainty"},
+    {"junk"},
+    {"reconstruction"},
+    {"selection", "evaluation"},
+    {"inference", "report"},
     {"ab_initio"},  # a job that needs training, inference and report together
-    {"benchmark"},  # runs of the others, judged
+    {"published_benchmarks"},  # runs of the others, judged
     {"jobs"},
     {"cli", "__init__", "__main__"},
 ]
+PACKAGES = {"geometry", "imaging", "particles", "model", "matching", "training", "results", "uncertainty", "junk",
+            "reconstruction", "selection", "evaluation", "inference", "report", "ab_initio", "published_benchmarks"}
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
-PACKAGES = {"geometry", "imaging", "particles", "model", "matching", "training", "inference", "report", "ab_initio",
-            "benchmark"}
 # imaging slices maps along rotations: the one pair of a layer with an order
 ALLOWED_WITHIN_LAYER = {("imaging", "geometry")}
 

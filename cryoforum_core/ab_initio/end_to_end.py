@@ -24,15 +24,15 @@ from ..imaging.fourier import fft_image, ifft_image, shell_index
 from ..imaging.noise import noise_power_spectrum
 from ..imaging.resolution import resolution_angstrom
 from ..inference.predict import finalise
-from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_half_maps
 from ..model.checkpoint import CheckpointMetadata, save_checkpoint
 from ..model.encoder import ENCODERS, MIN_BOX_SIZE_PX
-from ..model.fourier_volume import LearnableVolume
+from ..model.learnable_volume import LearnableVolume
 from ..model.network import NetworkConfig, OrientationNetwork
 from ..particles.fields import pose_columns
-from ..particles.image_state import images_of
 from ..particles.image_stack import save_table
+from ..particles.image_state import images_of
 from ..particles.preprocess import PreprocessSettings
+from ..reconstruction.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_half_maps
 from ..run_directory import RunDirectory, atomic_path
 from ..training.autoencoder import (
     AutoEncoder,
@@ -53,7 +53,7 @@ from ..training.prepared_images import EpochStream, ImageBatch, PreparedImages
 from ..training.projections import ImageModel, ProjectionStream, TrainingBatch
 from ..training.views import ParticleViews
 from .live import LiveRun
-from .run import AbInitioPlan, Watch
+from .plan import AbInitioPlan, OnEvaluate
 
 logger = logging.getLogger("cryoforum")
 
@@ -97,11 +97,11 @@ class EndToEndSetup:
         return self.config.poses == "encoder"
 
 
-def end_to_end(plan: AbInitioPlan, run: RunDirectory, watch: Watch | None = None,
+def end_to_end(plan: AbInitioPlan, run: RunDirectory, on_evaluate: OnEvaluate | None = None,
                clock: Callable[[], float] = time.monotonic) -> dict:
     """Trains, writes all files of the run, and returns the summary, with ``converged`` and why.
 
-    ``watch``: figures for ``metrics.csv`` that the training must not know, of the model, the images and the rows that
+    ``on_evaluate``: figures for ``metrics.csv`` that the training must not know, of the model, the images and the rows that
     it learns from; nothing else depends on them. ``clock`` counts the seconds of ``--train-minutes``; a comparison on a
     shared machine takes those of its process.
     """
@@ -111,7 +111,7 @@ def end_to_end(plan: AbInitioPlan, run: RunDirectory, watch: Watch | None = None
     run.checkpoint.mkdir(parents=True, exist_ok=True)
     with live.stage("training"):
         setup = prepare(plan)
-        result = _train(setup, run, live, watch, clock)
+        result = _train(setup, run, live, on_evaluate, clock)
     with live.stage("poses and maps"):
         summary = _finish(setup, run, result, live)
     live.log_times()
@@ -119,13 +119,13 @@ def end_to_end(plan: AbInitioPlan, run: RunDirectory, watch: Watch | None = None
     return summary | {"stages": {name: round(seconds, 1) for name, seconds in live.seconds.items()}}
 
 
-def _train(setup: EndToEndSetup, run: RunDirectory, live: LiveRun, watch: Watch | None,
+def _train(setup: EndToEndSetup, run: RunDirectory, live: LiveRun, on_evaluate: OnEvaluate | None,
            clock: Callable[[], float]) -> LoopResult:
     pixel_size_angstrom = setup.views.settings.pixel_size_angstrom
 
     def evaluate(model: AutoEncoder) -> dict[str, float]:
         figures = setup.objective.evaluate(model)
-        return figures if watch is None else figures | watch(model, setup.images, setup.stream.rows)
+        return figures if on_evaluate is None else figures | on_evaluate(model, setup.images, setup.stream.rows)
 
     def show(progress: float, figures: dict[str, float]) -> None:
         live.map(setup.model.volume.map(), pixel_size_angstrom)

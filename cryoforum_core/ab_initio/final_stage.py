@@ -13,18 +13,18 @@ from ..geometry.poses import Poses
 from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import resize_volume
 from ..imaging.projection import FourierVolume
-from ..inference.calibration import Calibration, calibration, n_simulated, poses_like
-from ..inference.gallery import write_gallery
-from ..inference.junk import simulated_like, verdict_arrays
-from ..inference.junk_simulation import JunkSimulation
-from ..inference.junk_statistics import PowerMap
-from ..inference.matcher import Matcher
 from ..inference.predict import PredictionSetup, matched_arrays
-from ..inference.preparation import ImagePreparation
-from ..inference.simulated_images import ImageSource, SimulatedParticles, particles_like
-from ..matching.model import MatchingModel
+from ..junk.classifier import simulated_like, verdict_arrays
+from ..junk.features import PowerMap
+from ..junk.simulation import JunkSimulation
+from ..matching.matcher import Matcher
+from ..matching.matching_model import MatchingModel
 from ..model.orientation_head import PoseEstimate
+from ..particles.preparation import ImagePreparation
 from ..progress import Progress
+from ..results.gallery import write_gallery
+from ..uncertainty.calibration import Calibration, calibration, n_simulated, poses_like
+from ..uncertainty.simulated_images import ImageSource, SimulatedParticles, particles_like
 from .half_maps import (
     BATCH_IMAGES,
     HalfMapPair,
@@ -34,7 +34,7 @@ from .half_maps import (
     next_radius_px,
     resized_spectrum,
 )
-from .run import AbInitioPlan
+from .plan import AbInitioPlan
 
 # an eighth of a half set, within these limits: they are searched exhaustively
 MIN_CALIBRATION, MAX_CALIBRATION = 48, 128

@@ -18,12 +18,12 @@ from ..imaging.fourier import resize_volume, shell_average
 from ..imaging.masks import molecule_outline, soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..imaging.resolution import fourier_shell_correlation
-from ..inference.matched_posterior import belief, rotation_information
-from ..inference.preparation import ImagePreparation
 from ..matching.likelihood import MatchingImages, explained_power, predicted
-from ..matching.model import MatchingModel, SearchGrid
+from ..matching.matching_model import MatchingModel, SearchGrid
 from ..matching.refine import RefinedPoses, refine
+from ..particles.preparation import ImagePreparation
 from ..progress import Progress
+from ..uncertainty.match_posterior import belief, rotation_information
 
 BATCH_IMAGES = 256
 # RELION shares what is coarser than 40 A; in cycles per box it is as little

@@ -24,22 +24,22 @@ from ..imaging.map_alignment import HALF_TURN_Z, align_to_reference
 from ..imaging.resolution import resolution_angstrom
 from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_frame
 from ..imaging.volume_frame import centre_of_mass_px, mirror_volume, move_volume
-from ..inference.calibration import Calibration, n_simulated
-from ..inference.matched_posterior import bingham_from_information
 from ..inference.predict import finalise, write_predictions
-from ..inference.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_half_maps
 from ..model.checkpoint import REFERENCE
 from ..model.orientation_head import PoseEstimate
 from ..mrc import write_map
 from ..progress import format_duration
+from ..reconstruction.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_half_maps
 from ..run_directory import RunDirectory, atomic_path
 from ..saved_state import load_state, save_state
+from ..uncertainty.calibration import Calibration, n_simulated
+from ..uncertainty.match_posterior import bingham_from_information
 from .final_stage import FinalMatching, write_final_gallery
 from .half_maps import HalfMapPair, HalfSetRefinement, PoseTable, next_radius_px, pose_change_deg
 from .live import LiveRun
 from .near_symmetry import near_half_turn, told_apart
 from .network_stage import NetworkAnswers, train_on_poses
-from .run import AbInitioPlan
+from .plan import AbInitioPlan
 from .search_stage import (
     LAST_RADIUS_PX,
     MAX_STARTS,

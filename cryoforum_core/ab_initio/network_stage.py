@@ -17,7 +17,7 @@ from ..run_directory import RunDirectory
 from ..training.autoencoder import fine_tune_end_to_end
 from ..training.prepared_images import PreparedImages
 from ..training.supervised import TrainingPlan, plan_training, run_training
-from .run import AbInitioPlan
+from .plan import AbInitioPlan
 
 logger = logging.getLogger("cryoforum")
 

@@ -1,99 +1,16 @@
-"""The job's frame: what both methods need, read and checked before anything is written; then the method."""
+"""The job: the method that was asked for."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from ..config import AbInitioConfig
-from ..geometry.symmetry import normalise_name, symmetry_group
-from ..inference.preparation import ImagePreparation, matching_map
-from ..inference.setup import reconstruction_setup
-from ..particles.dataset import Particles
-from ..particles.fields import Problems
-from ..particles.image_state import ImageState
 from ..run_directory import RunDirectory
-from ..training.inputs import check_network_box
-from ..training.prepared_images import PreparedImages
-
-# fewer images determine no map at the noise of electron micrographs
-MIN_PARTICLES = 200
-N_SPARE_SHELLS = 1
-
-Watch = Callable[[nn.Module, PreparedImages, np.ndarray], dict[str, float]]
+from .end_to_end import end_to_end
+from .hybrid import hybrid
+from .plan import AbInitioPlan, OnEvaluate
 
 
-@dataclass(frozen=True)
-class AbInitioPlan:
-    """What is known before the start."""
-
-    config: AbInitioConfig
-    particles: Particles
-    images: ImagePreparation
-    """The images in their own box, on the device of the job."""
-    group: Tensor
-    """(G, 4) rotations of the point group ``symmetry``"""
-    symmetry: str
-    device: torch.device
-    hand_reference: Tensor | None = None
-    """(b, b, b) map of known hand, with the particles' field of view"""
-
-    @property
-    def state(self) -> ImageState:
-        return self.images.state
-
-    @property
-    def max_radius_px(self) -> float:
-        """Finest resolution, in cycles per box."""
-        box, pixel_size_angstrom = self.particles.box_size_px, self.particles.pixel_size_angstrom
-        finest = box / 2 - N_SPARE_SHELLS
-        if self.config.resolution_angstrom is not None:
-            finest = min(finest, box * pixel_size_angstrom / self.config.resolution_angstrom)
-        return finest
-
-    @property
-    def max_displacement_px(self) -> float:
-        limit_angstrom = self.config.max_shift_angstrom
-        box = self.particles.box_size_px
-        return box / 8 if limit_angstrom is None else limit_angstrom / self.particles.pixel_size_angstrom
-
-    @property
-    def mask_radius_px(self) -> float:
-        """Radius of the sphere in which there may be density."""
-        diameter_angstrom = self.config.particle_diameter_angstrom
-        box = self.particles.box_size_px
-        return 0.45 * box if diameter_angstrom is None else min(
-            0.5 * diameter_angstrom / self.particles.pixel_size_angstrom, 0.48 * box)
-
-
-def plan_ab_initio(config: AbInitioConfig, particles: Particles, device: torch.device) -> AbInitioPlan:
-    """Raises one InputError with all problems of the options and the particles."""
-    problems = Problems()
-    group = problems.attempt(symmetry_group, config.symmetry, torch.float32, device)
-    if len(particles) < MIN_PARTICLES:
-        problems.append(f"Ab initio needs at least {MIN_PARTICLES} particles; {config.particles} has {len(particles)}. "
-                        "Give more particles, or train from a --reference map.")
-    images = problems.attempt(reconstruction_setup, particles, config, device)
-    if "distillation" not in config.skip:
-        problems.attempt(check_network_box, config.network_box_size_px, particles.box_size_px)
-    hand_reference = None
-    if config.hand_reference is not None:
-        hand_reference = problems.attempt(matching_map, config.hand_reference, particles)
-    problems.raise_if_any()
-    return AbInitioPlan(config, particles, images, group, normalise_name(config.symmetry), device, hand_reference)
-
-
-def run_ab_initio(plan: AbInitioPlan, run: RunDirectory, watch: Watch | None = None) -> dict:
+def run_ab_initio(plan: AbInitioPlan, run: RunDirectory, on_evaluate: OnEvaluate | None = None) -> dict:
     """Runs the method; returns the summary, whose ``converged`` says whether the map is to be relied on.
 
-    ``watch``: see ``end_to_end``; the hybrid method has no use for it.
+    ``on_evaluate``: see ``end_to_end``; the hybrid method has no use for it.
     """
     if plan.config.method == "hybrid":
-        from .hybrid import hybrid
-
         return hybrid(plan, run)
-    from .end_to_end import end_to_end
-
-    return end_to_end(plan, run, watch)
+    return end_to_end(plan, run, on_evaluate)

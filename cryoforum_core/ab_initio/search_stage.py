@@ -13,7 +13,6 @@ from ..geometry.so3_grid import super_fibonacci
 from ..imaging.fourier import fft_volume, ifft_image, ifft_volume, volume_radius_px
 from ..imaging.noise import noise_power_spectrum
 from ..imaging.projection import FourierVolume
-from ..inference.preparation import ImagePreparation
 from ..matching.likelihood import MatchingImages, explained_power, predicted
 from ..matching.refine import refine
 from ..matching.search import displacement_grid
@@ -24,6 +23,7 @@ from ..matching.stochastic import (
     StochasticSettings,
 )
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION
+from ..particles.preparation import ImagePreparation
 from ..progress import Progress
 from ..saved_state import load_state, save_state
 

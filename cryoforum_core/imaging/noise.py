@@ -31,8 +31,3 @@ def noise_power_spectrum(images: Tensor, particle_radius_px: float) -> Tensor:
 def noise_weight(spectrum: Tensor, box_size_px: int) -> Tensor:
     """1 / noise power on the grid of ``fft_image``: (B, B // 2 + 1)."""
     return 1.0 / spectrum[shell_index(box_size_px, spectrum.device)]
-
-
-def whiten(images_ft: Tensor, spectrum: Tensor) -> Tensor:
-    """Transforms (..., B, B // 2 + 1) divided by the noise's standard deviation: unit noise power in each pixel."""
-    return images_ft * noise_weight(spectrum, images_ft.shape[-2]).sqrt()

@@ -18,8 +18,8 @@ from torch import Tensor
 from ..imaging.fourier import ifft_image, radius_px
 from ..imaging.masks import soft_circle
 from ..particles.image_state import ImageState
-from .map_matching import Assumption, Gain, SampleMatching
-from .preparation import ImagePreparation
+from ..particles.preparation import ImagePreparation
+from .sample_matching import Assumption, Gain, SampleMatching
 
 logger = logging.getLogger("cryoforum")
 

@@ -16,33 +16,33 @@ from ..geometry.poses import Poses
 from ..geometry.symmetry import symmetric_distance_rad
 from ..imaging.fourier import ifft_image
 from ..imaging.noise import noise_power_spectrum
-from ..matching.model import MatchingModel
+from ..junk.classifier import VERDICT_ARRAYS, is_junk, simulated_like, strongest_rival, verdict_arrays
+from ..junk.features import PowerMap
+from ..junk.simulation import JunkSimulation
+from ..matching.matcher import Matcher, Matches, NetworkPoses
+from ..matching.matching_model import MatchingModel
 from ..model.orientation_head import PoseEstimate
 from ..particles.dataset import Particles
 from ..particles.fields import pose_columns
 from ..particles.image_stack import save_table
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION
+from ..particles.preparation import ImagePreparation
 from ..progress import Progress
+from ..results.gallery import write_gallery
 from ..run_directory import RunDirectory, atomic_path
-from .applicability import Applicability, judge, judge_poses
-from .calibration import Calibration, calibration, evidence_of, simulated_calibration, standardised
-from .error_model import ErrorModel
-from .gallery import write_gallery
-from .junk import VERDICT_ARRAYS, is_junk, simulated_like, strongest_rival, verdict_arrays
-from .junk_simulation import JunkSimulation
-from .junk_statistics import PowerMap
-from .matched_posterior import (
+from ..selection.measures import MEASURES
+from ..uncertainty.calibration import Calibration, calibration, evidence_of, simulated_calibration, standardised
+from ..uncertainty.error_model import ErrorModel
+from ..uncertainty.match_posterior import (
     belief,
     bingham_from_information,
     rotation_information,
     shift_deviation_px,
     uniform_angles_rad,
 )
-from .matcher import Matcher, Matches, NetworkPoses
-from .measures import MEASURES
-from .preparation import ImagePreparation
-from .simulated_images import ImageSource
-from .training_set import broken_symmetry
+from ..uncertainty.simulated_images import ImageSource
+from .applicability import Applicability, judge, judge_poses
+from .mismatch import broken_symmetry
 
 logger = logging.getLogger("cryoforum")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..imaging.fourier import half_plane_pixels, radius_px, shell_index
+from ..imaging.fourier import half_plane_pixels, ifft_image, radius_px, shell_index
 from ..imaging.projection import FourierVolume, slice_points
 
 
@@ -131,3 +131,15 @@ def contrast_from_poses(images: MatchingImages, model: Tensor, taken_up: Tensor 
     learnt from the images themselves nothing, 0, is taken up."""
     power = model.abs().square().sum(-1).clamp_min(1e-12)
     return ((images.data.conj() * model).real - taken_up).sum(-1) / power, 0.5 / power
+
+
+def to_images(values: Tensor, images: MatchingImages) -> Tensor:
+    """Values (n, m) on the pixels of ``images`` as real images (n, B, B)."""
+    box_size_px = images.box_size_px
+    full = values.new_zeros(len(values), box_size_px, box_size_px // 2 + 1)
+    kx, ky = images.k.long().unbind(-1)
+    full[:, ky % box_size_px, kx] = values
+    # the column kx = 0 holds both members of each pair
+    column = kx == 0
+    full[:, (-ky[column]) % box_size_px, 0] = values[:, column].conj()
+    return ifft_image(full)

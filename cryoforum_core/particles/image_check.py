@@ -7,10 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .dataset import Particles
 from .fields import listed
 
 logger = logging.getLogger("cryoforum")
+
+# looking at every pixel of larger sets would take longer than it is worth; a sample finds what is common
+_MAX_CHECKED = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,3 +81,11 @@ def without_constant_images(particles: Particles, check: ImageCheck) -> Particle
     keep = np.ones(len(particles), dtype=bool)
     keep[check.constant] = False
     return particles.subset(keep)
+
+
+def checked_pixels(particles: Particles) -> ImageCheck:
+    """Which images are constant. Raises InputError where some hold NaN or infinite values, or most are constant."""
+    check = check_images(particles, _MAX_CHECKED)
+    if check.problems():
+        raise InputError(check.problems())
+    return check

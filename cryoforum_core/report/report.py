@@ -75,9 +75,9 @@ def render(page: Page, files: RunFiles) -> str:
 def _errors(files: RunFiles, truth: Path) -> dict[str, np.ndarray]:
     """Errors (n,) of a run of predict against a truth, in the run's order."""
     # these need torch, which no other page does
+    from ..evaluation.evaluation import compare_poses
     from ..geometry.symmetry import symmetry_group
     from ..particles.dataset import read_table
-    from .evaluation import compare_poses
 
     found = compare_poses(read_table(files.run.particles), read_table(truth), symmetry_group(files.symmetry))
     return {"error_deg": found.error_deg.double().numpy(), "is_junk": found.is_junk,

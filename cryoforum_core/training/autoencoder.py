@@ -21,12 +21,12 @@ from ..geometry.rotations import compose, in_plane_quaternion, inverse, left_mul
 from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import fft_image, ifft_image, radius_px
 from ..imaging.projection import FourierVolume
-from ..model.fourier_volume import LearnableVolume, decode
+from ..model.learnable_volume import LearnableVolume, decode
 from ..model.network import OrientationNetwork, ctf_of_view, quarter_turn
 from ..model.orientation_head import OrientationHead, PoseEstimate
+from .learnable_poses import JointOptimizer, PoseAdam, PoseTable
 from .loop import LoopSettings, train_network
 from .losses import bingham_loss, displacement_error, own_error
-from .pose_table import JointOptimizer, PoseAdam, PoseTable
 from .precision import mixed_precision
 from .prepared_images import EpochStream, ImageBatch, PreparedImages
 

@@ -104,13 +104,13 @@ def train_network(network: nn.Module, batch_of: Callable[[int, float], object],
                   evaluate: Callable[[nn.Module], dict[str, float]], settings: LoopSettings, state_path: Path,
                   metrics_path: Path, clock: Callable[[], float] = time.monotonic,
                   optimizer_of: Callable[[nn.Module, LoopSettings], torch.optim.Optimizer] = make_optimizer,
-                  watch: Callable[[float, dict[str, float]], None] | None = None) -> LoopResult:
+                  on_evaluate: Callable[[float, dict[str, float]], None] | None = None) -> LoopResult:
     """Trains ``network`` in place; it ends with the weights that had the best held-out loss.
 
     ``batch_of(step, progress)`` makes a batch, ``loss_of(network, batch, progress)`` its loss and figures to show,
     ``evaluate(network)`` the held-out figures, among them ``validation_loss``. ``clock`` counts seconds; a
     comparison on a shared machine takes those of its own process. A parameter group of the optimizer may have a
-    ``relative_rate``, its learning rate over that of the schedule. ``watch(progress, figures)`` is called after every
+    ``relative_rate``, its learning rate over that of the schedule. ``on_evaluate(progress, figures)`` is called after every
     evaluation, to show how far the training is. Raises Interrupted on SIGINT, after saving; InputError where
     ``state_path`` cannot be read.
     """
@@ -138,8 +138,8 @@ def train_network(network: nn.Module, batch_of: Callable[[int, float], object],
                 found = evaluate(network)
                 best = _judge(network, found["validation_loss"], progress, settings, state, best)
                 metrics.write(state.step, progress, spent.seconds, learning_rate, found)
-                if watch is not None:
-                    watch(progress, found)
+                if on_evaluate is not None:
+                    on_evaluate(progress, found)
             elif int(progress * N_METRIC_ROWS) > int(previous * N_METRIC_ROWS):
                 metrics.write(state.step, progress, spent.seconds, learning_rate, {})
             bar.update(int(total * progress) - bar.done, **metrics.latest)

@@ -12,7 +12,7 @@ import torch
 import cryoforum_core as cf
 from cryoforum_core.ab_initio import live
 from cryoforum_core.ab_initio.end_to_end import Judgement, end_to_end, most_projection_error_deg, prepare
-from cryoforum_core.ab_initio.run import plan_ab_initio
+from cryoforum_core.ab_initio.plan import plan_ab_initio
 from cryoforum_core.cli import EXIT_NOT_CONVERGED, main
 from cryoforum_core.config import AbInitioConfig
 from cryoforum_core.errors import InputError, Interrupted

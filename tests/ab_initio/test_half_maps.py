@@ -12,7 +12,7 @@ from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.fourier import low_pass_volume
 from cryoforum_core.imaging.masks import molecule_mask
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
-from cryoforum_core.inference.preparation import ImagePreparation
+from cryoforum_core.particles.preparation import ImagePreparation
 from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_state import ImageState

@@ -13,7 +13,7 @@ import torch
 import cryoforum_core as cf
 from cryoforum_core import jobs
 from cryoforum_core.ab_initio.hybrid import estimated_seconds
-from cryoforum_core.ab_initio.run import plan_ab_initio
+from cryoforum_core.ab_initio.plan import plan_ab_initio
 from cryoforum_core.config import AbInitioConfig, EvaluateConfig, PredictConfig, SelectConfig
 from cryoforum_core.errors import InputError, NotConverged
 from cryoforum_core.mrc import StackWriter, read_map

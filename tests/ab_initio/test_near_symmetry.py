@@ -10,14 +10,14 @@ from cryoforum_core.ab_initio import hybrid
 from cryoforum_core.ab_initio.half_maps import HalfMapPair, HalfSetRefinement, PoseTable
 from cryoforum_core.ab_initio.near_symmetry import NearHalfTurn, near_half_turn, told_apart
 from cryoforum_core.ab_initio.search_stage import low_noise_spectrum
-from cryoforum_core.benchmark.published import MODEL, NEAR_SYMMETRY
+from cryoforum_core.published_benchmarks.published import MODEL, NEAR_SYMMETRY
 from cryoforum_core.config import AbInitioConfig
 from cryoforum_core.geometry.pose_errors import align_frame, rotation_errors_deg
 from cryoforum_core.geometry.rotations import angular_distance_deg, quaternion_to_matrix, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.imaging.volume_frame import move_volume
-from cryoforum_core.inference.preparation import ImagePreparation
+from cryoforum_core.particles.preparation import ImagePreparation
 from cryoforum_core.matching.likelihood import MatchingImages, predicted
 from cryoforum_core.mrc import read_map, write_map
 from cryoforum_core.particles.dataset import load_particles

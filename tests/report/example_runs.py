@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 
-from cryoforum_core.inference.measures import measures_of
-from cryoforum_core.inference.selection import select, write_selection
+from cryoforum_core.selection.measures import measures_of
+from cryoforum_core.selection.selection import select, write_selection
 from cryoforum_core.mrc import write_map, write_stack
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.run_directory import RunDirectory

@@ -21,7 +21,7 @@ from cryoforum_core.imaging.fourier import crop_volume, fft_volume, ifft_image, 
 from cryoforum_core.imaging.masks import soft_circle
 from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
-from cryoforum_core.model.fourier_volume import LearnableVolume
+from cryoforum_core.model.learnable_volume import LearnableVolume
 from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, quarter_turn
 from cryoforum_core.model.orientation_head import PoseEstimate
 from cryoforum_core.training.autoencoder import (
@@ -39,7 +39,7 @@ from cryoforum_core.training.autoencoder import (
     unexplained_power,
 )
 from cryoforum_core.training.loop import LoopSettings, train_network
-from cryoforum_core.training.pose_table import PoseAdam, PoseTable, tangent_gradient
+from cryoforum_core.training.learnable_poses import PoseAdam, PoseTable, tangent_gradient
 from cryoforum_core.training.prepared_images import EpochStream, PreparedImages
 
 BOX, PIXEL = 16, 6.0

@@ -1,0 +1,88 @@
+"""The particles beside those that the network was trained for: what can be known before anything is matched."""
+
+from dataclasses import replace
+from math import inf
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..imaging.noise import noise_power_spectrum
+from ..imaging.projection import FourierVolume
+from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_score
+from ..model.checkpoint import CheckpointMetadata
+from ..particles.preparation import ImagePreparation
+
+FIELD_OF_VIEW_TOLERANCE = 0.01
+# a network is trained with noise that varies by 10 % from image to image, of the spectrum of its set
+NOISE_RATIO_BELOW = 2.0
+_BAND_SHELLS, _FIRST_SHELL = 4, 2
+_N_IMAGES = 128
+
+
+def doubts(metadata: CheckpointMetadata, images: ImagePreparation, symmetry: str, seed: int = 0) -> tuple[str, ...]:
+    """Sentences on what differs from the network's training, none of which makes predictions impossible.
+
+    A checkpoint without a figure (older ones) is not compared in it.
+    """
+    found = [_field_of_view(metadata, images), _ctf_state(metadata, images), _noise(metadata, images, seed)]
+    if symmetry != metadata.symmetry:
+        found.append(f"The network was trained with symmetry {metadata.symmetry}, and {symmetry} is asked for.")
+    return tuple(sentence for sentence in found if sentence)
+
+
+def _field_of_view(metadata: CheckpointMetadata, images: ImagePreparation) -> str | None:
+    trained, particles = metadata.images, images.particles
+    if not trained:
+        return None
+    before = trained["box_size_px"] * trained["pixel_size_angstrom"]
+    now = particles.box_size_px * particles.pixel_size_angstrom
+    if abs(now / before - 1) <= FIELD_OF_VIEW_TOLERANCE:
+        return None
+    return (f"The network was trained for images of {trained['box_size_px']} px of {trained['pixel_size_angstrom']:.4g} "
+            f"A, {before:.4g} A wide; these have {particles.box_size_px} px of {particles.pixel_size_angstrom:.4g} A, "
+            f"{now:.4g} A wide: is the pixel size right?")
+
+
+def _ctf_state(metadata: CheckpointMetadata, images: ImagePreparation) -> str | None:
+    before, now = metadata.images.get("ctf_state"), images.state.ctf_state
+    if before is None or before == now or "multiplied" not in (before, now):
+        return None  # raw and flipped images look alike to a network, whose images are always flipped
+    return (f"The network was trained with images that were {before}, and these are {now}: frequencies have another "
+            "weight in them.")
+
+
+def _noise(metadata: CheckpointMetadata, images: ImagePreparation, seed: int) -> str | None:
+    if metadata.noise_spectrum is None or images.network_settings is None:
+        return None
+    settings = images.network_settings
+    rows = np.sort(np.random.default_rng([seed, 0xA2]).permutation(len(images.particles))[:_N_IMAGES])
+    # an edge that never ends is no mask: the background is what is wanted
+    prepared = replace(images, network_settings=replace(settings, mask_edge_px=inf)).network_input(rows)[0]
+    now = noise_power_spectrum(prepared, settings.mask_radius_fraction * settings.box_size_px).cpu()
+    ratio = _banded(now) / _banded(torch.tensor(metadata.noise_spectrum))
+    worst = int(ratio.log().abs().argmax())
+    if max(float(ratio[worst]), 1 / float(ratio[worst])) < NOISE_RATIO_BELOW:
+        return None
+    shell = _FIRST_SHELL + (worst + 0.5) * _BAND_SHELLS
+    resolution = settings.box_size_px * settings.pixel_size_angstrom / shell
+    return (f"The noise has another spectrum than in the network's training: {float(ratio[worst]):.2g} times its power "
+            f"at {resolution:.2g} A.")
+
+
+def _banded(spectrum: Tensor) -> Tensor:
+    shells = spectrum[_FIRST_SHELL:len(spectrum) - 1]
+    n = len(shells) // _BAND_SHELLS * _BAND_SHELLS
+    return shells[:n].reshape(-1, _BAND_SHELLS).mean(1)
+
+
+def broken_symmetry(volume: Tensor, group: Tensor, symmetry: str) -> str | None:
+    """Why a map (b, b, b) cannot be matched under the ``group`` (G, 4) of ``symmetry``; None where it can."""
+    if len(group) == 1:
+        return None
+    score = symmetry_score(FourierVolume.from_real(volume.cpu()), group.cpu())
+    if score >= NO_SYMMETRY_BELOW:
+        return None
+    return (f"the map has not the symmetry {symmetry}: its agreement with itself under it is {score:.2f}, and that of a "
+            f"symmetric map above {NO_SYMMETRY_BELOW}. Give the map's own --symmetry, or turn the map so that its axes "
+            "are RELION's")

@@ -1,0 +1,1 @@
+"""Which images hold no good particle, and why: features, simulated junk, classifier, labels, view cones."""

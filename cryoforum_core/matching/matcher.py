@@ -1,0 +1,242 @@
+"""Network poses refined against a map, and searched for again where the data say that they are wrong.
+
+``local``: Gauss-Newton from the network's pose and from samples of its posterior. ``adaptive``: local for all; where the
+match is not better than what chance reaches, or clearly poorer than that of the set's particles, an exhaustive search;
+where it is still poor, a finer one. Several hypotheses are kept until the finest resolution decides.
+"""
+
+import logging
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..geometry.orientation_posterior import sample_bingham
+from .exhaustive_search import FINE_SEARCH_RADIUS_PX, FINE_SEARCH_STEP_DEG, N_FINE_HYPOTHESES, SearchGrid
+from .likelihood import MatchingImages, contrast_from_poses
+from .match_quality import MatchQuality, match_quality
+from .matching_model import MatchingModel, simulated_transforms
+from .refine import RefinedPoses, predicted_at_refined
+
+logger = logging.getLogger("cryoforum")
+
+N_NETWORK_SAMPLES = 7
+KEPT_HYPOTHESES = 3
+# in standard deviations of the fit of the sample's good particles
+SEARCH_BELOW_DEVIATIONS, FINE_SEARCH_BELOW_DEVIATIONS = -2.5, -1.75
+N_CHANCE_IMAGES = 48
+# a match that much less likely than another of the same image is not the right one
+WRONG_BY_LOG_LIKELIHOOD = 10.0
+# what lost poses do to the contrast is held to be no more than that
+LARGEST_OWN_FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class NetworkPoses:
+    """What the network says of n images: mode (n, 4), Bingham matrix (n, 4, 4), displacement (n, 2) in px of the
+    matching box."""
+
+    quaternion: Tensor
+    bingham: Tensor
+    displacement_px: Tensor
+
+    def __getitem__(self, index) -> "NetworkPoses":
+        return NetworkPoses(self.quaternion[index], self.bingham[index], self.displacement_px[index])
+
+    def hypotheses(self, n_samples: int, limit_px: float, seed: int) -> tuple[Tensor, Tensor]:
+        """The mode and samples of the posterior: (n, 1 + n_samples, 4), (n, 1 + n_samples, 2)."""
+        generator = torch.Generator(self.quaternion.device).manual_seed(seed)
+        samples = sample_bingham(self.bingham, n_samples, generator)
+        length = self.displacement_px.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        displacement = self.displacement_px * (limit_px / length).clamp_max(1.0)
+        return (torch.cat([self.quaternion[:, None], samples], dim=1),
+                displacement[:, None].expand(-1, 1 + n_samples, -1))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Of a set's particles, as a factor to the model's; the deviation without what noise adds to it."""
+
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Hypotheses of n images, best first (fields (n, K, ...)), and how well the first one fits."""
+
+    hypotheses: RefinedPoses
+    quality: MatchQuality
+    searched: Tensor
+    """bool (n,): an exhaustive search was made"""
+
+
+class Matcher:
+    """A matching model adapted to a sample of the data set, and the searches that use it."""
+
+    def __init__(self, model: MatchingModel, adaptive: bool, seed: int = 0):
+        self.model, self.adaptive, self.seed = model, adaptive, seed
+        self.usual_fit, self.fit_deviation, self.chance_score = 0.0, 1.0, 0.0
+        self.wrong_below = -math.inf
+        self.explained, self.contrast_deviation = 1.0, 0.0
+        self._grids: dict[float, SearchGrid] = {}
+
+    def calibrate(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> None:
+        """Adapts amplitude and noise to a sample (n, B, B // 2 + 1), and learns what a good and a chance match are."""
+        matches, local = self._first_match(images_ft, ctf, network)
+        for _ in range(2):
+            images = self.model.images(images_ft, ctf)
+            quality = match_quality(images, self.model, matches.hypotheses[:, 0])
+            # junk must not lower the amplitude: the better half of the sample speaks for the particles
+            good = quality.fit >= quality.fit.median()
+            self.model, explained = self.model.adapted(images[good], matches.hypotheses[good, 0])
+            self.explained *= explained
+        images = self.model.images(images_ft, ctf)
+        refined = self.model.refine_from(images, matches.hypotheses.quaternion, matches.hypotheses.displacement_px)
+        # the better half has the better contrast, by chance, too: all particles together say what it is
+        contrast = _contrast(images, self.model, refined[:, 0])
+        self._brighten(contrast.mean)
+        self.contrast_deviation = contrast.deviation / contrast.mean
+        if self.adaptive:
+            self._allow_for_lost_poses(ctf)
+        images = self.model.images(images_ft, ctf)
+        fit = match_quality(images, self.model, refined[:, 0]).fit
+        self.usual_fit, self.fit_deviation = _usual_fit(fit)
+        if self.adaptive:
+            self.chance_score = self._chance_score(images[:N_CHANCE_IMAGES])
+            self.wrong_below = self._best_wrong_fit(images, local, refined, fit)
+
+    def _brighten(self, factor: float) -> None:
+        self.model = self.model.brighter(factor)
+        self.explained *= factor
+
+    def _allow_for_lost_poses(self, ctf: Tensor) -> None:
+        """Brightens a model whose contrast a regression found, by what the same regression misses in images of the model.
+
+        Lost poses lower what a regression finds; that they are those which fit best raises it. Images of the model, with
+        CTFs (n, ...) and of contrast 1, suffer both as well.
+        """
+        images = self.model.images(simulated_transforms(self.model, ctf, self.seed), ctf)
+        own = _contrast(images, self.model, self.search(images)[:, 0])
+        self._brighten(1 / min(max(own.mean, 1 / LARGEST_OWN_FACTOR), LARGEST_OWN_FACTOR))
+        self.contrast_deviation = max(0.0, self.contrast_deviation ** 2 - own.deviation ** 2) ** 0.5
+
+    def _first_match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> tuple[Matches, RefinedPoses]:
+        """The best poses, and those found from the network's answer alone."""
+        images = self.model.images(images_ft, ctf)
+        poses = local = self._local(images, network)
+        if self.adaptive:
+            poses = _merge(local, self._grid().search(images))
+        return Matches(poses, match_quality(images, self.model, poses[:, 0]),
+                       torch.full((len(images),), self.adaptive)), local
+
+    def _best_wrong_fit(self, images: MatchingImages, local: RefinedPoses, best: RefinedPoses, fit: Tensor) -> float:
+        """The best fit in the sample of a local match that a search has shown to be wrong; -inf where there is none.
+
+        The spread of the fits alone is no limit: images of different contrast, as several micrographs have, spread so
+        widely that a wrong pose hides among them. Junk, which has no right pose, says nothing here.
+        """
+        local = self.model.refine_from(images, local.quaternion, local.displacement_px)[:, 0]
+        wrong = self.is_particle(fit) & (best.score[:, 0] - local.score > WRONG_BY_LOG_LIKELIHOOD)
+        if not wrong.any():
+            return -math.inf
+        return float(match_quality(images, self.model, local).fit[wrong].max())
+
+    def _chance_score(self, images: MatchingImages) -> float:
+        """What the best of all poses reaches in images of noise alone: the highest of a few."""
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(*images.data.shape, 2, generator=generator).to(images.transfer.device) * 0.5 ** 0.5
+        return float(self._grid().search(replace(images, data=torch.view_as_complex(noise))).score[:, 0].max())
+
+    def _grid(self, fine: bool = False) -> SearchGrid:
+        if fine not in self._grids:
+            self._grids[fine] = (SearchGrid.build(self.model, FINE_SEARCH_STEP_DEG, FINE_SEARCH_RADIUS_PX) if fine
+                                 else SearchGrid.build(self.model))
+        # slices do not depend on amplitude and noise: the grid outlives an adapted model
+        return replace(self._grids[fine], model=self.model)
+
+    def _local(self, images: MatchingImages, network: NetworkPoses) -> RefinedPoses:
+        start = network.hypotheses(N_NETWORK_SAMPLES, self.model.max_displacement_px, self.seed)
+        return self.model.refine_from(images, *start, keep=KEPT_HYPOTHESES)
+
+    def search(self, images: MatchingImages) -> RefinedPoses:
+        """The best poses of an exhaustive search, whatever a network may say; best first."""
+        return self._grid().search(images)
+
+    def match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses, search_all: bool = False) -> Matches:
+        """Poses of n images from transforms and CTFs (n, B, B // 2 + 1) and the network's answer.
+
+        ``search_all``: an adaptive matcher searches for every pose, not only for those whose match leaves doubts.
+        """
+        images = self.model.images(images_ft, ctf)
+        poses = self._local(images, network)
+        quality = match_quality(images, self.model, poses[:, 0])
+        searched = torch.zeros(len(images), dtype=torch.bool, device=images.transfer.device)
+        if self.adaptive:
+            doubtful = ~self.is_particle(quality.fit) | (quality.fit <= self.wrong_below) | (
+                poses.score[:, 0] < self.chance_score) | search_all
+            poses, quality = self._search(images, poses, quality, doubtful, fine=False)
+            searched |= doubtful
+            poses, quality = self._search(images, poses, quality, self._is_poor(quality), fine=True)
+        return Matches(poses, quality, searched)
+
+    def is_particle(self, fit: Tensor) -> Tensor:
+        """Whether matches of that quality (n,) are those of particles, as far as the sample's good ones tell: bool (n,)."""
+        return fit >= self.usual_fit + SEARCH_BELOW_DEVIATIONS * self.fit_deviation
+
+    def find(self, images_ft: Tensor, ctf: Tensor) -> Matches:
+        """Poses of n images of which nothing is known, by search; transforms and CTFs as for ``match``."""
+        images = self.model.images(images_ft, ctf)
+        poses = self._grid().search(images, keep=KEPT_HYPOTHESES)
+        quality = match_quality(images, self.model, poses[:, 0])
+        poses, quality = self._search(images, poses, quality, self._is_poor(quality), fine=True)
+        return Matches(poses, quality, torch.ones(len(images), dtype=torch.bool, device=images.transfer.device))
+
+    def _is_poor(self, quality: MatchQuality) -> Tensor:
+        return quality.fit < self.usual_fit + FINE_SEARCH_BELOW_DEVIATIONS * self.fit_deviation
+
+    def _search(self, images: MatchingImages, poses: RefinedPoses, quality: MatchQuality, wanted: Tensor,
+                fine: bool) -> tuple[RefinedPoses, MatchQuality]:
+        rows = torch.nonzero(wanted)[:, 0]
+        if not len(rows):
+            return poses, quality
+        found = self._grid(fine).search(images[rows], n_hypotheses=N_FINE_HYPOTHESES if fine else 16, keep=KEPT_HYPOTHESES)
+        poses = _replace_rows(poses, rows, _merge(poses[rows], found))
+        return poses, match_quality(images, self.model, poses[:, 0])
+
+
+def _usual_fit(fit: Tensor) -> tuple[float, float]:
+    """Median and deviation of fits (n,); the deviation that of the better half, which junk does not reach."""
+    usual = float(fit.median())
+    spread = fit[fit >= usual] - usual
+    return usual, max(1.0, 1.4826 * float(spread.median()))
+
+
+def _contrast(images: MatchingImages, model: MatchingModel, poses: RefinedPoses) -> Contrast:
+    """Of those of the images, at poses (n, ...), that look like particles."""
+    fit = match_quality(images, model, poses).fit
+    usual, deviation = _usual_fit(fit)
+    some = fit >= usual + SEARCH_BELOW_DEVIATIONS * deviation
+    value, variance = (x[some] for x in contrast_from_poses(images, *predicted_at_refined(images, model.volume, poses)))
+    mean = float((value / variance).sum() / (1 / variance).sum())
+    return Contrast(mean, math.sqrt(max(0.0, float(((value - mean).square() - variance).mean()))))
+
+
+_FIELDS = ("quaternion", "displacement_px", "score", "information")
+
+
+def _merge(first: RefinedPoses, second: RefinedPoses) -> RefinedPoses:
+    """The best hypotheses of both, best first; as many as the first has."""
+    both = RefinedPoses(*(torch.cat([getattr(first, name), getattr(second, name)], dim=1) for name in _FIELDS))
+    order = both.score.argsort(dim=1, descending=True)[:, :first.score.shape[1]]
+    return both[torch.arange(len(order), device=order.device)[:, None], order]
+
+
+def _replace_rows(poses: RefinedPoses, rows: Tensor, new: RefinedPoses) -> RefinedPoses:
+    def replaced(old: Tensor, fresh: Tensor) -> Tensor:
+        old = old.clone()
+        old[rows] = fresh
+        return old
+
+    return RefinedPoses(*(replaced(getattr(poses, name), getattr(new, name)) for name in _FIELDS))

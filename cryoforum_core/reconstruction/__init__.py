@@ -1,0 +1,1 @@
+"""Maps, half maps and their FSC from particles with poses."""

@@ -1,0 +1,1 @@
+"""What a run found out about its particles, in memory and in files."""

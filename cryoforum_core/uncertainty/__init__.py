@@ -1,0 +1,1 @@
+"""How far off each pose may be: posterior of a match, error model, calibration on images with known poses."""

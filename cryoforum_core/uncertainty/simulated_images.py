@@ -1,0 +1,138 @@
+"""Images of a map with known poses, like those of a data set: its CTFs, its noise, its signal's amplitude.
+
+They stand in for the set's own particles in every step of prediction, so that what prediction says of them can be held
+against what is true.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry.poses import Poses
+from ..imaging.ctf import CTFParameters, ctf_2d
+from ..imaging.fourier import displaced_out_of_box, fft_image, ifft_image, shell_index, shift_phase
+from ..imaging.noise import noise_power_spectrum
+from ..matching.matching_model import MatchingModel
+from ..particles.dataset import ParticleBatch
+from ..particles.image_state import BACKGROUND_RADIUS_FRACTION, ImageState
+from ..particles.preparation import ImagePreparation
+from ..particles.preprocess import effective_ctf
+
+N_NOISE_IMAGES = 256
+MIN_CONTRAST = 0.2
+# a particle that far from the centre may reach the box's edge
+FAR_BOXES = 0.15
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """What the images of a data set are made of: a matching model, and the noise in the set's own box.
+
+    Image = contrast x amplitude x CTF x projection + noise. ``noise_spectrum`` (B // 2 + 1,) of images whose background
+    has standard deviation 1; ``contrast_deviation``: standard deviation of the contrast from particle to particle.
+    """
+
+    model: MatchingModel
+    noise_spectrum: Tensor
+    state: ImageState
+    box_size_px: int
+    pixel_size_angstrom: float
+    contrast_deviation: float = 0.0
+
+    @classmethod
+    def like(cls, images: ImagePreparation, model: MatchingModel, contrast_deviation: float = 0.0,
+             seed: int = 0) -> "ImageSource":
+        """Noise from some of the set's images; within the matching box it is the model's, which the matches steadied."""
+        n, box = len(images.particles), images.particles.box_size_px
+        rows = np.sort(np.random.default_rng([seed, 0xC1]).permutation(n)[:N_NOISE_IMAGES])
+        whole = replace(images, box_size_px=box)
+        spectrum = noise_power_spectrum(ifft_image(whole.transforms(rows)[0]), BACKGROUND_RADIUS_FRACTION * box)
+        own_shells = int(model.max_radius_px)
+        # transforms of a smaller box are smaller by the square of the ratio, powers by its fourth power
+        spectrum[:own_shells] = model.noise_spectrum[:own_shells] * (box / images.box_size_px) ** 4
+        return cls(model, spectrum, images.state, box, images.particles.pixel_size_angstrom, contrast_deviation)
+
+    def signal(self, quaternion: Tensor, displacement_px: Tensor) -> Tensor:
+        """Transforms (n, B, B // 2 + 1) without CTF for poses (n, 4), and (n, 2) in px of the matching box."""
+        volume, box = self.model.volume, self.box_size_px
+        scale = box / volume.box_size_px
+        shells = shell_index(box, quaternion.device).clamp_max(len(self.model.amplitude) - 1)
+        projections = volume.project(quaternion, box) * self.model.amplitude[shells] * scale ** 2
+        displacement_px = displacement_px * scale
+        images_ft = projections * shift_phase(displacement_px, box)
+        far = displacement_px.norm(dim=-1) > FAR_BOXES * box
+        if far.any():
+            images_ft[far] = displaced_out_of_box(projections[far], displacement_px[far])
+        return images_ft
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedParticles:
+    """n particles with known poses that are made when they are asked for; takes the place of ``Particles`` in an
+    ``ImagePreparation``. Row i is the same image each time.
+
+    ``contrast`` (n,): 0 for noise alone. ``displacement_px`` (n, 2) and ``quaternion`` (n, 4): the pose; ``companion``
+    (n, 6), where there is one: quaternion and displacement of a second particle. Lengths in px of the matching box.
+    """
+
+    source: ImageSource
+    ctf: CTFParameters
+    quaternion: Tensor
+    displacement_px: Tensor
+    contrast: Tensor
+    seed: int
+    companion: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.quaternion)
+
+    @property
+    def box_size_px(self) -> int:
+        return self.source.box_size_px
+
+    @property
+    def pixel_size_angstrom(self) -> float:
+        return self.source.pixel_size_angstrom
+
+    @property
+    def poses(self) -> Poses:
+        matching_pixel = self.pixel_size_angstrom * self.box_size_px / self.source.model.volume.box_size_px
+        return Poses(self.quaternion, -self.displacement_px * matching_pixel)
+
+    def batch(self, indices: np.ndarray | Tensor) -> ParticleBatch:
+        """Images (n, B, B) in the state of the data set's own, with CTF and poses."""
+        source, rows = self.source, torch.as_tensor(indices, dtype=torch.int64)
+        device, ctf = self.quaternion.device, self.ctf[rows]
+        signal = source.signal(self.quaternion[rows], self.displacement_px[rows])
+        if self.companion is not None:
+            signal = signal + source.signal(self.companion[rows, :4], self.companion[rows, 4:])
+        ctf_on_device = ctf.to(device)
+        raw_ctf = ctf_2d(ctf_on_device, source.box_size_px, source.pixel_size_angstrom)
+        # a multiplied image is multiplied with its noise: once more, at the end
+        seen = raw_ctf if source.state.ctf_state == "multiplied" else effective_ctf(
+            ctf_on_device, source.box_size_px, source.pixel_size_angstrom, source.state.ctf_state)
+        noise = torch.stack([torch.randn(source.box_size_px, source.box_size_px,
+                                         generator=torch.Generator().manual_seed(self.seed + int(row)))
+                             for row in rows]).to(device)
+        shells = shell_index(source.box_size_px, device)
+        images_ft = signal * seen * self.contrast[rows, None, None] + (
+            fft_image(noise) * source.noise_spectrum[shells].sqrt() / source.box_size_px)
+        if source.state.ctf_state == "multiplied":
+            images_ft = images_ft * raw_ctf
+        unit = (-1.0 if source.state.contrast == "dark" else 1.0) * (source.state.grey_unit or 1.0)
+        return ParticleBatch(unit * ifft_image(images_ft), ctf, self.poses[rows.to(device)], rows)
+
+
+def particles_like(source: ImageSource, images: ImagePreparation, quaternion: Tensor, displacement_px: Tensor,
+                   seed: int) -> SimulatedParticles:
+    """One particle of the map for each pose (n, 4) and displacement (n, 2) in px of the matching box, with the CTF of
+    one of the set's particles drawn at random."""
+    n, device = len(quaternion), source.noise_spectrum.device
+    generator = torch.Generator().manual_seed(seed)
+    of = torch.randint(len(images.particles), (n,), generator=generator)
+    contrast = (1 + source.contrast_deviation * torch.randn(n, generator=generator)).clamp_min(MIN_CONTRAST)
+    return SimulatedParticles(source, images.particles.ctf[of], quaternion.to(device, torch.float32),
+                              displacement_px.to(device, torch.float32), contrast.to(device),
+                              int(torch.randint(2**62, (), generator=generator)))

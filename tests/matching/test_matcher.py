@@ -1,0 +1,130 @@
+import pytest
+import torch
+from cryoforum_core.geometry.orientation_posterior import isotropic_bingham
+from cryoforum_core.geometry.rotations import (
+    angular_distance_deg,
+    compose,
+    random_quaternions,
+    rotation_vector_to_quaternion,
+)
+from cryoforum_core.matching.matcher import Matcher, NetworkPoses
+from cryoforum_core.matching.likelihood import contrast_from_poses, predicted
+
+from ..matching.conftest import simulate
+
+N = 90
+
+
+@pytest.fixture(scope="module")
+def images():
+    return simulate(N, snr=0.6, seed=11)
+
+
+def network(images, error_deg, concentration, seed=0):
+    """A network that is off by ``error_deg`` in a random direction, and as sure as ``concentration`` says."""
+    generator = torch.Generator().manual_seed(seed)
+    axis = torch.nn.functional.normalize(torch.randn(N, 3, generator=generator), dim=-1)
+    quaternion = compose(images.quaternion, rotation_vector_to_quaternion(axis * torch.deg2rad(torch.tensor(error_deg))))
+    return NetworkPoses(quaternion, isotropic_bingham(quaternion, torch.full((N,), concentration)),
+                        torch.zeros_like(images.displacement_px))
+
+
+def matched(images, poses, adaptive, images_ft=None):
+    matcher = Matcher(images.model(), adaptive)
+    matcher.calibrate(images.images_ft[:40], images.ctf[:40], poses[:40])
+    return matcher, matcher.match(images.images_ft if images_ft is None else images_ft, images.ctf, poses)
+
+
+def errors_deg(images, matches):
+    return angular_distance_deg(matches.hypotheses.quaternion[:, 0], images.quaternion)
+
+
+def test_local_matching_improves_a_good_network(images):
+    _, matches = matched(images, network(images, 8.0, 100.0), adaptive=False)
+    error = errors_deg(images, matches)
+    assert error.median() < 2.5 and (error < 10).float().mean() > 0.9
+    assert not matches.searched.any()
+    shift = (matches.hypotheses.displacement_px[:, 0] - images.displacement_px).norm(dim=-1)
+    assert shift.median() < 0.5
+
+
+def test_local_matching_cannot_repair_what_adaptive_matching_finds(images):
+    lost = network(images, 100.0, 100.0)
+    _, local = matched(images, lost, adaptive=False)
+    _, adaptive = matched(images, lost, adaptive=True)
+    assert (errors_deg(images, local) < 10).float().mean() < 0.5
+    assert (errors_deg(images, adaptive) < 10).float().mean() > 0.9
+    assert adaptive.searched.float().mean() > 0.5
+
+
+def test_two_micrographs_of_different_contrast_are_both_searched(images):
+    """Half of the images with a weaker signal in the same noise: one amplitude fits neither, so that the spread of the
+    fits is wide, and a wrong pose must not hide in it."""
+    noise = torch.randn(*images.images_ft[:N // 2].shape, 2, generator=torch.Generator().manual_seed(5))
+    extra = torch.view_as_complex(noise) * (images.noise_spectrum.mean() / 2).sqrt()
+    weaker = (images.images_ft[:N // 2] + 1.5 * extra) / (1 + 1.5 ** 2) ** 0.5
+    mixed = torch.cat([weaker, images.images_ft[N // 2:]])
+    order = torch.arange(N).reshape(2, -1).T.flatten()  # the sample holds both
+    poses = network(images, 100.0, 100.0)
+    matcher = Matcher(images.model(), adaptive=True)
+    matcher.calibrate(mixed[order][:40], images.ctf[order][:40], poses[order][:40])
+    found = matcher.match(mixed, images.ctf, poses)
+    assert (errors_deg(images, found) < 10).float().mean() > 0.85
+
+
+def test_adaptive_matching_spares_particles_whose_match_is_good_already(images):
+    mixed = network(images, 5.0, 200.0)
+    lost = network(images, 120.0, 200.0)
+    half = torch.arange(N) < N // 2
+    poses = NetworkPoses(torch.where(half[:, None], mixed.quaternion, lost.quaternion),
+                         torch.where(half[:, None, None], mixed.bingham, lost.bingham), mixed.displacement_px)
+    _, matches = matched(images, poses, adaptive=True)
+    assert matches.searched[half].float().mean() < 0.35 < 0.7 < matches.searched[~half].float().mean()
+
+
+def test_noise_among_the_particles_is_told_by_its_fit(images):
+    images_ft = images.images_ft.clone()
+    noise = torch.randn(*images_ft[60:].shape, 2, generator=torch.Generator().manual_seed(3))
+    images_ft[60:] = torch.view_as_complex(noise) * (images.noise_spectrum.mean() / 2).sqrt()
+    _, matches = matched(images, network(images, 8.0, 100.0), adaptive=True, images_ft=images_ft)
+    assert matches.quality.fit[60:].max() < matches.quality.fit[:60].median() - 3
+
+
+def test_matching_is_repeatable(images):
+    poses = network(images, 20.0, 10.0)
+    first, second = (matched(images, poses, adaptive=True)[1] for _ in range(2))
+    assert torch.equal(first.hypotheses.quaternion, second.hypotheses.quaternion)
+    assert torch.equal(first.quality.fit, second.quality.fit)
+
+
+def test_one_blank_image_does_not_disturb_the_others(images):
+    images_ft = images.images_ft.clone()
+    images_ft[5] = 0
+    poses = network(images, 8.0, 100.0)
+    matcher, with_blank = matched(images, poses, adaptive=False, images_ft=images_ft)
+    plain = matcher.match(images.images_ft, images.ctf, poses)
+    others = torch.arange(N) != 5
+    assert torch.isfinite(with_blank.hypotheses.quaternion).all()
+    torch.testing.assert_close(with_blank.quality.fit[others], plain.quality.fit[others], rtol=1e-3, atol=1e-2)
+
+
+def test_random_rotations_as_hypotheses_stay_within_the_largest_displacement():
+    quaternion = random_quaternions(6, torch.Generator().manual_seed(1))
+    poses = NetworkPoses(quaternion, isotropic_bingham(quaternion, torch.full((6,), 5.0)), torch.full((6, 2), 30.0))
+    rotations, displacement = poses.hypotheses(4, limit_px=3.0, seed=0)
+    assert rotations.shape == (6, 5, 4) and displacement.shape == (6, 5, 2)
+    assert displacement.norm(dim=-1).max() <= 3.0 + 1e-5
+    assert torch.equal(rotations[:, 0], quaternion)
+
+
+def test_lost_poses_do_not_lead_the_amplitude_astray():
+    """More than half of them are lost; by the matches alone the amplitude is 7 % too large."""
+    images = simulate(600, snr=0.03, seed=3)
+    unknown = random_quaternions(600, torch.Generator().manual_seed(1))
+    poses = NetworkPoses(unknown, isotropic_bingham(unknown, torch.ones(600)), torch.zeros(600, 2))
+    matcher = Matcher(images.model(), adaptive=True)
+    matcher.calibrate(images.images_ft[:256], images.ctf[:256], poses[:256])
+    seen = matcher.model.images(images.images_ft, images.ctf)
+    truth = predicted(seen, matcher.model.volume, images.quaternion, images.displacement_px)
+    contrast, variance = contrast_from_poses(seen, truth, 0.0)
+    assert float((contrast / variance).sum() / (1 / variance).sum()) == pytest.approx(1, abs=0.05)

@@ -1,0 +1,95 @@
+"""The judge undoes frame, hand, centre and the near symmetry, and no more."""
+
+import gzip
+
+import numpy as np
+import pytest
+import torch
+
+from cryoforum_core.published_benchmarks.judge import MapAgreement, PoseAlignment, map_agreement
+from cryoforum_core.published_benchmarks.published import CRYOPOSENET, MODEL, NEAR_SYMMETRY
+from cryoforum_core.geometry.poses import Poses
+from cryoforum_core.geometry.rotations import compose, mirror_hand, quaternion_to_matrix, random_quaternions
+from cryoforum_core.imaging.volume_frame import mirror_volume, move_volume
+
+BOX, PIXEL, N = 32, 3.0, 300
+HALF_TURN = torch.nn.functional.normalize(torch.tensor(NEAR_SYMMETRY, dtype=torch.float64), dim=0)
+
+
+@pytest.fixture(scope="module")
+def known():
+    axis = torch.arange(BOX) - BOX // 2
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    centres = torch.randn(12, 3, generator=torch.Generator().manual_seed(1)) * 4
+    return sum(torch.exp(-((x - c[0])**2 + (y - c[1])**2 + (z - c[2])**2) / 5) for c in centres)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return Poses(random_quaternions(N, torch.Generator().manual_seed(2)).double(), torch.zeros(N, 2).double())
+
+
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_frame_hand_and_centre_are_undone(known, truth, is_mirrored):
+    """The map in another frame, moved, of either hand, and the poses that belong to it."""
+    turn = random_quaternions(1, torch.Generator().manual_seed(3))[0].double()
+    translation = torch.tensor([1.5, -2.0, 1.0], dtype=torch.float64)
+    volume = move_volume(known, turn, translation)
+    quaternion = compose(truth.quaternion, turn)
+    seen = (quaternion_to_matrix(quaternion) @ translation)[:, :2]
+    if is_mirrored:
+        volume, quaternion = mirror_volume(volume), mirror_hand(quaternion)
+    found = Poses(quaternion, seen * PIXEL)
+    alignment = PoseAlignment.of(found, truth, NEAR_SYMMETRY)
+    errors = alignment.errors(quaternion, truth.quaternion)
+    assert max(errors.values()) < 0.1
+    agreement = map_agreement(volume, known, PIXEL, alignment)
+    # turned twice by interpolation: not the last shells
+    assert agreement.fsc[1:BOX // 3].min() > 0.98 and MapAgreement.of(volume, known).fsc[4:BOX // 3].mean() < 0.5
+
+
+def test_half_of_the_poses_at_the_other_of_two_near_equivalents(known, truth):
+    other = torch.arange(N) % 3 == 0
+    quaternion = torch.where(other[:, None], compose(truth.quaternion, HALF_TURN), truth.quaternion)
+    found = Poses(quaternion, truth.shift_angstrom)
+    alignment = PoseAlignment.of(found, truth, NEAR_SYMMETRY)
+    errors = alignment.errors(quaternion, truth.quaternion)
+    assert errors["median_error_modulo_deg"] < 0.1 and errors["mean_error_modulo_deg"] < 0.1
+    assert errors["median_error_deg"] < 0.1 and errors["mean_error_deg"] == pytest.approx(180 / 3, abs=1)
+
+
+def test_a_map_turned_by_the_near_symmetry_is_turned_back(known, truth):
+    """Poses all at the other equivalent: the pose errors alone cannot tell, the map does."""
+    found = Poses(compose(truth.quaternion, HALF_TURN), truth.shift_angstrom)
+    volume = move_volume(known, HALF_TURN, torch.zeros(3))
+    alignment = PoseAlignment.of(found, truth, NEAR_SYMMETRY)
+    assert map_agreement(volume, known, PIXEL, alignment).fsc[1:BOX // 3].min() > 0.98
+
+
+def test_poses_that_mean_nothing_are_far_off(truth):
+    nonsense = Poses(random_quaternions(N, torch.Generator().manual_seed(9)).double(), truth.shift_angstrom)
+    errors = PoseAlignment.of(nonsense, truth, NEAR_SYMMETRY).errors(nonsense.quaternion, truth.quaternion)
+    assert errors["median_error_modulo_deg"] > 60
+
+
+def test_near_symmetry_lays_one_chain_on_the_other():
+    """Kabsch's rotation of the alpha carbons of chain A onto those of chain B, about the common centre."""
+    chains = {"A": [], "B": []}
+    for line in gzip.open(MODEL, "rt"):
+        if line.startswith("ATOM") and line[12:16].strip() == "CA":
+            chains[line[21]].append([float(line[start:start + 8]) for start in (30, 38, 46)])
+    first, second = (np.array(chains[name]) for name in "AB")
+    assert len(first) == len(second) == 214
+    first, second = first - first.mean(0), second - second.mean(0)
+    u, _, vt = np.linalg.svd(second.T @ first)
+    rotation = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt
+    ours = quaternion_to_matrix(HALF_TURN).numpy()
+    between = np.degrees(np.arccos((np.trace(rotation.T @ ours) - 1) / 2))
+    assert between < 3, f"{between:.2f} degrees"
+
+
+def test_the_table_is_the_published_one():
+    assert [CRYOPOSENET[name].snr_db for name in "ABCDEFG"] == [None, 10, 5, 0, -5, -10, 0]
+    assert [name for name, one in CRYOPOSENET.items() if one.has_ctf] == ["G"]
+    assert CRYOPOSENET["F"].snr == pytest.approx(0.1) and CRYOPOSENET["A"].snr == float("inf")
+    assert CRYOPOSENET["F"].label == "\N{MINUS SIGN}10 dB" and CRYOPOSENET["G"].label == "0 dB, CTF"

@@ -1,0 +1,143 @@
+import math
+
+import pytest
+import torch
+from cryoforum_core.geometry.rotations import angular_distance_deg, compose, random_quaternions
+from cryoforum_core.geometry.symmetry import symmetry_group
+from cryoforum_core.uncertainty.calibration import fewest_known, n_simulated
+from cryoforum_core.uncertainty.error_model import ErrorModel, Evidence, conformal_quantile, cross_validated
+from cryoforum_core.uncertainty.match_posterior import Belief, uniform_angles_rad
+
+UNIFORM = uniform_angles_rad(symmetry_group("c1"))
+
+
+def evidence(deviation_rad, fit=None):
+    n = len(deviation_rad)
+    return Evidence(Belief(torch.ones(n, 1), torch.zeros(n, 1), deviation_rad), torch.zeros(n) if fit is None else fit,
+                    torch.full((n,), 0.1), torch.full((n, 2), 0.5))
+
+
+def population(n, seed, understated=1.5):
+    """Errors that are larger than stated; particles of a poor fit are more often lost: evidence, error, shift error."""
+    generator = torch.Generator().manual_seed(seed)
+    deviation = torch.deg2rad(torch.exp(torch.randn(n, 1, generator=generator) * 0.5)).expand(n, 3)
+    fit = torch.randn(n, generator=generator)
+    local = (understated * deviation * torch.randn(n, 3, generator=generator)).norm(dim=1)
+    lost = torch.rand(n, generator=generator) < torch.sigmoid(-3 - 2 * fit)
+    anywhere = UNIFORM[torch.randint(len(UNIFORM), (n,), generator=generator)].float()
+    shift_error = (0.5 * understated * torch.randn(n, 2, generator=generator)).norm(dim=1)
+    return evidence(deviation, fit), torch.where(lost, anywhere, local), shift_error
+
+
+def test_without_known_particles_gaussian_errors_are_as_matches_say():
+    deviation = torch.deg2rad(torch.tensor([[0.3, 0.5, 1.0]])).expand(4000, 3)
+    true = (deviation * torch.randn(4000, 3, generator=torch.Generator().manual_seed(6))).norm(dim=1).rad2deg()
+    expected, bound = ErrorModel.unlearnt(UNIFORM, 0.9).expected_error_deg(evidence(deviation))
+    assert abs(expected[0] / true.mean() - 1) < 0.1
+    assert 0.87 < (true <= bound).float().mean() < 0.93
+
+
+def test_any_number_of_known_particles_may_be_lost():
+    n = 40_000
+    error_rad = torch.where(torch.arange(n) % 4 == 0, 0.015, 2.0)
+    model = ErrorModel.fit(evidence(torch.full((n, 3), 0.01)), error_rad, torch.ones(n), UNIFORM, 0.9)
+    assert abs(model.lost_angle_rad.median() - 2.0) < 1e-6
+
+
+def test_a_lost_particle_expects_the_error_of_a_random_pose():
+    nothing_fits = evidence(torch.full((1, 3), 0.01), torch.full((1,), -20.0))
+    for name, mean_deg in (("c1", 126.5), ("d2", 75.0)):
+        group = symmetry_group(name)
+        expected, bound = ErrorModel.unlearnt(uniform_angles_rad(group), 0.9).expected_error_deg(nothing_fits)
+        random = random_quaternions(4000, torch.Generator().manual_seed(7))
+        identity = torch.tensor([0.0, 0.0, 0.0, 1.0])
+        angles = torch.stack([angular_distance_deg(compose(random, g), identity) for g in group]).amin(0)
+        assert abs(expected - angles.mean()) < 3 and bound > expected
+        assert abs(angles.mean() - mean_deg) < 3
+
+
+def test_as_many_known_particles_as_a_high_coverage_needs():
+    assert n_simulated(600, 0.9) == 600 and n_simulated(10 ** 6, 0.9) == 2500 and fewest_known(0.9) == 100
+    for coverage in (0.99, 0.999):
+        n = n_simulated(200, coverage)
+        new = population(50, 1)[0]
+        model = ErrorModel.fit(*population(n, 0), UNIFORM, coverage)
+        assert torch.isfinite(model.expected_shift_error_angstrom(new)[1]).all() and n < 1500
+    held = cross_validated(*population(n, 0), UNIFORM, coverage)
+    assert torch.isfinite(held.shift_bound_angstrom).all()
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.9, 0.95])
+def test_bounds_hold_as_often_as_promised_for_new_particles(coverage):
+    model = ErrorModel.fit(*population(800, 0), UNIFORM, coverage)
+    new, error, shift_error = population(20000, 1)
+    within = torch.deg2rad(model.expected_error_deg(new)[1]) >= error
+    assert abs(within.double().mean() - coverage) < 0.03
+    within = model.expected_shift_error_angstrom(new)[1] >= shift_error
+    assert abs(within.double().mean() - coverage) < 0.04
+    # what the particles say themselves is not true of them
+    stated = ErrorModel.unlearnt(UNIFORM, coverage).expected_error_deg(new)[1]
+    assert (torch.deg2rad(stated) >= error).double().mean() < coverage - 0.04
+
+
+def test_expected_errors_are_the_mean_errors_of_those_that_have_them():
+    model = ErrorModel.fit(*population(2000, 2), UNIFORM, 0.9)
+    new, error, shift_error = population(20000, 3)
+    expected, bound = model.expected_error_deg(new)
+    order = expected.argsort()
+    for part in order.chunk(5):
+        assert abs(expected[part].mean() / torch.rad2deg(error[part]).mean() - 1) < 0.2
+    assert abs(model.expected_shift_error_angstrom(new)[0].mean() / shift_error.mean() - 1) < 0.1
+    # a bound belongs to its particle: sharper for the sharp ones, and it holds among them as among the others
+    few_lost = new.fit > 1
+    narrow, wide = (part[few_lost[part]] for part in (order[:10000], order[10000:]))
+    assert bound[narrow].median() < 0.7 * bound[wide].median()
+    assert all((torch.deg2rad(bound[part]) >= error[part]).double().mean() > 0.85 for part in (narrow, wide))
+
+
+def test_nobody_lost_leaves_expectations_small():
+    deviation = torch.deg2rad(torch.ones(500, 3))
+    error = (deviation * torch.randn(500, 3, generator=torch.Generator().manual_seed(4))).norm(dim=1)
+    model = ErrorModel.fit(evidence(deviation), error, torch.ones(500), UNIFORM, 0.9)
+    expected, bound = model.expected_error_deg(evidence(deviation))
+    assert abs(expected[0] - torch.rad2deg(error).mean()) < 0.3 and bound[0] < 4
+    assert model.chance_lost(evidence(deviation)).max() < 0.01
+
+
+def test_a_particle_unlike_all_known_ones_is_lost():
+    model = ErrorModel.fit(*population(500, 5), UNIFORM, 0.9)
+    junk = evidence(torch.full((1, 3), 0.01), torch.full((1,), -12.0))
+    expected, bound = model.expected_error_deg(junk)
+    assert model.chance_lost(junk) > 0.99 and expected > 60 and bound > 120
+
+
+def test_the_quantile_covers_a_further_value():
+    scores = torch.arange(1, 100)
+    assert conformal_quantile(scores, 0.9) == 90 and conformal_quantile(scores, 0.5) == 50
+    assert conformal_quantile(torch.arange(5), 0.9) == math.inf  # six values are too few for nine in ten
+    model = ErrorModel.fit(*(x[:5] for x in population(20, 6)), UNIFORM, 0.9)
+    assert (model.expected_error_deg(population(10, 7)[0])[1] == 180).all()
+
+
+def test_promises_are_tested_on_particles_that_were_not_learnt_from():
+    held = cross_validated(*population(1500, 8), UNIFORM, 0.9)
+    assert held.levels == (0.5, 0.8, 0.9, 0.95)
+    assert all(abs(promised - fraction) < 0.04 for promised, fraction in zip(held.levels, held.held, strict=True))
+    assert abs((held.error_deg <= held.bound_deg).double().mean() - 0.9) < 0.03
+
+
+def test_a_chance_to_be_lost_is_true_where_rivals_differ_by_far():
+    """Most particles have no rival at all, a few have strong ones: as many are lost as are said to be."""
+    generator = torch.Generator().manual_seed(4)
+    n = 1500
+    has_rival = torch.rand(n, generator=generator) < 0.02
+    rival = torch.where(has_rival, 10 ** (-9 * torch.rand(n, generator=generator)), 1e-14)
+    belief = Belief(torch.stack([1 - rival, rival], 1), torch.tensor([0.0, 2.0]).expand(n, 2), torch.full((n, 3), 0.013))
+    particles = Evidence(belief, torch.randn(n, generator=generator), 0.6 * torch.rand(n, generator=generator) + 0.1,
+                         torch.full((n, 2), 0.5))
+    is_lost = torch.rand(n, generator=generator) < torch.where(has_rival, 0.15, 0.008)
+    error_rad = torch.where(is_lost, 1.0, 0.02)
+    model = ErrorModel.fit(particles, error_rad, torch.ones(n), UNIFORM, 0.9)
+    assert abs(model.lost.chance(particles.features()).sum() / is_lost.sum() - 1) < 0.02
+    expected = torch.deg2rad(model.expected_error_deg(particles)[0])
+    assert abs(expected.mean() / error_rad.mean() - 1) < 0.1

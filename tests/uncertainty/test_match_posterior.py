@@ -1,0 +1,88 @@
+import torch
+from cryoforum_core.geometry.orientation_posterior import sample_bingham
+from cryoforum_core.geometry.rotations import (
+    angular_distance_deg,
+    compose,
+    inverse,
+    quaternion_to_rotation_vector,
+    random_quaternions,
+    rotation_vector_to_quaternion,
+    smallest_eigenvector,
+)
+from cryoforum_core.geometry.symmetry import symmetry_group
+from cryoforum_core.uncertainty.match_posterior import (
+    belief,
+    bingham_from_information,
+    chance_lost,
+    local_deviation_of_bingham,
+    rotation_information,
+    shift_deviation_px,
+)
+from cryoforum_core.matching.refine import RefinedPoses
+
+C1 = symmetry_group("c1")
+
+
+def random_information(n, size, scale, seed):
+    half = torch.randn(n, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return scale * (half @ half.transpose(-1, -2) + torch.eye(size, dtype=torch.float64))
+
+
+def test_bingham_has_the_mode_and_the_covariance_of_the_match():
+    quaternion = random_quaternions(3, torch.Generator().manual_seed(0), torch.float64)
+    information = random_information(3, 3, 2000.0, 1)
+    bingham = bingham_from_information(quaternion, information)
+    assert angular_distance_deg(smallest_eigenvector(bingham), quaternion).max() < 1e-4
+    samples = sample_bingham(bingham, 20000, torch.Generator().manual_seed(2))
+    vectors = quaternion_to_rotation_vector(compose(inverse(quaternion)[:, None], samples))
+    covariance = vectors.transpose(-1, -2) @ vectors / 20000
+    expected = torch.linalg.inv(information)
+    assert ((covariance - expected).norm(dim=(1, 2)) / expected.norm(dim=(1, 2))).max() < 0.06
+
+
+def test_rotation_information_is_what_is_left_when_the_shift_is_unknown():
+    information = random_information(5, 5, 100.0, 3)
+    direct = torch.linalg.inv(torch.linalg.inv(information)[:, :3, :3])
+    torch.testing.assert_close(rotation_information(information), direct, rtol=1e-4, atol=1e-4)
+
+
+def hypotheses(quaternion, score):
+    n, k = score.shape
+    information = (1e4 * torch.eye(5)).expand(n, k, 5, 5)
+    return RefinedPoses(quaternion, torch.zeros(n, k, 2), score, information)
+
+
+def test_two_refinements_to_one_pose_count_once_and_rivals_by_their_likelihood():
+    first, rival = random_quaternions(2, torch.Generator().manual_seed(4))
+    nearly = compose(first, rotation_vector_to_quaternion(torch.tensor([0.01, 0.0, 0.0])))
+    beliefs = belief(hypotheses(torch.stack([first, nearly, rival])[None], torch.tensor([[50.0, 49.9, 49.0]])), C1)
+    expected = torch.softmax(torch.tensor([50.0, 49.0]), 0)
+    torch.testing.assert_close(beliefs.weight[0], torch.stack([expected[0], torch.tensor(0.0), expected[1]]))
+
+
+def test_equivalent_poses_are_one_pose_under_symmetry():
+    group = symmetry_group("d2")
+    pose = random_quaternions(1, torch.Generator().manual_seed(5))
+    both = torch.cat([pose, compose(pose, group[2:3])])[None]
+    assert belief(hypotheses(both, torch.tensor([[10.0, 10.0]])), group).weight[0, 0] == 1.0
+    assert abs(belief(hypotheses(both, torch.tensor([[10.0, 10.0]])), C1).weight[0, 0] - 0.5) < 1e-4
+
+
+def test_bingham_and_match_have_the_same_deviations():
+    information = random_information(4, 3, 500.0, 8)
+    deviation = torch.linalg.eigvalsh(information).rsqrt().float()
+    quaternion = random_quaternions(4, torch.Generator().manual_seed(9), torch.float64)
+    found = local_deviation_of_bingham(bingham_from_information(quaternion, information))
+    torch.testing.assert_close(found.sort().values, deviation.sort().values, rtol=1e-3, atol=0)
+
+
+def test_deviation_of_the_displacement_when_the_rotation_is_unknown():
+    information = random_information(5, 5, 100.0, 3)
+    expected = torch.linalg.eigvalsh(torch.linalg.inv(information)[:, 3:, 3:]).sqrt()
+    torch.testing.assert_close(shift_deviation_px(information).sort().values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_chance_to_be_lost_grows_where_the_fit_is_poor():
+    chance = chance_lost(torch.tensor([3.0, 0.0, -3.0, -4.5, -9.0]))
+    assert chance[0] < 1e-3 and chance[1] == chance[0] and chance[3] == 0.5 and chance[4] > 0.999
+    assert (chance.diff() >= 0).all()
