@@ -246,48 +246,14 @@ def reconstruct(config: ReconstructConfig) -> RunDirectory:
 @_once
 def select(config: SelectConfig) -> RunDirectory:
     """The trustworthy particles and the others: selected.star, rejected.star, recentre.star."""
-    from .junk.labels import Judged
-    from .particles.table import ParticleTable
     from .report.run_files import RunFiles
-    from .selection import by_map as auto_selection
-    from .selection import selection
-    from .selection.by_map import map_selection_setup
-    from .selection.measures import measures_of
+    from .selection.run import plan_selection, run_selection
 
-    predicted = RunDirectory(config.run)
+    predicted, plan = RunDirectory(config.run), None
     with _Inputs(config) as inputs:
-        is_run = inputs.read(_check_is_run_of, predicted, ("predict", "ab-initio"))
-        chosen = setup = None
-        if is_run and not predicted.orientation_posterior.is_file():
-            inputs.read(_refuse, f"select needs what a run believes about its orientations; {predicted.path} has no "
-                                 f"{predicted.orientation_posterior.name} (poses that no network and no matching found). "
-                                 "Run predict with its network.")
-        elif is_run:
-            files = RunFiles(predicted)
-            posterior = files.posterior()
-            measures, judged = measures_of(posterior), Judged.of(posterior, files.symmetry)
-            judged = judged and judged.only(config.reasons)
-            table = inputs.read(ParticleTable.read, predicted.particles)
-            chosen = inputs.read(selection.select, measures, config.measure, keep_fraction=config.keep_fraction,
-                                 keep_count=config.keep_count, threshold=config.threshold,
-                                 max_error_deg=config.max_error_deg, judged=judged,
-                                 protect_views=config.protect_views)
-        if config.auto and chosen is not None and inputs.device is not None:
-            ranking = selection.spared(measures, judged)
-            setup = inputs.read(map_selection_setup, predicted, files.symmetry, chosen, ranking,
-                                posterior["particle_id"], config.seed, inputs.device)
-
-    def work(run: RunDirectory) -> dict:
-        if not config.auto:
-            selection.write_selection(chosen, measures, posterior["particle_id"], table, run, judged)
-            return chosen.summary()
-        by_map, found = auto_selection.select_by_map(chosen, ranking, setup.ranked, setup.maker, setup.is_matched,
-                                                     config.seed, judged, config.protect_views)
-        selection.write_selection(by_map, measures, posterior["particle_id"], table, run, judged)
-        auto_selection.write_auto_selection(found, run)
-        return by_map.summary() | {"auto": found.summary()}
-
-    return _perform(config, inputs.device, f"particles of {config.run}", work)
+        if inputs.read(_check_is_run_of, predicted, ("predict", "ab-initio")):
+            plan = inputs.read(plan_selection, config, predicted, RunFiles(predicted).symmetry, inputs.device)
+    return _perform(config, inputs.device, f"particles of {config.run}", lambda run: run_selection(plan, run))
 
 
 @_once

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..config import ImageInputConfig
 from ..errors import InputError
 from ..geometry.symmetry import symmetry_group
-from ..junk.labels import Judged
+from ..junk.labels import ImageLabels
 from ..particles.dataset import Particles, load_particles
 from ..particles.preparation import ImagePreparation
 from ..progress import Progress
@@ -147,18 +147,17 @@ def map_selection_setup(run: RunDirectory, symmetry: str, suggested: Selection, 
     return MapSelectionSetup(ranked, HalfMapMaker(particles, images, group, seed), options.get("refinement") != "none")
 
 
-def select_by_map(suggested: Selection, measures: Mapping[str, np.ndarray], ranked: np.ndarray, maker: HalfMapMaker,
-                  is_matched: bool, seed: int, judged: Judged | None = None, protect_views: bool = True
-                  ) -> tuple[Selection, AutoSelection]:
+def select_by_map(suggested: Selection, measures: Mapping[str, np.ndarray], setup: MapSelectionSetup, seed: int,
+                  labels: ImageLabels | None = None, protect_views: bool = True) -> tuple[Selection, AutoSelection]:
     """The best fraction of the particles, or all of them, whichever makes the better map.
 
-    ``suggested``: what the measure's distribution suggests, one of the fractions tried. ``ranked``: of ``ranked_rows``.
-    ``is_matched``: the poses were found by matching to a map; ``judged`` gives the reasons of the rejected, and with
-    ``protect_views`` those that a view cannot spare come back. Rows whose measure is not finite are always rejected.
+    ``suggested``: what the measure's distribution suggests, one of the fractions tried. ``labels`` gives the reasons of the
+    rejected; with ``protect_views`` rare viewing directions keep their share. Rows whose measure is not finite are always rejected.
     """
-    found = _compare(maker, ranked, _counts(len(ranked), len(suggested.kept)), suggested.measure, is_matched, seed)
+    ranked = setup.ranked
+    found = _compare(setup.maker, ranked, _counts(len(ranked), len(suggested.kept)), suggested.measure, setup.is_matched, seed)
     # the levels that were tried are the best ones as they are
-    selection, n_restored = best_with_rare_views(measures, suggested.measure.name, found.chosen.n_kept, judged,
+    selection, n_restored = best_with_rare_views(measures, suggested.measure.name, found.chosen.n_kept, labels,
                                                  protect_views and found.chosen is not found.all)
     explanation = found.explanation
     if n_restored:

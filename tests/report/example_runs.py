@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 
-from cryoforum_core.selection.measures import measures_of
-from cryoforum_core.selection.selection import select, write_selection
 from cryoforum_core.mrc import write_map, write_stack
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.results.pose_results import PoseResults
 from cryoforum_core.run_directory import RunDirectory
+from cryoforum_core.selection.measures import measures_of
+from cryoforum_core.selection.selection import select, write_selection
 
 N, N_JUNK, BOX, PIXEL = 600, 90, 32, 6.0
 JUNK_KINDS = ("noise", "off-centre", "overlap", "other-molecule", "blank")
@@ -149,7 +150,7 @@ def _gallery(run: RunDirectory, rng: np.random.Generator, expected: np.ndarray, 
 
 def select_run(path, predicted: RunDirectory, **criteria) -> RunDirectory:
     with np.load(predicted.orientation_posterior) as arrays:
-        measures, particle_id = measures_of(arrays), arrays["particle_id"]
+        measures, particle_id = measures_of(PoseResults.from_arrays(arrays)), arrays["particle_id"]
     selection = select(measures, **criteria)
     run = make_run(path, "select", {"run": str(predicted.path)}, selection.summary())
     write_selection(selection, measures, particle_id, ParticleTable.read(predicted.particles), run)

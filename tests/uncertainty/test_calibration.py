@@ -12,15 +12,15 @@ from cryoforum_core.errors import InputError
 from cryoforum_core.imaging.fourier import ifft_image
 from cryoforum_core.imaging.masks import soft_circle
 from cryoforum_core.imaging.noise import noise_power_spectrum
-from cryoforum_core.particles.preparation import ImagePreparation
-from cryoforum_core.uncertainty.simulated_images import ImageSource, particles_like
 from cryoforum_core.matching.likelihood import contrast_from_poses, predicted
 from cryoforum_core.matching.matching_model import MatchingModel
 from cryoforum_core.mrc import write_stack
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_state import determine_image_state
+from cryoforum_core.particles.preparation import ImagePreparation
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.run_directory import RunDirectory
+from cryoforum_core.uncertainty.simulated_images import ImageSource, particles_like
 
 from ..matching.conftest import blobs
 
@@ -157,7 +157,7 @@ def test_images_without_noise(folder, network, is_masked):
 
 
 def test_without_learning_the_matches_speak_for_themselves(folder, data, network):
-    run = cf.predict(cf.PredictConfig(out=folder / "unlearnt", particles=data.particles, model=network.path,
+    run = cf.predict(cf.PredictConfig(out=folder / "uncalibrated", particles=data.particles, model=network.path,
                                       refinement="local", calibrate=False))
     assert "error_bound_coverage" not in run.read_summary() and not (run.path / "calibration.csv").exists()
     assert "Promised and held" not in run.report.read_text()
