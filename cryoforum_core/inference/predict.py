@@ -33,7 +33,7 @@ from ..run_directory import RunDirectory
 from ..selection.measures import MEASURES
 from ..uncertainty.calibration import Calibration, calibrate, simulated_calibration, with_errors
 from ..uncertainty.simulated_images import ImageSource
-from .applicability import Applicability, judge, judge_poses
+from .applicability import Applicability, assess, assess_poses
 from .match_results import match_results
 from .mismatch import broken_symmetry
 
@@ -84,7 +84,7 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     matcher = simulating if config.refinement != "none" else None
     applicable = applicability(config, setup)
     if matcher is not None and applicable.applies:
-        applicable = judge_poses(applicable, matcher.explained)
+        applicable = assess_poses(applicable, matcher.explained)
     if not applicable.applies:
         logger.warning("This model does not apply to these particles (%s): %s.", applicable.cause, applicable.reason)
     run.parts.mkdir(exist_ok=True)
@@ -226,7 +226,7 @@ def applicability(config: PredictConfig, setup: PredictionSetup) -> Applicabilit
     broken = broken_symmetry(setup.volume, setup.group, setup.symmetry)
     if broken is not None:
         return Applicability(False, "symmetry", broken)
-    return judge(setup.images, setup.volume, setup.group, *_limits_px(config, setup), config.seed)
+    return assess(setup.images, setup.volume, setup.group, *_limits_px(config, setup), config.seed)
 
 
 def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: PredictionSetup) -> Matcher:

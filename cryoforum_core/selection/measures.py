@@ -1,4 +1,4 @@
-"""The numbers by which particles are judged, from what a run of predict left."""
+"""The measures by which particles are ranked, from the results of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,8 +74,9 @@ MEASURES = {measure.name: measure for measure in (
 def measures_of(results: PoseResults) -> dict[str, np.ndarray]:
     """The measures (n,) float64 that a run's results hold, by name.
 
-    The dispersions are those of the network's own Bingham matrix where predict refined the poses; a table of particles that others filtered and joined has kept the dispersions instead. A measure
-    that is missing, or NaN for every particle, is left out.
+    The dispersions are those of the network's own Bingham matrix where predict refined the poses; a table that was filtered
+    or joined by another program has kept the dispersions instead. A measure that is missing, or NaN for every particle, is
+    left out.
     """
     match, errors = results.match or Match(), results.errors or ErrorEstimates()
     found = {PARTICLE_PROBABILITY: None if results.junk is None else results.junk.particle_probability,

@@ -12,11 +12,11 @@ from ..junk.view_cones import N_CONES, protected_best, quotas, shares
 from ..particles.dataset import PARTICLE_ID_COLUMNS
 from ..particles.image_stack import save_table
 from ..particles.table import ParticleTable
+from ..results.pose_results import REASON_COLUMN
 from ..run_directory import RunDirectory
 from .bimodality import find_valley
 from .measures import MEASURES, PARTICLE_PROBABILITY, Measure
 
-REASON_COLUMN = "rlnCryoforumReason"
 _ERRORS = ("expected-error", "error-bound")
 
 
@@ -25,7 +25,7 @@ class Selection:
     """Rows kept and rejected, both ascending; ``reason`` and ``rule`` have one entry per rejected row.
 
     A rule is what many rows share (``match-score<-4.1``), a reason adds the row's value (``match-score=-9<-4.1``).
-    Where predict labels the images, both are what the image is (``overlapping-neighbour``), or ``error-beyond-limit``,
+    Where the images have labels, both are what the image is (``overlapping-neighbour``), or ``error-beyond-limit``,
     or ``ambiguous-orientation`` where another orientation is why. None holds a blank, so that every STAR reader takes
     it as one value.
     """
@@ -40,7 +40,7 @@ class Selection:
     explanation: str
     """One sentence: how the border came about."""
     cones: dict[str, list[float]] | None = None
-    """``view_cones.shares`` of this selection, where predict labels the images."""
+    """``view_cones.shares`` of this selection, where the images have labels."""
     n_short: int | None = None
     """How many particles the cones lack to lose no more than the share of junk found in each."""
 
@@ -60,13 +60,13 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
 
     measures: (n,) each, by the names of ``MEASURES``. ``auto`` is the probability to be a particle, else the match
     score, else the expected error: the first that the run has. keep_fraction and keep_count keep exactly so many, of
-    equal values the earlier rows. threshold is the worst value kept. Without a criterion what is more likely junk than
-    a particle goes; of the other measures the distribution decides (``find_valley``): where it is no two populations,
+    equal values the earlier rows. threshold is the worst value kept. Without a criterion particles
+    with a probability below 0.5 are rejected; other measures are divided where they are bimodal (``find_valley``), else
     everything is kept. Rows whose measure is not finite are always rejected.
 
-    labels: what predict said of the rows, and which kinds of junk matter (``ImageLabels.rejecting``): these are rejected without a
-    criterion and beside a limit of errors, others are kept. ``protect_views``: no view cone's share falls by more than the
-    share of junk found in it. The probability does so by itself: each image is labels by itself. By count, a cone's best
+    labels: of the rows, and which of them are rejected (``ImageLabels.rejecting``): those are, without a criterion and beside
+    a limit of errors; other kinds of junk are kept. ``protect_views``: no view cone's share falls by more than the
+    share of junk found in it. The probability needs no protection: each image is classified by itself. By count, a cone's best
     particles come before better ones of other cones; from beyond a valley they come back. A limit that was given is
     meant: nothing beyond it is kept for its view.
 
@@ -129,7 +129,7 @@ def _by_given_limits(chosen: Measure, values: np.ndarray, measures: Mapping[str,
     if errors_matter and not is_own_limit and labels is not None and labels.rejected_reasons:
         # overlapping particles are junk with the right orientation
         limits.append((MEASURES[PARTICLE_PROBABILITY], np.where(labels.is_rejected, 0.0, 1.0), 0.5))
-        explanation += ", without what is more likely junk than a particle"
+        explanation += ", without images labelled as junk"
     explanation += "."
     return _by_limits(limits, explanation)
 
@@ -188,21 +188,21 @@ def best_first(measure: Measure, values: np.ndarray) -> np.ndarray:
 
 def _by_populations(measure: Measure, values: np.ndarray, protected: ImageLabels | None) -> Selection:
     if measure.own_limit is not None:
-        explanation = f"Rejected is what is more likely junk than a particle: a {measure.label} below 0.5."
+        explanation = f"Rejected are particles with a {measure.label} below 0.5."
         return _by_limits([(measure, values, measure.own_limit)], explanation)
     finite = np.isfinite(values)
     valley = find_valley(measure.quality(measure.scale(values[finite])))
     limit = measure.usual_limit
     if valley is None and limit is not None and (measure.quality(values[finite]) < measure.quality(limit)).any():
         # junk of several kinds is no second hill, but a usual particle does not look like it
-        explanation = (f"The {measure.label} shows no two populations; kept is what is not worse than "
-                       f"{measure.text(limit)}, which a usual particle hardly ever is.")
+        explanation = (f"The {measure.label} is not bimodal; kept are particles not below "
+                       f"{measure.text(limit)}, where hardly any good particle is.")
         return _by_limits([(measure, values, limit)], explanation, protected)
     if valley is None:
-        explanation = f"The {measure.label} shows one population, so no particle was rejected for it."
+        explanation = f"The {measure.label} shows one population, so no particle was rejected by it."
         return _by_limits([(measure, values, None)], explanation)
     threshold = float(measure.unscale(measure.quality(valley)))
-    explanation = (f"The {measure.label} shows two populations; the border between them is "
+    explanation = (f"The {measure.label} is bimodal; the valley between the two populations is at "
                    f"{measure.text(threshold)}.")
     return _by_limits([(measure, values, threshold)], explanation, protected)
 
@@ -254,7 +254,7 @@ def _with_labels(selection: Selection, labels: ImageLabels) -> Selection:
     explanation, n_junk = selection.explanation, int(labels.is_rejected[selection.kept].sum())
     if n_junk and selection.measure.name != PARTICLE_PROBABILITY:
         label = MEASURES[PARTICLE_PROBABILITY].label
-        explanation += (f" {n_junk:,} of those kept are more likely junk; a selection by the {label}, or by a limit of "
+        explanation += (f" {n_junk:,} of those kept are labelled as junk; a selection by the {label}, or by a limit of "
                         "errors alone, leaves them out.")
     return replace(selection, reason=reason.astype(str), rule=rule.astype(str), explanation=explanation,
                    cones=shares(labels.cone, is_kept, labels.is_rejected), n_short=int(missing.clip(0).sum()))
