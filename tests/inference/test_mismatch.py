@@ -45,7 +45,7 @@ def test_a_symmetric_map_has_its_symmetry():
 def test_what_differs_from_the_training_is_said(simulated, network, tmp_path):
     def mismatches(particles, **options):
         config = cf.PredictConfig(out=tmp_path / "run", particles=particles, model=network, device="cpu", **options)
-        return prediction_setup(config, cf.load_particles(particles, config), torch.device("cpu")).doubts
+        return prediction_setup(config, cf.load_particles(particles, config), torch.device("cpu")).mismatches
 
     assert mismatches(simulated("white")) == ()
     size, = mismatches(simulated("white"), pixel_size_angstrom=4.7)
@@ -64,4 +64,4 @@ def test_checkpoints_of_before_are_not_compared_with(simulated, network, tmp_pat
         setup = prediction_setup(config, cf.load_particles(simulated("white"), config), torch.device("cpu"))
     finally:
         metadata.write_text(now)
-    assert setup.doubts == ()
+    assert setup.mismatches == ()
