@@ -101,7 +101,7 @@ def write_evaluation(run: RunDirectory, errors: PoseErrors, maps: TwoMaps | None
     rows = zip(errors.particle.tolist(), errors.error_deg.tolist(), errors.shift_error_angstrom.tolist(),
                errors.is_junk.tolist(), strict=True)
     header = ("particle", "error_deg", "shift_error_angstrom", "is_junk")
-    _write_csv(run.path / "errors.csv", header, ((p, f"{e:.4f}", f"{s:.4f}", int(j)) for p, e, s, j in rows))
+    _write_csv(run.errors, header, ((p, f"{e:.4f}", f"{s:.4f}", int(j)) for p, e, s, j in rows))
     summary = errors.summary() | {"resolution_angstrom": None, "resolution_at_fsc_0.5_angstrom": None}
     if maps is not None:
         moved = _on_the_known_map(maps, errors.alignment)

@@ -11,7 +11,7 @@ from ..geometry.poses import Poses
 from ..training.autoencoder import AutoEncoder
 from ..training.prepared_images import PreparedImages
 from .data_sets import DataSet, box_size_px
-from .judge import PoseAlignment
+from .truth_comparison import PoseAlignment
 from .published import NEAR_SYMMETRY, SCALES
 
 # CryoPoseNet's images are not displaced, and its method looks for no displacements

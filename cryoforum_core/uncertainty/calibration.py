@@ -63,7 +63,7 @@ class Calibration:
                 "calibration_source": self.source, "n_calibration_particles": len(within)}
 
     def write(self, run: RunDirectory) -> None:
-        """calibration.npz (one row for each known particle), calibration.csv (promised and held)."""
+        """calibration.npz (one row for each known particle), calibration.csv (nominal and empirical coverage)."""
         of_shifts = {"shift_error_bound_angstrom": self.held.shift_bound_angstrom.numpy(),
                      "shift_error_angstrom": self.held.shift_error_angstrom.numpy()} if self.has_shifts else {}
         with atomic_path(run.calibration) as temporary:
@@ -72,9 +72,9 @@ class Calibration:
                      view_direction=quaternion_to_matrix(self.quaternion)[:, 2].numpy(),
                      defocus_angstrom=self.defocus_angstrom.numpy(), coverage=self.coverage,
                      source=self.source, **of_shifts)
-        with atomic_path(run.promises) as temporary, open(temporary, "w", newline="") as file:
+        with atomic_path(run.calibration_table) as temporary, open(temporary, "w", newline="") as file:
             rows = csv.writer(file)
-            rows.writerow(("promised_fraction", "held_fraction", "n_particles"))
+            rows.writerow(("nominal_coverage", "empirical_coverage", "n_particles"))
             for level, held in zip(self.held.levels, self.held.held, strict=True):
                 rows.writerow((level, round(held, 4), len(self.held.error_deg)))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryoforum_core.published_benchmarks.judge import MapAgreement, PoseAlignment, map_agreement
+from cryoforum_core.published_benchmarks.truth_comparison import MapAgreement, PoseAlignment, map_agreement
 from cryoforum_core.published_benchmarks.published import CRYOPOSENET, MODEL, NEAR_SYMMETRY
 from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import compose, mirror_hand, quaternion_to_matrix, random_quaternions
