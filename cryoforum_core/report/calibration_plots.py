@@ -33,7 +33,7 @@ def _coverage_table(files: RunFiles, known: dict[str, np.ndarray]) -> Table:
     rows += [(f"{nominal} bound", f"{name} defocus quartile", percent(within[quarter == i].mean()))
              for i, name in enumerate(("lowest", "second", "third", "highest")) if (quarter == i).any()]
     of_groups = _by_viewing_direction(within, known["view_direction"])
-    if len(of_groups):
+    if len(of_groups) > 1:
         rows.append((f"{nominal} bound", f"worst of {len(of_groups)} groups of viewing directions",
                      percent(of_groups.min())))
     if "shift_error_bound_angstrom" in known:

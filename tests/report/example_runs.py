@@ -205,7 +205,8 @@ def ab_initio_run(path, method: str = "hybrid", converged: bool = True, hand: st
     predicted, _ = predict_run(path, matched=hybrid)
     rounds = [{"resolution_angstrom": 24.0, "pose_change_deg": None}, {"resolution_angstrom": 14.2,
                                                                        "pose_change_deg": 3.1}]
-    of_method = {"rounds": rounds, "seeds_agreement_deg": 5.0, "search_seconds": 70.0, "median_expected_error_deg": 1.8, "seeds": SEEDS,
+    of_method = {"rounds": rounds, "seeds_agreement_deg": 5.0, "search_seconds": 70.0,
+                 "median_expected_error_deg": 1.8, "seeds": SEEDS,
                  "stages": {"search": 70.0, "half maps": 20.0, "network": 60.0, "refinement": 40.0}} if hybrid else {}
     predicted.config.write_text(json.dumps({"job": "ab-initio", "out": str(path), "particles": "data/particles.star",
                                             "method": method, "symmetry": symmetry, "seeds": 3}))

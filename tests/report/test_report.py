@@ -313,4 +313,4 @@ def test_coverage_table_reads_the_headers_of_this_and_of_earlier_versions(tmp_pa
     table = next(table for table in prediction_page(RunFiles(run)).tables if table.title == "Coverage of the error bounds")
     assert table.rows[:2] == (("50 % bound", "all", "47 %"), ("80 % bound", "all", "81 %"))
     assert [row[1] for row in table.rows[2:]] == [f"{name} defocus quartile" for name in (
-        "lowest", "second", "third", "highest")] + ["worst of 1 groups of viewing directions"]
+        "lowest", "second", "third", "highest")]
