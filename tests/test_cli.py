@@ -127,7 +127,7 @@ def test_all_values_out_of_range_are_reported_together():
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["simulat", "--out", "x"], "error: The first argument must be a job; 'simulat' is not one. Jobs: simulate, ab-initio, train"),
+    (["simulat", "--out", "x"], "error: The first argument must be a job; 'simulat' is not one. Jobs: simulate, ab-initio"),
     (["simulate"], "--out"),
     (["simulate", "--out", "x", "--wrong", "3"], "--wrong"),
     (["simulate", "--out", "x", "--snr", "much"], "--snr"),

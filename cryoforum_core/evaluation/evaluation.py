@@ -83,8 +83,8 @@ def read_two_maps(estimated: Path, known: Path) -> TwoMaps:
     if len(found) == 2:
         (volume, pixel_size), (known_volume, known_pixel_size) = found
         if volume.shape != known_volume.shape or abs(pixel_size / known_pixel_size - 1) > _PIXEL_SIZE_TOLERANCE:
-            problems.append(f"Two maps to compare must have the same box and pixel size; {estimated} has {len(volume)} px of "
-                            f"{pixel_size:g} A, {known} {len(known_volume)} px of {known_pixel_size:g} A. "
+            problems.append(f"Two maps to compare must have the same box and pixel size; {estimated} has {len(volume)} "
+                            f"px of {pixel_size:g} A, {known} {len(known_volume)} px of {known_pixel_size:g} A. "
                             "Rescale one of them (relion_image_handler --rescale_angpix --new_box).")
     if problems:
         raise InputError(problems)
@@ -152,8 +152,8 @@ def compare_poses(estimated: ParticleTable, known: ParticleTable, group: Tensor,
     if known.has(JUNK_KIND_COLUMN):
         is_junk = known.strings(JUNK_KIND_COLUMN)[rows] != "none"
     if is_junk.all():
-        raise InputError(f"At least one particle must not be junk; all {len(rows)} particles of {estimated.path} are labelled "
-                         f"as junk in {known.path} ({JUNK_KIND_COLUMN}). Check the selection.")
+        raise InputError(f"At least one particle must not be junk; all {len(rows)} particles of {estimated.path} are "
+                         f"labelled as junk in {known.path} ({JUNK_KIND_COLUMN}). Check the selection.")
     alignment = None
     if align:
         good = torch.from_numpy(~is_junk)

@@ -93,17 +93,17 @@ def train_run(path, final_median: float = 6.5, overfits: bool = False) -> RunDir
     return run
 
 
-def predict_run(path, preferred: float = 0.0, applies: bool = True, matched: bool = True, one_direction_of_junk: bool = False,
+def predict_run(path, preferred: float = 0.0, applies: bool = True, matched: bool = True, clustered_junk: bool = False,
                 poor_direction: bool = False, with_images: bool = False) -> tuple[RunDirectory, dict]:
     """The run, and what is true of it: ``error_deg`` (N,) and ``kinds`` (N,).
 
-    one_direction_of_junk: all junk has one viewing direction. poor_direction: particles within 40 degrees of the pole are
+    clustered_junk: all junk has one viewing direction. poor_direction: particles within 40 degrees of the pole are
     uncertain.
     """
     rng = np.random.default_rng(2)
     kinds, columns = junk_kinds(rng), particle_columns(rng, preferred)
     junk, misassigned = kinds != "none", rng.random(N) < 0.05
-    if one_direction_of_junk:
+    if clustered_junk:
         columns["rlnAngleRot"][junk], columns["rlnAngleTilt"][junk] = 30.0, 100.0
     if poor_direction:
         misassigned |= columns["rlnAngleTilt"] < 40

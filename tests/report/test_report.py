@@ -164,7 +164,8 @@ def test_junk_labels_of_a_prediction_are_counted(tmp_path):
 
 def test_prediction_that_does_not_apply_failed_with_its_reason(tmp_path):
     page = prediction_page(RunFiles(predict_run(tmp_path / "run", applies=False)[0]))
-    assert page.assessment.level == "poor" and "explains only 3 %" in page.alarm.text and "not particles of this molecule" in page.alarm.title
+    assert page.assessment.level == "poor" and "explains only 3 %" in page.alarm.text
+    assert "not particles of this molecule" in page.alarm.title
     assert not page.next_steps
 
 
@@ -213,7 +214,7 @@ def test_selection_that_removes_much_needs_a_check_and_one_that_keeps_all_has_on
 
 
 def test_removing_junk_that_accumulates_in_one_viewing_direction_is_good(tmp_path):
-    predicted, _ = predict_run(tmp_path / "run", one_direction_of_junk=True)
+    predicted, _ = predict_run(tmp_path / "run", clustered_junk=True)
     page = selection_page(RunFiles(select_run(tmp_path / "select", predicted)))
     assert page.assessment.level == "good", words(page)
 
