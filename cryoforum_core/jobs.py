@@ -67,7 +67,7 @@ class _Inputs:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``. Raises InputError for a device that does not exist."""
+    """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``. Raises InputError for a missing device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.partition(":")
@@ -298,7 +298,7 @@ def report(config: ReportConfig) -> RunDirectory:
     reported = RunDirectory(config.run)
     with _Inputs(config) as inputs:
         inputs.read(_check_is_run_of, reported, ())
-    return _perform(config, inputs.device, f"of {config.run}",
+    return _perform(config, inputs.device, f"run {config.run}",
                     lambda run: write_report(reported, run.report, config.truth))
 
 
@@ -331,7 +331,7 @@ def evaluate(config: EvaluateConfig) -> RunDirectory:
         if estimated is not None and known is not None and group is not None:
             errors = inputs.read(evaluation.compare_poses, estimated, known, group, config.align_frame,
                                  config.allow_mirror, config.pixel_size_angstrom)
-    return _perform(config, inputs.device, f"{config.particles} against {config.truth}",
+    return _perform(config, inputs.device, f"{config.particles} compared with {config.truth}",
                     lambda run: evaluation.write_evaluation(run, errors, maps))
 
 
@@ -344,8 +344,8 @@ def benchmark(config: BenchmarkConfig) -> RunDirectory:
     with _Inputs(config) as inputs:
         inputs.read(check_options, config)
     jobs = Jobs(simulate, ab_initio, predict, reconstruct)
-    return _perform(config, inputs.device, f"{config.table}, sets {', '.join(config.sets)}, by {', '.join(config.methods)}",
-                    lambda run: run_benchmark(config, run, jobs, inputs.device))
+    purpose = f"{config.table}, sets {', '.join(config.sets)}, methods {', '.join(config.methods)}"
+    return _perform(config, inputs.device, purpose, lambda run: run_benchmark(config, run, jobs, inputs.device))
 
 
 def doctor(config: DoctorConfig) -> dict:

@@ -25,7 +25,8 @@ def evaluate(out: Path, name: str, demo: dict) -> dict:
     truth = out / "simulated"
     subprocess.run([sys.executable, "-m", "cryoforum_core", "evaluate", "--out", run,
                     "--particles", Path(demo["ab_initio"]) / "particles.star", "--truth", truth / "truth.star",
-                    "--map", demo["maps"][name], "--truth-map", truth / "map.mrc", "--align-frame", "--allow-mirror", "--device", "cpu"],
+                    "--map", demo["maps"][name], "--truth-map", truth / "map.mrc", "--align-frame", "--allow-mirror",
+                    "--device", "cpu"],
                    check=True, capture_output=True, text=True)
     return json.loads((run / "summary.json").read_text())
 

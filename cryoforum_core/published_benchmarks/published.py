@@ -23,7 +23,7 @@ class PublishedSet:
     """10 log10 of the variances of signal and noise; None for no noise."""
     has_ctf: bool
     resolution: str
-    """The published value in Angstrom (FSC 0.143 against the true map; 1.6 is the Nyquist limit), "-" where there is none."""
+    """The published value in Angstrom (FSC 0.143 against the true map; 1.6 is the Nyquist limit), or "-" for none."""
 
     @property
     def snr(self) -> float:

@@ -8,10 +8,10 @@ import numpy as np
 
 from ..config import AbInitioConfig
 from ..mrc import read_map
+from .calibration_plots import error_calibration
 from .map_page import fsc_picture, map_picture
 from .page import Assessment, NextStep, Page, Picture, Table, beside, command, degrees, duration, percent, significant
-from .prediction_page import pose_pictures, missing_views
-from .calibration_plots import error_calibration
+from .prediction_page import missing_directions, pose_pictures
 from .reasons import junk_label_tables
 from .run_files import RunFiles, angles_deg
 from .training_page import training_curves
@@ -98,7 +98,7 @@ def _warnings(summary: dict, posterior: dict[str, np.ndarray] | None, density: n
         median = float(np.median(posterior["expected_error_deg"]))
         if median > _CERTAIN_BELOW_DEG:
             yield f"Half of the particles have an expected error above {degrees(median)}."
-        missing = missing_views(density, len(posterior["expected_error_deg"]))
+        missing = missing_directions(density, len(posterior["expected_error_deg"]))
         if missing is not None:
             yield missing
 

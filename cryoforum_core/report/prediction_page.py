@@ -4,6 +4,7 @@ import numpy as np
 
 from ..particles.table import ParticleTable
 from . import plots
+from .calibration_plots import error_calibration
 from .error_plots import error_histogram, expected_against_true, shift_error_histogram
 from .gallery import Gallery, read_gallery
 from .page import (
@@ -19,7 +20,6 @@ from .page import (
     percent,
     significant,
 )
-from .calibration_plots import error_calibration
 from .reasons import junk_label_tables
 from .run_files import RunFiles, angles_deg, defocus_um
 from .view_coverage import empty_fraction, view_density
@@ -97,13 +97,13 @@ def _assessment(files: RunFiles, posterior: dict[str, np.ndarray], density: np.n
         good = truth["error_deg"][~truth["is_junk"]]
         sentences.append(f"Against the known poses, the error is {degrees(np.median(good))} (median) and "
                          f"{degrees(good.mean())} (mean).")
-    if (missing := missing_views(density, len(expected))) is not None:
+    if (missing := missing_directions(density, len(expected))) is not None:
         level = "caution" if level == "good" else level
         sentences.append(missing)
     return Assessment(level, tuple(sentences))
 
 
-def missing_views(density: np.ndarray | None, n_particles: int) -> str | None:
+def missing_directions(density: np.ndarray | None, n_particles: int) -> str | None:
     """A sentence about missing viewing directions in a density of them; None where the particles cover all."""
     if density is None or n_particles < _MIN_FOR_COVERAGE or empty_fraction(density) <= _UNEVEN_ABOVE:
         return None

@@ -8,6 +8,7 @@ from ..particles.image_stack import ImageStack, locate_images
 from ..particles.table import ParticleTable
 from ..run_directory import RunDirectory
 from . import plots
+from .calibration_plots import error_calibration
 from .gallery import Gallery, read_gallery
 from .page import (
     Assessment,
@@ -22,7 +23,6 @@ from .page import (
     percent,
     significant,
 )
-from .calibration_plots import error_calibration
 from .reasons import MEANINGS, REASON_HEADER, reason_rows
 from .run_files import RunFiles, angles_deg, column
 from .view_coverage import view_density
