@@ -200,7 +200,7 @@ def test_missing_map(work, refused, reading, job):
 
 def test_maps_to_compare_that_differ(work, refused):
     write_bad_map(work / "other.mrc", (24, 24, 24), PIXEL)
-    assert "one box and pixel size" in refused(
+    assert "same box and pixel size" in refused(
         "evaluate", "--out", work / "out", "--particles", work / "set/truth.star", "--truth", work / "set/truth.star",
         "--map", work / "molecule.mrc", "--truth-map", work / "other.mrc")
 
