@@ -81,9 +81,9 @@ class Calibration:
                      view_direction=quaternion_to_matrix(self.quaternion)[:, 2].numpy(),
                      defocus_angstrom=self.defocus_angstrom.numpy(), coverage=self.coverage,
                      source=self.source, **of_shifts)
-        with atomic_path(run.promises) as temporary, open(temporary, "w", newline="") as file:
+        with atomic_path(run.calibration_table) as temporary, open(temporary, "w", newline="") as file:
             rows = csv.writer(file)
-            rows.writerow(("promised_fraction", "held_fraction", "n_particles"))
+            rows.writerow(("nominal_coverage", "empirical_coverage", "n_particles"))
             for nominal, empirical in zip(self.validation.nominal, self.validation.empirical, strict=True):
                 rows.writerow((nominal, round(empirical, 4), len(self.validation.error_deg)))
 
