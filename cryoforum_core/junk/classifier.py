@@ -16,19 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import AMBIGUOUS, JUNK_PARTICLES, NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT
 from ..imaging.fourier import shift_phase
 from ..matching.matcher import WRONG_BY_LOG_LIKELIHOOD, Matcher
 from ..matching.refine import RefinedPoses
 from ..particles.preparation import ImagePreparation
 from ..uncertainty.match_posterior import Belief
 from .features import STATISTICS
-from .labels import AMBIGUOUS, NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, PARTICLE, REASONS
+from .labels import PARTICLE, REASONS
 from .simulation import JunkSimulation
 
 logger = logging.getLogger("cryoforum")
 
-# fewer have no shares of kinds to find; what is simulated is an eighth of the set, within limits
-MIN_IMAGES, MIN_SIMULATED, MAX_SIMULATED = 60, 180, 900
+MIN_IMAGES = JUNK_PARTICLES.value
+# what is simulated is an eighth of the set, within limits
+MIN_SIMULATED, MAX_SIMULATED = 180, 900
 RECENTRE_BATCH = 256
 N_ITERATIONS = 20
 # in standard deviations of the noise: powers count as they are below, and by factors above

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..catalogue import STARTS_AGREE_DEG
 from ..config import AbInitioConfig
 from ..mrc import read_map
 from .map_page import fsc_picture, map_picture
@@ -21,8 +22,7 @@ UNDETERMINED = "undetermined"
 _SURE_BELOW_DEG, _FEW_SHELLS, _NEAR_NYQUIST = 12.0, 8, 0.9
 # a network that is worse than this is no start for predict
 _NETWORK_USEFUL_BELOW_DEG = 60.0
-# two searches that agree to this found one and the same map
-_SEEDS_AGREE_BELOW_DEG = 15.0
+_SEEDS_AGREE_BELOW_DEG = STARTS_AGREE_DEG.value
 _MORE_SEEDS = 4
 # options that another run of the same set does not take over, and those that any method needs
 _OF_ONE_RUN = ("job", "out", "resume", "particles", "hand_reference")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..catalogue import ERROR_BOUND, EXPECTED_ERROR, PARTICLE_PROBABILITY
 from ..particles.image_stack import ImageStack, locate_images
 from ..particles.table import ParticleTable
 from ..run_directory import RunDirectory
@@ -31,8 +32,8 @@ _MUCH_REJECTED = 0.4
 _N_EXAMPLES, _EXAMPLES_PER_ROW, _DISPLAY_SIGMA_PX = 20, 10, 1.0
 # a region is lost where it was seen by half of an even share, and less than half of that (or of an even share) is left
 _SEEN_ABOVE, _LOST_BELOW, _LOST_REGION = 0.5, 0.5, 0.01
-_FRACTIONS = ("figure-of-merit", "particle-probability")
-_ERRORS = ("expected-error", "error-bound")
+_FRACTIONS = ("figure-of-merit", PARTICLE_PROBABILITY)
+_ERRORS = (EXPECTED_ERROR, ERROR_BOUND)
 _EXPECTED_ERROR_COLUMN, REASON_COLUMN = "rlnCryoforumExpectedError", "rlnCryoforumReason"
 
 
@@ -224,7 +225,7 @@ def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTab
     if (values := _both(kept, rejected, summary["column"])) is not None:
         caption = ("The border should lie in the valley between two hills; where there is one hill only, it is a "
                    "matter of taste.")
-        if measure == "particle-probability":
+        if measure == PARTICLE_PROBABILITY:
             caption = "Particles are near 1, junk near 0; few should lie between."
         pictures.append(Picture("Kept and rejected", caption,
                                 plots.histogram(values, label, marks, x_scale=scale)))

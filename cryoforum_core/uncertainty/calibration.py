@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import fewest_known
 from ..geometry.pose_errors import rotation_errors_deg, shift_errors_angstrom
 from ..geometry.poses import Poses
 from ..geometry.rotations import (
@@ -30,8 +30,6 @@ logger = logging.getLogger("cryoforum")
 # a quarter of the set, within these limits: of 600, 90 % hold within 1.2 %, of 1500 within 0.8, of 2500 within 0.6; no more
 # than a small set has
 MIN_KNOWN, MAX_KNOWN = 1500, 2500
-# below, a guarantee of 90 % says little: it holds within 3 %
-FEWEST_KNOWN = 100
 # simulated views are those that were found, spread by so much
 VIEW_SPREAD_RAD = 0.15
 # standard deviation of displacements where those found are not trusted, as in training
@@ -91,12 +89,6 @@ def simulated_calibration(images: ImagePreparation, source: ImageSource, arrays:
     found = predict(replace(images, particles=known), np.arange(n))
     logger.info("errors learnt from %d simulated images of the map", n)
     return calibration(found, known.poses, known.ctf.defocus_u_angstrom, group, coverage, f"{n} simulated images of the map")
-
-
-def fewest_known(coverage: float) -> int:
-    """How many particles with known poses a bound for ``coverage`` is learnt from at least: below ``coverage / (1 -
-    coverage)`` nothing is promised but that an error is finite; a quarter more for the models that promises are tested by."""
-    return max(FEWEST_KNOWN, math.ceil(1.25 * coverage / (1 - coverage)))
 
 
 def n_simulated(n_particles: int, coverage: float) -> int:

@@ -26,20 +26,20 @@ from pwem.objects import FSC, SetOfParticles, Volume
 from pwem.protocols import ProtInitialVolume
 
 from ..command import isFinished, projectFolder, readProgress, readSummary
+from .. import engine_names
 from ..constants import HALF_SET, SYMMETRY_HELP
 from ..convert import copyWithPredictions, readFsc, readHalfSets, readPoses, readPredictions
+from ..engine_names import AB_INITIO_METHODS, AB_INITIO_PARTICLES, STARTS_AGREE_DEG
 from ..objects import CryoForumNetwork
-from .form_words import inFormWords
+from .form_words import inFormWords, newOnesLast
 from .protocol_base import CryoForumBase
 
-METHODS = ['hybrid', 'end-to-end']
+METHODS = AB_INITIO_METHODS
 HYBRID, END_TO_END = range(2)
 # the published ones come first
-ENCODERS = ['cryoposenet', 'cryoforum', 'compact', 'polar']
-HEADS = ['s2s2', 'qcqp', 'qcqp-psd', 'quaternion', 'euler']
-MIN_PARTICLES = 200  # the engine's own limit
+ENCODERS = newOnesLast(['cryoposenet', 'cryoforum', 'compact', 'polar'], engine_names.ENCODERS)
+HEADS = newOnesLast(['s2s2', 'qcqp', 'qcqp-psd', 'quaternion', 'euler'], engine_names.HEADS)
 UNDETERMINED = 'undetermined'
-SEARCHES_AGREE_DEG = 15  # as the engine's report
 HALF_SET_COLUMN = 'rlnRandomSubset'  # where the engine says it has its half sets from, if not drawn
 
 
@@ -69,7 +69,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                       label='Input particles',
                       help='Particles with CTF, at least %d; some thousands are better. Orientations they have are not '
                            'used. Junk is no obstacle as long as it is the smaller part. Binned particles (4 to 8 Å) '
-                           'are enough for a first map, and much faster.' % MIN_PARTICLES)
+                           'are enough for a first map, and much faster.' % AB_INITIO_PARTICLES)
         form.addParam('method', params.EnumParam, choices=METHODS, default=HYBRID,
                       display=params.EnumParam.DISPLAY_HLIST,
                       label='Method',
@@ -240,7 +240,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
 
     # --------------------------- INFO functions ------------------------------
     def _validate(self):
-        errors = self._validateParticles(MIN_PARTICLES) + self._validateGpu() + self._validateSymmetry(self._symmetry())
+        errors = self._validateParticles(AB_INITIO_PARTICLES) + self._validateGpu() + self._validateSymmetry(self._symmetry())
         return errors + self._validateVolume(self._handReference()) + self._validateNetworkBox()
 
     def _warnings(self):
@@ -284,7 +284,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                          'these half maps.')
         if summary.get('seeds_agreement_deg') is not None:
             agreement = summary['seeds_agreement_deg']
-            lines.append('The best two searches agree to %.1f°.' % agreement if agreement <= SEARCHES_AGREE_DEG else
+            lines.append('The best two searches agree to %.1f°.' % agreement if agreement <= STARTS_AGREE_DEG else
                          '*The best two searches differ by %.0f°*: another random start may find another map.' % agreement)
         near = summary.get('near_half_turn')
         if near is not None:

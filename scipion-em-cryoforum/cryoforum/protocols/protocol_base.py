@@ -28,13 +28,14 @@ from pyworkflow.constants import NEW
 
 from .. import Plugin
 from ..command import buildArguments, buildProgram, escapePercent, prepareRun, readSummary, tail
-from ..constants import DEFAULT_COVERAGE, SYMMETRY_HELP
+from ..constants import SYMMETRY_HELP
 from ..convert import validateStack, writeParticlesStar, writeReferenceMap
+from ..engine_names import DEFAULT_COVERAGE, LARGEST_FORM_COVERAGE, NETWORK_BOX_PX
 from .form_words import CONTRAST, CTF_STATE, inFormWords
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
 TOLERANCE = 0.01  # of pixel sizes and fields of view
-SMALLEST_BOX = 16  # px; the engine's own limit for what a network sees
+SMALLEST_BOX = NETWORK_BOX_PX
 EXIT_NOT_CONVERGED = 3  # the engine wrote all files, but the data did not determine the result
 
 CONTRASTS, CTF_STATES = list(CONTRAST), list(CTF_STATE)
@@ -65,7 +66,8 @@ class CryoForumBase:
 
     def _defineCoverageParam(self, form):
         form.addParam('coverage', params.FloatParam, default=DEFAULT_COVERAGE,
-                      validators=[params.Range(0.01, 0.999, error='must be between 0.01 and 0.999')],
+                      validators=[params.Range(0.01, LARGEST_FORM_COVERAGE, error='must be between 0.01 and %s'
+                                              % LARGEST_FORM_COVERAGE)],
                       expertLevel=params.LEVEL_ADVANCED,
                       label='Confidence of the error bound',
                       help='Every particle gets an expected error and an error bound, both in degrees. The '

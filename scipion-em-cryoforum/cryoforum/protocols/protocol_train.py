@@ -28,19 +28,16 @@ from pwem.protocols import EMProtocol
 from ..command import projectFolder, readSummary
 from ..constants import HALF_SET, SYMMETRY_HELP
 from ..convert import readAttributes
+from .. import engine_names
+from ..engine_names import ACTIVATIONS, HALF_SETS, LABELLED_PARTICLES, LOSSES, POOLINGS, PRECISIONS
 from ..objects import CryoForumNetwork
+from .form_words import newOnesLast
 from .protocol_base import CryoForumBase
 
 FROM_REFERENCE, FROM_ORIENTATIONS = 0, 1
 # a stored protocol knows its choice by number: new ones come last
-ENCODERS = ['compact', 'cryoforum', 'cryoposenet', 'polar']
-HEADS = ['qcqp', 'qcqp-psd', 's2s2', 'quaternion', 'euler']
-LOSSES = ['pairwise-to-own', 'own', 'pairwise', 'chordal']
-POOLINGS = ['auto', 'gem', 'average', 'max', 'flatten']
-ACTIVATIONS = ['auto', 'prelu', 'relu', 'silu']
-PRECISIONS = ['auto', 'float32', 'bfloat16']
-HALF_SETS = ['all', '1', '2']
-MIN_LABELLED = 50  # the engine's own limit
+ENCODERS = newOnesLast(['compact', 'cryoforum', 'cryoposenet', 'polar'], engine_names.ENCODERS)
+HEADS = newOnesLast(['qcqp', 'qcqp-psd', 's2s2', 'quaternion', 'euler'], engine_names.HEADS)
 
 
 class outputs(Enum):
@@ -257,9 +254,9 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                         'of a refinement.' % (lacking, n, HALF_SET)]
             n = int((halves == int(half)).sum())
             which = 'half set %s has %d' % (half, n)
-        if self.learnFrom == FROM_ORIENTATIONS and n < MIN_LABELLED:
+        if self.learnFrom == FROM_ORIENTATIONS and n < LABELLED_PARTICLES:
             return ['At least %d particles are needed to learn from their orientations; %s. Give more, or learn from '
-                    'a reference map.' % (MIN_LABELLED, which)]
+                    'a reference map.' % (LABELLED_PARTICLES, which)]
         return [] if n else ['Half set %s has no particles: train with all particles.' % half]
 
     def _warnings(self):
