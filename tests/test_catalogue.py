@@ -68,11 +68,14 @@ def test_the_formula_of_the_plugin_is_that_of_the_engine(plugin):
         assert plugin["fewest_known"](coverage) == catalogue.fewest_known(coverage)
 
 
-def test_two_starts_agree_alike_for_engine_report_and_plugin(plugin):
-    from cryoforum_core.ab_initio import hybrid
-    from cryoforum_core.report import ab_initio_page
-
-    assert hybrid.AGREE_WITHIN_DEG == ab_initio_page._SEEDS_AGREE_BELOW_DEG == plugin["STARTS_AGREE_DEG"] == 20
+@pytest.mark.parametrize("path", ["cryoforum_core/ab_initio/hybrid.py", "cryoforum_core/report/ab_initio_page.py",
+                                  "scipion-em-cryoforum/cryoforum/protocols/protocol_ab_initio.py"])
+def test_two_starts_agree_alike_for_engine_report_and_plugin(plugin, path):
+    """Each compares with the one limit, which is imported."""
+    assert plugin["STARTS_AGREE_DEG"] == catalogue.STARTS_AGREE_DEG.value == 20
+    imported = {alias.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, ast.ImportFrom)
+                for alias in node.names}
+    assert "STARTS_AGREE_DEG" in imported
 
 
 def test_each_kind_of_simulated_junk_has_a_reason():
