@@ -68,6 +68,11 @@ def newOnesLast(known, names):
     return [*known, *(name for name in names if name not in known)]
 
 
+def meanings(records):
+    """ Lines "*name*: meaning" of a help text. """
+    return '\n'.join('*%s*: %s' % (record.name, record.meaning) for record in records.values())
+
+
 def inFormWords(text):
     """ Sentences of the engine with labels, and the choices of the forms, in the place of options and their values. """
     return OPTION.sub(_inForm, PIXEL_SIZE.sub(r'(the sampling rate at their import: \1 Å)', text))

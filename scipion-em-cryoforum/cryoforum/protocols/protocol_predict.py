@@ -41,10 +41,10 @@ class outputs(Enum):
 
 
 class CryoForumProtPredict(EMProtocol, CryoForumBase):
-    """ Finds the orientation and the shift of every particle with a trained network, and tells for each particle how
-    far off its orientation may be, in degrees.
+    """ Finds the orientation and the shift of every particle with a trained network, and gives each particle an
+    error bound for its orientation, in degrees.
 
-    The network's answer can be refined by matching the image against a map. The output keeps everything the input
+    The network's pose can be refined by matching the image against a map. The output keeps everything the input
     particles had; it is ready for RELION (reconstruct, 3D auto-refine with local searches) and for the protocol
     *uncertainty subset*, which removes particles without a trustworthy orientation.
     """
@@ -90,8 +90,9 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         form.addParam('calibrationParticles', params.PointerParam, pointerClass='SetOfParticles', allowsNull=True,
                       pointerCondition='hasAlignmentProj', expertLevel=params.LEVEL_ADVANCED,
                       label='Particles with known orientations (optional)',
-                      help='How large errors are is learnt from images of the map that are made like yours, or from '
-                           'these particles: at least %d (more for a confidence above 0.98) with orientations that you trust, found with this map, of the '
+                      help='Errors are calibrated on images of the map that are simulated like yours, or on '
+                           'these particles: at least %d (more for a confidence above 0.98) with orientations '
+                           'that you trust, found with this map, of the '
                            'same box and pixel size, and not used in training.' % fewest_known(DEFAULT_COVERAGE))
         form.addParam('batchSize', params.IntParam, default=256, validators=[params.Positive],
                       expertLevel=params.LEVEL_ADVANCED,

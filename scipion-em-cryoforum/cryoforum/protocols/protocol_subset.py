@@ -105,13 +105,13 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                            'protocols: what is known of each particle are its attributes.')
         form.addParam('criterion', params.EnumParam, default=AUTOMATIC, choices=CRITERIA,
                       label='Keep by',
-                      help='*automatic (no junk)*: what is more likely junk than a particle is rejected. Where that is '
-                           'not known the border is found in the distribution of the measure; where it shows one '
-                           'population only, all are kept.\n'
+                      help='*automatic (no junk)*: rejects particles with a probability below 0.5. If the probability '
+                           'is not known, the distribution of the measure decides: the worse of two populations is '
+                           'rejected, and a single population is kept.\n'
                            '*what helps the map*: half maps of the best particles are compared with those of as many '
                            'at random; only what makes the map better is left out. Reads all images twice.\n'
                            '*reason (kinds of junk)*: as automatic, for the kinds of junk that you choose, and particles of '
-                           'ambiguous orientation if you wish.\n'
+                           'ambiguous orientation if chosen.\n'
                            '*best fraction* or *best number* of the particles, ranked by the measure.\n'
                            '*threshold*: particles whose measure is at least (scores) or at most (errors and '
                            'dispersions) the value.\n'
@@ -174,9 +174,9 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                            'when the orientations were found.')
         form.addParam('rejectJunk', params.BooleanParam, default=True,
                       condition='criterion in %s' % str([MAX_ERROR, MAX_BOUND]),
-                      label='Leave out junk, too?',
-                      help='Also rejects what is more likely junk than a particle, whatever its error. It has no effect '
-                           'where that is not known.')
+                      label='Reject junk, too?',
+                      help='Also rejects particles with a probability below 0.5, whatever their error. It has no effect '
+                           'if the probability is not known.')
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
