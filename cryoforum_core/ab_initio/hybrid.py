@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import STARTS_AGREE_DEG
 from ..geometry.pose_posterior import PosePosterior
 from ..geometry.poses import Poses, displacement_px, shift_angstrom
 from ..geometry.rotations import compose, inverse
@@ -66,7 +67,7 @@ MIN_SAMPLED_FRACTION = 0.5
 # ``HalfSetRefinement.explained``: 0.13 to 0.43 for wrong maps, about 1 for right ones
 MIN_EXPLAINED_FRACTION = 0.6
 MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT = 1.0, 0.5
-AGREE_WITHIN_DEG = 20.0
+AGREE_WITHIN_DEG = STARTS_AGREE_DEG.value
 # processor seconds, for the estimate at the start; a GPU counts as so many cores
 SECONDS_OF_A_SEARCH_STEP, SECONDS_OF_AN_IMAGE, SECONDS_OF_A_KNOWN_IMAGE, CORES_OF_A_GPU = 0.15, 0.075, 0.055, 40
 # relative lengths of the stages on a CPU, of 3,000 images of 64 px, for the estimate of the time left

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..catalogue import STARTS_AGREE_DEG
 from ..config import AbInitioConfig
 from ..mrc import read_map
 from ..results.pose_results import PoseResults
@@ -24,8 +25,7 @@ UNDETERMINED = "undetermined"
 _CERTAIN_BELOW_DEG, _FEW_SHELLS, _NEAR_NYQUIST = 12.0, 8, 0.9
 # a network with larger errors is of no use to predict
 _NETWORK_USEFUL_BELOW_DEG = 60.0
-# two searches whose poses agree to this found the same map
-_SEEDS_AGREE_BELOW_DEG = 15.0
+_SEEDS_AGREE_BELOW_DEG = STARTS_AGREE_DEG.value
 _MORE_SEEDS = 4
 # options that a repeated run does not take over, and those that every method has
 _OF_ONE_RUN = ("job", "out", "resume", "particles", "hand_reference")

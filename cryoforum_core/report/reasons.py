@@ -3,26 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping
 
+from ..catalogue import NO_REASON, REASONS
 from ..results.pose_results import PoseResults
 from .page import Table, percent
 
 # label -> what it means, and what to do
-MEANINGS = {
-    "not-a-particle": ("No signal above the noise, or a signal unlike any particle: ice, carbon, an edge, an empty image.",
-                       "Leave it out."),
-    "overlapping-neighbour": ("The particle matches, but another one overlaps it.",
-                              "Leave it out, or use a tighter mask."),
-    "off-centre": ("Nothing matches at the centre; there is a particle off-centre.",
-                   "Re-extract it with the origins of recentre.star."),
-    "another-object": ("There is an object at the centre, but it does not match the map in any orientation.",
-                       "Reconstruct these: another conformation or another molecule?"),
-    "ambiguous-orientation": ("A good match, but an alternative orientation is about as likely. Not junk.",
-                              "Keep it unless errors must be small; the alternative orientation is in rejected.star."),
-    "error-beyond-limit": ("A good match, but its expected error is above the limit.",
-                           "Keep it for a map at lower resolution."),
-}
+MEANINGS = {label: (reason.meaning, reason.remedy) for label, reason in REASONS.items()}
 REASON_HEADER = ("label", "images", "of all", "meaning", "what to do")
-_PARTICLE = "none"
 
 
 def reason_rows(counts: Mapping[str, int], n_images: int) -> tuple[tuple[str, ...], ...]:
@@ -35,7 +22,7 @@ def junk_label_tables(results: PoseResults) -> list[Table]:
     """How many images have each junk label; empty where a run did not classify its images."""
     if results.junk is None:
         return []
-    counts = {name: count for name, count in Counter(results.junk.reason.tolist()).items() if name != _PARTICLE}
+    counts = {name: count for name, count in Counter(results.junk.reason.tolist()).items() if name != NO_REASON}
     n_images = len(results.junk.reason)
     if not counts:
         return [Table("Junk labels", "All images are classified as particles.", ("images", "of all"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..catalogue import ERROR_BOUND, EXPECTED_ERROR, PARTICLE_PROBABILITY
 from ..particles.image_stack import ImageStack, locate_images
 from ..particles.table import ParticleTable
 from ..run_directory import RunDirectory
@@ -31,8 +32,8 @@ _MUCH_REJECTED = 0.4
 _N_EXAMPLES, _EXAMPLES_PER_ROW, _DISPLAY_SIGMA_PX = 20, 10, 1.0
 # a region is depleted where its density was above half of uniform, and less than half of it (or of uniform) is left
 _COVERED_ABOVE, _DEPLETED_BELOW, _DEPLETED_REGION = 0.5, 0.5, 0.01
-_FRACTIONS = ("figure-of-merit", "particle-probability")
-_ERRORS = ("expected-error", "error-bound")
+_FRACTIONS = ("figure-of-merit", PARTICLE_PROBABILITY)
+_ERRORS = (EXPECTED_ERROR, ERROR_BOUND)
 _EXPECTED_ERROR_COLUMN, REASON_COLUMN = "rlnCryoforumExpectedError", "rlnCryoforumReason"
 
 
@@ -225,7 +226,7 @@ def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTab
     if (values := _both(kept, rejected, summary["column"])) is not None:
         caption = ("The threshold should lie in the valley between two peaks; with a single peak, its position is a "
                    "matter of choice.")
-        if measure == "particle-probability":
+        if measure == PARTICLE_PROBABILITY:
             caption = "Particles are near 1, junk is near 0; few images should lie between."
         pictures.append(Picture("Kept and rejected", caption,
                                 plots.histogram(values, label, marks, x_scale=scale)))

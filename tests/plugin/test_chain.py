@@ -173,7 +173,7 @@ def test_reasons_and_examples_go_on_to_the_subset(predicted, subset, truth):
     for particle in subset.outputParticlesRejected.iterItems():
         reason = particle.getAttributeValue("_cryoforumRejectionReason")
         assert reason == particle.getAttributeValue("_cryoforumReason") != "none"
-    assert "Error bounds are to hold for 90 %" in "\n".join(predicted.summary())
+    assert "Error bounds: nominal coverage 90 %" in "\n".join(predicted.summary())
 
 
 def test_relion_reconstructs_the_molecule(launch, predicted, subset, data):
