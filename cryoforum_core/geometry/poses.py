@@ -44,3 +44,16 @@ class Poses:
 
     def to(self, device: torch.device | str) -> "Poses":
         return Poses(self.quaternion.to(device), self.shift_angstrom.to(device))
+
+
+def displacement_px(shift_angstrom: Tensor, pixel_size_angstrom: float) -> Tensor:
+    """Where particles are, in px from the image's centre, from RELION's origins (..., 2) in Angstrom.
+
+    The one place where the sign is turned, with ``shift_angstrom``: an origin is minus the displacement.
+    """
+    return -shift_angstrom / pixel_size_angstrom
+
+
+def shift_angstrom(displacement_px: Tensor, pixel_size_angstrom: float) -> Tensor:
+    """RELION's origins (..., 2) in Angstrom, from where the particles are, in px from the image's centre."""
+    return -displacement_px * pixel_size_angstrom

@@ -1,4 +1,4 @@
-"""What images without a trustworthy particle are, in words."""
+"""Junk labels and other reasons to reject an image, explained."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,40 +7,40 @@ import numpy as np
 
 from .page import Table, percent
 
-# what a reason means, and what can be done about it
+# label -> what it means, and what to do
 MEANINGS = {
-    "not-a-particle": ("No power above the noise, or power that no particle has: ice, carbon, an edge, an empty image.",
-                       "Nothing: leave it out."),
-    "overlapping-neighbour": ("The particle matches, and there is another one beside it.",
-                              "Leave it out, or mask tightly."),
-    "off-centre": ("Nothing matches at the centre; a particle lies aside.",
-                   "Extract it again with the origins of recentre.star."),
-    "another-object": ("There is something at the centre, but not this molecule in any orientation.",
-                       "Look at a map of these: another state or another molecule?"),
-    "ambiguous-orientation": ("A good match, but another orientation is about as good: no junk.",
-                              "Keep it unless errors must be small; the other orientation is in rejected.star."),
-    "error-beyond-limit": ("A good match whose expected error is above what was asked for.",
-                           "Keep it for a coarser map."),
+    "not-a-particle": ("No signal above the noise, or a signal unlike any particle: ice, carbon, an edge, an empty image.",
+                       "Leave it out."),
+    "overlapping-neighbour": ("The particle matches, but another one overlaps it.",
+                              "Leave it out, or use a tighter mask."),
+    "off-centre": ("Nothing matches at the centre; there is a particle off-centre.",
+                   "Re-extract it with the origins of recentre.star."),
+    "another-object": ("There is an object at the centre, but it does not match the map in any orientation.",
+                       "Reconstruct these: another conformation or another molecule?"),
+    "ambiguous-orientation": ("A good match, but an alternative orientation is about as likely. Not junk.",
+                              "Keep it unless errors must be small; the alternative orientation is in rejected.star."),
+    "error-beyond-limit": ("A good match, but its expected error is above the limit.",
+                           "Keep it for a map at lower resolution."),
 }
-REASON_HEADER = ("reason", "particles", "of all", "what it means", "what to do")
-_NO_JUNK = "none"
+REASON_HEADER = ("label", "images", "of all", "meaning", "what to do")
+_PARTICLE = "none"
 
 
 def reason_rows(counts: Mapping[str, int], n_images: int) -> tuple[tuple[str, ...], ...]:
-    """Rows under ``REASON_HEADER``, the commonest first. ``counts``: by names of ``MEANINGS``."""
+    """Rows under ``REASON_HEADER``, the most frequent first. ``counts``: by names of ``MEANINGS``."""
     return tuple((name.replace("-", " "), f"{count:,}", percent(count / n_images), *MEANINGS[name])
                  for name, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def judged_table(posterior: Mapping[str, np.ndarray]) -> list[Table]:
-    """What a run takes its images for; nothing where it did not judge them."""
+def junk_label_tables(posterior: Mapping[str, np.ndarray]) -> list[Table]:
+    """How many images have each junk label; empty where a run did not classify its images."""
     if "reason" not in posterior:
         return []
-    counts = {name: count for name, count in Counter(posterior["reason"].tolist()).items() if name != _NO_JUNK}
+    counts = {name: count for name, count in Counter(posterior["reason"].tolist()).items() if name != _PARTICLE}
     n_images = len(posterior["reason"])
     if not counts:
-        return [Table("What the images are", "All are taken for particles.", ("particles", "of all"),
+        return [Table("Junk labels", "All images are classified as particles.", ("images", "of all"),
                       ((f"{n_images:,}", percent(1.0)),))]
     rows = tuple(row[:4] for row in reason_rows(counts, n_images))
-    return [Table("What the images are", "All others are taken for particles. Nothing is left out yet: select (uncertainty "
-                  "subset in Scipion) does that.", REASON_HEADER[:4], rows, wide=True)]
+    return [Table("Junk labels", "All other images are classified as particles. No image has been removed yet: run "
+                  "select (uncertainty subset in Scipion).", REASON_HEADER[:4], rows, wide=True)]

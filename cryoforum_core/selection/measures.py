@@ -1,12 +1,13 @@
-"""The numbers by which particles are judged, from what a run of predict left."""
+"""The measures by which particles are ranked, from the results of a run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..geometry.orientation_posterior import dispersion_max, dispersion_trace, dispersion_wigner
+from ..results.pose_results import Dispersions, ErrorEstimates, Match, PoseResults
 
 _TINY = 1e-30
 
@@ -70,25 +71,27 @@ MEASURES = {measure.name: measure for measure in (
 )}
 
 
-def measures_of(posterior: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The measures (n,) float64 that the arrays of ``orientation_posterior.npz`` hold, by name.
+def measures_of(results: PoseResults) -> dict[str, np.ndarray]:
+    """The measures (n,) float64 that a run's results hold, by name.
 
-    The dispersions are those of the network's own matrix (``network_eigenvalues`` (n, 4), ascending) where predict
-    refined the poses; a table of particles that others filtered and joined has kept the dispersions instead. A measure
-    that is missing, or NaN for every particle, is left out.
+    The dispersions are those of the network's own Bingham matrix where predict refined the poses; a table that was filtered
+    or joined by another program has kept the dispersions instead. A measure that is missing, or NaN for every particle, is
+    left out.
     """
-    arrays = {PARTICLE_PROBABILITY: posterior.get("particle_probability"), "match-score": posterior.get("match_score"),
-              "expected-error": posterior.get("expected_error_deg"),
-              "error-bound": posterior.get("error_bound_deg"), "figure-of-merit": posterior.get("figure_of_merit"),
-              **_dispersions(posterior)}
-    measures = {name: np.asarray(values, dtype=np.float64) for name, values in arrays.items() if values is not None}
+    match, errors = results.match or Match(), results.errors or ErrorEstimates()
+    found = {PARTICLE_PROBABILITY: None if results.junk is None else results.junk.particle_probability,
+             "match-score": match.match_score, "expected-error": errors.expected_error_deg,
+             "error-bound": errors.error_bound_deg, "figure-of-merit": errors.figure_of_merit, **_dispersions(results)}
+    measures = {name: np.asarray(values, dtype=np.float64) for name, values in found.items() if values is not None}
     return {name: values for name, values in measures.items() if not np.isnan(values).all()}
 
 
-def _dispersions(posterior: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
-    eigenvalues = posterior.get("network_eigenvalues", posterior.get("eigenvalues"))
+def _dispersions(results: PoseResults) -> dict[str, np.ndarray | None]:
+    eigenvalues = results.eigenvalues if results.network is None else results.network.eigenvalues
     if eigenvalues is None:
-        return {f"dispersion-{name}": posterior.get(f"dispersion_{name}") for name in ("max", "trace", "wigner")}
+        kept = results.dispersions or Dispersions()
+        return {"dispersion-max": kept.dispersion_max, "dispersion-trace": kept.dispersion_trace,
+                "dispersion-wigner": kept.dispersion_wigner}
     ascending = torch.as_tensor(np.asarray(eigenvalues), dtype=torch.float64)
     return {"dispersion-max": dispersion_max(ascending), "dispersion-trace": dispersion_trace(ascending),
             "dispersion-wigner": dispersion_wigner(ascending)}
