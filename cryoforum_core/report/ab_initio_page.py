@@ -8,6 +8,7 @@ import numpy as np
 
 from ..config import AbInitioConfig
 from ..mrc import read_map
+from ..results.pose_results import PoseResults
 from .calibration_plots import error_calibration
 from .map_page import fsc_picture, map_picture
 from .page import Assessment, NextStep, Page, Picture, Table, beside, command, degrees, duration, percent, significant
@@ -40,26 +41,26 @@ def ab_initio_page(files: RunFiles) -> Page:
     """Whether the run converged, its map, the uncertainty of the orientations, and the course of the run."""
     summary = files.summary
     volume, pixel_size_angstrom = read_map(files.run.map) if files.run.map.is_file() else (None, 0.0)
-    posterior = files.posterior() if files.run.orientation_posterior.is_file() else None
+    results = files.results() if files.run.orientation_posterior.is_file() else None
     angles = angles_deg(files.table(files.run.particles))
     density = None if angles is None else view_density(*angles, files.symmetry)
     shells = None if volume is None else len(volume) * pixel_size_angstrom / summary["resolution_angstrom"]
     near_nyquist = shells is not None and shells > _NEAR_NYQUIST * len(volume) / 2
     coverage, calibration = error_calibration(files)
-    labels = [] if posterior is None else junk_label_tables(posterior)
+    labels = [] if results is None else junk_label_tables(results)
     tables = (*labels, *coverage, _seeds(summary), _rounds(summary), _stages(summary))
     return Page("Ab initio: initial map and orientations",
-                _assessment(summary, posterior, density, shells, near_nyquist), _next_steps(files),
-                _facts(summary, posterior), (*_pictures(files, volume, pixel_size_angstrom, posterior, density),
+                _assessment(summary, results, density, shells, near_nyquist), _next_steps(files),
+                _facts(summary, results), (*_pictures(files, volume, pixel_size_angstrom, results, density),
                                              *calibration),
                 tuple(table for table in tables if table is not None), _notes(files))
 
 
-def _facts(summary: dict, posterior: dict[str, np.ndarray] | None) -> dict[str, str]:
+def _facts(summary: dict, results: PoseResults | None) -> dict[str, str]:
     facts = {"resolution (FSC 0.143)": f"{significant(summary['resolution_angstrom'])} Å",
              "particles": f"{summary['n_particles']:,}"}
-    if posterior is not None:
-        facts["median expected error"] = degrees(np.median(posterior["expected_error_deg"]))
+    if results is not None:
+        facts["median expected error"] = degrees(np.median(results.errors.expected_error_deg))
     hand = "known" if _hand_is_known(summary) else "unknown"
     return facts | {"symmetry": summary.get("symmetry", "c1"), "hand": hand, "time": duration(summary["seconds"])}
 
@@ -68,7 +69,7 @@ def _hand_is_known(summary: dict) -> bool:
     return summary.get("hand", UNDETERMINED) != UNDETERMINED
 
 
-def _assessment(summary: dict, posterior: dict[str, np.ndarray] | None, density: np.ndarray | None,
+def _assessment(summary: dict, results: PoseResults | None, density: np.ndarray | None,
              shells: float | None, near_nyquist: bool) -> Assessment:
     resolution = significant(summary["resolution_angstrom"])
     if not summary["converged"]:
@@ -79,13 +80,13 @@ def _assessment(summary: dict, posterior: dict[str, np.ndarray] | None, density:
     sentences = [f"The run converged; its half maps agree to {resolution} Å (FSC 0.143)."]
     if near_nyquist:
         sentences.append("This is close to the Nyquist limit; images with a smaller pixel size may resolve more.")
-    warnings = list(_warnings(summary, posterior, density, shells))
+    warnings = list(_warnings(summary, results, density, shells))
     if not warnings:
         sentences.append("Check that the map shows the features your molecule must have, then take the steps below.")
     return Assessment("caution" if warnings else "good", (*sentences, *warnings))
 
 
-def _warnings(summary: dict, posterior: dict[str, np.ndarray] | None, density: np.ndarray | None, shells: float | None
+def _warnings(summary: dict, results: PoseResults | None, density: np.ndarray | None, shells: float | None
               ) -> Iterator[str]:
     """Sentences about weaknesses of a converged map."""
     if shells is not None and shells < _FEW_SHELLS:
@@ -94,11 +95,11 @@ def _warnings(summary: dict, posterior: dict[str, np.ndarray] | None, density: n
     if agreement is not None and agreement > _SEEDS_AGREE_BELOW_DEG:
         yield (f"The poses of the two best searches differ by {degrees(agreement)} (median): another random start may "
                "give a different map.")
-    if posterior is not None:
-        median = float(np.median(posterior["expected_error_deg"]))
+    if results is not None:
+        median = float(np.median(results.errors.expected_error_deg))
         if median > _CERTAIN_BELOW_DEG:
             yield f"Half of the particles have an expected error above {degrees(median)}."
-        missing = missing_directions(density, len(posterior["expected_error_deg"]))
+        missing = missing_directions(density, len(results.errors.expected_error_deg))
         if missing is not None:
             yield missing
 
@@ -189,12 +190,12 @@ def _relion_refine(files: RunFiles) -> str:
 
 
 def _pictures(files: RunFiles, volume: np.ndarray | None, pixel_size_angstrom: float,
-              posterior: dict[str, np.ndarray] | None, density: np.ndarray | None) -> list[Picture]:
+              results: PoseResults | None, density: np.ndarray | None) -> list[Picture]:
     pictures = [] if volume is None else [map_picture(volume, pixel_size_angstrom)]
     if (fsc := fsc_picture(files)) is not None:
         pictures.append(fsc)
-    if posterior is not None:
-        pictures += pose_pictures(files, posterior, files.table(files.run.particles), density)
+    if results is not None:
+        pictures += pose_pictures(files, results, files.table(files.run.particles), density)
     metrics = files.csv_columns(files.run.metrics.name)
     if metrics is not None and len(metrics.get("step", ())) > 1:
         pictures += training_curves(metrics)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..particles.table import ParticleTable
+from ..results.pose_results import PoseResults
 from . import plots
 from .calibration_plots import error_calibration
 from .error_plots import error_histogram, expected_against_true, shift_error_histogram
@@ -46,8 +47,8 @@ def prediction_page(files: RunFiles, truth: dict[str, np.ndarray] | None = None)
 
     truth: ``error_deg``, ``shift_error_angstrom`` and ``is_junk`` (n,) against known poses, in the run's order.
     """
-    posterior, table = files.posterior(), files.table(files.run.particles)
-    expected = posterior["expected_error_deg"]
+    results, table = files.results(), files.table(files.run.particles)
+    expected = results.errors.expected_error_deg
     angles = angles_deg(table)
     density = None if angles is None else view_density(*angles, files.symmetry)
     facts = {"particles": f"{len(expected):,}", "median expected error": degrees(np.median(expected)),
@@ -55,15 +56,15 @@ def prediction_page(files: RunFiles, truth: dict[str, np.ndarray] | None = None)
     if files.summary.get("images_per_second"):
         facts["speed"] = f"{significant(files.summary['images_per_second'])} images/s"
     tables, tested = error_calibration(files)
-    pictures = [*tested, *pose_pictures(files, posterior, table, density)]
+    pictures = [*tested, *pose_pictures(files, results, table, density)]
     if truth is not None:
         facts["median true error"] = degrees(np.median(truth["error_deg"][~truth["is_junk"]]))
         pictures = [error_histogram(truth["error_deg"], truth["is_junk"]),
                     expected_against_true(expected, truth["error_deg"], truth["is_junk"]),
                     shift_error_histogram(truth["shift_error_angstrom"], truth["is_junk"]), *pictures]
     alarm = _alarm(files)
-    return Page("Predicted orientations", _assessment(files, posterior, density, truth),
-                () if alarm else _next_steps(files), facts, tuple(pictures), (*junk_label_tables(posterior), *tables),
+    return Page("Predicted orientations", _assessment(files, results, density, truth),
+                () if alarm else _next_steps(files), facts, tuple(pictures), (*junk_label_tables(results), *tables),
                 notes=tuple(files.summary.get("model_applies_doubts", ())), alarm=alarm)
 
 
@@ -75,14 +76,14 @@ def _alarm(files: RunFiles) -> Alarm | None:
     return Alarm(title, f"{reason[:1].upper()}{reason[1:]}.")
 
 
-def _assessment(files: RunFiles, posterior: dict[str, np.ndarray], density: np.ndarray | None,
+def _assessment(files: RunFiles, results: PoseResults, density: np.ndarray | None,
              truth: dict[str, np.ndarray] | None) -> Assessment:
-    expected = posterior["expected_error_deg"]
+    expected = results.errors.expected_error_deg
     level = level_of(np.median(expected), GOOD_BELOW_DEG, USEFUL_BELOW_DEG)
     half = degrees(np.median(expected))
     sentences = [f"Half of the {len(expected):,} particles have an expected error below {half}."]
     if "error_bound_coverage" in files.summary:
-        bound = degrees(np.median(posterior["error_bound_deg"]))
+        bound = degrees(np.median(results.errors.error_bound_deg))
         nominal, empirical = (percent(files.summary[f"error_bound_{name}"]) for name in ("coverage", "held"))
         sentences.append(f"The {nominal} error bounds (median {bound}) hold for {empirical} of "
                          f"{files.summary['calibration_source']}.")
@@ -121,10 +122,10 @@ def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
                      "relion - reconstruct, with this run's outputParticles"))
 
 
-def pose_pictures(files: RunFiles, posterior: dict[str, np.ndarray], table: ParticleTable | None,
+def pose_pictures(files: RunFiles, results: PoseResults, table: ParticleTable | None,
                   density: np.ndarray | None) -> list[Picture]:
     """Plots of estimated poses, for any run that has them: uncertainty, match scores, viewing directions, shifts."""
-    expected, score = posterior["expected_error_deg"], posterior.get("match_score")
+    expected, score = results.errors.expected_error_deg, None if results.match is None else results.match.match_score
     marks = {f"median {degrees(np.median(expected))}": float(np.median(expected))}
     pictures = [Picture("Expected error", "There should be one peak at small angles; particles at the right are uncertain "
                         "or junk.",
@@ -137,7 +138,7 @@ def pose_pictures(files: RunFiles, posterior: dict[str, np.ndarray], table: Part
                                 plots.view_maps({"all particles": density})))
     pictures.append(Picture("Shifts", "Position of each particle relative to the image centre (minus rlnOriginX/YAngst). A "
                             "sharp edge means that the maximum shift of the search is too small.",
-                            plots.shift_map(posterior["shift_angstrom"])))
+                            plots.shift_map(results.shift_angstrom)))
     if files.run.gallery.is_file():
         pictures.append(_gallery_picture(read_gallery(files.run.gallery)))
     return pictures

@@ -3,8 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
-import numpy as np
-
+from ..results.pose_results import PoseResults
 from .page import Table, percent
 
 # label -> what it means, and what to do
@@ -32,12 +31,12 @@ def reason_rows(counts: Mapping[str, int], n_images: int) -> tuple[tuple[str, ..
                  for name, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def junk_label_tables(posterior: Mapping[str, np.ndarray]) -> list[Table]:
+def junk_label_tables(results: PoseResults) -> list[Table]:
     """How many images have each junk label; empty where a run did not classify its images."""
-    if "reason" not in posterior:
+    if results.junk is None:
         return []
-    counts = {name: count for name, count in Counter(posterior["reason"].tolist()).items() if name != _PARTICLE}
-    n_images = len(posterior["reason"])
+    counts = {name: count for name, count in Counter(results.junk.reason.tolist()).items() if name != _PARTICLE}
+    n_images = len(results.junk.reason)
     if not counts:
         return [Table("Junk labels", "All images are classified as particles.", ("images", "of all"),
                       ((f"{n_images:,}", percent(1.0)),))]

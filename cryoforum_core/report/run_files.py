@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..particles.table import ParticleTable
+from ..results.pose_results import PoseResults
 from ..run_directory import RunDirectory
 
 # as particles.simulate calls it; importing that module would import torch
@@ -61,10 +62,9 @@ class RunFiles:
             rows = list(reader)
         return {column: np.array([_number(row[column]) for row in rows]) for column in reader.fieldnames or ()}
 
-    def posterior(self) -> dict[str, np.ndarray]:
-        """The arrays of orientation_posterior.npz."""
-        with np.load(self.run.orientation_posterior, allow_pickle=False) as arrays:
-            return dict(arrays)
+    def results(self) -> PoseResults:
+        """What the run found out about its particles."""
+        return PoseResults.load(self.run.orientation_posterior)
 
 
 def column(table: ParticleTable | None, name: str) -> np.ndarray | None:

@@ -143,7 +143,7 @@ def _gallery(predicted: RunFiles | None, kept: ParticleTable | None, rejected: P
     if table is None:
         return []
     gallery, images, outcome = read_gallery(predicted.run.gallery), _image_keys(table), _outcomes(kept, rejected)
-    row_of = {int(id_): row for row, id_ in enumerate(predicted.posterior()["particle_id"])}
+    row_of = {int(id_): row for row, id_ in enumerate(predicted.results().particle_id)}
     groups = _by_outcome(gallery, np.array([outcome.get(images[row_of[int(id_)]], "") for id_ in gallery.particle_id]))
     chosen = [row for rows in groups.values() for row in rows]
     if not chosen:
