@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 an error of the program (with traceback), 2 bad input (the
 converged, 130 interrupted. Nothing here imports torch before the arguments are read, so that ``--help`` is quick.
 """
 
+import contextlib
 import logging
 import os
 import shlex
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 
 from . import __version__, config
 from .errors import InputError, Interrupted, NotConverged
+from .interruption import stop_between_steps, stop_if_asked
 
 logger = logging.getLogger("cryoforum")
 
@@ -36,6 +38,7 @@ JOBS: dict[str, type[config.JobConfig]] = {
 }
 
 EXIT_BAD_INPUT, EXIT_NOT_CONVERGED, EXIT_INTERRUPTED = 2, 3, 130
+_STOPPING = "\nstopping at the end of this step; press Ctrl-C again to stop at once\n"
 
 _OVERVIEW = """\
 cryoforum {version}: orientations of cryo-EM particles with a calibrated error, and 3-D clean-up
@@ -152,32 +155,31 @@ def _sentence(problem: dict) -> str:
 
 def _run(parsed: config.JobConfig, arguments: Sequence[str]) -> int:
     _log_to_stdout()
-    # queueing systems stop jobs with SIGTERM; that must end like Ctrl-C
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        from . import jobs
+    command = ["cryoforum", *arguments] + ([] if "--resume" in arguments else ["--resume"])
+    hint = f"Continue with: {shlex.join(command)}"
 
-        getattr(jobs, parsed.job.replace("-", "_"))(parsed)
+    def end_at_once() -> None:
+        # an exception could be lost in a callback, and what is being written is not under its final name yet
+        with contextlib.suppress(OSError):
+            os.write(2, f"\ninterrupted.\n{hint}\n".encode())
+        os._exit(EXIT_INTERRUPTED)
+
+    try:
+        # queueing systems stop jobs with SIGTERM
+        with stop_between_steps((signal.SIGINT, signal.SIGTERM), _STOPPING, end_at_once):
+            from . import jobs
+
+            stop_if_asked()
+            getattr(jobs, parsed.job.replace("-", "_"))(parsed)
     except InputError as error:
         _fail(error)
     except NotConverged as reason:
         print(f"did not converge: {reason}", file=sys.stderr, flush=True)
         return EXIT_NOT_CONVERGED
     except (KeyboardInterrupt, Interrupted) as stop:
-        command = ["cryoforum", *arguments] + ([] if "--resume" in arguments else ["--resume"])
-        print(f"\ninterrupted. {stop or ''}\nContinue with: {shlex.join(command)}", file=sys.stderr, flush=True)
+        print(f"\ninterrupted. {stop or ''}\n{hint}", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     return 0
-
-
-def _interrupt(*_) -> None:
-    """Like Ctrl-C, also for background jobs of a script, for which the shell ignores Ctrl-C."""
-    if callable(signal.getsignal(signal.SIGINT)):
-        signal.raise_signal(signal.SIGINT)
-    else:
-        raise KeyboardInterrupt
 
 
 def _log_to_stdout() -> None:
