@@ -289,8 +289,8 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                          'itself, and each image was assigned one of the two poses.'
                          if near['is_told_apart'] else
                          '*Pseudo-symmetry (C2) not resolved*: a rotation by 180° superimposes the map on itself. '
-                         'If the molecule has a two-fold axis, run again with its symmetry; otherwise orientations are determined only '
-                         'up to that rotation.')
+                         'If the molecule has a two-fold axis, run again with its symmetry; otherwise orientations are '
+                         'determined only up to that rotation.')
         if summary.get('validation_median_error_deg') is not None:
             lines.append('The network alone is off by %.1f° (median) on images it has not seen.'
                          % summary['validation_median_error_deg'])
