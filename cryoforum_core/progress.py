@@ -1,4 +1,4 @@
-"""Progress for a person: a bar on a terminal, plain lines with the time left in a log."""
+"""Progress of a job: a bar on a terminal, plain lines with the time left in a log."""
 
 import logging
 import sys
