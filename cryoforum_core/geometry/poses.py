@@ -44,3 +44,13 @@ class Poses:
 
     def to(self, device: torch.device | str) -> "Poses":
         return Poses(self.quaternion.to(device), self.shift_angstrom.to(device))
+
+
+def displacement_px(shift_angstrom: Tensor, pixel_size_angstrom: float) -> Tensor:
+    """Where a particle lies, in pixels from the image's centre, from its shift in Angstrom (RELION's origin sign)."""
+    return -shift_angstrom / pixel_size_angstrom
+
+
+def shift_angstrom(displacement_px: Tensor, pixel_size_angstrom: float) -> Tensor:
+    """A particle's shift in Angstrom (RELION's origin sign), from where it lies, in pixels from the image's centre."""
+    return -displacement_px * pixel_size_angstrom
