@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from cryoforum_core.ab_initio.plan import AbInitioPlan, plan_ab_initio
-from cryoforum_core.ab_initio.search_stage import (
+from cryoforum_core.ab_initio.random_starts import (
     HELD_OUT_FRACTION,
     LAST_RADIUS_PX,
     MAX_HELD_OUT,

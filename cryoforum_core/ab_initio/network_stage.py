@@ -1,12 +1,11 @@
-"""The network of the hybrid method: it learns from the poses found and from endless projections of the map they make,
-then, end to end with the map, as long as that explains held-out images better."""
+"""The third stage: a network learns from the poses found and from endless projections of the map they make, then, end to
+end with the map, as long as that explains held-out images better."""
 
 import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..config import TrainConfig
 from ..geometry.pose_posterior import PosePosterior
@@ -17,36 +16,60 @@ from ..run_directory import RunDirectory
 from ..training.autoencoder import fine_tune_end_to_end
 from ..training.prepared_images import PreparedImages
 from ..training.supervised import TrainingPlan, plan_training, run_training
+from .half_map_stage import RefinedHalfSets
+from .live import LiveRun
 from .plan import AbInitioPlan
+from .stage_store import StageStore, State
+from .time_estimate import training_minutes
 
 logger = logging.getLogger("cryoforum")
 
-END_TO_END_SHARE, MIN_END_TO_END_MINUTES = 0.2, 0.1
+# part of the time that the network has together with the map, and the least of it
+END_TO_END_SHARE = 0.2
+MIN_END_TO_END_MINUTES = 0.1
+# held out of it, where there are many images
+MAX_HELD_OUT = 500
+HELD_OUT_FRACTION = 0.1
+# the time ends the training, never this
 MAX_STEPS = 100_000
+# images whose poses the network finds at once
 _BATCH = 256
 _METRICS_OF_END_TO_END = "metrics_end_to_end.csv"
+# a stream of random numbers of its own
+_SEED_OF_HELD_OUT = 0xE2
 
 
 @dataclass(frozen=True)
-class NetworkAnswers:
-    """What the network says of all N particles."""
+class TrainedNetwork:
+    """What the network finds for all N particles, on the CPU, and the figures of its training, for the summary."""
 
-    quaternion: Tensor
-    bingham: Tensor
-    shift_angstrom: Tensor
-    """The fields of ``PoseEstimate``"""
+    poses: PoseEstimate
     figures: dict
-    """For the summary"""
 
-    @property
-    def estimate(self) -> PoseEstimate:
-        """On the CPU."""
-        return PoseEstimate(self.quaternion, self.bingham, self.shift_angstrom).to("cpu")
+    def state(self) -> State:
+        return {"quaternion": self.poses.quaternion, "bingham": self.poses.bingham,
+                "shift_angstrom": self.poses.shift_angstrom, "figures": self.figures}
+
+    @classmethod
+    def of_state(cls, state: State) -> "TrainedNetwork":
+        return cls(PoseEstimate(state["quaternion"], state["bingham"], state["shift_angstrom"]).to("cpu"), state["figures"])
 
 
-def train_on_poses(plan: AbInitioPlan, run: RunDirectory, posterior: PosePosterior, minutes: float) -> NetworkAnswers:
-    """Trains on what is believed of the N poses, writes ``checkpoint/`` and ``metrics.csv``, and answers for every
-    particle."""
+def train_network(plan: AbInitioPlan, run: RunDirectory, refined: RefinedHalfSets, store: StageStore, live: LiveRun
+                  ) -> TrainedNetwork:
+    """Trains on the posterior of the poses, for a time that grows with what the run took so far; writes ``checkpoint/`` and
+    ``metrics.csv``."""
+    def train() -> State:
+        minutes = training_minutes(plan.config, sum(live.seconds.values()))
+        logger.info("training the network for %.1f minutes", minutes)
+        live.show(0.01, f"training for {minutes:.1f} minutes; the curve is in the report at the end")
+        posterior = refined.refinement.poses.posterior(plan.particles.pixel_size_angstrom)
+        return _trained(plan, run, posterior, minutes).state()
+
+    return TrainedNetwork.of_state(store.kept("network", train))
+
+
+def _trained(plan: AbInitioPlan, run: RunDirectory, posterior: PosePosterior, minutes: float) -> TrainedNetwork:
     config = plan.config
     labelled = replace(plan.particles, poses=posterior.best().to("cpu"))
     budget = 1.0 - (0.0 if "end-to-end" in config.skip else END_TO_END_SHARE)
@@ -60,8 +83,7 @@ def train_on_poses(plan: AbInitioPlan, run: RunDirectory, posterior: PosePosteri
     figures = {name: figures[name] for name in ("validation_median_error_deg", "validation_mean_error_deg", "steps")}
     if "end-to-end" not in config.skip:
         figures |= _end_to_end(plan, run, training, max(minutes * (1 - budget), MIN_END_TO_END_MINUTES))
-    said = _answers(training, plan)
-    return NetworkAnswers(said.quaternion, said.bingham, said.shift_angstrom, figures)
+    return TrainedNetwork(_found(training, plan), figures)
 
 
 def _end_to_end(plan: AbInitioPlan, run: RunDirectory, training: TrainingPlan, minutes: float) -> dict:
@@ -69,8 +91,8 @@ def _end_to_end(plan: AbInitioPlan, run: RunDirectory, training: TrainingPlan, m
     finds held-out poses no worse."""
     box = training.inputs.settings.box_size_px
     images = _prepared(plan, training)
-    shuffled = np.random.default_rng([plan.config.seed, 0xE2]).permutation(len(plan.particles))
-    n_held_out = max(1, min(500, len(shuffled) // 10))
+    shuffled = np.random.default_rng([plan.config.seed, _SEED_OF_HELD_OUT]).permutation(len(plan.particles))
+    n_held_out = max(1, min(MAX_HELD_OUT, int(HELD_OUT_FRACTION * len(shuffled))))
     state_path = run.checkpoint / "end_to_end_state.pt"
     before = training.objective.evaluate(training.network, training.validation)
     tuned = fine_tune_end_to_end(training.network, resize_volume(training.volume, box), images,
@@ -99,7 +121,7 @@ def _prepared(plan: AbInitioPlan, training: TrainingPlan) -> PreparedImages:
 
 
 @torch.no_grad()
-def _answers(training: TrainingPlan, plan: AbInitioPlan) -> PoseEstimate:
+def _found(training: TrainingPlan, plan: AbInitioPlan) -> PoseEstimate:
     network = training.network.eval()
     preparation = replace(plan.images, network_settings=training.inputs.settings)
     group = training.inputs.group.to(plan.device)

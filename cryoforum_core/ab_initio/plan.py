@@ -18,7 +18,13 @@ from ..training.inputs import check_network_box
 from ..training.prepared_images import PreparedImages
 
 MIN_PARTICLES = AB_INITIO_PARTICLES.value
+# at the Nyquist frequency itself a shell of the box is not whole
 N_SPARE_SHELLS = 1
+# a sphere a little smaller than the box, where the particle's diameter is not given; the largest that a given one may have
+DEFAULT_MASK_RADIUS_BOXES = 0.45
+MAX_MASK_RADIUS_BOXES = 0.48
+# particles are centred to a few pixels when they are picked
+DEFAULT_MAX_DISPLACEMENT_BOXES = 1 / 8
 
 OnEvaluate = Callable[[nn.Module, PreparedImages, np.ndarray], dict[str, float]]
 
@@ -43,6 +49,11 @@ class AbInitioPlan:
         return self.images.state
 
     @property
+    def extent_angstrom(self) -> float:
+        """Side of the particles' box."""
+        return self.particles.box_size_px * self.particles.pixel_size_angstrom
+
+    @property
     def max_radius_px(self) -> float:
         """Finest resolution, in cycles per box."""
         box, pixel_size_angstrom = self.particles.box_size_px, self.particles.pixel_size_angstrom
@@ -54,16 +65,17 @@ class AbInitioPlan:
     @property
     def max_displacement_px(self) -> float:
         limit_angstrom = self.config.max_shift_angstrom
-        box = self.particles.box_size_px
-        return box / 8 if limit_angstrom is None else limit_angstrom / self.particles.pixel_size_angstrom
+        if limit_angstrom is None:
+            return DEFAULT_MAX_DISPLACEMENT_BOXES * self.particles.box_size_px
+        return limit_angstrom / self.particles.pixel_size_angstrom
 
     @property
     def mask_radius_px(self) -> float:
         """Radius of the sphere in which there may be density."""
         diameter_angstrom = self.config.particle_diameter_angstrom
         box = self.particles.box_size_px
-        return 0.45 * box if diameter_angstrom is None else min(
-            0.5 * diameter_angstrom / self.particles.pixel_size_angstrom, 0.48 * box)
+        return DEFAULT_MASK_RADIUS_BOXES * box if diameter_angstrom is None else min(
+            0.5 * diameter_angstrom / self.particles.pixel_size_angstrom, MAX_MASK_RADIUS_BOXES * box)
 
 
 def plan_ab_initio(config: AbInitioConfig, particles: Particles, device: torch.device) -> AbInitioPlan:

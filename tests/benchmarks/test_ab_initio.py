@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import cryoforum_core as cf
-from cryoforum_core.ab_initio.search_stage import SearchImages
+from cryoforum_core.ab_initio.random_starts import SearchImages
 from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import compose, inverse, mirror_hand, quaternion_to_matrix, random_quaternions
 from cryoforum_core.matching.likelihood import MatchingImages

@@ -6,7 +6,7 @@ import torch
 
 import cryoforum_core as cf
 from cryoforum_core import jobs
-from cryoforum_core.ab_initio import final_stage
+from cryoforum_core.ab_initio import final_matching
 from cryoforum_core.ab_initio import run as ab_initio
 from cryoforum_core.config import (AbInitioConfig, EvaluateConfig, PredictConfig, ReconstructConfig, SelectConfig,
                                    SimulateConfig, TrainConfig)
@@ -77,7 +77,7 @@ def test_orientations_are_found_selected_and_judged(data, network, refinement):
 def test_ab_initio(data, options, monkeypatch):
     """The hybrid method ends with the search of every pose that ``predict --refinement adaptive`` does, too."""
     # the same work for fewer images
-    monkeypatch.setattr(final_stage, "n_simulated", lambda *_: 40)
+    monkeypatch.setattr(final_matching, "n_simulated", lambda *_: 40)
     monkeypatch.setattr(ab_initio, "MIN_PARTICLES", 60)
     run = data.path.parent / options.get("method", "hybrid")
     few = data.path / "few.star"

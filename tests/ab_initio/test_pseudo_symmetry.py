@@ -1,18 +1,23 @@
-"""Molecules that half a turn lays nearly on themselves: the two orientations of each image are told apart."""
+"""Pseudo-symmetric molecules (C2): which of its two orientations each image shows."""
 
 import numpy as np
 import pytest
 import torch
+from hybrid_runs import resumed, stop
 
 import cryoforum_core as cf
 from cryoforum_core import jobs
-from cryoforum_core.ab_initio import hybrid
-from cryoforum_core.ab_initio.half_maps import HalfMapPair, HalfSetRefinement, PoseTable
-from cryoforum_core.ab_initio.near_symmetry import NearHalfTurn, near_half_turn, told_apart
-from cryoforum_core.ab_initio.search_stage import low_noise_spectrum
+from cryoforum_core.ab_initio import half_map_stage, hybrid
+from cryoforum_core.ab_initio.background import background_spectrum
+from cryoforum_core.ab_initio.half_maps import HalfMapPair
+from cryoforum_core.ab_initio.half_sets import HalfSets
+from cryoforum_core.ab_initio.pose_hypotheses import PoseHypotheses
+from cryoforum_core.ab_initio.pseudo_symmetry import PseudoTwofold, find_pseudo_twofold, is_other_way_round
+from cryoforum_core.ab_initio.rounds import reconstruct
 from cryoforum_core.published_benchmarks.published import MODEL, NEAR_SYMMETRY
 from cryoforum_core.config import AbInitioConfig
 from cryoforum_core.geometry.pose_errors import align_frame, rotation_errors_deg
+from cryoforum_core.geometry.poses import displacement_px
 from cryoforum_core.geometry.rotations import angular_distance_deg, quaternion_to_matrix, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.projection import FourierVolume
@@ -26,12 +31,12 @@ from cryoforum_core.particles.simulate import DEFAULT_MODEL, load_molecule
 from cryoforum_core.saved_state import load_state
 
 N, BOX, RADIUS_PX = 600, 32, 14.0
-HALF_TURN = torch.nn.functional.normalize(torch.tensor(NEAR_SYMMETRY), dim=0)
+TWOFOLD = torch.nn.functional.normalize(torch.tensor(NEAR_SYMMETRY), dim=0)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("near_symmetry")
+    return tmp_path_factory.mktemp("pseudo_symmetry")
 
 
 @pytest.fixture(scope="module")
@@ -42,49 +47,53 @@ def adenylate_kinase(folder):
 
 
 def _both_ways(simulated):
-    """Half sets at the true poses, every second image the other way round, and their maps: which are turned, too."""
+    """Half sets at the true poses, every second image of each the other way round, and their maps; and which images."""
     particles = load_particles(simulated.truth, require_poses=True)
     images = ImagePreparation(particles, ImageState(), BOX, torch.device("cpu"))
-    refinement = HalfSetRefinement(images, 1 + np.arange(N) % 2, symmetry_group("c1"), 0.45, 4.0)
-    noise = low_noise_spectrum(images, np.arange(N))
-    refinement.set_noise(noise)
-    quaternion, displacement_px = particles.poses.quaternion, -particles.poses.shift_angstrom / particles.pixel_size_angstrom
-    turned = torch.arange(N) % 4 > 1
-    turn = NearHalfTurn(HALF_TURN, torch.zeros(3), 1.0)
-    other = turn.other(quaternion, displacement_px)
-    refinement.poses = PoseTable.of(*(torch.where(turned[:, None], x, y)
-                                      for x, y in zip(other, (quaternion, displacement_px), strict=True)))
-    return refinement, refinement.reconstruct(noise, RADIUS_PX), turn, turned
+    half_sets = HalfSets(images, 1 + np.arange(N) % 2, symmetry_group("c1"), 0.45, 4.0,
+                         background_spectrum(images, np.arange(N)))
+    own = particles.poses.quaternion, displacement_px(particles.poses.shift_angstrom, particles.pixel_size_angstrom)
+    is_other = torch.arange(N) % 4 > 1
+    twofold = PseudoTwofold(TWOFOLD, torch.zeros(3), 1.0)
+    poses = PoseHypotheses.of(*(torch.where(is_other[:, None], x, y) for x, y in zip(twofold.other(*own), own, strict=True)))
+    return half_sets, reconstruct(half_sets, poses, half_sets.background_spectrum, RADIUS_PX), twofold, is_other
 
 
-def test_images_of_a_nearly_symmetric_molecule_are_told_apart(adenylate_kinase):
-    refinement, pair, turn, turned = _both_ways(adenylate_kinase)
-    found = told_apart(refinement, pair, turn, RADIUS_PX, seed=0)
-    right = float((found == turned).float().mean())
+def test_the_orientations_of_a_pseudo_symmetric_molecule_are_resolved(adenylate_kinase):
+    half_sets, refinement, twofold, is_other = _both_ways(adenylate_kinase)
+    found = is_other_way_round(half_sets, refinement, twofold, RADIUS_PX, seed=0)
+    right = float((found == is_other).float().mean())
     assert max(right, 1 - right) > 0.95  # which of both ways is "right" is nobody's choice
 
 
-def test_a_symmetric_molecule_has_nothing_to_tell(folder, adenylate_kinase):
+def test_nothing_is_resolved_where_the_symmetry_is_exact(folder, adenylate_kinase):
     volume, pixel_size_angstrom = read_map(adenylate_kinase.map)
     volume = torch.from_numpy(volume)
     symmetric = folder / "symmetric.mrc"
-    write_map(symmetric, (0.5 * (volume + move_volume(volume, HALF_TURN, torch.zeros(3)))).numpy(), pixel_size_angstrom)
+    write_map(symmetric, (0.5 * (volume + move_volume(volume, TWOFOLD, torch.zeros(3)))).numpy(), pixel_size_angstrom)
     simulated = cf.simulate(cf.SimulateConfig(out=folder / "symmetric", model=symmetric, n_particles=N, box_size_px=BOX,
                                               snr=3.0, shift_rms_px=1.0, seed=4))
-    refinement, pair, turn, _ = _both_ways(simulated)
-    assert told_apart(refinement, pair, turn, RADIUS_PX, seed=0) is None
+    half_sets, refinement, twofold, _ = _both_ways(simulated)
+    assert is_other_way_round(half_sets, refinement, twofold, RADIUS_PX, seed=0) is None
 
 
-def test_the_half_maps_of_ab_initio_show_each_image_the_right_way_round(folder, adenylate_kinase, monkeypatch):
-    """And so the orientations of a molecule that the half turn does not lay on itself, not modulo the turn."""
-    def stop(*_):
-        raise KeyboardInterrupt
+def test_half_maps_show_each_image_the_right_way_round_also_after_a_stop(folder, adenylate_kinase, monkeypatch):
+    """And so the orientations of a molecule without the symmetry, not modulo the rotation by 180 degrees.
 
-    monkeypatch.setattr(hybrid._HybridRun, "_network", stop)
+    Stopped while the pseudo-symmetry is resolved, and resumed when all rounds before it are done.
+    """
+    config = AbInitioConfig(out=folder / "run", particles=adenylate_kinase.particles, search_steps=100, seeds=1,
+                            device="cpu")
+    with monkeypatch.context() as patched:
+        patched.setattr(half_map_stage, "is_other_way_round", stop)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.ab_initio(config)
+    n_rounds = len(load_state(folder / "run/stages/rounds.pt")["rounds"])
+    monkeypatch.setattr(hybrid, "train_network", stop)
     with pytest.raises(KeyboardInterrupt):
-        jobs.ab_initio(AbInitioConfig(out=folder / "run", particles=adenylate_kinase.particles, search_steps=100, seeds=1,
-                                      device="cpu"))
+        jobs.ab_initio(resumed(config))
     kept = load_state(folder / "run/stages/half_maps.pt")
+    assert len(kept["rounds"]) == n_rounds + half_map_stage.ROUNDS_AFTER_RESOLVING
     near = kept["rounds"][-1]["near_half_turn"]
     assert near["is_told_apart"] and near["agreement"] > 0.7
     truth = load_particles(adenylate_kinase.truth, require_poses=True).poses.quaternion.double()
@@ -98,16 +107,16 @@ def _pair(volume, resolution_radius_px):
     return HalfMapPair((volume, volume), (volume, volume), fsc, torch.ones(BOX // 2 + 1), 1.0)
 
 
-def test_the_half_turn_is_found_and_the_other_pose_shows_the_same(adenylate_kinase):
+def test_the_twofold_axis_is_found_and_the_other_pose_shows_the_same(adenylate_kinase):
     """The axis displaced from the middle."""
     volume = torch.from_numpy(read_map(adenylate_kinase.map)[0])
     offset_px = torch.tensor([0.6, 1.1, -0.7])
     moved = move_volume(volume, torch.tensor([0.0, 0.0, 0.0, 1.0]), offset_px)
-    found = near_half_turn(_pair(moved, 12.0), BOX)
+    found = find_pseudo_twofold(_pair(moved, 12.0), BOX)
     assert found.agreement > 0.7
-    assert float(angular_distance_deg(found.rotation, HALF_TURN)) < 1.0
+    assert float(angular_distance_deg(found.rotation, TWOFOLD)) < 1.0
     # the axis through the displaced middle
-    assert torch.allclose(found.translation_px, offset_px - quaternion_to_matrix(HALF_TURN) @ offset_px, atol=0.3)
+    assert torch.allclose(found.translation_px, offset_px - quaternion_to_matrix(TWOFOLD) @ offset_px, atol=0.3)
     images = MatchingImages.from_transforms(torch.zeros(20, BOX, BOX // 2 + 1, dtype=torch.complex64),
                                             torch.ones(20, BOX, BOX // 2 + 1), torch.ones(BOX // 2 + 1), 8.0)
     poses = random_quaternions(20, torch.Generator().manual_seed(1)), torch.zeros(20, 2)
@@ -116,5 +125,5 @@ def test_the_half_turn_is_found_and_the_other_pose_shows_the_same(adenylate_kina
     assert float((own.conj() * other).real.sum() / (own.norm() * other.norm())) > 0.97
 
 
-def test_a_molecule_without_such_a_turn_has_none():
-    assert near_half_turn(_pair(load_molecule(DEFAULT_MODEL, BOX, None).volume, 12.0), BOX) is None
+def test_other_molecules_have_no_pseudo_symmetry():
+    assert find_pseudo_twofold(_pair(load_molecule(DEFAULT_MODEL, BOX, None).volume, 12.0), BOX) is None

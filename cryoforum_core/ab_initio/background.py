@@ -1,0 +1,24 @@
+"""The noise of the images, from what lies around the particles."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..imaging.fourier import ifft_image
+from ..imaging.noise import noise_power_spectrum
+from ..particles.image_state import BACKGROUND_RADIUS_FRACTION
+from ..particles.preparation import ImagePreparation
+
+# enough for a smooth spectrum
+N_NOISE_IMAGES = 1000
+# what is read at once
+_BATCH = 250
+
+
+def background_spectrum(images: ImagePreparation, rows: np.ndarray) -> Tensor:
+    """Noise power per shell, (b // 2 + 1,), from the background of a thousand images."""
+    box = images.box_size_px
+    some = np.sort(rows[:N_NOISE_IMAGES])
+    spectra = [noise_power_spectrum(ifft_image(images.transforms(part)[0]), BACKGROUND_RADIUS_FRACTION * box)
+               for part in np.array_split(some, max(1, len(some) // _BATCH))]
+    return torch.stack(spectra).mean(0)

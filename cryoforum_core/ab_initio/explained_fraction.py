@@ -1,0 +1,62 @@
+"""How well the map of one half set explains the images of the other: the check on half maps that agree in a wrong map."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..imaging.fourier import resize_volume
+from ..imaging.projection import FourierVolume
+from ..matching.likelihood import MatchingImages, explained_power, predicted
+from .half_maps import HalfMapPair
+from .half_sets import HalfSets, batches
+from .pose_hypotheses import PoseHypotheses
+from .rounds import Refinement
+
+# of each half set: their mean is known to a few per cent
+MAX_EXPLAINED_IMAGES = 1000
+# shells in which the half maps agree less say too little about the images
+MIN_FSC = 0.3
+# shells before are the particle's coarse shape, which any map of its size has
+_FIRST_SHELL = 2
+
+
+def explained_fraction(half_sets: HalfSets, refinement: Refinement, first_radius_px: float) -> float:
+    """How well the map of the **other** half set explains images in the shells after ``first_radius_px``: the part of the
+    power beyond noise, weighted by the FSC, that it explains there, relative to that part in the shells before. NaN where
+    the half maps agree in no shell after it, or nothing is to be explained.
+
+    Half maps that started from one wrong map agree in what they made of it, far beyond the start, but hardly explain
+    an image there: 0.1 to 0.4, where right maps reach 0.8 and more (``docs/decisions.md``, Ab initio). What ice,
+    neighbours and junk hold lowers both parts.
+    """
+    pair = refinement.pair
+    shells = torch.arange(len(pair.fsc), device=pair.fsc.device)
+    below = torch.nonzero((pair.fsc < MIN_FSC) & (shells > first_radius_px))
+    last = min(int(below[0]) - 1 if len(below) else len(pair.fsc) - 2, half_sets.box_size_px // 2 - 1)
+    first = int(first_radius_px)
+    if last <= first:
+        return math.nan
+    found, signal = _explained_shells(half_sets, refinement.poses, pair, last)
+    signal = signal * pair.fsc[:last + 1].clamp_min(0).to(signal)
+    parts = [float(found[some].sum() / signal[some].sum()) if signal[some].sum() > 0 else math.nan
+             for some in (slice(_FIRST_SHELL, first + 1), slice(first + 1, last + 1))]
+    return parts[1] / parts[0] if parts[0] > 0 else math.nan
+
+
+def _explained_shells(half_sets: HalfSets, poses: PoseHypotheses, pair: HalfMapPair, last: int) -> tuple[Tensor, Tensor]:
+    """Power that the other half's map explains, and power beyond noise, in each shell (last + 1,)."""
+    found, signal = (torch.zeros(last + 1, device=half_sets.device) for _ in range(2))
+    # the background's noise, not that of the last round, which holds what no map explained
+    spectrum = half_sets.background_spectrum
+    for half in (1, 2):
+        reference = resize_volume(pair.reference[2 - half], half_sets.box_size_px)
+        volume = FourierVolume.from_real(reference, max_radius_px=last + 1)
+        for rows in batches(half_sets.rows(half)[:MAX_EXPLAINED_IMAGES]):
+            some = MatchingImages.from_transforms(*half_sets.images.transforms(rows), spectrum, last)
+            index = torch.from_numpy(rows).to(half_sets.device)
+            model = predicted(some, volume, *(value[index] for value in poses.best()))
+            shell = some.radius.round().long().clamp_max(last)
+            found.index_add_(0, shell, explained_power(some, model).sum(0))
+            signal.index_add_(0, shell, (some.data.abs().square() - 1).sum(0))
+    return found, signal

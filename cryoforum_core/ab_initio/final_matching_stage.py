@@ -1,0 +1,139 @@
+"""The fourth stage: every particle matched once more, its error calibrated, and the last half maps."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..geometry.poses import displacement_px
+from ..model.orientation_head import PoseEstimate
+from ..results.pose_results import PoseResults
+from ..uncertainty.calibration import Calibration
+from ..uncertainty.match_posterior import bingham_from_information
+from .convergence import COMMON_RADIUS_PX
+from .explained_fraction import explained_fraction
+from .final_matching import FinalImages, MatchedParticles, calibrate_errors, match_all
+from .half_map_stage import RefinedHalfSets
+from .half_maps import HalfMapPair, next_radius_px
+from .half_sets import HalfSets
+from .live import LiveRun
+from .particle_results import of_poses, with_estimated_errors
+from .plan import AbInitioPlan
+from .pose_hypotheses import PoseHypotheses
+from .rounds import Refinement, local_round, reconstruct
+from .stage_store import StageStore
+
+logger = logging.getLogger("cryoforum")
+
+# relative lengths of the parts, where many poses were misassigned, for the estimate of the time left
+SHARES = {"matching all": 1.0, "maps with the recovered poses": 0.1, "matching all again": 0.8,
+          "calibrating errors": 0.8, "last maps": 0.1}
+# part of the images that are particles with a misassigned pose, up to which one matching is enough
+FEW_MISASSIGNED = 0.01
+# an image that says nothing of a direction: its standard deviation ends at 3 rad
+_MIN_INFORMATION = 0.1
+
+
+@dataclass(frozen=True)
+class FinalOutcome:
+    """Results of all particles, the last half maps, how much of the images they explain, the calibration of the errors (None
+    where nothing was matched), and the part of the particles whose pose each matching recovered."""
+
+    results: PoseResults
+    pair: HalfMapPair
+    explained_fraction: float
+    calibration: Calibration | None
+    recovered_fractions: list[float]
+
+
+def match_finally(plan: AbInitioPlan, refined: RefinedHalfSets, network: PoseEstimate | None, is_skipped: bool,
+                  store: StageStore, live: LiveRun) -> FinalOutcome:
+    """``network``: what it finds for all N particles, on the CPU. ``is_skipped``: poses stay as they are."""
+    if is_skipped:
+        return _unmatched(plan, refined, network)
+    sets = refined.half_sets
+    matched, recovered = _matched(plan, sets, refined.refinement, network, store, live)
+    results, calibration = calibrate_errors(matched, _shown_as(live, "calibrating errors"))
+    last = _rebuilt(plan, sets, matched, _shown_as(live, "last maps"))
+    results = _with_poses_of(last.poses, results, calibration, plan.particles.pixel_size_angstrom)
+    return FinalOutcome(with_estimated_errors(results, network, plan, calibration), last.pair,
+                        explained_fraction(sets, last, COMMON_RADIUS_PX), calibration, recovered)
+
+
+def _unmatched(plan: AbInitioPlan, refined: RefinedHalfSets, network: PoseEstimate | None) -> FinalOutcome:
+    """The rounds' poses as they are, or the network's, with nothing known about their errors."""
+    refinement, pixel_size_angstrom = refined.refinement, plan.particles.pixel_size_angstrom
+    poses = refinement.poses
+    if network is not None:
+        poses = PoseHypotheses.of(network.quaternion.to(plan.device),
+                                  displacement_px(network.shift_angstrom.to(plan.device), pixel_size_angstrom))
+    results = of_poses(plan.particles.particle_id, poses.best_poses(pixel_size_angstrom))
+    results = with_estimated_errors(results, network, plan, None)
+    explained = explained_fraction(refined.half_sets, refinement, COMMON_RADIUS_PX)
+    return FinalOutcome(results, refinement.pair, explained, None, [])
+
+
+def _matched(plan: AbInitioPlan, sets: HalfSets, refinement: Refinement, network: PoseEstimate | None, store: StageStore,
+             live: LiveRun) -> tuple[MatchedParticles, list[float]]:
+    """All particles matched, and the part of them whose pose each matching recovered.
+
+    Maps that held many misassigned poses are better without them, and errors calibrated with the poorer maps are not those
+    of the end (``docs/decisions.md``, Ab initio): then all are matched to the better maps once more.
+    """
+    matched = _matched_once(plan, sets, refinement, network, store, live, "matching all")
+    recovered = [matched.recovered_fraction]
+    logger.info("%.1f %% of the images are particles whose pose was misassigned before", 100 * recovered[0])
+    if recovered[0] > FEW_MISASSIGNED:
+        better = _rebuilt(plan, sets, matched, _shown_as(live, "maps with the recovered poses"))
+        matched = _matched_once(plan, sets, better, network, store, live, "matching all again")
+        recovered.append(matched.recovered_fraction)
+    return matched, recovered
+
+
+def _matched_once(plan: AbInitioPlan, sets: HalfSets, refinement: Refinement, network: PoseEstimate | None,
+                  store: StageStore, live: LiveRun, part: str) -> MatchedParticles:
+    images = FinalImages.of(plan, sets, _masked(refinement), network)
+    return match_all(images, store, part, _shown_as(live, part))
+
+
+def _masked(refinement: Refinement) -> Refinement:
+    return replace(refinement, pair=refinement.pair.masked_beyond(COMMON_RADIUS_PX))
+
+
+def _rebuilt(plan: AbInitioPlan, sets: HalfSets, matched: MatchedParticles, show: Callable[[float], None]) -> Refinement:
+    """Half maps from the poses as matching left them, then those of a local round against them."""
+    def show_round(done: float, label: str) -> None:
+        show(done)
+
+    pair = matched.images.refinement.pair
+    rebuilt = reconstruct(sets, matched.poses, pair.noise_spectrum, next_radius_px(pair, plan.max_radius_px), show_round)
+    return local_round(sets, _masked(rebuilt), next_radius_px(rebuilt.pair, plan.max_radius_px), show_round)
+
+
+def _shown_as(live: LiveRun, part: str) -> Callable[[float], None]:
+    """Shows how much of a part of the stage is done."""
+    parts = list(SHARES)
+    before, whole = sum(SHARES[name] for name in parts[:parts.index(part)]), sum(SHARES.values())
+    return lambda done: live.show((before + SHARES[part] * done) / whole, part)
+
+
+def _with_poses_of(poses: PoseHypotheses, results: PoseResults, calibration: Calibration, pixel_size_angstrom: float
+                   ) -> PoseResults:
+    """With the poses of the round after the final matching, and their posterior.
+
+    That is the round's, too: the maps that images were matched to before, brought to the images' amplitude with their
+    noise, know the poses too well (``docs/decisions.md``, Ab initio). The errors were calibrated with the spreads as they
+    were stated before: in that unit they stay, so that the median is the same.
+    """
+    best, information = poses.best_poses(pixel_size_angstrom), poses.information.double()
+    deviation = torch.linalg.eigvalsh(information).clamp_min(_MIN_INFORMATION).rsqrt().float()
+    before, now = (float(np.median(np.linalg.norm(spread, axis=1))) for spread in (
+        results.evidence.local_deviation_rad, deviation.cpu().numpy()))
+    logger.info("errors are %.2f times what the last round says, from %s", calibration.model.scale * before / now,
+                calibration.source)
+    bingham = bingham_from_information(best.quaternion, information.float() * (now / before) ** 2)
+    evidence = replace(results.evidence, local_deviation_rad=deviation.cpu().numpy() * (before / now))
+    return replace(results, quaternion=best.quaternion.cpu().numpy(), shift_angstrom=best.shift_angstrom.cpu().numpy(),
+                   bingham=bingham.cpu().numpy(), match=replace(results.match, evidence=evidence))

@@ -1,0 +1,110 @@
+"""The images of two half sets, and how they are seen at the resolution of a round."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..imaging.fourier import resize_volume
+from ..imaging.masks import soft_sphere
+from ..matching.likelihood import MatchingImages
+from ..matching.matching_model import MatchingModel
+from ..particles.preparation import ImagePreparation
+from .half_maps import HalfMapPair, matching_model, resized_spectrum
+
+# what is matched at once: more images take memory and save no time
+BATCH_IMAGES = 256
+# width of the spherical mask's edge, as a fraction of the box: as soft as RELION's 5 px in 100
+_EDGE_FRACTION = 0.05
+
+
+@dataclass(frozen=True)
+class HalfSets:
+    """What stays the same in all rounds. ``images`` are prepared at their own box; a round crops them to what its
+    resolution needs."""
+
+    images: ImagePreparation
+    halves: np.ndarray
+    """(N,) of 1 and 2"""
+    group: Tensor
+    """(G, 4) rotations of the point group"""
+    mask_radius_fraction: float
+    """Radius of the sphere in which there may be density, in boxes"""
+    max_displacement_px: float
+    background_spectrum: Tensor
+    """(B // 2 + 1,) noise power per shell of the images' own box, from their background"""
+
+    def __len__(self) -> int:
+        return len(self.halves)
+
+    @property
+    def box_size_px(self) -> int:
+        return self.images.box_size_px
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    def rows(self, half: int) -> np.ndarray:
+        """The particles (n,) of half set 1 or 2."""
+        return np.flatnonzero(self.halves == half)
+
+    def scaled(self, noise_spectrum: Tensor, max_radius_px: float) -> "RoundImages":
+        """In the smallest even box in which they can be matched to ``max_radius_px``; ``noise_spectrum`` (B // 2 + 1,) of
+        their own box."""
+        box = min(self.box_size_px, 2 * int(np.ceil(max_radius_px + 2)))
+        return RoundImages(self, replace(self.images, box_size_px=box),
+                           resized_spectrum(noise_spectrum, self.box_size_px, box), max_radius_px)
+
+
+@dataclass(frozen=True)
+class RoundImages:
+    """Images Fourier-cropped to what a round needs, with the noise spectrum of that box."""
+
+    half_sets: HalfSets
+    images: ImagePreparation
+    noise_spectrum: Tensor
+    """(b // 2 + 1,)"""
+    max_radius_px: float
+
+    @property
+    def box_size_px(self) -> int:
+        return self.images.box_size_px
+
+    @property
+    def scale(self) -> float:
+        """Pixels of this box in one of the images' own."""
+        return self.box_size_px / self.half_sets.box_size_px
+
+    def mask(self) -> Tensor:
+        """The soft sphere (b, b, b) that holds the particle."""
+        box = self.box_size_px
+        return soft_sphere(box, self.half_sets.mask_radius_fraction * box, _EDGE_FRACTION * box, self.half_sets.device)
+
+    def at(self, rows: np.ndarray) -> MatchingImages:
+        """Particles ``rows`` (n,), whitened."""
+        return MatchingImages.from_transforms(*self.images.transforms(rows), self.noise_spectrum, self.max_radius_px)
+
+    def model(self, volume: Tensor) -> MatchingModel:
+        """A map in any box as a model of these images."""
+        return matching_model(resize_volume(volume, self.box_size_px), self.noise_spectrum, self.half_sets.group,
+                              self.max_radius_px,
+                              self.half_sets.max_displacement_px * self.box_size_px / self.half_sets.box_size_px)
+
+    def in_own_box(self, pair: HalfMapPair, spectrum_before: Tensor) -> HalfMapPair:
+        """The pair with its noise spectrum back at the images' own box; the maps stay at the round's.
+
+        ``spectrum_before`` (B // 2 + 1,): beyond the round's resolution nothing new is known.
+        """
+        spectrum = resized_spectrum(pair.noise_spectrum, self.box_size_px, self.half_sets.box_size_px)
+        if len(spectrum) > len(pair.noise_spectrum):
+            n = len(pair.noise_spectrum) - 2
+            spectrum = torch.cat([spectrum[:n], spectrum_before[n:]])
+        return replace(pair, noise_spectrum=spectrum)
+
+
+def batches(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows (n,) in parts that are matched at once."""
+    return iter(np.array_split(rows, max(1, -(-len(rows) // BATCH_IMAGES))))

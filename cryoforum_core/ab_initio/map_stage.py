@@ -1,0 +1,49 @@
+"""The last stage: maps from all particles at their final poses, and the run's files."""
+
+from dataclasses import replace
+
+import torch
+
+from ..imaging.resolution import resolution_angstrom
+from ..model.checkpoint import REFERENCE
+from ..mrc import write_map
+from ..reconstruction.reconstruct import HalfMaps, reconstruct_halves, write_half_maps
+from ..results.pose_results import PoseResults
+from ..results.write import poses_of, write_results
+from ..run_directory import RunDirectory
+from .convergence import COMMON_RADIUS_PX
+from .final_matching import write_final_gallery
+from .final_matching_stage import FinalOutcome
+from .half_maps import HalfMapPair
+from .half_sets import HalfSets
+from .live import LiveRun
+from .plan import AbInitioPlan
+
+
+def write_maps_and_results(plan: AbInitioPlan, run: RunDirectory, half_sets: HalfSets, final: FinalOutcome, has_network: bool,
+                  live: LiveRun) -> HalfMaps:
+    """Particles, maps, their FSC, and where there are any, the network's reference map and the calibration."""
+    maps = _final_maps(plan, half_sets, final.results)
+    write_half_maps(run, maps, plan.particles.pixel_size_angstrom)
+    write_results(run, plan.particles, final.results, {"rlnRandomSubset": half_sets.halves.astype(int)})
+    live.map(maps.both, plan.particles.pixel_size_angstrom, {"half maps": maps.fsc},
+             resolution_angstrom(maps.fsc, plan.particles.box_size_px, plan.particles.pixel_size_angstrom))
+    if has_network:
+        _write_reference(plan, run, final.pair)
+    if final.calibration is not None:
+        final.calibration.write(run)
+        write_final_gallery(plan, half_sets, final.pair, run.gallery, final.results)
+    return maps
+
+
+def _final_maps(plan: AbInitioPlan, half_sets: HalfSets, results: PoseResults) -> HalfMaps:
+    """At the particles' own box."""
+    particles = replace(plan.particles, poses=poses_of(results, torch.float32))
+    return reconstruct_halves(particles, plan.images.transforms, half_sets.halves, plan.group, plan.max_radius_px,
+                              plan.mask_radius_px, device=plan.device)
+
+
+def _write_reference(plan: AbInitioPlan, run: RunDirectory, pair: HalfMapPair) -> None:
+    """The map that further particles are matched to, in place of that of the network's labels, which is older."""
+    volume = pair.masked_beyond(COMMON_RADIUS_PX).mean_reference
+    write_map(run.checkpoint / REFERENCE, volume.cpu().numpy(), plan.extent_angstrom / len(volume))

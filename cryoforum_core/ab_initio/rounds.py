@@ -1,0 +1,115 @@
+"""A round: every image matched to the map of its half set, the noise estimated anew, and both half maps reconstructed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..geometry.rotations import angular_distance_rad
+from ..matching.exhaustive_search import SearchGrid
+from ..matching.likelihood import MatchingImages, predicted
+from ..matching.matching_model import MatchingModel
+from ..matching.refine import RefinedPoses
+from ..progress import Progress
+from .half_maps import HalfMapPair, RoundSums
+from .half_sets import HalfSets, RoundImages, batches
+from .pose_hypotheses import N_HYPOTHESES, PoseHypotheses, refine_hypotheses
+
+# nodes of the search that are refined before the best are kept
+N_SEARCHED_HYPOTHESES = 16
+# a hypothesis with less of the posterior is not inserted: it would cost time and change nothing
+_SMALLEST_WEIGHT = 0.02
+
+Show = Callable[[float, str], None]
+"""Is told which part of a round is done, 0 to 1, and what it does."""
+Match = Callable[[MatchingImages, Tensor], RefinedPoses]
+"""(images of the round, their rows (n,)) -> their hypotheses, best first, in px of the round's box."""
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Poses and the half maps made of them."""
+
+    poses: PoseHypotheses
+    pair: HalfMapPair
+
+
+def show_nothing(done: float, label: str) -> None:
+    """For rounds that nobody follows."""
+
+
+def global_round(half_sets: HalfSets, references: tuple[Tensor, Tensor], noise_spectrum: Tensor, max_radius_px: float,
+                 step_deg: float, search_radius_px: float, show: Show = show_nothing) -> Refinement:
+    """Searches every image anywhere in SO(3) against its half's reference, then reconstructs."""
+    def matching(model: MatchingModel) -> Match:
+        grid = SearchGrid.build(model, step_deg, search_radius_px)
+        return lambda images, rows: grid.search(images, N_SEARCHED_HYPOTHESES, keep=N_HYPOTHESES)
+
+    return _round(half_sets.scaled(noise_spectrum, max_radius_px), PoseHypotheses.empty(len(half_sets), half_sets.device),
+                  references, noise_spectrum, matching, "search all", show)
+
+
+def local_round(half_sets: HalfSets, before: Refinement, max_radius_px: float, show: Show = show_nothing) -> Refinement:
+    """Refines every hypothesis against its half's reference, then reconstructs."""
+    poses, scaled = before.poses, half_sets.scaled(before.pair.noise_spectrum, max_radius_px)
+
+    def matching(model: MatchingModel) -> Match:
+        return lambda images, rows: refine_hypotheses(images, model, poses.quaternion[rows],
+                                                      poses.displacement_px[rows] * scaled.scale, poses.score[rows])
+
+    return _round(scaled, poses, before.pair.reference, before.pair.noise_spectrum, matching, "refine all", show)
+
+
+def reconstruct(half_sets: HalfSets, poses: PoseHypotheses, noise_spectrum: Tensor, max_radius_px: float,
+                show: Show = show_nothing) -> Refinement:
+    """Half maps from the poses as they are."""
+    return _round(half_sets.scaled(noise_spectrum, max_radius_px), poses, None, noise_spectrum, None, "reconstruct", show)
+
+
+def _round(scaled: RoundImages, before: PoseHypotheses, references: tuple[Tensor, Tensor] | None, noise_spectrum: Tensor,
+           matching: Callable[[MatchingModel], Match] | None, label: str, show: Show) -> Refinement:
+    """``references``: the map of each half set that ``matching`` compares with; without them poses stay."""
+    half_sets, poses = scaled.half_sets, before.copy()
+    sums = RoundSums(scaled.box_size_px, scaled.max_radius_px, half_sets.device)
+    with Progress(len(half_sets), label) as progress:
+        for half in (1, 2):
+            model = match = None
+            if references is not None:
+                model = scaled.model(references[half - 1])
+                match = matching(model)
+            for rows in batches(half_sets.rows(half)):
+                if len(rows):
+                    images = scaled.at(rows)
+                    if match is not None:
+                        _match_batch(scaled, images, rows, model, match, poses, sums)
+                    _insert_batch(scaled, images, rows, half, poses, sums)
+                progress.update(len(rows))
+                show(progress.done / progress.total, label)
+    return Refinement(poses, scaled.in_own_box(sums.pair(scaled.mask(), scaled.noise_spectrum), noise_spectrum))
+
+
+def _match_batch(scaled: RoundImages, images: MatchingImages, rows: np.ndarray, model: MatchingModel, match: Match,
+                 poses: PoseHypotheses, sums: RoundSums) -> None:
+    """Puts what is found for particles ``rows`` (n,) into ``poses``, and what it leaves unexplained into ``sums``."""
+    half_sets, index = scaled.half_sets, torch.from_numpy(rows).to(scaled.half_sets.device)
+    found = match(images, index)
+    poses.store(index, found, half_sets.box_size_px / scaled.box_size_px, half_sets.group)
+    best = found[:, 0]
+    sums.add_residual(images, predicted(images, model.volume, best.quaternion, best.displacement_px))
+
+
+def _insert_batch(scaled: RoundImages, images: MatchingImages, rows: np.ndarray, half: int, poses: PoseHypotheses,
+                  sums: RoundSums) -> None:
+    index = torch.from_numpy(rows).to(scaled.half_sets.device)
+    weight = poses.weight[index]
+    image, hypothesis = torch.nonzero(weight > _SMALLEST_WEIGHT, as_tuple=True)
+    displacement_px = poses.displacement_px[index] * scaled.scale
+    sums.insert(half, images[image], poses.quaternion[index[image], hypothesis], displacement_px[image, hypothesis],
+                weight[image, hypothesis], scaled.half_sets.group)
+
+
+def pose_change_deg(before: Tensor, after: Tensor) -> float:
+    """Median angle in degrees between two sets of rotations (N, 4)."""
+    return float(torch.rad2deg(angular_distance_rad(before, after)).median())

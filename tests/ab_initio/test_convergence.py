@@ -1,0 +1,71 @@
+"""When a run of either method has converged, and what is said where it has not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cryoforum_core.ab_initio.convergence import EndToEndAssessment, HybridAssessment, max_projection_error_deg
+from cryoforum_core.ab_initio.search_stage import SearchOutcome
+from cryoforum_core.model.network import NetworkConfig, OrientationNetwork
+
+BOX, PIXEL = 16, 6.0
+SEARCH = SearchOutcome(torch.zeros(4, 4, 4), True, 5.0, 0.1, [{}], None, None, "undetermined")
+CONVERGED = HybridAssessment(SEARCH, 0.9, 0.95, 14.0, 9.5, 200.0, "d2")
+
+
+def _search(**changed):
+    return {"search": replace(SEARCH, **changed)}
+
+
+@pytest.mark.parametrize("changed, says", [
+    (_search(found_structure=False), "had not seen fit its map no better than a featureless ball"),
+    ({"resolution_radius_px": 9.0}, "22.2 A only, hardly beyond their common start (25 A)"),
+    ({"explained_fraction": 0.3}, "30% of what they should"),
+    ({"explained_fraction": -0.2}, "0% of what they should"),
+    ({"sampled_fraction": 0.4}, "40% of the map's frequencies"),
+    (_search(symmetry_score=0.0), "has none of d2"),
+    (_search(starts=[{}, {}, {}], agreement_deg=30.0), "best agreement 30 degrees"),
+])
+def test_hybrid_says_what_speaks_against_its_map(changed, says):
+    converged, reason = replace(CONVERGED, **changed).convergence()
+    assert not converged and says in reason
+
+
+@pytest.mark.parametrize("changed", [
+    {}, {"explained_fraction": float("nan")}, _search(symmetry_score=0.9), _search(starts=[{}, {}], agreement_deg=90.0),
+])
+def test_hybrid_converges_where_nothing_does(changed):
+    converged, reason = replace(CONVERGED, **changed).convergence()
+    assert converged and "agree to 14.3 A, beyond the 25 A of their common start" in reason
+
+
+def test_every_reason_against_the_map_is_given():
+    assessment = replace(CONVERGED, sampled_fraction=0.1, explained_fraction=0.1)
+    assert "wrong map" in assessment.convergence()[1] and "too few sides" in assessment.convergence()[1]
+
+
+@pytest.mark.parametrize("loss, of_noise, deviations, rotation_error_deg, projection_error_deg, shells, converged, says", [
+    (0.12, 0.10, 50.0, 9.0, 30.0, 7.0, True, "95 %"),
+    (0.40, 0.10, 50.0, 9.0, 30.0, 7.0, False, "25 %"),
+    (0.30, 0.10, None, None, None, 7.0, False, "50 %"),
+    (0.12, 0.10, 1.0, 9.0, 30.0, 7.0, False, "no better than they explain noise"),
+    (0.12, 0.10, 50.0, 60.0, 30.0, 7.0, False, "disagree by 60 degrees"),
+    (0.12, 0.10, 50.0, 5.0, 130.0, 7.0, False, "off by 130 degrees"),
+    (0.12, 0.10, 50.0, 9.0, None, 7.0, True, "95 %"),
+    (0.12, 0.10, 50.0, 9.0, 30.0, 2.0, False, "Fourier shells only"),
+    (0.12, 0.10, None, None, None, 7.0, True, "95 %"),
+    (0.495, 0.49, 50.0, 9.0, 30.0, 7.0, False, "no signal beyond noise"),
+])
+def test_held_out_images_say_whether_end_to_end_converged(loss, of_noise, deviations, rotation_error_deg,
+                                                         projection_error_deg, shells, converged, says):
+    found, reason = EndToEndAssessment(loss, 0.5, of_noise, deviations, rotation_error_deg, projection_error_deg,
+                                       shells).convergence()
+    assert found is converged and says in reason
+
+
+@pytest.mark.parametrize("encoder, projection_error_deg, converged", [
+    ("polar", 12.0, True), ("polar", 18.0, False), ("compact", 30.0, True), ("compact", 70.0, False)])
+def test_an_equivariant_encoder_must_find_projections(encoder, projection_error_deg, converged):
+    limit = max_projection_error_deg(OrientationNetwork(NetworkConfig(BOX, PIXEL, encoder, width=4)).sees_all_views)
+    assert EndToEndAssessment(0.12, 0.5, 0.10, 50.0, 0.0, projection_error_deg, 7.0, limit).convergence()[0] is converged

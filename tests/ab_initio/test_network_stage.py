@@ -1,0 +1,25 @@
+"""The network's training as a stage of a run that is stopped after it."""
+
+import pytest
+from hybrid_runs import FAST, first_particles, resumed, run_or_not_converged, stop
+
+from cryoforum_core import jobs
+from cryoforum_core.ab_initio import hybrid, network_stage, search_stage
+from cryoforum_core.config import AbInitioConfig
+
+
+def test_a_network_that_was_trained_before_the_stop_is_kept(folder, data, monkeypatch):
+    """Stopped in the final matching; nothing before it is done again."""
+    config = AbInitioConfig(out=folder / "stopped_late", particles=first_particles(data, 220, folder / "enough.star"),
+                            skip=("refinement",), **FAST | {"search_steps": 40})
+    with monkeypatch.context() as patched:
+        patched.setattr(hybrid, "match_finally", stop)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.ab_initio(config)
+    network = (config.out / "checkpoint/model.safetensors").read_bytes()
+    monkeypatch.setattr(search_stage, "run_search", stop)
+    monkeypatch.setattr(network_stage, "run_training", stop)
+    run = run_or_not_converged(resumed(config))
+    assert (config.out / "checkpoint/model.safetensors").read_bytes() == network
+    assert run.read_summary()["steps"] > 0 and run.read_summary()["stages"]["network"] > 1
+    assert not (config.out / "checkpoint/training_state.pt").exists()
