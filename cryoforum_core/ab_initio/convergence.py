@@ -42,7 +42,7 @@ MIN_EXPLAINED_BY_POSES_PER_IMAGE = 0.75
 MAX_ROTATION_ERROR_DEG = 25.0
 # error of the poses found for projections of the map
 MAX_PROJECTION_ERROR_DEG = 60.0
-# where in-plane rotation tells nothing, since the encoder is equivariant to it whatever it has learnt
+# where in-plane rotation tells nothing, since the encoder is equivariant to it whatever it was trained to
 MAX_PROJECTION_ERROR_OF_EQUIVARIANT_DEG = 15.0
 # to which half maps agree
 MIN_SHELLS = 3
@@ -185,6 +185,6 @@ class EndToEndAssessment:
 def max_projection_error_deg(is_equivariant: bool) -> float:
     """How far off poses of projections of the map may be in a run that has converged.
 
-    ``is_equivariant``: the encoder follows the images' rotation in their plane whatever it has learnt.
+    ``is_equivariant``: the encoder follows the images' rotation in their plane whatever it was trained to.
     """
     return MAX_PROJECTION_ERROR_OF_EQUIVARIANT_DEG if is_equivariant else MAX_PROJECTION_ERROR_DEG

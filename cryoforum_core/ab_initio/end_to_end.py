@@ -1,6 +1,6 @@
 """CryoPoseNet as a job: encoder and map learn together from random weights, then everything is written.
 
-The map is learnt at the network's box; the final maps are reconstructed at the particles' own box from the poses found.
+The map is optimised at the network's box; the final maps are reconstructed at the particles' own box from the poses found.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Poses, maps and network of the end-to-end method, once it is trained, and their files.
 
 Both half maps rest on poses of one network, so their correlation is **not** a gold standard: it may agree in what the
-network learnt from all images together.
+network made of all images together.
 """
 
 import logging

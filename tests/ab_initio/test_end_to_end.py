@@ -181,7 +181,7 @@ def test_predict_takes_the_network(short, tmp_path):
 
 
 def test_network_and_map_learn_together(sets, tmp_path):
-    """From images without noise alone, with projections at random poses: what is left unexplained falls to a few per cent."""
+    """From images without noise alone, with projections at random poses: little is left unexplained."""
     made = sets(float("inf"))
     summary, run = run_end_to_end(config(tmp_path, made.particles, encoder="polar", epochs=16, random_pose_weight=1.0))
     assert summary["converged"], summary["converged_reason"]
