@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from ab_initio import run_job
+from simulated_sets import run_job
 
 from cryoforum_core.config import SimulateConfig
 from cryoforum_core.geometry.rotations import quaternion_to_matrix
