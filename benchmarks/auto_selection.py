@@ -1,7 +1,7 @@
 """Does choosing by the map keep the right particles? Simulated sets with junk of five kinds, and without.
 
 For each molecule, SNR and junk fraction: simulate, train for half a minute, predict by search, select --auto; then maps
-of all particles, of those kept, and of as many at random (three draws), judged by their half maps and by the true map.
+of all particles, of those kept, and of as many at random (three draws), assessed by their half maps and by the true map.
 With --poor-reference-particles the images are matched to a map made of so few particles, not to the true one, as they
 would be in practice. Defocus as in EMPIAR-10028 (1 to 2.8 um). Printed: a Markdown table for RESULTS.md.
 
@@ -11,6 +11,7 @@ would be in practice. Defocus as in EMPIAR-10028 (1 to 2.8 um). Printed: a Markd
 
 import argparse
 import contextlib
+import re
 import sys
 from dataclasses import dataclass
 from itertools import product
@@ -21,6 +22,7 @@ import torch
 from cleanup import command, markdown_table
 from junk import MEASURES_SHOWN
 from relion_probability import COLUMN, relion_probability
+from results_page import record
 from torch import Tensor
 
 from cryoforum_core.config import ImageInputConfig
@@ -169,6 +171,14 @@ def row_of_table(case: Case, chosen: dict, default: dict, kept: np.ndarray, seed
             f"{auto['discount_of_empty_images']:.2f}"]
 
 
+def numbers(text: str) -> list[float]:
+    return [float(found) for found in re.findall(r"-?[0-9.]+", text)]
+
+
+def page_name(name: str) -> str:
+    return name.replace(", junk 0,", ", clean,") if ", junk 0," in name else re.sub(", junk 0$", ", clean", name)
+
+
 def main() -> None:
     options = parse()
     rows, compared = [], []
@@ -183,6 +193,17 @@ def main() -> None:
             if options.compare:
                 compared += rows_of_comparison(case, len(kept))
         print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
+    seed = "" if options.seed == 1 else f", seed {options.seed}"
+    for cells in rows:
+        kept, default, junk, gain, half_maps, true, information, discount = (numbers(text) for text in cells[1:])
+        record("selection", {"figures": {
+            "set": page_name(cells[0]) + seed, "particles": options.n_particles, "kept_percent": kept[0],
+            "default_percent": default[0], "junk_percent": junk, "gain_angstrom": gain, "half_maps_angstrom": half_maps,
+            "true_angstrom": true, "information_percent": information, "discount": discount[0]}})
+    for cells in compared:
+        record("selection_measures", {"figures": {
+            "set": page_name(cells[0]) + seed, "particles": options.n_particles, "measure": cells[1],
+            "information_percent": numbers(cells[5])[0], "junk_percent": numbers(cells[2])[0]}})
     print(f"{options.n_particles:,} images each; resolutions in Å, all / kept / as many at random.\n")
     print(markdown_table(["set", "kept", "kept by default", "junk before → after", "gain over random (Å)",
                           "half maps (FSC 0.143)", "true map (FSC 0.5)",

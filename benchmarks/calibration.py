@@ -1,11 +1,11 @@
-"""Do the bounds in degrees hold? On sets that another program projected, by prediction from a map, and by ab initio.
+"""Do the error bounds in degrees hold? On sets that another program projected, by prediction from a map, and by ab initio.
 
     python benchmarks/calibration.py predict   SET ... --reference MAP ... --model RUN ... --out DIR [--symmetry c1 ...]
     python benchmarks/calibration.py ab-initio RUN ... --truth SET ...
 
 SET as for ``ab_initio.py``: ``input.star`` without poses, ``particles.star`` with the true ones. ``--model``: a run of
 train for each set's map; any will do, for poses are searched for. The bound's coverage overall, in each defocus quartile
-and in the poorest of 48 groups of views; its sharpness (mean bound over mean error), beside that of one bound for all
+and in the poorest of 48 groups of viewing directions; its sharpness (mean bound over mean error), beside that of one bound for all
 particles and of bounds in the order of Cryo-forum's three dispersions of the same network, each fitted on half of the
 particles with the truth at hand; with --relion also of bounds in the order of RELION's rlnMaxValueProbDistribution. What is
 finished is found again in DIR. Prints a Markdown table.
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from relion_probability import relion_probability
+from results_page import record
 
 from cryoforum_core.geometry.even_directions import even_directions
 from cryoforum_core.geometry.pose_errors import align_poses, rotation_errors_deg, shift_errors_angstrom
@@ -32,15 +33,15 @@ from cryoforum_core.selection.measures import measures_of
 DISPERSIONS = ("dispersion-max", "dispersion-trace", "dispersion-wigner")
 N_BINS = 10
 N_CONES = 48
-HEADER = ("| set | SNR | particles | held | by defocus quartile | groups of views: poorest, below 80 % | mean error (deg) "
+HEADER = ("| set | SNR | particles | empirical coverage | by defocus quartile | viewing directions: poorest group, below 80 % | mean error (deg) "
           "| mean expected error | median bound | bound / error | one bound for all | by dispersion (three) | by RELION's "
-          "| held by the shift's bound |\n"
+          "| coverage of the shift's bound |\n"
           "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
 
 
 def held_and_sharpness(error_deg: np.ndarray, measure: np.ndarray | None, coverage: float) -> tuple[float, float]:
     """Of bounds that grow with a measure (n,) (higher is less sure), or of one bound for all: the quantile of the error
-    in each tenth of every second particle, by rank of the measure; judged on the others."""
+    in each tenth of every second particle, by rank of the measure; assessed on the others."""
     fitted = np.arange(len(error_deg)) % 2 == 0
     if measure is None:
         bound = np.full((~fitted).sum(), np.quantile(error_deg[fitted], coverage))
@@ -96,6 +97,23 @@ def row(name: str, snr: float, figures: dict) -> str:
             f"{100 * figures['shift_held']:.1f} % |")
 
 
+def record_figures(run: Path, is_ab_initio: bool, symmetry: str, name: str, snr: float, figures: dict) -> None:
+    name += "" if symmetry.lower() == "c1" else f" ({symmetry.upper()})"
+    poses = "known map"
+    if is_ab_initio:
+        config = json.loads((run / "config.json").read_text())
+        poses = "ab initio" + (", no network" if "distillation" in config.get("skip", ()) else "") + (
+            ", one start" if config.get("seeds") == 1 else "")
+    record("error_bounds", {"figures": {
+        "poses": poses, "set": name, "snr": float(f"{snr:.2g}"), "particles": figures["n"],
+        "coverage_percent": 100 * figures["held"], "quartiles_percent": [100 * part for part in figures["quartiles"]],
+        "poorest_percent": 100 * figures["poorest_cone"], "below_80": f"{figures['cones_below']} of {figures['cones']}",
+        "mean_deg": figures["mean_error"], "expected_deg": figures["mean_expected"], "bound_deg": figures["median_bound"],
+        "sharpness": figures["sharpness"], "one_bound": figures["constant"][1],
+        "dispersions": [ratio for _, ratio in figures["dispersions"]],
+        "relion": figures["relion"] and figures["relion"][1], "shift_coverage_percent": 100 * figures["shift_held"]}})
+
+
 def predicted(data: Path, reference: Path, model: Path, symmetry: str, out: Path) -> Path:
     """The run of predict, once."""
     if not (out / "summary.json").is_file():
@@ -135,6 +153,7 @@ def main() -> None:
                                          symmetries[i]) if options.relion else None
         figures = judged(run, data / "particles.star", symmetries[i], options.command == "ab-initio", probability)
         print(row(*_facts(data), figures), flush=True)
+        record_figures(run, options.command == "ab-initio", symmetries[i], *_facts(data), figures)
 
 
 if __name__ == "__main__":

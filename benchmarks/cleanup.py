@@ -1,7 +1,7 @@
 """Clean-up: which measure of uncertainty finds junk, and what removing it does, against removing as many at random.
 
 Simulated particles with junk of five kinds go through the public commands: simulate, train (or a given network),
-predict, select by each measure and by default, evaluate, reconstruct. Printed: a Markdown section for RESULTS.md.
+predict, select by each measure and by default, evaluate, reconstruct. Printed: Markdown tables.
 
     python benchmarks/cleanup.py --work /tmp/cleanup --n-particles 3000 --train-minutes 5
     python benchmarks/cleanup.py --work /tmp/cleanup --train run_of_train
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from results_page import record
 
 from cryoforum_core.config import JUNK_KINDS
 from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
@@ -194,6 +195,7 @@ def main() -> None:
     for name in scored.measures:
         command(work, "select", f"select_{name}", "--run", work / "predict", "--measure", name, "--keep-count", n_good)
         cleaned.append(judge(name, kept_rows(work, f"select_{name}"), scored, rng))
+    record_figures(options, scored, cleaned)
     maps = {"all": work / "predict/particles.star", "kept by default": work / "select_default/selected.star",
             "as many at random": random_subset(work, default["n_selected"], rng)}
     network = json.loads((options.train or work / "train").joinpath("summary.json").read_text())
@@ -208,6 +210,22 @@ def main() -> None:
     print("Map against the true one:\n")
     print(markdown_table(["particles", "resolution (FSC 0.5)", "mean FSC of the outer half of the shells"],
                          [[name, *map_quality(work, name.split()[0], path)] for name, path in maps.items()]))
+
+
+def record_figures(options: argparse.Namespace, scored: Scored, cleaned: list[Cleaned]) -> None:
+    """Of each way of removing junk, and the ROC areas."""
+    name = f"30S, SNR {options.snr:g}, {options.n_particles:,} images, {options.junk_fraction:.0%} junk"
+    record("cleanup", {"figures": {"set": name, "removed_by": "nothing", "kept": len(scored.kind), "found_percent": 0,
+                                   "lost_percent": 0, "mean_deg": float(scored.error_deg.mean()), "random_deg": None}})
+    for c in cleaned:
+        record("cleanup", {"figures": {
+            "set": name, "removed_by": c.name, "kept": c.n_kept, "found_percent": 100 * c.junk_found,
+            "lost_percent": 100 * c.particles_lost, "mean_deg": c.mean_error_deg,
+            "random_deg": [c.random_mean_error_deg, c.random_spread_deg]}})
+    for measure, area in roc_areas(scored).items():
+        record("junk_measures", {"figures": {
+            "set": f"30S, {options.junk_fraction:.0%} junk", "snr": options.snr, "particles": options.n_particles,
+            "measure": measure, **{kind: f"{value:.3f}" for kind, value in area.items()}}})
 
 
 def parse() -> argparse.Namespace:

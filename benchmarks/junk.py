@@ -3,7 +3,7 @@ set without junk loses; beside the older match score, Cryo-forum's measures of d
 --relion) the largest value of RELION 3.1's probability distribution, after one iteration of its 3-D refinement from the map.
 
 Each set is simulated twice, with junk and without; public commands do the rest (simulate, train, predict, select). Runs
-that are finished are used again. Printed: a Markdown section for RESULTS.md.
+that are finished are used again. Printed: Markdown tables.
 
     python benchmarks/junk.py --work /tmp/junk --map 30S.mrc --map 70S.mrc --snr 0.1 --snr 0.05 \
         --defocus empiar10028_defocus.npz --n-particles 1500
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from cleanup import command, markdown_table, roc_area
 from relion_probability import COLUMN, relion_probability
+from results_page import record
 
 from cryoforum_core.config import JUNK_KINDS
 from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
@@ -96,6 +97,17 @@ def run_commands(options: argparse.Namespace, path: Path, snr: float, name: str)
         command(options.work, "select", f"{name}{suffix}_select", "--run", options.work / f"{name}{suffix}_predict")
 
 
+def record_figures(name: str, snr: float, n_particles: int, result: Judged) -> None:
+    which = {"set": name, "snr": snr, "particles": n_particles}
+    record("junk", {"figures": which | {
+        "found_percent": 100 * result.junk_found, "rejected_percent": 100 * result.particles_rejected,
+        "reason_percent": 100 * result.reason_right, "clean_percent": 100 * result.clean_rejected,
+        **{kind: 100 * right for kind, right in result.reason_right_of.items()}}})
+    for measure, area in result.areas.items():
+        record("junk_measures", {"figures": which | {
+            "measure": measure, **{kind: f"{value:.4f}" for kind, value in area.items()}}})
+
+
 def main() -> None:
     options = parse()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -105,6 +117,7 @@ def main() -> None:
             name = f"{path.stem}_{snr:g}"
             run_commands(options, path, snr, name)
             result = judge(options.work, name, options.relion)
+            record_figures(path.stem.partition("_")[0], snr, options.n_particles, result)
             areas += [[name, measure, *(f"{area[kind]:.4f}" for kind in ("all", *JUNK_KINDS))]
                       for measure, area in result.areas.items()]
             verdicts.append([name, f"{100 * result.junk_found:.1f} %", f"{100 * result.particles_rejected:.2f} %",

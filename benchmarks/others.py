@@ -45,19 +45,20 @@ def _ours(name: str, data: SimulatedSet, reference: Path, out: Path, options) ->
 def _row(data: SimulatedSet, label: str, finished: str, found: dict, map_angstrom: tuple[float, float], processor: float,
          wall: float) -> str:
     record("other_programs", {"figures": {
-        "set": data.title, "program": label, "finished": finished, "median_deg": round(found["median_deg"], 2),
-        "mean_deg": round(found["mean_deg"], 2), "misassigned_percent": 100 * found["misassigned"],
+        "set": data.title, "program": label, "finished": finished, "median_deg": f"{found['median_deg']:.2f}",
+        "mean_deg": f"{found['mean_deg']:.2f}", "misassigned_percent": 100 * found["misassigned"],
         "map_angstrom": map_angstrom, "processor_min": round(processor / 60, 1)}})
     return (f"| {label} | {finished} | {found['median_deg']:.2f} | {found['mean_deg']:.2f} | {100 * found['misassigned']:.1f} % | "
             f"{map_angstrom[0]:.2f} / {map_angstrom[1]:.2f} | {processor / 60:.1f} | {wall / 60:.1f} |")
 
 
-def _assess(label: str, data: SimulatedSet, reference: Path, poses: Poses, out: Path, cost: Cost) -> str:
+def _assess(label: str, data: SimulatedSet, reference: Path, poses: Poses, out: Path, cost: Cost,
+            reached: str) -> str:
     truth = load_particles(data.truth, require_poses=True).poses
     found = InTrueFrame.of(poses, truth)
     known, pixel_size_angstrom = read_map(reference)
     volume = relion_map(data, found.poses, out)
-    finished = "yes" if cost.exit_code == 0 else f"no (ended with {cost.exit_code})"
+    finished = ("yes" if cost.exit_code == 0 else f"no, ended with {cost.exit_code}") + f", {reached}"
     return _row(data, label, finished, found.figures(pixel_size_angstrom),
                 resolutions(volume, torch.from_numpy(known), pixel_size_angstrom), cost.processor, cost.wall)
 
@@ -101,8 +102,9 @@ def _relion(name: str, data: SimulatedSet, reference: Path, out: Path, options) 
     cost = measured(command, folder / "log.txt", max_processor_seconds=60 * options.processor_minutes, cwd=folder,
                     env=one_thread())
     last = sorted(folder.glob("run_it*_data.star"))[-1]
-    return _assess(f"RELION 3.1.3 ({last.stem.split('_')[1]} of 300)", data, reference, relion_poses(last), folder / "judged",
-                  cost)
+    label = (f"RELION 3.1.3, SGD initial model, final resolution {options.relion_final_resolution:g} A, final batch "
+             f"{options.relion_final_batch}")
+    return _assess(label, data, reference, relion_poses(last), folder / "judged", cost, f"{last.stem.split('_')[1]} of 300")
 
 
 def relion_poses(path: Path) -> Poses:
@@ -139,8 +141,8 @@ def _cryodrgn(name: str, data: SimulatedSet, reference: Path, out: Path, options
     if not epochs or epochs[-1].suffixes[0] == ".0":
         return (f"| {label} | no: no pose search finished (ended with {cost.exit_code}) | - | - | - | - | "
                 f"{cost.processor / 60:.1f} | {cost.wall / 60:.1f} |")
-    return _assess(f"{label} (epoch {epochs[-1].suffixes[0][1:]} of 30)", data, reference,
-                  cryodrgn_poses(epochs[-1], particles.pixel_size_angstrom), folder / "judged", cost)
+    return _assess(label, data, reference, cryodrgn_poses(epochs[-1], particles.pixel_size_angstrom), folder / "judged", cost,
+                   f"epoch {epochs[-1].suffixes[0][1:]} of 30")
 
 
 def cryodrgn_poses(path: Path, pixel_size_angstrom: float) -> Poses:
