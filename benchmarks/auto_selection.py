@@ -41,7 +41,7 @@ DEFOCUS = ("--defocus-min-angstrom", 10_000, "--defocus-max-angstrom", 28_000)
 
 
 @dataclass(frozen=True)
-class Judged:
+class Assessed:
     """Resolutions in Angstrom of half maps (FSC 0.143) and against the true map (0.5), where information is in nats."""
 
     half_map_angstrom: float
@@ -49,14 +49,14 @@ class Judged:
     true_information: float
 
 
-class Judge:
+class Assessor:
     """Makes maps of parts of a run's particles and compares them with the true map."""
 
     def __init__(self, particles: Particles, images: ImagePreparation, true_map: Tensor):
         self._particles, self._images, self._true_map = particles, images, true_map
         self._halves, _ = half_sets(particles, seed=0)
 
-    def judge(self, rows: np.ndarray) -> Judged:
+    def assess(self, rows: np.ndarray) -> Assessed:
         box, pixel_size_angstrom = self._particles.box_size_px, self._particles.pixel_size_angstrom
         c1 = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
         maps = reconstruct_halves(self._particles.subset(rows), lambda some: self._images.transforms(rows[some]),
@@ -66,7 +66,7 @@ class Judge:
         # of a Gaussian map seen with noise, log(1 + SNR) / 2 for each value, and 1 + SNR = 1 / (1 - FSC^2)
         shell = 4 * np.pi * np.arange(1, box // 2) ** 2
         nats = -0.5 * np.log(1 - fsc[1:box // 2].clamp(-0.9999, 0.9999).square().numpy())
-        return Judged(resolution_angstrom(maps.fsc, box, pixel_size_angstrom),
+        return Assessed(resolution_angstrom(maps.fsc, box, pixel_size_angstrom),
                       resolution_angstrom(fsc, box, pixel_size_angstrom, 0.5), float((shell * nats).sum()))
 
 
@@ -107,23 +107,23 @@ def poor_reference(case: Path, n_particles: int, seed: int) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """A predicted set: its directory and run of predict, what each particle is (kinds of junk, or "none"), the judge of maps of
-    its parts, and his verdict on all particles."""
+    """A predicted set: its directory and run of predict, what each particle is (kinds of junk, or "none"), what assesses maps of
+    its parts, and the assessment of all particles."""
 
     path: Path
     run: str
     particles: Particles
     kind: np.ndarray
-    judge: Judge
-    of_all: Judged
+    assessor: Assessor
+    of_all: Assessed
 
     @classmethod
     def load(cls, path: Path, run: str) -> "Case":
         particles = load_particles(path / run / "particles.star", require_poses=True)
         kind = ParticleTable.read(path / "simulate/truth.star").strings(JUNK_KIND_COLUMN)
         images = ImagePreparation.checked(particles, ImageInputConfig(contrast="bright", ctf_state="raw"), torch.device("cpu"))
-        judge = Judge(particles, images, torch.from_numpy(read_map(path / "simulate/map.mrc")[0]))
-        return cls(path, run, particles, kind, judge, judge.judge(np.arange(len(particles))))
+        assessor = Assessor(particles, images, torch.from_numpy(read_map(path / "simulate/map.mrc")[0]))
+        return cls(path, run, particles, kind, assessor, assessor.assess(np.arange(len(particles))))
 
     @property
     def name(self) -> str:
@@ -144,18 +144,18 @@ def rows_of_comparison(case: Case, n_kept: int) -> list[list[str]]:
     rows = []
     for name, quality in qualities.items():
         best = np.sort(np.argsort(-quality, kind="stable")[:n_kept])
-        judged = case.judge.judge(best)
-        rows.append([case.name, name, f"{case.junk_percent(best):.1f} %", f"{judged.half_map_angstrom:.2f}",
-                     f"{judged.true_angstrom:.2f}", f"{100 * judged.true_information / case.of_all.true_information:.1f} %"])
+        assessed = case.assessor.assess(best)
+        rows.append([case.name, name, f"{case.junk_percent(best):.1f} %", f"{assessed.half_map_angstrom:.2f}",
+                     f"{assessed.true_angstrom:.2f}", f"{100 * assessed.true_information / case.of_all.true_information:.1f} %"])
     return rows
 
 
 def row_of_table(case: Case, chosen: dict, default: dict, kept: np.ndarray, seed: int) -> list[str]:
-    """Judges rows ``kept``; ``chosen`` and ``default``: summaries of select with --auto and without."""
+    """Assesses rows ``kept``; ``chosen`` and ``default``: summaries of select with --auto and without."""
     n = len(case.particles)
-    of_all, of_kept = case.of_all, case.judge.judge(kept)
+    of_all, of_kept = case.of_all, case.assessor.assess(kept)
     rng = np.random.default_rng(seed)
-    at_random = [case.judge.judge(np.sort(rng.permutation(n)[:len(kept)])) for _ in range(RANDOM_DRAWS)]
+    at_random = [case.assessor.assess(np.sort(rng.permutation(n)[:len(kept)])) for _ in range(RANDOM_DRAWS)]
     auto, percent = chosen["auto"], 100 / of_all.true_information
 
     def three(name: str) -> str:

@@ -47,7 +47,7 @@ class Cleaned:
     name: str
     n_kept: int
     junk_found: float
-    particles_lost: float
+    particles_rejected: float
     mean_error_deg: float
     random_mean_error_deg: float
     random_spread_deg: float
@@ -86,7 +86,7 @@ def remove_at_random(error_deg: np.ndarray, n_kept: int, rng: np.random.Generato
     return float(np.mean(means)), float(np.std(means))
 
 
-def judge(name: str, kept: np.ndarray, scored: Scored, rng: np.random.Generator) -> Cleaned:
+def assess(name: str, kept: np.ndarray, scored: Scored, rng: np.random.Generator) -> Cleaned:
     """What the rows ``kept`` (k,) hold."""
     is_kept = np.zeros(len(scored.kind), dtype=bool)
     is_kept[kept] = True
@@ -106,10 +106,10 @@ def roc_table(areas: dict[str, dict[str, float]]) -> str:
 
 def cleaned_table(before: Scored, cleaned: list[Cleaned]) -> str:
     """What each selection keeps and how it changes the mean error, as a Markdown table."""
-    header = ["removed by", "kept", "junk found", "particles lost", "mean error", "same number at random"]
+    header = ["removed by", "kept", "junk found", "particles rejected", "mean error", "same number at random"]
     rows = [["nothing", f"{len(before.kind):,}", "0 %", "0 %", f"{before.error_deg.mean():.2f}°", "-"]]
     for c in cleaned:
-        rows.append([c.name, f"{c.n_kept:,}", f"{100 * c.junk_found:.1f} %", f"{100 * c.particles_lost:.1f} %",
+        rows.append([c.name, f"{c.n_kept:,}", f"{100 * c.junk_found:.1f} %", f"{100 * c.particles_rejected:.1f} %",
                      f"{c.mean_error_deg:.2f}°", f"{c.random_mean_error_deg:.2f}° ± {c.random_spread_deg:.2f}°"])
     return markdown_table(header, rows)
 
@@ -191,10 +191,10 @@ def main() -> None:
     work, scored, rng = options.work, read_scored(options.work), np.random.default_rng(options.seed)
     n_good = int((~scored.is_junk).sum())
     default = command(work, "select", "select_default", "--run", work / "predict")
-    cleaned = [judge("default of select", kept_rows(work, "select_default"), scored, rng)]
+    cleaned = [assess("default of select", kept_rows(work, "select_default"), scored, rng)]
     for name in scored.measures:
         command(work, "select", f"select_{name}", "--run", work / "predict", "--measure", name, "--keep-count", n_good)
-        cleaned.append(judge(name, kept_rows(work, f"select_{name}"), scored, rng))
+        cleaned.append(assess(name, kept_rows(work, f"select_{name}"), scored, rng))
     record_figures(options, scored, cleaned)
     maps = {"all": work / "predict/particles.star", "kept by default": work / "select_default/selected.star",
             "as many at random": random_subset(work, default["n_selected"], rng)}
@@ -220,7 +220,7 @@ def record_figures(options: argparse.Namespace, scored: Scored, cleaned: list[Cl
     for c in cleaned:
         record("cleanup", {"figures": {
             "set": name, "removed_by": c.name, "kept": c.n_kept, "found_percent": 100 * c.junk_found,
-            "lost_percent": 100 * c.particles_lost, "mean_deg": c.mean_error_deg,
+            "lost_percent": 100 * c.particles_rejected, "mean_deg": c.mean_error_deg,
             "random_deg": [c.random_mean_error_deg, c.random_spread_deg]}})
     for measure, area in roc_areas(scored).items():
         record("junk_measures", {"figures": {

@@ -1,4 +1,4 @@
-"""Junk and its reasons: how surely junk of five kinds is told from particles, whether its reason is right, and what a
+"""Junk and its reasons: how well junk of five kinds is separated from particles, whether its reason is right, and what a
 set without junk loses; beside the older match score, Cryo-forum's measures of dispersion on the same network, and (with
 --relion) the largest value of RELION 3.1's probability distribution, after one iteration of its 3-D refinement from the map.
 
@@ -30,7 +30,7 @@ MEASURES_SHOWN = ("particle-probability", "match-score", "dispersion-max", "disp
 
 
 @dataclass(frozen=True)
-class Judged:
+class Assessed:
     """Of one set: ROC areas (measure -> all and each kind), and fractions."""
 
     areas: dict[str, dict[str, float]]
@@ -49,7 +49,7 @@ def rejected_reasons(work: Path, out: str) -> dict[int, str]:
     return dict(zip(table.integers("rlnParticleId").tolist(), table.strings(REASON_COLUMN).tolist(), strict=True))
 
 
-def judge(work: Path, name: str, with_relion: bool) -> Judged:
+def assess(work: Path, name: str, with_relion: bool) -> Assessed:
     """The finished runs of one set against what is true of it."""
     truth = ParticleTable.read(work / f"{name}_set" / "truth.star")
     kind_of = dict(zip(truth.integers("rlnParticleId").tolist(), truth.strings(JUNK_KIND_COLUMN).tolist(), strict=True))
@@ -71,7 +71,7 @@ def judge(work: Path, name: str, with_relion: bool) -> Judged:
     right = np.array([REASON_OF.get(k) == reasons.get(i) for k, i in zip(kind, ids, strict=True)])
     found = rejected & (kind != "none")
     n_clean = len(ParticleTable.read(work / f"{name}_clean_predict" / "particles.star"))
-    return Judged(areas, float(found.sum() / (kind != "none").sum()), float(rejected[kind == "none"].mean()),
+    return Assessed(areas, float(found.sum() / (kind != "none").sum()), float(rejected[kind == "none"].mean()),
                   float(right[found].mean()),
                   {each: float(right[found & (kind == each)].mean()) for each in JUNK_KINDS},
                   len(rejected_reasons(work, f"{name}_clean_select")) / n_clean)
@@ -97,7 +97,7 @@ def run_commands(options: argparse.Namespace, path: Path, snr: float, name: str)
         command(options.work, "select", f"{name}{suffix}_select", "--run", options.work / f"{name}{suffix}_predict")
 
 
-def record_figures(name: str, snr: float, n_particles: int, result: Judged) -> None:
+def record_figures(name: str, snr: float, n_particles: int, result: Assessed) -> None:
     which = {"set": name, "snr": snr, "particles": n_particles}
     record("junk", {"figures": which | {
         "found_percent": 100 * result.junk_found, "rejected_percent": 100 * result.particles_rejected,
@@ -111,16 +111,16 @@ def record_figures(name: str, snr: float, n_particles: int, result: Judged) -> N
 def main() -> None:
     options = parse()
     options.work.mkdir(parents=True, exist_ok=True)
-    areas, verdicts = [], []
+    areas, decisions = [], []
     for path in options.map:
         for snr in options.snr:
             name = f"{path.stem}_{snr:g}"
             run_commands(options, path, snr, name)
-            result = judge(options.work, name, options.relion)
+            result = assess(options.work, name, options.relion)
             record_figures(path.stem.partition("_")[0], snr, options.n_particles, result)
             areas += [[name, measure, *(f"{area[kind]:.4f}" for kind in ("all", *JUNK_KINDS))]
                       for measure, area in result.areas.items()]
-            verdicts.append([name, f"{100 * result.junk_found:.1f} %", f"{100 * result.particles_rejected:.2f} %",
+            decisions.append([name, f"{100 * result.junk_found:.1f} %", f"{100 * result.particles_rejected:.2f} %",
                              f"{100 * result.reason_right:.1f} %",
                              *(f"{100 * result.reason_right_of[kind]:.0f} %" for kind in JUNK_KINDS),
                              f"{100 * result.clean_rejected:.2f} %"])
@@ -128,7 +128,7 @@ def main() -> None:
           f"without. Area under the ROC curve, particles against junk:\n\n"
           f"{markdown_table(['set', 'measure', 'all junk', *JUNK_KINDS], areas)}\n\nThe default of select:\n")
     header = ["set", "junk found", "particles rejected", "reason right", *JUNK_KINDS, "rejected of a clean set"]
-    print(markdown_table(header, verdicts))
+    print(markdown_table(header, decisions))
 
 
 def parse() -> argparse.Namespace:

@@ -60,7 +60,7 @@ def make_input(n):
 
 
 def make_posterior(n):
-    """What the engine would answer, in another order than the set's."""
+    """What the engine would predict, in another order than the set's."""
     rng = np.random.default_rng(1)
     error_deg = rng.uniform(0.5, 40, n)
     np.savez("posterior.npz", particle_id=rng.permutation(n) + 1, quaternion=Rotation.random(n, 2).as_quat(),

@@ -61,14 +61,14 @@ def row(group: str, made: RunDirectory, n_particles: int, box_size_px: int, out:
                    minutes)
     run_job("evaluate", out / "evaluate", "--particles", out / "run" / "particles.star", "--truth", made.truth,
             "--align-frame", "--allow-mirror", "--symmetry", group.lower())
-    found, judged = (json.loads((out / name / "summary.json").read_text()) for name in ("run", "evaluate"))
+    found, assessed = (json.loads((out / name / "summary.json").read_text()) for name in ("run", "evaluate"))
     record("symmetry", {"figures": {
         "group": group, "box_px": box_size_px, "particles": n_particles, "converged": "yes" if found["converged"] else "no",
-        "median_deg": judged["median_error_deg"], "mean_deg": judged["mean_error_deg"],
+        "median_deg": assessed["median_error_deg"], "mean_deg": assessed["mean_error_deg"],
         "expected_deg": found["median_expected_error_deg"], "half_maps_angstrom": found["resolution_angstrom"],
         "processor_min": cost.processor / 60}})
     return (f"| {group} | {box_size_px} | {n_particles:,} | {'yes' if found['converged'] else 'no'} | "
-            f"{judged['median_error_deg']:.2f} | {judged['mean_error_deg']:.2f} | {found['median_expected_error_deg']:.2f} | "
+            f"{assessed['median_error_deg']:.2f} | {assessed['mean_error_deg']:.2f} | {found['median_expected_error_deg']:.2f} | "
             f"{found['resolution_angstrom']:.1f} | {cost.processor / 60:.1f} |")
 
 
