@@ -169,7 +169,8 @@ def record_figures(done: list[dict]) -> None:
 
 
 def table(done: list[dict]) -> str:
-    lines = ["| set | trials | mismatch warnings | cause as expected | explained power (lowest, median, highest) | CPU s (median) |",
+    lines = ["| set | trials | mismatch warnings | cause as expected | explained power (lowest, median, highest) "
+             "| CPU s (median) |",
              "|---|---|---|---|---|---|"]
     for kind in KINDS:
         some = [one for one in done if one["kind"] == kind]

@@ -107,8 +107,8 @@ def poor_reference(case: Path, n_particles: int, seed: int) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """A predicted set: its directory and run of predict, what each particle is (kinds of junk, or "none"), what assesses maps of
-    its parts, and the assessment of all particles."""
+    """A predicted set: its directory and run of predict, what each particle is (kinds of junk, or "none"), what
+    assesses maps of its parts, and the assessment of all particles."""
 
     path: Path
     run: str
@@ -146,7 +146,8 @@ def rows_of_comparison(case: Case, n_kept: int) -> list[list[str]]:
         best = np.sort(np.argsort(-quality, kind="stable")[:n_kept])
         assessed = case.assessor.assess(best)
         rows.append([case.name, name, f"{case.junk_percent(best):.1f} %", f"{assessed.half_map_angstrom:.2f}",
-                     f"{assessed.true_angstrom:.2f}", f"{100 * assessed.true_information / case.of_all.true_information:.1f} %"])
+                     f"{assessed.true_angstrom:.2f}",
+                     f"{100 * assessed.true_information / case.of_all.true_information:.1f} %"])
     return rows
 
 

@@ -5,9 +5,9 @@
 
 SET as for ``ab_initio.py``: ``input.star`` without poses, ``particles.star`` with the true ones. ``--model``: a run of
 train for each set's map; any will do, for poses are searched for. The bound's coverage overall, in each defocus quartile
-and in the poorest of 48 groups of viewing directions; its sharpness (mean bound over mean error), beside that of one bound for all
-particles and of bounds in the order of Cryo-forum's three dispersions of the same network, each fitted on half of the
-particles with the truth at hand; with --relion also of bounds in the order of RELION's rlnMaxValueProbDistribution. What is
+and in the poorest of 48 groups of viewing directions; its sharpness (mean bound over mean error), beside that of one bound
+for all particles and of bounds in the order of Cryo-forum's three dispersions of the same network, each fitted on half of
+the particles with the truth at hand; with --relion also of bounds in the order of RELION's rlnMaxValueProbDistribution. What is
 finished is found again in DIR. Prints a Markdown table.
 """
 
@@ -33,8 +33,8 @@ from cryoforum_core.selection.measures import measures_of
 DISPERSIONS = ("dispersion-max", "dispersion-trace", "dispersion-wigner")
 N_BINS = 10
 N_CONES = 48
-HEADER = ("| set | SNR | particles | empirical coverage | by defocus quartile | viewing directions: poorest group, below 80 % | mean error (deg) "
-          "| mean expected error | median bound | bound / error | one bound for all | by dispersion (three) | by RELION's "
+HEADER = ("| set | SNR | particles | empirical coverage | by defocus quartile | viewing directions: poorest group, below 80 % "
+          "| mean error (deg) | mean expected error | median bound | bound / error | one bound for all | by dispersion (three) | by RELION's "
           "| coverage of the shift's bound |\n"
           "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
 

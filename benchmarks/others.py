@@ -20,8 +20,8 @@ from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import load_particles, read_poses, read_table
 
 BACKGROUND_RADIUS_BOXES, DIAMETER_BOXES = 0.45, 0.9
-HEADER = ("| program | finished | median (deg) | mean (deg) | misassigned (> 10 deg) | map with its poses by relion_reconstruct: "
-          "FSC 0.143 / 0.5 (A) | processor (min) | wall (min) |\n|---|---|---|---|---|---|---|---|")
+HEADER = ("| program | finished | median (deg) | mean (deg) | misassigned (> 10 deg) "
+          "| map with its poses by relion_reconstruct: FSC 0.143 / 0.5 (A) | processor (min) | wall (min) |\n|---|---|---|---|---|---|---|---|")
 
 
 def compare(data: SimulatedSet, reference: Path, out: Path, options) -> str:
@@ -48,8 +48,8 @@ def _row(data: SimulatedSet, label: str, finished: str, found: dict, map_angstro
         "set": data.title, "program": label, "finished": finished, "median_deg": f"{found['median_deg']:.2f}",
         "mean_deg": f"{found['mean_deg']:.2f}", "misassigned_percent": 100 * found["misassigned"],
         "map_angstrom": map_angstrom, "processor_min": round(processor / 60, 1)}})
-    return (f"| {label} | {finished} | {found['median_deg']:.2f} | {found['mean_deg']:.2f} | {100 * found['misassigned']:.1f} % | "
-            f"{map_angstrom[0]:.2f} / {map_angstrom[1]:.2f} | {processor / 60:.1f} | {wall / 60:.1f} |")
+    return (f"| {label} | {finished} | {found['median_deg']:.2f} | {found['mean_deg']:.2f} | "
+            f"{100 * found['misassigned']:.1f} % | {map_angstrom[0]:.2f} / {map_angstrom[1]:.2f} | {processor / 60:.1f} | {wall / 60:.1f} |")
 
 
 def _assess(label: str, data: SimulatedSet, reference: Path, poses: Poses, out: Path, cost: Cost,
@@ -141,8 +141,8 @@ def _cryodrgn(name: str, data: SimulatedSet, reference: Path, out: Path, options
     if not epochs or epochs[-1].suffixes[0] == ".0":
         return (f"| {label} | no: no pose search finished (ended with {cost.exit_code}) | - | - | - | - | "
                 f"{cost.processor / 60:.1f} | {cost.wall / 60:.1f} |")
-    return _assess(label, data, reference, cryodrgn_poses(epochs[-1], particles.pixel_size_angstrom), folder / "judged", cost,
-                   f"epoch {epochs[-1].suffixes[0][1:]} of 30")
+    poses = cryodrgn_poses(epochs[-1], particles.pixel_size_angstrom)
+    return _assess(label, data, reference, poses, folder / "judged", cost, f"epoch {epochs[-1].suffixes[0][1:]} of 30")
 
 
 def cryodrgn_poses(path: Path, pixel_size_angstrom: float) -> Poses:

@@ -1,4 +1,4 @@
-"""What the benchmarks of ab initio share: sets with known poses, programs run and timed, poses and maps in the truth's frame.
+"""What the benchmarks of ab initio share: sets with known poses, timed programs, poses and maps in the truth's frame.
 
 A set is a directory of images that another program projected: ``input.star`` (without poses), ``particles.star`` (the true
 poses) and ``truth.npz`` (``sigma`` of the noise, ``signal_var``, ``map``).
@@ -200,7 +200,7 @@ def relion_map(data: SimulatedSet, poses: Poses | None, out: Path) -> Tensor:
 
 # ---------------------------------------------------------------- whole runs
 def whole_run(data: SimulatedSet, reference: Path, out: Path, *options) -> dict:
-    """``cryoforum ab-initio`` and what ``evaluate`` says of its poses and map; ``relion``: of RELION's map with its poses."""
+    """``cryoforum ab-initio`` and how ``evaluate`` assesses poses and map; ``relion``: RELION's map with these poses."""
     cost = run_job("ab-initio", out, "--particles", data.particles, *options)
     evaluated = out.parent / f"{out.name}_evaluate"
     run_job("evaluate", evaluated, "--particles", out / "particles.star", "--truth", data.truth, "--align-frame",

@@ -68,8 +68,8 @@ def row(group: str, made: RunDirectory, n_particles: int, box_size_px: int, out:
         "expected_deg": found["median_expected_error_deg"], "half_maps_angstrom": found["resolution_angstrom"],
         "processor_min": cost.processor / 60}})
     return (f"| {group} | {box_size_px} | {n_particles:,} | {'yes' if found['converged'] else 'no'} | "
-            f"{assessed['median_error_deg']:.2f} | {assessed['mean_error_deg']:.2f} | {found['median_expected_error_deg']:.2f} | "
-            f"{found['resolution_angstrom']:.1f} | {cost.processor / 60:.1f} |")
+            f"{assessed['median_error_deg']:.2f} | {assessed['mean_error_deg']:.2f} | "
+            f"{found['median_expected_error_deg']:.2f} | {found['resolution_angstrom']:.1f} | {cost.processor / 60:.1f} |")
 
 
 def main() -> None:
