@@ -167,15 +167,18 @@ def command_line() -> str:
 
 
 def commit() -> str:
-    """Of the checkout that this file belongs to."""
+    """Of the checkout that this file belongs to; a copy without Git must not cost the figures of a long run."""
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(HOME), *arguments], check=True, capture_output=True, text=True)
         return done.stdout.strip()
 
-    # rows and page are what is being written
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude,top)benchmarks/{FOLDER}",
-                  f":(exclude,top)benchmarks/{PAGE}")
-    return git("rev-parse", "--short=7", "HEAD") + (" with changes" if changed else "")
+    try:
+        # rows and page are what is being written
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude,top)benchmarks/{FOLDER}",
+                      f":(exclude,top)benchmarks/{PAGE}")
+        return git("rev-parse", "--short=7", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "a copy without Git"
 
 
 def hardware() -> str:

@@ -99,6 +99,13 @@ def test_commands_name_files_and_not_where_they_lie(monkeypatch):
     assert results_page.command_line() == "python benchmarks/symmetry.py --out out --model 'C3=a b.pdb'"
 
 
+def test_a_copy_without_git_is_named_so(tmp_path, monkeypatch):
+    assert "without Git" not in results_page.commit()
+    monkeypatch.setattr(results_page, "HOME", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert results_page.commit() == "a copy without Git"
+
+
 def recorded():
     """(script, question, the names written in the call) of every call of ``record`` in a benchmark."""
     for script in sorted(BENCHMARKS.glob("*.py")):
