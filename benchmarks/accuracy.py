@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results_page import record
 
 from cryoforum_core.imaging.ctf import ctf_2d
 from cryoforum_core.imaging.fourier import fft_image
@@ -26,7 +27,7 @@ from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.matching.likelihood import MatchingImages
 from cryoforum_core.matching.refine import fisher_information
 from cryoforum_core.mrc import read_map
-from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.particles.dataset import Particles, load_particles
 
 
 def bound_deg(dataset: Path, reference: Path) -> tuple[float, float, float]:
@@ -72,6 +73,18 @@ def training_curve(train: Path) -> list[tuple[float, float]]:
                 for row in csv.DictReader(file) if row.get("validation_median_error_deg")]
 
 
+def record_figures(name: str, particles: Particles, refinement: str, found: dict, bound_median_deg: float, shift_px: float,
+                   train_seconds: float, predict_seconds: float, snr: float) -> None:
+    n = len(particles)
+    record("poses", {"figures": {
+        "set": name, "particles": n, "snr": float(f"{snr:.2g}"), "refinement": refinement,
+        "median_deg": found["median_error_deg"], "bound_ratio": found["median_error_deg"] / bound_median_deg,
+        "mean_deg": found["mean_error_deg"], "misassigned_percent": 100 * (1 - found["fraction_below_10deg"]),
+        "shift_px": shift_px, "train_min": train_seconds / 60, "predict_min": predict_seconds / 60}})
+    record("speed", {"figures": {"step": f"predict --refinement {refinement}, {name}", "particles": n,
+                                 "wall": f"{predict_seconds / 60:.1f} min", "processor": None}})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
@@ -92,12 +105,16 @@ def main() -> None:
                                   options.reference, "--refinement", refinement, "--out", predicted)
         found = evaluate(out / f"evaluate_{refinement}", predicted / "particles.star", truth)
         pixel_size_angstrom = read_map(options.reference)[1]
+        record_figures(options.reference.stem, load_particles(truth), refinement, found, median,
+                       found["median_shift_error_angstrom"] / pixel_size_angstrom, seconds["train"], seconds[refinement],
+                       float(np.load(options.dataset / "truth.npz")["signal_var"]
+                             / np.mean(np.load(options.dataset / "truth.npz")["sigma"] ** 2)))
         rows.append(f"| {options.reference.stem} | {refinement} | {found['median_error_deg']:.2f} | "
                     f"{found['median_error_deg'] / median:.2f} | {found['mean_error_deg']:.2f} | "
                     f"{100 * (1 - found['fraction_below_10deg']):.1f} % | "
                     f"{found['median_shift_error_angstrom'] / pixel_size_angstrom:.3f} | "
                     f"{seconds['train'] / 60:.1f} + {seconds[refinement] / 60:.1f} min |")
-    print("| map | refinement | median (deg) | / bound | mean (deg) | lost (> 10 deg) | median shift error (px) "
+    print("| map | refinement | median (deg) | / bound | mean (deg) | misassigned (> 10 deg) | median shift error (px) "
           "| train + predict |\n|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
     print("network alone while training (minutes: held-out median): "

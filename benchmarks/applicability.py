@@ -3,7 +3,7 @@
     python benchmarks/applicability.py --maps 30S.mrc 70S.mrc ... --out DIR [--trials 20] [--minutes 30]
 
 Per map: a short training on simulated projections. Per trial: images of that map (or of another one brought to the same
-size), simulated with CTF at SNR 0.1 and 0.05 in turn, a fault, and the verdict of ``predict`` on them before any pose is
+size), simulated with CTF at SNR 0.1 and 0.05 in turn, a fault, and the assessment by ``predict`` before any pose is
 predicted (``--whole`` runs all of ``predict``). Maps alternate. Every trial is a line of ``trials.jsonl``: a second call
 goes on after the last one. Prints a markdown table.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results_page import cpu_hardware, record
 
 from cryoforum_core import jobs
 from cryoforum_core.config import PredictConfig, ReconstructConfig, SimulateConfig, TrainConfig
@@ -28,13 +29,13 @@ from cryoforum_core.particles.dataset import load_particles
 
 SNR = (0.1, 0.05)
 NO_SIGNAL = 1e-6
-# what is made, what must be found ("none": no alarm); the later ones in a quarter of the trials
+# what is made, what must be found ("none": no mismatch warning); the later ones in a quarter of the trials
 MAIN_KINDS = 6
 KINDS = {
     "matched": "none", "pixel size off by 5 %": "pixel-size", "inverted contrast, wrong setting": "contrast",
     "phases flipped, wrong setting": "ctf-state", "another molecule": "another-molecule", "noise only": "noise-only",
     "inverted contrast, auto": "none", "phases flipped, auto": "none",
-    "matched, SNR 0.02": "none", "matched, 20 % junk": "none", "matched, 80 % preferred views": "none",
+    "matched, SNR 0.02": "none", "matched, 20 % junk": "none", "matched, 80 % preferred viewing directions": "none",
     "matched, map low-passed": "none", "matched, map of 400 images": "none",
 }
 
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=400)
     parser.add_argument("--train-minutes", type=float, default=0.3)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no trial after this time")
-    parser.add_argument("--whole", action="store_true", help="run all of predict, not only its verdict")
+    parser.add_argument("--whole", action="store_true", help="run all of predict, not only its assessment")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
@@ -66,6 +67,7 @@ def main() -> None:
             with log.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
     print(table(done))
+    record_figures(done)
 
 
 def run_trial(kind: str, trial: int, options: argparse.Namespace) -> dict:
@@ -80,7 +82,7 @@ def run_trial(kind: str, trial: int, options: argparse.Namespace) -> dict:
         summary = jobs.predict(config).read_summary()
     else:
         summary = applicability(config, setup).summary()
-    # where the images do not tell that they are flipped, they are taken as raw, and an alarm is right
+    # where the images do not tell that they are flipped, they are taken as raw, and a mismatch warning is right
     expected = "ctf-state" if kind.startswith("phases") and setup.images.state.ctf_state == "raw" else KINDS[kind]
     return {"kind": kind, "expected": expected, "trial": trial, "map": own.stem, "snr": snr,
             "cpu_seconds": time.process_time() - start,
@@ -98,14 +100,14 @@ def network(own: Path, options: argparse.Namespace) -> Path:
 
 def make_set(kind: str, trial: int, own: Path, snr: float, folder: Path, options: argparse.Namespace
              ) -> tuple[Path, dict]:
-    """The particles of a trial, and the settings of ``predict`` with which they are judged."""
+    """The particles of a trial, and the settings of ``predict`` with which they are assessed."""
     molecule = own
     others = [path for path in options.maps if path != own]
     other = at_size_of(others[(trial // len(options.maps)) % len(others)], own, folder)
     if kind == "another molecule":
         molecule = other
     extra = {"matched, 20 % junk": {"junk_fraction": 0.2, "other_model": other},
-             "matched, 80 % preferred views": {"preferred_view_fraction": 0.8}}.get(kind, {})
+             "matched, 80 % preferred viewing directions": {"preferred_view_fraction": 0.8}}.get(kind, {})
     snr = {"noise only": NO_SIGNAL, "matched, SNR 0.02": 0.02}.get(kind, snr)
     noise = "coloured" if kind == "noise only" and trial % 2 else "white"
     run = jobs.simulate(SimulateConfig(out=folder / "images", model=molecule, n_particles=options.particles, snr=snr,
@@ -154,8 +156,21 @@ def flip(images: torch.Tensor, ctf: torch.Tensor) -> torch.Tensor:
     return ifft_image(fft_image(images) * torch.where(ctf < 0, -1.0, 1.0))
 
 
+def record_figures(done: list[dict]) -> None:
+    for kind in KINDS:
+        some = [one for one in done if one["kind"] == kind]
+        if some:
+            explained = [one["promise_kept"] for one in some if "promise_kept" in one]
+            record("applicability", {"hardware": cpu_hardware(), "figures": {
+                "set": kind, "trials": len(some), "warnings": sum(not one["model_applies"] for one in some),
+                "cause": sum(one["model_applies_cause"] == one["expected"] for one in some),
+                "explained": [min(explained), float(np.median(explained)), max(explained)] if explained else None,
+                "cpu_s": float(np.median([one["cpu_seconds"] for one in some]))}})
+
+
 def table(done: list[dict]) -> str:
-    lines = ["| set | trials | alarms | cause as expected | promise kept (lowest, median, highest) | CPU s (median) |",
+    lines = ["| set | trials | mismatch warnings | cause as expected | explained power (lowest, median, highest) "
+             "| CPU s (median) |",
              "|---|---|---|---|---|---|"]
     for kind in KINDS:
         some = [one for one in done if one["kind"] == kind]

@@ -1,7 +1,7 @@
 """Does choosing by the map keep the right particles? Simulated sets with junk of five kinds, and without.
 
 For each molecule, SNR and junk fraction: simulate, train for half a minute, predict by search, select --auto; then maps
-of all particles, of those kept, and of as many at random (three draws), judged by their half maps and by the true map.
+of all particles, of those kept, and of as many at random (three draws), assessed by their half maps and by the true map.
 With --poor-reference-particles the images are matched to a map made of so few particles, not to the true one, as they
 would be in practice. Defocus as in EMPIAR-10028 (1 to 2.8 um). Printed: a Markdown table for RESULTS.md.
 
@@ -11,6 +11,7 @@ would be in practice. Defocus as in EMPIAR-10028 (1 to 2.8 um). Printed: a Markd
 
 import argparse
 import contextlib
+import re
 import sys
 from dataclasses import dataclass
 from itertools import product
@@ -21,6 +22,7 @@ import torch
 from cleanup import command, markdown_table
 from junk import MEASURES_SHOWN
 from relion_probability import COLUMN, relion_probability
+from results_page import record
 from torch import Tensor
 
 from cryoforum_core.config import ImageInputConfig
@@ -40,7 +42,7 @@ DEFOCUS = ("--defocus-min-angstrom", 10_000, "--defocus-max-angstrom", 28_000)
 
 
 @dataclass(frozen=True)
-class Judged:
+class Assessed:
     """Resolutions in Angstrom of half maps (FSC 0.143) and against the true map (0.5), where information is in nats."""
 
     half_map_angstrom: float
@@ -48,14 +50,14 @@ class Judged:
     true_information: float
 
 
-class Judge:
+class Assessor:
     """Makes maps of parts of a run's particles and compares them with the true map."""
 
     def __init__(self, particles: Particles, images: ImagePreparation, true_map: Tensor):
         self._particles, self._images, self._true_map = particles, images, true_map
         self._halves, _ = half_sets(particles, seed=0)
 
-    def judge(self, rows: np.ndarray) -> Judged:
+    def assess(self, rows: np.ndarray) -> Assessed:
         box, pixel_size_angstrom = self._particles.box_size_px, self._particles.pixel_size_angstrom
         c1 = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
         maps = reconstruct_halves(self._particles.subset(rows), lambda some: self._images.transforms(rows[some]),
@@ -65,7 +67,7 @@ class Judge:
         # of a Gaussian map seen with noise, log(1 + SNR) / 2 for each value, and 1 + SNR = 1 / (1 - FSC^2)
         shell = 4 * np.pi * np.arange(1, box // 2) ** 2
         nats = -0.5 * np.log(1 - fsc[1:box // 2].clamp(-0.9999, 0.9999).square().numpy())
-        return Judged(resolution_angstrom(maps.fsc, box, pixel_size_angstrom),
+        return Assessed(resolution_angstrom(maps.fsc, box, pixel_size_angstrom),
                       resolution_angstrom(fsc, box, pixel_size_angstrom, 0.5), float((shell * nats).sum()))
 
 
@@ -106,23 +108,23 @@ def poor_reference(case: Path, n_particles: int, seed: int) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """A predicted set: its directory and run of predict, what each particle is (kinds of junk, or "none"), the judge of maps of
-    its parts, and his verdict on all particles."""
+    """A predicted set: its directory and run of predict, what each particle is (kinds of junk, or "none"), what
+    assesses maps of its parts, and the assessment of all particles."""
 
     path: Path
     run: str
     particles: Particles
     kind: np.ndarray
-    judge: Judge
-    of_all: Judged
+    assessor: Assessor
+    of_all: Assessed
 
     @classmethod
     def load(cls, path: Path, run: str) -> "Case":
         particles = load_particles(path / run / "particles.star", require_poses=True)
         kind = ParticleTable.read(path / "simulate/truth.star").strings(JUNK_KIND_COLUMN)
         images = ImagePreparation.checked(particles, ImageInputConfig(contrast="bright", ctf_state="raw"), torch.device("cpu"))
-        judge = Judge(particles, images, torch.from_numpy(read_map(path / "simulate/map.mrc")[0]))
-        return cls(path, run, particles, kind, judge, judge.judge(np.arange(len(particles))))
+        assessor = Assessor(particles, images, torch.from_numpy(read_map(path / "simulate/map.mrc")[0]))
+        return cls(path, run, particles, kind, assessor, assessor.assess(np.arange(len(particles))))
 
     @property
     def name(self) -> str:
@@ -143,18 +145,19 @@ def rows_of_comparison(case: Case, n_kept: int) -> list[list[str]]:
     rows = []
     for name, quality in qualities.items():
         best = np.sort(np.argsort(-quality, kind="stable")[:n_kept])
-        judged = case.judge.judge(best)
-        rows.append([case.name, name, f"{case.junk_percent(best):.1f} %", f"{judged.half_map_angstrom:.2f}",
-                     f"{judged.true_angstrom:.2f}", f"{100 * judged.true_information / case.of_all.true_information:.1f} %"])
+        assessed = case.assessor.assess(best)
+        rows.append([case.name, name, f"{case.junk_percent(best):.1f} %", f"{assessed.half_map_angstrom:.2f}",
+                     f"{assessed.true_angstrom:.2f}",
+                     f"{100 * assessed.true_information / case.of_all.true_information:.1f} %"])
     return rows
 
 
 def row_of_table(case: Case, chosen: dict, default: dict, kept: np.ndarray, seed: int) -> list[str]:
-    """Judges rows ``kept``; ``chosen`` and ``default``: summaries of select with --auto and without."""
+    """Assesses rows ``kept``; ``chosen`` and ``default``: summaries of select with --auto and without."""
     n = len(case.particles)
-    of_all, of_kept = case.of_all, case.judge.judge(kept)
+    of_all, of_kept = case.of_all, case.assessor.assess(kept)
     rng = np.random.default_rng(seed)
-    at_random = [case.judge.judge(np.sort(rng.permutation(n)[:len(kept)])) for _ in range(RANDOM_DRAWS)]
+    at_random = [case.assessor.assess(np.sort(rng.permutation(n)[:len(kept)])) for _ in range(RANDOM_DRAWS)]
     auto, percent = chosen["auto"], 100 / of_all.true_information
 
     def three(name: str) -> str:
@@ -168,6 +171,14 @@ def row_of_table(case: Case, chosen: dict, default: dict, kept: np.ndarray, seed
             f"{percent * of_kept.true_information:.1f} / "
             f"{percent * np.mean([r.true_information for r in at_random]):.1f}",
             f"{auto['discount_of_empty_images']:.2f}"]
+
+
+def numbers(text: str) -> list[float]:
+    return [float(found) for found in re.findall(r"-?[0-9.]+", text)]
+
+
+def page_name(name: str) -> str:
+    return name.replace(", junk 0,", ", clean,") if ", junk 0," in name else re.sub(", junk 0$", ", clean", name)
 
 
 def main() -> None:
@@ -184,6 +195,17 @@ def main() -> None:
             if options.compare:
                 compared += rows_of_comparison(case, len(kept))
         print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
+    seed = "" if options.seed == 1 else f", seed {options.seed}"
+    for cells in rows:
+        kept, default, junk, gain, half_maps, true, information, discount = (numbers(text) for text in cells[1:])
+        record("selection", {"figures": {
+            "set": page_name(cells[0]) + seed, "particles": options.n_particles, "kept_percent": kept[0],
+            "default_percent": default[0], "junk_percent": junk, "gain_angstrom": gain, "half_maps_angstrom": half_maps,
+            "true_angstrom": true, "information_percent": information, "discount": discount[0]}})
+    for cells in compared:
+        record("selection_measures", {"figures": {
+            "set": page_name(cells[0]) + seed, "particles": options.n_particles, "measure": cells[1],
+            "information_percent": numbers(cells[5])[0], "junk_percent": numbers(cells[2])[0]}})
     print(f"{options.n_particles:,} images each; resolutions in Å, all / kept / as many at random.\n")
     print(markdown_table(["set", "kept", "kept by default", "junk before → after", "gain over random (Å)",
                           "half maps (FSC 0.143)", "true map (FSC 0.5)",

@@ -1,13 +1,13 @@
-"""Do the bounds in degrees hold? On sets that another program projected, by prediction from a map, and by ab initio.
+"""Do the error bounds in degrees hold? On sets that another program projected, by prediction from a map, and by ab initio.
 
     python benchmarks/calibration.py predict   SET ... --reference MAP ... --model RUN ... --out DIR [--symmetry c1 ...]
     python benchmarks/calibration.py ab-initio RUN ... --truth SET ...
 
 SET as for ``ab_initio.py``: ``input.star`` without poses, ``particles.star`` with the true ones. ``--model``: a run of
 train for each set's map; any will do, for poses are searched for. The bound's coverage overall, in each defocus quartile
-and in the poorest of 48 groups of views; its sharpness (mean bound over mean error), beside that of one bound for all
-particles and of bounds in the order of Cryo-forum's three dispersions of the same network, each fitted on half of the
-particles with the truth at hand; with --relion also of bounds in the order of RELION's rlnMaxValueProbDistribution. What is
+and in the poorest of 48 groups of viewing directions; its sharpness (mean bound over mean error), beside that of one bound
+for all particles and of bounds in the order of Cryo-forum's three dispersions of the same network, each fitted on half of
+the particles with the truth at hand; with --relion also of bounds in the order of RELION's rlnMaxValueProbDistribution. What is
 finished is found again in DIR. Prints a Markdown table.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from relion_probability import relion_probability
+from results_page import record
 
 from cryoforum_core.geometry.even_directions import even_directions
 from cryoforum_core.geometry.pose_errors import align_poses, rotation_errors_deg, shift_errors_angstrom
@@ -33,15 +34,15 @@ from cryoforum_core.selection.measures import measures_of
 DISPERSIONS = ("dispersion-max", "dispersion-trace", "dispersion-wigner")
 N_BINS = 10
 N_CONES = 48
-HEADER = ("| set | SNR | particles | held | by defocus quartile | groups of views: poorest, below 80 % | mean error (deg) "
-          "| mean expected error | median bound | bound / error | one bound for all | by dispersion (three) | by RELION's "
-          "| held by the shift's bound |\n"
+HEADER = ("| set | SNR | particles | empirical coverage | by defocus quartile | viewing directions: poorest group, below 80 % "
+          "| mean error (deg) | mean expected error | median bound | bound / error | one bound for all | by dispersion (three) | by RELION's "
+          "| coverage of the shift's bound |\n"
           "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
 
 
-def held_and_sharpness(error_deg: np.ndarray, measure: np.ndarray | None, coverage: float) -> tuple[float, float]:
+def coverage_and_sharpness(error_deg: np.ndarray, measure: np.ndarray | None, coverage: float) -> tuple[float, float]:
     """Of bounds that grow with a measure (n,) (higher is less sure), or of one bound for all: the quantile of the error
-    in each tenth of every second particle, by rank of the measure; judged on the others."""
+    in each tenth of every second particle, by rank of the measure; assessed on the others."""
     fitted = np.arange(len(error_deg)) % 2 == 0
     if measure is None:
         bound = np.full((~fitted).sum(), np.quantile(error_deg[fitted], coverage))
@@ -55,7 +56,7 @@ def held_and_sharpness(error_deg: np.ndarray, measure: np.ndarray | None, covera
     return float(np.mean(error <= bound)), float(bound.mean() / error.mean())
 
 
-def judged(run: Path, truth: Path, symmetry: str, is_ab_initio: bool, probability: np.ndarray | None = None) -> dict:
+def assessed(run: Path, truth: Path, symmetry: str, is_ab_initio: bool, probability: np.ndarray | None = None) -> dict:
     """Figures of one run; ``probability`` (n,): RELION's."""
     group = symmetry_group(symmetry).double()
     known, found = (load_particles(path, require_poses=True) for path in (truth, run / "particles.star"))
@@ -71,30 +72,47 @@ def judged(run: Path, truth: Path, symmetry: str, is_ab_initio: bool, probabilit
     shift_error = shift_errors_angstrom(found_poses.shift_angstrom, known_poses.shift_angstrom).numpy()
     defocus = known.ctf.defocus_u_angstrom.numpy()
     quarter = np.digitize(defocus, np.quantile(defocus, (0.25, 0.5, 0.75)))
-    views = quaternion_to_matrix(known_poses.quaternion)[:, 2].numpy()
-    cone = (views @ even_directions(N_CONES).T).argmax(1)
+    view = quaternion_to_matrix(known_poses.quaternion)[:, 2].numpy()
+    cone = (view @ even_directions(N_CONES).T).argmax(1)
     of_cones = np.array([within[cone == i].mean() for i in range(N_CONES) if (cone == i).any()])
     measures = measures_of(PoseResults.from_arrays(posterior))
-    return {"n": len(error), "held": float(within.mean()),
-            "shift_held": float((shift_error <= posterior["shift_error_bound_angstrom"]).mean()),
+    return {"n": len(error), "coverage": float(within.mean()),
+            "shift_coverage": float((shift_error <= posterior["shift_error_bound_angstrom"]).mean()),
             "quartiles": [float(within[quarter == i].mean()) for i in range(4)],
             "poorest_cone": float(of_cones.min()), "cones_below": int((of_cones < 0.8).sum()), "cones": len(of_cones),
             "mean_error": float(error.mean()), "mean_expected": float(expected.mean()),
             "median_bound": float(np.median(bound)), "sharpness": float(bound.mean() / error.mean()),
-            "constant": held_and_sharpness(error, None, coverage),
-            "dispersions": [held_and_sharpness(error, measures[name], coverage) for name in DISPERSIONS],
-            "relion": None if probability is None else held_and_sharpness(error, -probability, coverage)}
+            "constant": coverage_and_sharpness(error, None, coverage),
+            "dispersions": [coverage_and_sharpness(error, measures[name], coverage) for name in DISPERSIONS],
+            "relion": None if probability is None else coverage_and_sharpness(error, -probability, coverage)}
 
 
 def row(name: str, snr: float, figures: dict) -> str:
     one, three = figures["constant"], figures["dispersions"]
-    return (f"| {name} | {snr:.2g} | {figures['n']:,} | **{100 * figures['held']:.1f} %** | "
+    return (f"| {name} | {snr:.2g} | {figures['n']:,} | **{100 * figures['coverage']:.1f} %** | "
             f"{', '.join(f'{100 * x:.0f}' for x in figures['quartiles'])} % | {100 * figures['poorest_cone']:.0f} %, "
             f"{figures['cones_below']} of {figures['cones']} | {figures['mean_error']:.2f} | {figures['mean_expected']:.2f} | "
             f"{figures['median_bound']:.2f} | {figures['sharpness']:.2f} | {one[1]:.2f} | "
             f"{', '.join(f'{ratio:.2f}' for _, ratio in three)} | "
             f"{'-' if figures['relion'] is None else format(figures['relion'][1], '.2f')} | "
-            f"{100 * figures['shift_held']:.1f} % |")
+            f"{100 * figures['shift_coverage']:.1f} % |")
+
+
+def record_figures(run: Path, is_ab_initio: bool, symmetry: str, name: str, snr: float, figures: dict) -> None:
+    name += "" if symmetry.lower() == "c1" else f" ({symmetry.upper()})"
+    poses = "known map"
+    if is_ab_initio:
+        config = json.loads((run / "config.json").read_text())
+        poses = "ab initio" + (", no network" if "distillation" in config.get("skip", ()) else "") + (
+            ", one start" if config.get("seeds") == 1 else "")
+    record("error_bounds", {"figures": {
+        "poses": poses, "set": name, "snr": float(f"{snr:.2g}"), "particles": figures["n"],
+        "coverage_percent": 100 * figures["coverage"], "quartiles_percent": [100 * part for part in figures["quartiles"]],
+        "poorest_percent": 100 * figures["poorest_cone"], "below_80": f"{figures['cones_below']} of {figures['cones']}",
+        "mean_deg": figures["mean_error"], "expected_deg": figures["mean_expected"], "bound_deg": figures["median_bound"],
+        "sharpness": figures["sharpness"], "one_bound": figures["constant"][1],
+        "dispersions": [ratio for _, ratio in figures["dispersions"]],
+        "relion": figures["relion"] and figures["relion"][1], "shift_coverage_percent": 100 * figures["shift_coverage"]}})
 
 
 def predicted(data: Path, reference: Path, model: Path, symmetry: str, out: Path) -> Path:
@@ -134,8 +152,9 @@ def main() -> None:
             path, options.reference[i], options.model[i], symmetries[i], options.out / path.name)
         probability = relion_probability(data / "input.star", options.reference[i], options.out / f"{path.name}_relion",
                                          symmetries[i]) if options.relion else None
-        figures = judged(run, data / "particles.star", symmetries[i], options.command == "ab-initio", probability)
+        figures = assessed(run, data / "particles.star", symmetries[i], options.command == "ab-initio", probability)
         print(row(*_facts(data), figures), flush=True)
+        record_figures(run, options.command == "ab-initio", symmetries[i], *_facts(data), figures)
 
 
 if __name__ == "__main__":

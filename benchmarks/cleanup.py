@@ -1,7 +1,7 @@
 """Clean-up: which measure of uncertainty finds junk, and what removing it does, against removing as many at random.
 
 Simulated particles with junk of five kinds go through the public commands: simulate, train (or a given network),
-predict, select by each measure and by default, evaluate, reconstruct. Printed: a Markdown section for RESULTS.md.
+predict, select by each measure and by default, evaluate, reconstruct. Printed: Markdown tables.
 
     python benchmarks/cleanup.py --work /tmp/cleanup --n-particles 3000 --train-minutes 5
     python benchmarks/cleanup.py --work /tmp/cleanup --train run_of_train
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from results_page import record
 
 from cryoforum_core.config import JUNK_KINDS
 from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
@@ -47,7 +48,7 @@ class Cleaned:
     name: str
     n_kept: int
     junk_found: float
-    particles_lost: float
+    particles_rejected: float
     mean_error_deg: float
     random_mean_error_deg: float
     random_spread_deg: float
@@ -86,7 +87,7 @@ def remove_at_random(error_deg: np.ndarray, n_kept: int, rng: np.random.Generato
     return float(np.mean(means)), float(np.std(means))
 
 
-def judge(name: str, kept: np.ndarray, scored: Scored, rng: np.random.Generator) -> Cleaned:
+def assess(name: str, kept: np.ndarray, scored: Scored, rng: np.random.Generator) -> Cleaned:
     """What the rows ``kept`` (k,) hold."""
     is_kept = np.zeros(len(scored.kind), dtype=bool)
     is_kept[kept] = True
@@ -106,10 +107,10 @@ def roc_table(areas: dict[str, dict[str, float]]) -> str:
 
 def cleaned_table(before: Scored, cleaned: list[Cleaned]) -> str:
     """What each selection keeps and how it changes the mean error, as a Markdown table."""
-    header = ["removed by", "kept", "junk found", "particles lost", "mean error", "same number at random"]
+    header = ["removed by", "kept", "junk found", "particles rejected", "mean error", "same number at random"]
     rows = [["nothing", f"{len(before.kind):,}", "0 %", "0 %", f"{before.error_deg.mean():.2f}°", "-"]]
     for c in cleaned:
-        rows.append([c.name, f"{c.n_kept:,}", f"{100 * c.junk_found:.1f} %", f"{100 * c.particles_lost:.1f} %",
+        rows.append([c.name, f"{c.n_kept:,}", f"{100 * c.junk_found:.1f} %", f"{100 * c.particles_rejected:.1f} %",
                      f"{c.mean_error_deg:.2f}°", f"{c.random_mean_error_deg:.2f}° ± {c.random_spread_deg:.2f}°"])
     return markdown_table(header, rows)
 
@@ -191,10 +192,11 @@ def main() -> None:
     work, scored, rng = options.work, read_scored(options.work), np.random.default_rng(options.seed)
     n_good = int((~scored.is_junk).sum())
     default = command(work, "select", "select_default", "--run", work / "predict")
-    cleaned = [judge("default of select", kept_rows(work, "select_default"), scored, rng)]
+    cleaned = [assess("default of select", kept_rows(work, "select_default"), scored, rng)]
     for name in scored.measures:
         command(work, "select", f"select_{name}", "--run", work / "predict", "--measure", name, "--keep-count", n_good)
-        cleaned.append(judge(name, kept_rows(work, f"select_{name}"), scored, rng))
+        cleaned.append(assess(name, kept_rows(work, f"select_{name}"), scored, rng))
+    record_figures(options, scored, cleaned)
     maps = {"all": work / "predict/particles.star", "kept by default": work / "select_default/selected.star",
             "as many at random": random_subset(work, default["n_selected"], rng)}
     network = json.loads((options.train or work / "train").joinpath("summary.json").read_text())
@@ -209,6 +211,22 @@ def main() -> None:
     print("Map against the true one:\n")
     print(markdown_table(["particles", "resolution (FSC 0.5)", "mean FSC of the outer half of the shells"],
                          [[name, *map_quality(work, name.split()[0], path)] for name, path in maps.items()]))
+
+
+def record_figures(options: argparse.Namespace, scored: Scored, cleaned: list[Cleaned]) -> None:
+    """Of each way of removing junk, and the ROC areas."""
+    name = f"30S, SNR {options.snr:g}, {options.n_particles:,} images, {options.junk_fraction:.0%} junk"
+    record("cleanup", {"figures": {"set": name, "removed_by": "nothing", "kept": len(scored.kind), "found_percent": 0,
+                                   "lost_percent": 0, "mean_deg": float(scored.error_deg.mean()), "random_deg": None}})
+    for c in cleaned:
+        record("cleanup", {"figures": {
+            "set": name, "removed_by": c.name, "kept": c.n_kept, "found_percent": 100 * c.junk_found,
+            "lost_percent": 100 * c.particles_rejected, "mean_deg": c.mean_error_deg,
+            "random_deg": [c.random_mean_error_deg, c.random_spread_deg]}})
+    for measure, area in roc_areas(scored).items():
+        record("junk_measures", {"figures": {
+            "set": f"30S, {options.junk_fraction:.0%} junk", "snr": options.snr, "particles": options.n_particles,
+            "measure": measure, **{kind: f"{value:.3f}" for kind, value in area.items()}}})
 
 
 def parse() -> argparse.Namespace:

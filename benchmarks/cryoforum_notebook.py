@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from results_page import record
 
 from cryoforum_core.particles.dataset import load_particles
 
@@ -39,11 +40,13 @@ class Experiment:
     extent_angstrom: float
     published_median_deg: float
     published_mean_deg: float
+    aim_deg: tuple[float, float]
 
 
 EXPERIMENTS = (
-    Experiment("70S, CTF", "70S_sparx_grp0.pdb.gz", "c1", (10000.0, 25000.0), 384.0, 4.38, 5.03),
-    Experiment("beta-galactosidase, D2", "5a1a.pdb.gz", "d2", (21580.0, 21580.0), 318.7, 2.90, 8.76),
+    Experiment("70S, CTF", "70S_sparx_grp0.pdb.gz", "c1", (10000.0, 25000.0), 384.0, 4.38, 5.03, (2.5, 3.5)),
+    Experiment("beta-galactosidase, D2", "5a1a.pdb.gz", "d2", (21580.0, 21580.0), 318.7, 2.90, 8.76,
+               (2.0, 3.0)),
 )
 
 
@@ -109,6 +112,12 @@ def redo(experiment: Experiment, options: argparse.Namespace, train_options: lis
                   "--validation-fraction", SPLIT[1] / (SPLIT[0] + SPLIT[1]), *budget, *train_options, *common)
     alone, _ = test_error(experiment, test, out, "none", common)
     refined, search_seconds = test_error(experiment, test, out, "adaptive", common)
+    network = json.loads((out / "train" / "config.json").read_text())
+    record("notebooks", {"figures": {
+        "set": experiment.name, "box_px": options.box, "encoder": f"{network['encoder']}, {network['width']} channels",
+        "steps": summary(out / "train")["steps"], "train_min": seconds / 60, "error_deg": alone, "notebook_deg":
+        [experiment.published_median_deg, experiment.published_mean_deg], "aim_deg": list(experiment.aim_deg),
+        "matched_deg": refined}})
     row = (f"| {experiment.name} | {options.box} | {summary(out / 'train')['steps']} | {seconds / 60:.1f} min | "
            f"{alone} | {experiment.published_median_deg:.2f} / {experiment.published_mean_deg:.2f} | {refined} | "
            f"{search_seconds / 60:.1f} min |")

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from results_page import cpu_hardware, record
 
 from cryoforum_core.config import SimulateConfig, TrainConfig
 from cryoforum_core.geometry.rotations import angular_distance_deg
@@ -134,7 +135,12 @@ def main() -> None:
                         writer.writeheader()
                     writer.writerow({"variant": name, "seed": seed, **results[-1]})
                     file.flush()
-                print(row(name, results), flush=True)
+                line = row(name, results)
+                print(line, flush=True)
+                _, *cells = line.strip("| ").split(" | ")
+                record("encoders", {"hardware": cpu_hardware(), "figures": {
+                    "variant": name, "seconds": options.seconds,
+                    **dict(zip(("median_deg", "mean_deg", "nll", "shift_angstrom", "steps"), cells, strict=True))}})
 
 
 if __name__ == "__main__":

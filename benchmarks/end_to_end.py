@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/end_to_end.py --out DIR [--seeds 10] [--seconds 30] [--only "plain" ...]
 
-A particle of six blobs, 1,000 images of 16 px without displacements and CTF; a seed is a start of network and map, with
+A particle of six blobs, 1,000 images of 16 px without shifts and CTF; a seed is a start of network and map, with
 a split of the images of its own. Every run trains for the same processor time. A run has converged where the median
 error of its poses, frame and hand aligned, is below 20 degrees; beside it stands what the job itself says, which knows
 no truth. What is finished is kept in ``runs.jsonl``, and each run in ``runs/``; it is not done twice. Prints a Markdown
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from results_page import cpu_hardware, record
 
 from cryoforum_core.ab_initio.end_to_end import end_to_end
 from cryoforum_core.ab_initio.plan import plan_ab_initio
@@ -114,7 +115,7 @@ def benchmark(out: Path, variants: Iterable[str], seeds: int, seconds: float, sn
 
 def table(rows: list[dict]) -> str:
     """Markdown: a line for each variant."""
-    lines = ["| variant | converged | median error (deg): median over seeds [min, max] | verdict agrees | steps "
+    lines = ["| variant | converged | median error (deg): median over seeds [min, max] | assessment agrees | steps "
              "| processor s |", "|---|---|---|---|---|---|"]
     for name in VARIANTS:
         some = [row for row in rows if row["variant"] == name]
@@ -128,6 +129,17 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def record_figures(name: str, snr: float | str, some: list[dict]) -> None:
+    errors = [row["median_deg"] for row in some]
+    record("reliability", {"hardware": cpu_hardware(), "figures": {
+        "set": f"six blobs, {BOX} px", "snr": snr, "method": f"end to end: {name}",
+        "converged": f"{sum(row['converged'] for row in some)} of {len(some)}", "median_deg": statistics.median(errors),
+        "best_deg": min(errors), "worst_deg": max(errors), "mean_deg": None,
+        "agrees": f"{sum(row['converged'] == row['says'] for row in some)} of {len(some)}",
+        "steps": round(statistics.mean(row["steps"] for row in some)),
+        "processor_s": statistics.mean(row["processor"] for row in some)}})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -136,7 +148,12 @@ def main() -> None:
     parser.add_argument("--snr", type=float, default=float("inf"))
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     options = parser.parse_args()
-    print(table(benchmark(options.out, options.only, options.seeds, options.seconds, options.snr)))
+    rows = benchmark(options.out, options.only, options.seeds, options.seconds, options.snr)
+    print(table(rows))
+    for name in VARIANTS:
+        some = [row for row in rows if row["variant"] == name]
+        if some:
+            record_figures(name, "no noise" if options.snr == float("inf") else options.snr, some)
 
 
 if __name__ == "__main__":

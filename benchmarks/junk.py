@@ -1,9 +1,9 @@
-"""Junk and its reasons: how surely junk of five kinds is told from particles, whether its reason is right, and what a
+"""Junk and its reasons: how well junk of five kinds is separated from particles, whether its reason is right, and what a
 set without junk loses; beside the older match score, Cryo-forum's measures of dispersion on the same network, and (with
 --relion) the largest value of RELION 3.1's probability distribution, after one iteration of its 3-D refinement from the map.
 
 Each set is simulated twice, with junk and without; public commands do the rest (simulate, train, predict, select). Runs
-that are finished are used again. Printed: a Markdown section for RESULTS.md.
+that are finished are used again. Printed: Markdown tables.
 
     python benchmarks/junk.py --work /tmp/junk --map 30S.mrc --map 70S.mrc --snr 0.1 --snr 0.05 \
         --defocus empiar10028_defocus.npz --n-particles 1500
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from cleanup import command, markdown_table, roc_area
 from relion_probability import COLUMN, relion_probability
+from results_page import record
 
 from cryoforum_core.config import JUNK_KINDS
 from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
@@ -30,7 +31,7 @@ MEASURES_SHOWN = ("particle-probability", "match-score", "dispersion-max", "disp
 
 
 @dataclass(frozen=True)
-class Judged:
+class Assessed:
     """Of one set: ROC areas (measure -> all and each kind), and fractions."""
 
     areas: dict[str, dict[str, float]]
@@ -49,7 +50,7 @@ def rejected_reasons(work: Path, out: str) -> dict[int, str]:
     return dict(zip(table.integers("rlnParticleId").tolist(), table.strings(REASON_COLUMN).tolist(), strict=True))
 
 
-def judge(work: Path, name: str, with_relion: bool) -> Judged:
+def assess(work: Path, name: str, with_relion: bool) -> Assessed:
     """The finished runs of one set against what is true of it."""
     truth = ParticleTable.read(work / f"{name}_set" / "truth.star")
     kind_of = dict(zip(truth.integers("rlnParticleId").tolist(), truth.strings(JUNK_KIND_COLUMN).tolist(), strict=True))
@@ -71,7 +72,7 @@ def judge(work: Path, name: str, with_relion: bool) -> Judged:
     right = np.array([REASON_OF.get(k) == reasons.get(i) for k, i in zip(kind, ids, strict=True)])
     found = rejected & (kind != "none")
     n_clean = len(ParticleTable.read(work / f"{name}_clean_predict" / "particles.star"))
-    return Judged(areas, float(found.sum() / (kind != "none").sum()), float(rejected[kind == "none"].mean()),
+    return Assessed(areas, float(found.sum() / (kind != "none").sum()), float(rejected[kind == "none"].mean()),
                   float(right[found].mean()),
                   {each: float(right[found & (kind == each)].mean()) for each in JUNK_KINDS},
                   len(rejected_reasons(work, f"{name}_clean_select")) / n_clean)
@@ -97,18 +98,30 @@ def run_commands(options: argparse.Namespace, path: Path, snr: float, name: str)
         command(options.work, "select", f"{name}{suffix}_select", "--run", options.work / f"{name}{suffix}_predict")
 
 
+def record_figures(name: str, snr: float, n_particles: int, result: Assessed) -> None:
+    which = {"set": name, "snr": snr, "particles": n_particles}
+    record("junk", {"figures": which | {
+        "found_percent": 100 * result.junk_found, "rejected_percent": 100 * result.particles_rejected,
+        "reason_percent": 100 * result.reason_right, "clean_percent": 100 * result.clean_rejected,
+        **{kind: 100 * right for kind, right in result.reason_right_of.items()}}})
+    for measure, area in result.areas.items():
+        record("junk_measures", {"figures": which | {
+            "measure": measure, **{kind: f"{value:.4f}" for kind, value in area.items()}}})
+
+
 def main() -> None:
     options = parse()
     options.work.mkdir(parents=True, exist_ok=True)
-    areas, verdicts = [], []
+    areas, decisions = [], []
     for path in options.map:
         for snr in options.snr:
             name = f"{path.stem}_{snr:g}"
             run_commands(options, path, snr, name)
-            result = judge(options.work, name, options.relion)
+            result = assess(options.work, name, options.relion)
+            record_figures(path.stem.partition("_")[0], snr, options.n_particles, result)
             areas += [[name, measure, *(f"{area[kind]:.4f}" for kind in ("all", *JUNK_KINDS))]
                       for measure, area in result.areas.items()]
-            verdicts.append([name, f"{100 * result.junk_found:.1f} %", f"{100 * result.particles_rejected:.2f} %",
+            decisions.append([name, f"{100 * result.junk_found:.1f} %", f"{100 * result.particles_rejected:.2f} %",
                              f"{100 * result.reason_right:.1f} %",
                              *(f"{100 * result.reason_right_of[kind]:.0f} %" for kind in JUNK_KINDS),
                              f"{100 * result.clean_rejected:.2f} %"])
@@ -116,7 +129,7 @@ def main() -> None:
           f"without. Area under the ROC curve, particles against junk:\n\n"
           f"{markdown_table(['set', 'measure', 'all junk', *JUNK_KINDS], areas)}\n\nThe default of select:\n")
     header = ["set", "junk found", "particles rejected", "reason right", *JUNK_KINDS, "rejected of a clean set"]
-    print(markdown_table(header, verdicts))
+    print(markdown_table(header, decisions))
 
 
 def parse() -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """Other programs' ab initio on the images of one set, for ``ab_initio.py others``: RELION 3.1 and cryoDRGN, one thread each.
 
 Each gets what its own interface would give it, and runs to its end or until its processor time is over; then the poses of
-its last finished iteration are judged.
+its last finished iteration are assessed.
 """
 
 import os
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ab_initio import Cost, InTrueFrame, SimulatedSet, measured, relion_map, resolutions, whole_run
+from results_page import record
+from simulated_sets import Cost, InTrueFrame, SimulatedSet, measured, relion_map, resolutions, whole_run
 
 from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import matrix_to_quaternion
@@ -19,8 +20,8 @@ from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import load_particles, read_poses, read_table
 
 BACKGROUND_RADIUS_BOXES, DIAMETER_BOXES = 0.45, 0.9
-HEADER = ("| program | finished | median (deg) | mean (deg) | lost (> 10 deg) | map with its poses by relion_reconstruct: "
-          "FSC 0.143 / 0.5 (A) | processor (min) | wall (min) |\n|---|---|---|---|---|---|---|---|")
+HEADER = ("| program | finished | median (deg) | mean (deg) | misassigned (> 10 deg) "
+          "| map with its poses by relion_reconstruct: FSC 0.143 / 0.5 (A) | processor (min) | wall (min) |\n|---|---|---|---|---|---|---|---|")
 
 
 def compare(data: SimulatedSet, reference: Path, out: Path, options) -> str:
@@ -38,21 +39,27 @@ def _ours(name: str, data: SimulatedSet, reference: Path, out: Path, options) ->
     skipped = ("distillation", "refinement") if name == "search" else ("distillation",)
     found = whole_run(data, reference, out / name, "--search-steps", options.steps, "--skip", *skipped)
     label = "cryoforum, search and one round of half maps" if name == "search" else "cryoforum, without network"
-    return _row(label, "yes", found, found["relion"], found["processor"], found["wall"])
+    return _row(data, label, "yes", found, found["relion"], found["processor"], found["wall"])
 
 
-def _row(label: str, finished: str, found: dict, map_angstrom: tuple[float, float], processor: float, wall: float) -> str:
-    return (f"| {label} | {finished} | {found['median_deg']:.2f} | {found['mean_deg']:.2f} | {100 * found['lost']:.1f} % | "
-            f"{map_angstrom[0]:.2f} / {map_angstrom[1]:.2f} | {processor / 60:.1f} | {wall / 60:.1f} |")
+def _row(data: SimulatedSet, label: str, finished: str, found: dict, map_angstrom: tuple[float, float], processor: float,
+         wall: float) -> str:
+    record("other_programs", {"figures": {
+        "set": data.title, "program": label, "finished": finished, "median_deg": f"{found['median_deg']:.2f}",
+        "mean_deg": f"{found['mean_deg']:.2f}", "misassigned_percent": 100 * found["misassigned"],
+        "map_angstrom": map_angstrom, "processor_min": round(processor / 60, 1)}})
+    return (f"| {label} | {finished} | {found['median_deg']:.2f} | {found['mean_deg']:.2f} | "
+            f"{100 * found['misassigned']:.1f} % | {map_angstrom[0]:.2f} / {map_angstrom[1]:.2f} | {processor / 60:.1f} | {wall / 60:.1f} |")
 
 
-def _judge(label: str, data: SimulatedSet, reference: Path, poses: Poses, out: Path, cost: Cost) -> str:
+def _assess(label: str, data: SimulatedSet, reference: Path, poses: Poses, out: Path, cost: Cost,
+            reached: str) -> str:
     truth = load_particles(data.truth, require_poses=True).poses
     found = InTrueFrame.of(poses, truth)
     known, pixel_size_angstrom = read_map(reference)
     volume = relion_map(data, found.poses, out)
-    finished = "yes" if cost.exit_code == 0 else f"no (ended with {cost.exit_code})"
-    return _row(label, finished, found.figures(pixel_size_angstrom),
+    finished = ("yes" if cost.exit_code == 0 else f"no, ended with {cost.exit_code}") + f", {reached}"
+    return _row(data, label, finished, found.figures(pixel_size_angstrom),
                 resolutions(volume, torch.from_numpy(known), pixel_size_angstrom), cost.processor, cost.wall)
 
 
@@ -95,8 +102,9 @@ def _relion(name: str, data: SimulatedSet, reference: Path, out: Path, options) 
     cost = measured(command, folder / "log.txt", max_processor_seconds=60 * options.processor_minutes, cwd=folder,
                     env=one_thread())
     last = sorted(folder.glob("run_it*_data.star"))[-1]
-    return _judge(f"RELION 3.1.3 ({last.stem.split('_')[1]} of 300)", data, reference, relion_poses(last), folder / "judged",
-                  cost)
+    label = (f"RELION 3.1.3, SGD initial model, final resolution {options.relion_final_resolution:g} A, final batch "
+             f"{options.relion_final_batch}")
+    return _assess(label, data, reference, relion_poses(last), folder / "judged", cost, f"{last.stem.split('_')[1]} of 300")
 
 
 def relion_poses(path: Path) -> Poses:
@@ -109,7 +117,7 @@ def relion_poses(path: Path) -> Poses:
 # ---------------------------------------------------------------- cryoDRGN
 def cryodrgn_commands(program: str, star: Path, pixel_size_angstrom: float, box_size_px: int, *options: str) -> list[list[str]]:
     """CTF, then ab initio of one structure (``abinit`` of cryoDRGN 4), on one thread; an eighth of the box is searched for
-    displacements, as by cryoforum."""
+    shifts, as by cryoforum."""
     # without --ps a STAR file that has no phase shift gives phase shifts of NaN, and then every loss is NaN
     return [[program, "parse_ctf_star", str(star), "-D", str(box_size_px), "--Apix", str(pixel_size_angstrom), "--ps", "0",
              "-o", "ctf.pkl"],
@@ -133,8 +141,8 @@ def _cryodrgn(name: str, data: SimulatedSet, reference: Path, out: Path, options
     if not epochs or epochs[-1].suffixes[0] == ".0":
         return (f"| {label} | no: no pose search finished (ended with {cost.exit_code}) | - | - | - | - | "
                 f"{cost.processor / 60:.1f} | {cost.wall / 60:.1f} |")
-    return _judge(f"{label} (epoch {epochs[-1].suffixes[0][1:]} of 30)", data, reference,
-                  cryodrgn_poses(epochs[-1], particles.pixel_size_angstrom), folder / "judged", cost)
+    poses = cryodrgn_poses(epochs[-1], particles.pixel_size_angstrom)
+    return _assess(label, data, reference, poses, folder / "judged", cost, f"epoch {epochs[-1].suffixes[0][1:]} of 30")
 
 
 def cryodrgn_poses(path: Path, pixel_size_angstrom: float) -> Poses:

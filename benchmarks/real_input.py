@@ -32,6 +32,7 @@ from cryoforum.protocols import CryoForumProtPredict, CryoForumProtSubset, CryoF
 from cryoforum.protocols.protocol_subset import KEEP_FRACTION  # noqa: E402
 from pwem.protocols import ProtImportParticles, ProtImportVolumes  # noqa: E402
 from relion.protocols import ProtRelionReconstruct  # noqa: E402
+from results_page import record  # noqa: E402
 
 REFERENCE_BOX_PX = 64
 
@@ -163,6 +164,18 @@ def found_lines(protocol):
     return [line for line in text.splitlines() if re.match(r"(WARNING: )?(Contrast|CTF|Matching)", line.strip())]
 
 
+def record_figures(note, done, true_deg=None):
+    """``true_deg``: median and mean, where the truth is known."""
+    predict, subset = done["predict"], done["subset"]
+    summary = json.loads(Path(predict._getExtraPath("predict/summary.json")).read_text())
+    expected = [particle._cryoforumExpectedError.get() for particle in predict.outputParticles.iterItems()]
+    applies = "applies" if summary["model_applies"] else "mismatch warning"
+    record("real_images", {"figures": {
+        "stack": note, "assessment": f"{applies}: {summary['model_applies_reason']}",
+        "expected_deg": round(float(np.median(expected)), 1), "true_deg": true_deg,
+        "kept": f"{subset.outputParticles.getSize()} of {predict.outputParticles.getSize()}"}})
+
+
 def report(name, note, done):
     predict, subset = done["predict"], done["subset"]
     summary = json.loads(Path(predict._getExtraPath("predict/summary.json")).read_text())
@@ -211,6 +224,8 @@ def beta_galactosidase(project, data, folder, options):
     particles = Path(done["predict"]._getExtraPath("predict/particles.star")).absolute()
     engine("evaluate", "--out", run, "--particles", particles, "--truth", simulated / "truth.star", "--symmetry", "d2")
     summary = json.loads((run / "summary.json").read_text())
+    record_figures("200 images simulated from the real map, SNR 0.1, D2", done,
+                   [summary["median_error_deg"], summary["mean_error_deg"]])
     print(f"   true error modulo D2: median {summary['median_error_deg']:.2f}, mean {summary['mean_error_deg']:.2f} "
           "degrees")
     return ok
@@ -242,6 +257,7 @@ def main():
         done = run_chain(project, stack.name, star, map_path, map_pixel_size, stack.pixel_size_angstrom,
                          stack.amplitude_contrast, options)
         ok &= report(stack.name, stack.note, done)
+        record_figures(stack.note, done)
         if stack.has_poses:
             compare_with_relion(star, done["predict"], work / stack.name)
     if not options.only or "beta-galactosidase" in options.only:

@@ -18,6 +18,7 @@ from cryoforum.convert import writeParticlesStar
 from pyworkflow.project import Manager
 from real_input import engine, launch  # loads Scipion's plugins
 from relion.protocols import ProtRelionRefine3D
+from results_page import record
 
 SAMPLING_3_7_DEG = 3  # of the form's list of angular samplings
 
@@ -65,6 +66,11 @@ def main():
         print(f"| {name} | {found['median_error_deg']:.2f} | {found['mean_error_deg']:.2f} "
               f"| {100 * found['fraction_below_5deg']:.1f} % | {found['median_shift_error_angstrom']:.2f} "
               f"| {found['resolution_angstrom']:.1f} / {found['resolution_at_fsc_0.5_angstrom']:.1f} |")
+        record("refine3d", {"figures": {
+            "poses": name if name == "ab initio" else f"{name} from there", "median_deg": found["median_error_deg"],
+            "mean_deg": found["mean_error_deg"], "within_5_deg_percent": 100 * found["fraction_below_5deg"],
+            "shift_angstrom": found["median_shift_error_angstrom"],
+            "map_angstrom": [found["resolution_angstrom"], found["resolution_at_fsc_0.5_angstrom"]]}})
     print(f"{subset.outputParticles.getSize()} particles, {minutes:.1f} minutes of RELION")
 
 

@@ -3,10 +3,11 @@
     python benchmarks/results_page.py            # writes the page
     python benchmarks/results_page.py --check    # exit code 1 where the page is not what the rows give
 
-One file for each question: ``group`` and ``order`` on the page, ``title``, ``intro``, ``key`` (the columns that say which row
-it is), ``columns`` (``id``, ``title``, and where needed ``format``, as in ``format()``, ``unit`` and ``join`` for lists) and ``rows``
-(``figures`` for every column, ``command``, ``date``, ``commit``, ``hardware`` and, where needed, ``note``). A benchmark calls
-``record`` when it has run; Git shows what has changed. Only Python's own library is used, for Scipion's Python runs it, too.
+One file for each question: ``group`` and ``order`` on the page, ``title``, ``intro``, ``key`` (the columns that say which
+row it is), ``columns`` (``id``, ``title``, and where needed ``format``, as in ``format()``, ``unit`` and ``join`` for lists)
+and ``rows`` (``figures`` for every column, ``command``, ``date``, ``commit``, ``hardware`` and, where needed, ``note``). A
+benchmark calls ``record`` when it has run; Git shows what has changed. Only Python's own library is used, for Scipion's
+Python runs it, too.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from pathlib import Path
 
 HOME = Path(__file__).resolve().parent
 PAGE, FOLDER, HISTORY = "RESULTS.md", "results", "history"
-GROUPS = ("Accuracy of poses", "Ab initio", "Against other programs", "Coverage of error bounds", "Junk and clean-up", "Speed",
-          "Scale")
+GROUPS = ("Accuracy of poses", "Ab initio", "Against other programs", "Coverage of error bounds", "Junk and clean-up",
+          "Speed", "Scale")
 MEASURED_BY = ("command", "date", "commit", "hardware")
 HEAD = """# How good is it now
 
@@ -33,9 +34,9 @@ figures into this repository. Everything older, and what was tried on the way, i
 This page is generated: `python benchmarks/results_page.py` writes it from `benchmarks/results/*.json`, where each benchmark
 puts its rows when it runs.
 
-Terms. **Misassigned**: more than 10 degrees from the true pose. **Empirical coverage**: the fraction of particles whose error lies
-within its bound; the nominal coverage is 90 %. **Cramer-Rao bound**: the median error of the best unbiased estimator, with map and
-noise known. **Particle probability**: the probability that an image is a particle rather than junk.
+Terms. **Misassigned**: more than 10 degrees from the true pose. **Empirical coverage**: the fraction of particles whose error
+lies within its bound; the nominal coverage is 90 %. **Cramer-Rao bound**: the median error of the best unbiased estimator, with
+map and noise known. **Particle probability**: the probability that an image is a particle rather than junk.
 """
 
 
@@ -77,7 +78,8 @@ def cell(column: dict, value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, list):
-        text = column.get("join", ", ").join(cell({key: column[key] for key in column if key != "unit"}, one) for one in value)
+        bare = {key: column[key] for key in column if key != "unit"}
+        text = column.get("join", ", ").join(cell(bare, one) for one in value)
     elif isinstance(value, str) or "format" not in column:
         return str(value)
     else:
@@ -123,7 +125,8 @@ def write_page(home: Path = HOME) -> None:
 
 # ---------------------------------------------------------------- what benchmarks call
 def record(question: str, row: dict, home: Path = HOME) -> None:
-    """Puts a row, ``{"figures": {column: value, ...}}``, in place of the one with the same key, or at the end; writes the page.
+    """Puts a row, ``{"figures": {column: value, ...}}``, in place of the one with the same key, or at the end, and
+    writes the page.
 
     ``note``, ``command`` and ``hardware`` may be given; the date is today's, and the commit Git's.
 
@@ -164,14 +167,18 @@ def command_line() -> str:
 
 
 def commit() -> str:
-    """Of the checkout that this file belongs to."""
+    """Of the checkout that this file belongs to; a copy without Git must not cost the figures of a long run."""
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(HOME), *arguments], check=True, capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(["git", "-C", str(HOME), *arguments], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
 
-    # rows and page are what is being written
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude,top)benchmarks/{FOLDER}",
-                  f":(exclude,top)benchmarks/{PAGE}")
-    return git("rev-parse", "--short=7", "HEAD") + (" with changes" if changed else "")
+    try:
+        # rows and page are what is being written
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude,top)benchmarks/{FOLDER}",
+                      f":(exclude,top)benchmarks/{PAGE}")
+        return git("rev-parse", "--short=7", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "a copy without Git"
 
 
 def hardware() -> str:
@@ -189,7 +196,8 @@ def cpu_hardware() -> str:
     names = Path("/proc/cpuinfo")
     found = [line.partition(":")[2].strip() for line in (names.read_text().splitlines() if names.exists() else ())
              if line.startswith("model name")]
-    return f"{found[0] if found else platform.processor() or platform.machine()}, {threads} thread{'s' * (threads > 1)}, no GPU"
+    name = found[0] if found else platform.processor() or platform.machine()
+    return f"{name}, {threads} thread{'s' * (threads > 1)}, no GPU"
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ Seconds on one core. ``find_valley`` is what select uses where no criterion is g
 """
 
 import numpy as np
+from results_page import cpu_hardware, record
 
 from cryoforum_core.selection.bimodality import find_valley
 
@@ -35,16 +36,20 @@ def rejected_of_clean(kind: str, n: int, rng: np.random.Generator) -> tuple[floa
 
 
 def found_of_mixture(separation: float, junk_fraction: float, n: int, rng: np.random.Generator) -> tuple[float, float]:
-    """Mean fractions of the junk found and of the particles lost; separation in standard deviations of each."""
+    """Mean fractions of the junk found and of the particles rejected; separation in standard deviations of each."""
     n_junk = int(junk_fraction * n)
-    found, lost = [], []
+    found, rejected = [], []
     for _ in range(TRIALS):
         junk = rng.normal(0.3 - separation * SPREAD, SPREAD, n_junk)
         good = rng.normal(0.3, SPREAD, n - n_junk)
         border = find_valley(np.concatenate([junk, good]))
         found.append(0.0 if border is None else float(np.mean(junk < border)))
-        lost.append(0.0 if border is None else float(np.mean(good < border)))
-    return float(np.mean(found)), float(np.mean(lost))
+        rejected.append(0.0 if border is None else float(np.mean(good < border)))
+    return float(np.mean(found)), float(np.mean(rejected))
+
+
+def of_sizes(cells: list[str]) -> dict[str, str]:
+    return dict(zip((f"n{n}" for n in SIZES), cells, strict=True))
 
 
 def main() -> None:
@@ -54,15 +59,19 @@ def main() -> None:
     print(f"| scores | {sizes} |\n|{' --- |' * (len(SIZES) + 1)}")
     for kind in ("normal", "skewed to low scores", "skewed to high scores", "heavy tails (t, 4 degrees of freedom)",
                  "bounded (beta 5, 2)", "spread by defocus", "flat"):
-        cells = (rejected_of_clean(kind, n, rng) for n in SIZES)
-        print(f"| {kind} | " + " | ".join(f"{some:.0%}, {most:.1%}" for some, most in cells) + " |")
-    print("\nTwo normal populations: junk found, and particles lost.\n")
+        cells = [f"{some:.0%}, {most:.1%}" for some, most in (rejected_of_clean(kind, n, rng) for n in SIZES)]
+        print(f"| {kind} | " + " | ".join(cells) + " |")
+        record("border_clean", {"hardware": cpu_hardware(), "figures": {"scores": kind, **of_sizes(cells)}})
+    print("\nTwo normal populations: junk found, and particles rejected.\n")
     print(f"| separation | junk | {sizes} |\n|{' --- |' * (len(SIZES) + 2)}")
     for separation in (3.0, 3.5, 4.0, 5.0, 6.0):
         for junk_fraction in (0.05, 0.15, 0.3):
-            cells = (found_of_mixture(separation, junk_fraction, n, rng) for n in SIZES)
-            print(f"| {separation:g} | {junk_fraction:.0%} | "
-                  + " | ".join(f"{found:.0%}, {lost:.1%}" for found, lost in cells) + " |")
+            cells = [f"{found:.0%}, {rejected:.1%}" for found, rejected in
+                     (found_of_mixture(separation, junk_fraction, n, rng) for n in SIZES)]
+            print(f"| {separation:g} | {junk_fraction:.0%} | " + " | ".join(cells) + " |")
+            record("border_mixture", {"hardware": cpu_hardware(), "figures": {
+                "separation": int(separation) if separation.is_integer() else separation, "junk": f"{junk_fraction:.0%}",
+                **of_sizes(cells)}})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/symmetry.py --out DIR [--only C7 O D2] [--model C3=6vxx.pdb.gz] [--train-minutes 0.2]
 
 C7 and O are copies of adenylate kinase around the group's axes, D2 is beta-galactosidase (5A1A), all simulated at 48 px and
-SNR 0.1; ``--model GROUP=FILE`` adds others, of 64 px. Frame and hand are aligned before poses are judged, modulo the group.
+SNR 0.1; ``--model GROUP=FILE`` adds others, of 64 px. Frame and hand are aligned before poses are assessed, modulo the group.
 What is finished is found again in DIR. Prints a Markdown table.
 """
 
@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from ab_initio import run_job
+from results_page import record
+from simulated_sets import run_job
 
 from cryoforum_core.config import SimulateConfig
 from cryoforum_core.geometry.rotations import quaternion_to_matrix
@@ -60,10 +61,15 @@ def row(group: str, made: RunDirectory, n_particles: int, box_size_px: int, out:
                    minutes)
     run_job("evaluate", out / "evaluate", "--particles", out / "run" / "particles.star", "--truth", made.truth,
             "--align-frame", "--allow-mirror", "--symmetry", group.lower())
-    found, judged = (json.loads((out / name / "summary.json").read_text()) for name in ("run", "evaluate"))
+    found, assessed = (json.loads((out / name / "summary.json").read_text()) for name in ("run", "evaluate"))
+    record("symmetry", {"figures": {
+        "group": group, "box_px": box_size_px, "particles": n_particles, "converged": "yes" if found["converged"] else "no",
+        "median_deg": assessed["median_error_deg"], "mean_deg": assessed["mean_error_deg"],
+        "expected_deg": found["median_expected_error_deg"], "half_maps_angstrom": found["resolution_angstrom"],
+        "processor_min": cost.processor / 60}})
     return (f"| {group} | {box_size_px} | {n_particles:,} | {'yes' if found['converged'] else 'no'} | "
-            f"{judged['median_error_deg']:.2f} | {judged['mean_error_deg']:.2f} | {found['median_expected_error_deg']:.2f} | "
-            f"{found['resolution_angstrom']:.1f} | {cost.processor / 60:.1f} |")
+            f"{assessed['median_error_deg']:.2f} | {assessed['mean_error_deg']:.2f} | "
+            f"{found['median_expected_error_deg']:.2f} | {found['resolution_angstrom']:.1f} | {cost.processor / 60:.1f} |")
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ MAX_PROTOCOL_LINES, MAX_PROTOCOL_METHODS = 350, 32
 MAX_PARAMETERS = 8
 MAX_MODULE_LINES = 450
 
-# being taken apart into one module for each stage
 # named in docs/architecture.md, and not here yet
 BEING_ADDED = {"catalogue", "problems", "engine_names.py", "script/engine_names.py", "stage_store.py", "half_map_stage.py",
                "final_matching_stage.py", "map_stage.py", "convergence.py", "pseudo_symmetry.py", "catalogue.py",

@@ -58,9 +58,9 @@ def test_random_removal_keeps_the_mean_and_its_spread_is_that_of_sampling():
     assert spread == pytest.approx(errors.std() / np.sqrt(850) * np.sqrt(0.15), rel=0.15)
 
 
-def test_judgement_of_a_selection(scored):
-    cleaned = cleanup.judge("x", np.arange(7), scored, np.random.default_rng(0))
-    assert (cleaned.n_kept, cleaned.junk_found, cleaned.particles_lost) == (7, 1.0, 1 / 8)
+def test_assessment_of_a_selection(scored):
+    cleaned = cleanup.assess("x", np.arange(7), scored, np.random.default_rng(0))
+    assert (cleaned.n_kept, cleaned.junk_found, cleaned.particles_rejected) == (7, 1.0, 1 / 8)
     assert cleaned.mean_error_deg == 1.0
     assert cleaned.random_mean_error_deg == pytest.approx(scored.error_deg.mean(), abs=3)
     table = cleanup.cleaned_table(scored, [cleaned]).splitlines()
