@@ -10,7 +10,7 @@ ENGINE = ROOT / "cryoforum_core"
 PLUGIN = ROOT / "scipion-em-cryoforum" / "cryoforum"
 
 LAYERS = [
-    {"errors", "config", "run_directory", "saved_state", "mrc", "progress"},
+    {"errors", "problems", "config", "run_directory", "saved_state", "mrc", "progress"},
     {"geometry", "imaging"},
     {"particles", "model", "matching"},
     {"training", "results"},
