@@ -10,7 +10,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from ..model.learnable_volume import LearnableVolume, decode
 from ..model.network import OrientationNetwork, ctf_of_view, quarter_turn
 from ..model.orientation_head import OrientationHead, PoseEstimate
 from .learnable_poses import JointOptimizer, PoseAdam, PoseTable
-from .loop import LoopSettings, train_network
+from .loop import ADAM_BETAS, LoopSettings, TrainingTask, train_network
 from .losses import bingham_loss, displacement_error, own_error
 from .precision import mixed_precision
 from .prepared_images import EpochStream, ImageBatch, PreparedImages
@@ -322,16 +321,33 @@ def random_pose_loss(model: AutoEncoder, transform: FourierVolume, ctf: Tensor) 
     return torch.stack(losses).amin(0)
 
 
-def joint_optimizer(model: AutoEncoder, settings: LoopSettings, volume_rate: float = VOLUME_RATE,
-                    pose_rate: float = POSE_RATE) -> JointOptimizer:
-    """Adam for the network at the schedule's rate, for the map and for poses of single images at their own."""
-    rate = settings.learning_rate
-    network = [*model.network.parameters(), *model.more_heads.parameters()]
-    groups = [{"params": network}, {"params": [model.volume.voxels], "relative_rate": volume_rate / rate}]
-    adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, fused=True)
-    if not len(model.table.quaternion) or not model.options.learn_poses:
-        return JointOptimizer(adam)
-    return JointOptimizer(adam, PoseAdam(model.table, rate, model.pixel_size_angstrom, pose_rate / rate))
+class EndToEndTask(TrainingTask):
+    """Encoder and map, trained together on the objective's stream of images."""
+
+    def __init__(self, model: AutoEncoder, objective: EndToEndObjective, volume_rate: float = VOLUME_RATE,
+                 pose_rate: float = POSE_RATE):
+        """Learning rates of the map, in units of its density, and of the poses of single images, in radians and pixels."""
+        super().__init__(model)
+        self.objective, self.volume_rate, self.pose_rate = objective, volume_rate, pose_rate
+
+    def batch(self, step: int, progress: float) -> tuple[ImageBatch, int]:
+        return self.objective.stream(step, progress)
+
+    def loss(self, batch: tuple[ImageBatch, int], progress: float) -> tuple[Tensor, dict[str, float]]:
+        return self.objective(self.network, batch, progress)
+
+    def evaluate(self) -> dict[str, float]:
+        return self.objective.evaluate(self.network)
+
+    def optimizer(self, settings: LoopSettings) -> JointOptimizer:
+        """Adam for the network at the schedule's rate, for the map and for poses of single images at their own."""
+        model, rate = self.network, settings.learning_rate
+        network = [*model.network.parameters(), *model.more_heads.parameters()]
+        groups = [{"params": network}, {"params": [model.volume.voxels], "relative_rate": self.volume_rate / rate}]
+        adam = torch.optim.AdamW(groups, lr=rate, betas=ADAM_BETAS, eps=1e-8, weight_decay=0.0, fused=True)
+        if not len(model.table.quaternion) or not model.options.learn_poses:
+            return JointOptimizer(adam)
+        return JointOptimizer(adam, PoseAdam(model.table, rate, model.pixel_size_angstrom, self.pose_rate / rate))
 
 
 def mean_square(batches: list[ImageBatch]) -> float:
@@ -408,8 +424,7 @@ def fine_tune_end_to_end(network: OrientationNetwork, volume: Tensor, images: Pr
     before = objective.evaluate(model)["validation_loss"]
     loop = LoopSettings(settings.max_steps, settings.learning_rate, settings.seed, max_minutes,
                         patience_evaluations=FINE_TUNE_PATIENCE, resume=settings.resume)
-    result = train_network(model, objective.stream, objective, objective.evaluate, loop, state_path, metrics_path,
-                           optimizer_of=partial(joint_optimizer, volume_rate=FINE_TUNE_VOLUME_RATE))
+    result = train_network(EndToEndTask(model, objective, FINE_TUNE_VOLUME_RATE), loop, state_path, metrics_path)
     model.eval()
     after = objective.evaluate(model)["validation_loss"]
     return FineTuned(model.network, model.volume.map().detach() / factor, before, after, result.steps, result.seconds)

@@ -28,9 +28,9 @@ from cryoforum_core.training.autoencoder import (
     AutoEncoder,
     AutoEncoderOptions,
     EndToEndObjective,
+    EndToEndTask,
     FineTuneSettings,
     fine_tune_end_to_end,
-    joint_optimizer,
     marching_radius_px,
     mean_square,
     random_pose_loss,
@@ -102,8 +102,7 @@ def make_objective(data: CleanSet, pose_steps_from: int | None = None, batch_siz
 
 def fit(model: AutoEncoder, objective: EndToEndObjective, directory, steps: int, **settings) -> None:
     chosen = LoopSettings(**{"max_steps": steps, "learning_rate": 1e-3, "patience_evaluations": 10 ** 9, **settings})
-    train_network(model, objective.stream, objective, objective.evaluate, chosen, directory / "state.pt",
-                  directory / "metrics.csv", optimizer_of=joint_optimizer)
+    train_network(EndToEndTask(model, objective), chosen, directory / "state.pt", directory / "metrics.csv")
 
 
 def weights(model: AutoEncoder) -> torch.Tensor:
@@ -353,16 +352,15 @@ def test_an_interrupted_training_goes_on_bit_for_bit(clean, tmp_path):
     def run(directory, interrupt_at=None, resume=False):
         directory.mkdir(exist_ok=True)
         model, objective = make_model(options, n_images=clean.n), make_objective(clean, pose_steps_from=16)
-        stream = objective.stream
 
-        def batch_of(step, progress):
-            if step == interrupt_at:
-                signal.raise_signal(signal.SIGINT)
-            return stream(step, progress)
+        class Interrupting(EndToEndTask):
+            def batch(self, step, progress):
+                if step == interrupt_at:
+                    signal.raise_signal(signal.SIGINT)
+                return super().batch(step, progress)
 
         settings = LoopSettings(30, 1e-3, patience_evaluations=10 ** 9, resume=resume)
-        train_network(model, batch_of, objective, objective.evaluate, settings, directory / "state.pt",
-                      directory / "metrics.csv", optimizer_of=joint_optimizer)
+        train_network(Interrupting(model, objective), settings, directory / "state.pt", directory / "metrics.csv")
         return weights(model)
 
     whole = run(tmp_path / "whole")
