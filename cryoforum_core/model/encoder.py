@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from .filters import MatchedLowPass, SquareLowPass, activation_layer
 from .polar import PolarEncoder
 
+# smaller boxes leave no image after the halvings of the convolutional encoders
 MIN_BOX_SIZE_PX = 16
+# of each dense layer, as in CryoPoseNet
 DENSE_FEATURES = 512
 
 
@@ -33,6 +35,7 @@ class EncoderDefaults:
     """of training without labels, together with a map"""
 
 
+# by the names of --encoder
 ENCODERS = {
     "cryoforum": EncoderDefaults("gem", "prelu", width=32, gpu_width=32),
     "cryoposenet": EncoderDefaults("flatten", "relu", width=32, gpu_width=32),

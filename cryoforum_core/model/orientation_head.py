@@ -14,6 +14,7 @@ from ..geometry.orientation_posterior import isotropic_bingham, psd_from_10, sym
 from ..geometry.rotations import relion_euler_to_quaternion, s2s2_to_quaternion, smallest_eigenvector
 from .polar import SHIFT_UNIT_OF_BOX, FeaturesOfViews
 
+# rotation parametrisations: numbers of the linear layer, a concentration included where there is no matrix
 N_OUTPUTS = {"qcqp": 10, "qcqp-psd": 10, "s2s2": 7, "quaternion": 5, "euler": 4}
 
 

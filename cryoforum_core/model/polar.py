@@ -19,11 +19,13 @@ from ..geometry.rotations import left_multiplication, quaternion_to_matrix, rota
 from ..imaging.fourier import crop_image_ft, fft_image, ifft_image, radius_px, shift_phase
 from .filters import MatchedLowPass, activation_layer
 
+# in-plane rotations by 22.5 degrees, between which the head interpolates; a power of 2, which strides lead to
 N_ANGLES = 16
 # circles reach this part of the box from the centre; the images' mask ends little beyond
 RADIUS_OF_BOX = 0.42
+# where a particle lies shows at low frequencies already
 CENTRING_BOX_PX = 16
-# a quarter of the box is a large displacement: outputs of order one
+# shifts in this part of the box, a large one: outputs of order one
 SHIFT_UNIT_OF_BOX = 0.25
 
 

@@ -19,7 +19,9 @@ logger = logging.getLogger("cryoforum")
 
 # columns that identify a particle, in order of preference; Scipion writes its own ids as rlnImageId
 PARTICLE_ID_COLUMNS = ("rlnParticleId", "rlnImageId")
+# RELION's three Euler angles
 ANGLE_COLUMNS = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+# field of CTFParameters -> RELION's column
 CTF_COLUMNS = {
     "defocus_u_angstrom": "rlnDefocusU",
     "defocus_v_angstrom": "rlnDefocusV",
@@ -37,7 +39,9 @@ _CTF_LIMITS = {
     "rlnSphericalAberration": (-1.0, 20.0, "mm"),
     "rlnAmplitudeContrast": (-1.0, 1.0, "a ratio"),
 }
+# calibrations of one microscope differ by less
 _PIXEL_SIZE_TOLERANCE = 0.01
+# more names in one message are not read
 MAX_LISTED = 10
 
 

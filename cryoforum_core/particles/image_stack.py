@@ -16,6 +16,7 @@ from ..mrc import MrcStack
 from .star import TEXT
 from .table import ParticleTable
 
+# more names in one message are not read
 _MAX_LISTED = 10
 
 

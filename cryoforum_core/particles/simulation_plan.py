@@ -12,8 +12,9 @@ from ..geometry.poses import Poses
 from ..geometry.rotations import random_quaternions, relion_euler_to_quaternion
 from ..imaging.ctf import CTFParameters
 
-# the particle's centre in junk off-centre and the second particle's in junk overlap, from the image's centre
+# range of distances of an off-centre particle from the image's centre, in boxes: partly outside, but not all of it
 OFF_CENTRE_BOXES = (0.27, 0.45)
+# the same of the second particle where two overlap
 OVERLAP_BOXES = (0.25, 0.40)
 
 

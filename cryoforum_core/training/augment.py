@@ -9,8 +9,15 @@ from torch.nn import functional
 from ..geometry.rotations import compose, in_plane_quaternion
 from ..imaging.fourier import fft_image, ifft_image
 
-# standard deviations: displacement as a fraction of the box, relative magnification and contrast, extra noise
-SHIFT, MAGNIFICATION, CONTRAST, NOISE = 0.02, 0.01, 0.2, 0.2
+# standard deviations of the variations, each about what particles of one data set differ by
+# of the shift, as a part of the box: particles as they are picked
+SHIFT = 0.02
+# of the logarithm of the magnification: calibration and the height in the ice
+MAGNIFICATION = 0.01
+# of the logarithm of the contrast: thickness of the ice
+CONTRAST = 0.2
+# of the amplitude of additional noise, relative to the data's own
+NOISE = 0.2
 
 
 def turn_images(images: Tensor, angle_rad: Tensor, displacement_px: Tensor, magnification: Tensor) -> Tensor:

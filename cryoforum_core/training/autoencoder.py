@@ -29,12 +29,19 @@ from .losses import bingham_loss, displacement_error, own_error
 from .precision import mixed_precision
 from .prepared_images import EpochStream, ImageBatch, PreparedImages
 
-# frequency marching: from this part of the box to all of it (a half), full at this part of the training
-FIRST_RADIUS_OF_BOX, RADIUS_IS_FULL_AT = 1 / 8, 0.6
-# learning rates of the map, in units of its density, and of the poses of single images, in radians and pixels
-VOLUME_RATE, POSE_RATE = 0.1, 0.05
-FINE_TUNE_VOLUME_RATE, FINE_TUNE_PATIENCE = 0.003, 6
-# standard deviation of displacements of random projections, as a part of the box
+# frequency marching starts at this radius, as a part of the box; the Nyquist frequency is at a half
+FIRST_RADIUS_OF_BOX = 1 / 8
+# fraction of the training at which frequency marching has reached the Nyquist frequency: the rest sees all of it
+RADIUS_IS_FULL_AT = 0.6
+# learning rate of the map, in units of its density: voxels start at random and have far to go
+VOLUME_RATE = 0.1
+# learning rate of the poses of single images, in radians and pixels: about 3 degrees
+POSE_RATE = 0.05
+# learning rate of a map that is nearly right, in units of its density
+FINE_TUNE_VOLUME_RATE = 0.003
+# evaluations without a better loss that end a fine-tuning: it starts near its end
+FINE_TUNE_PATIENCE = 6
+# standard deviation of shifts of random projections, as a part of the box, as in supervised training
 RANDOM_SHIFT_OF_BOX = 0.04
 
 

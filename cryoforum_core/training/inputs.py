@@ -19,6 +19,7 @@ from ..particles.preprocess import PreprocessSettings
 from ..particles.simulate import load_molecule
 from ..problems import Problems
 
+# fewer make no map, and leave nothing to hold out
 MIN_LABELLED = 50
 # in minutes on a CPU the number of images seen limits a network, not their detail (``docs/decisions.md``, Encoder)
 CPU_BOX_SIZE_PX = 32

@@ -27,12 +27,17 @@ from .views import ParticleViews
 
 logger = logging.getLogger("cryoforum")
 
-MAX_VALIDATION, N_SIMULATED_VALIDATION = 2000, 1000
+# images held out of a large set: their median error is known to a few percent
+MAX_VALIDATION = 2000
+# simulated images to validate on, where there are no labels
+N_SIMULATED_VALIDATION = 1000
 # evaluations during the training must cost little of it
 MAX_BATCHES_UNDERWAY = 2
+# standard deviation of the shifts of projections, as a part of the box, where none is given: particles as they are picked
 SHIFT_RMS_OF_BOX = 0.04
-# a network that knows the particle already must not be thrown off by large steps
+# large steps would undo what the network has been trained for before
 FINE_TUNE_LEARNING_RATE_FACTOR = 0.3
+# images evaluated at once
 _BATCH = 250
 
 

@@ -18,8 +18,13 @@ from .label_map import LabelMap, network_volume
 from .projections import ImageModel, TrainingBatch, estimate_image_model
 from .streams import ParticleStream
 
+# images that the noise spectrum and the scale of the signal are estimated from
 N_FOR_ESTIMATES = 1000
-MAX_FOR_MAP, MAX_MAP_BOX_PX = 10_000, 128
+# images that the map of the labels is made of: more do not improve the low resolution that a network sees
+MAX_FOR_MAP = 10_000
+# the largest box that a network sees by default
+MAX_MAP_BOX_PX = 128
+# images in memory at once
 _BATCH = 256
 
 
