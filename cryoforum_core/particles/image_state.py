@@ -32,7 +32,7 @@ CTFState = Literal["raw", "phase-flipped", "multiplied"]
 CONTRAST_Z = 4.0
 # a state of the CTF is reported from this log-likelihood ratio on, a likelihood 50 times higher
 CTF_LOG_LIKELIHOOD_RATIO = 4.0
-# and from this many standard deviations of noise on: noise alone gave up to 3.3 (36 sets), 17 real raw images 11
+# and from this many standard deviations of noise on: noise alone gave up to 3.3 (36 sets), real raw images 11
 CTF_NOISE_DEVIATIONS = 4.0
 # where noise alone moves the statistic by less, the two models hardly differ within the Nyquist limit (few zeros of the
 # CTF), and what the statistic shows is the models' common imperfection
