@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..catalogue import fewest_known
 from ..config import PredictConfig
 from ..errors import InputError
 from ..geometry.symmetry import normalise_name, symmetry_group
@@ -16,7 +17,6 @@ from ..particles.dataset import Particles, load_particles
 from ..particles.preparation import ImagePreparation, checked_image_state, matching_map
 from ..particles.preprocess import PreprocessSettings
 from ..problems import Problems
-from ..uncertainty.calibration import fewest_known
 from .mismatch import mismatches
 from .predict import PredictionSetup
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..catalogue import NOT_A_PARTICLE
 from .features import FEATURES
-from .labels import NOT_A_PARTICLE, PARTICLE, REASONS
+from .labels import PARTICLE, REASONS
 
 # of expectation-maximisation: the shares of the kinds have converged long before
 N_ITERATIONS = 20

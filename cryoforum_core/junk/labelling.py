@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import AMBIGUOUS, JUNK_PARTICLES, NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT
 from ..geometry.poses import displacement_px, shift_angstrom
 from ..imaging.fourier import shift_phase
 from ..matching.matcher import WRONG_BY_LOG_LIKELIHOOD, Matcher
@@ -17,13 +18,12 @@ from ..results.write import poses_of
 from ..uncertainty.match_posterior import MatchPosterior
 from .classifier import Classification, classify, has_foreign_power
 from .features import FEATURES
-from .labels import AMBIGUOUS, NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, PARTICLE, REASONS
+from .labels import PARTICLE, REASONS
 from .simulation import JunkSimulation
 
 logger = logging.getLogger("cryoforum")
 
-# with fewer images the shares of the kinds cannot be estimated
-MIN_IMAGES = 60
+MIN_IMAGES = JUNK_PARTICLES.value
 # simulated images: an eighth of the set, between these two
 MIN_SIMULATED = 180
 MAX_SIMULATED = 900

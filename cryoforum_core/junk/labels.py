@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..config import AMBIGUOUS_REASON, JUNK_REASONS
+from ..catalogue import JUNK_REASONS, NO_REASON, OFF_CENTRE
 from ..geometry.rotations import quaternion_to_matrix, quaternion_to_relion_euler
 from ..geometry.symmetry import symmetry_group
 from ..particles import fields
@@ -14,8 +14,7 @@ from ..particles.table import ParticleTable
 from ..results.pose_results import PoseResults
 from .view_cones import view_cones
 
-NOT_A_PARTICLE, OVERLAP, OFF_CENTRE, OTHER_OBJECT = JUNK_REASONS
-PARTICLE, AMBIGUOUS, BEYOND_LIMIT = "none", AMBIGUOUS_REASON, "error-beyond-limit"
+PARTICLE = NO_REASON
 REASONS = (PARTICLE, *JUNK_REASONS)
 _ALTERNATIVE_COLUMNS = ("rlnCryoforumAlternativeRot", "rlnCryoforumAlternativeTilt", "rlnCryoforumAlternativePsi")
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, OVERLAP
 from ..geometry.rotations import random_quaternions
 from ..imaging.fourier import fft_volume, ifft_volume, with_shell_power
 from ..imaging.projection import FourierVolume
@@ -15,7 +16,7 @@ from ..matching.matching_model import MatchingModel
 from ..particles.preparation import ImagePreparation
 from ..uncertainty.simulated_images import ImageSource, SimulatedParticles, particles_like
 from .features import PowerMap
-from .labels import NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, OVERLAP, PARTICLE, REASONS
+from .labels import PARTICLE, REASONS
 
 # of the simulated images; the kinds of junk share the rest evenly
 PARTICLE_SHARE = 1 / 3

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import AMBIGUOUS_REASON, JUNK_REASONS
+from ..catalogue import CHOSEN_REASONS
 from ..geometry.poses import displacement_px
 from ..imaging.fourier import ifft_image
 from ..matching.likelihood import predicted, to_images
@@ -46,7 +46,7 @@ def _examples(score: np.ndarray, reason: np.ndarray | None) -> Iterator[tuple[st
     worst = poorest[np.linspace(0, len(poorest) - 1, each).round().astype(int)]
     for kind, rows in (("best", order[:each]), ("median", order[middle:middle + each]), ("worst", worst)):
         yield from ((kind, int(row)) for row in rows)
-    for name in () if reason is None else (*JUNK_REASONS, AMBIGUOUS_REASON):
+    for name in () if reason is None else CHOSEN_REASONS:
         rows = np.flatnonzero(reason == name)
         # from all over the set
         for place in np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int)):

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import MAP_GROUPS, MAP_PARTICLES, Measure
 from ..config import ImageInputConfig
 from ..errors import InputError
 from ..geometry.symmetry import symmetry_group
@@ -32,15 +33,13 @@ from ..particles.preparation import ImagePreparation
 from ..progress import Progress
 from ..reconstruction.map_quality import HalfMapMaker, MapQuality
 from ..run_directory import RunDirectory, atomic_path
-from .measures import Measure
 from .selection import Selection, best_first, best_with_rare_views, rows_by_id
 
 # A random set is some of these groups, each inserted once: 3.4 GB of sums at the largest box.
-N_GROUPS = 16
+N_GROUPS = MAP_GROUPS.value
 # random sets of each size: enough for a standard deviation within a quarter
 N_DRAWS = 8
-# ten in each group, so that each has half maps
-MIN_PARTICLES = 10 * N_GROUPS
+MIN_PARTICLES = MAP_PARTICLES.value
 # Between the sizes of random sets, in groups, figures are interpolated: they are smooth.
 RANDOM_SIZES = (8, 10, 12, 14, 15)
 FRACTIONS = (*(m / N_GROUPS for m in range(N_GROUPS // 2, N_GROUPS)), 0.97)

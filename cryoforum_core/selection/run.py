@@ -34,8 +34,8 @@ class SelectionPlan:
 def plan_selection(config: SelectConfig, run: RunDirectory, symmetry: str, device: torch.device | None) -> SelectionPlan:
     """From a finished run of predict or ab-initio. Raises one InputError with all problems."""
     if not run.orientation_posterior.is_file():
-        raise InputError(f"select needs the uncertainties of a run's orientations; {run.path} has no "
-                         f"{run.orientation_posterior.name} (poses that no network and no matching found). "
+        raise InputError(f"select needs the posterior of the orientations; {run.path} has no "
+                         f"{run.orientation_posterior.name} (its poses are not from a network or matching). "
                          "Run predict with its network.")
     problems = Problems()
     results = PoseResults.load(run.orientation_posterior)

@@ -6,8 +6,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..catalogue import (
+    AMBIGUOUS,
+    BEYOND_LIMIT,
+    ERROR_BOUND,
+    EXPECTED_ERROR,
+    MATCH_SCORE,
+    MEASURES,
+    PARTICLE_PROBABILITY,
+    Measure,
+)
 from ..errors import InputError
-from ..junk.labels import AMBIGUOUS, BEYOND_LIMIT, ImageLabels, alternative_columns, recentred
+from ..junk.labels import ImageLabels, alternative_columns, recentred
 from ..junk.view_cones import N_CONES, protected_best, quotas, shares
 from ..particles.dataset import PARTICLE_ID_COLUMNS
 from ..particles.image_stack import save_table
@@ -16,9 +26,9 @@ from ..problems import Problems
 from ..results.pose_results import REASON_COLUMN
 from ..run_directory import RunDirectory
 from .bimodality import find_valley
-from .measures import MEASURES, PARTICLE_PROBABILITY, Measure
+from .measures import scaled, unscaled
 
-_ERRORS = ("expected-error", "error-bound")
+_ERRORS = (EXPECTED_ERROR, ERROR_BOUND)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +131,7 @@ def _by_given_limits(chosen: Measure, values: np.ndarray, measures: Mapping[str,
                      max_error_deg: float | None, labels: ImageLabels | None) -> Selection:
     limits = [(chosen, values, threshold)] if threshold is not None else []
     if max_error_deg is not None:
-        limits.append((MEASURES["expected-error"], measures["expected-error"], max_error_deg))
+        limits.append((MEASURES[EXPECTED_ERROR], measures[EXPECTED_ERROR], max_error_deg))
     explanation = "Kept by " + " and ".join(
         f"{m.label} of at {'least' if m.higher_is_better else 'most'} {m.text(limit)}" for m, _, limit in limits)
     # a limit of the probability itself says what is junk enough
@@ -146,17 +156,17 @@ def _chosen_measure(measures: Mapping[str, np.ndarray], name: str, keep_fraction
             problems.append("Particles are chosen by one criterion, or by --threshold and --max-error-deg together; "
                             f"{' and '.join(given)} were given. Leave out all but one.")
         if name == "auto":
-            name = "expected-error" if max_error_deg is not None else next(
-                (each for each in (PARTICLE_PROBABILITY, "match-score") if each in measures), "expected-error")
+            name = EXPECTED_ERROR if max_error_deg is not None else next(
+                (each for each in (PARTICLE_PROBABILITY, MATCH_SCORE) if each in measures), EXPECTED_ERROR)
             if threshold is not None:
                 problems.append("A threshold belongs to one measure, and none was named. Add --measure, one of "
                                 f"{', '.join(measures)}.")
-        elif name == "expected-error" and threshold is not None and max_error_deg is not None:
+        elif name == EXPECTED_ERROR and threshold is not None and max_error_deg is not None:
             problems.append("--max-error-deg and a --threshold on the expected error are the same limit, and both were "
                             "given. Leave out one.")
-        wanted = {name, "expected-error"} if max_error_deg is not None else {name}
-        problems.extend(f"The run must have the measure {missing}; it has {', '.join(measures)}. Choose one of these, or run "
-                        "predict with --refinement local or adaptive." for missing in sorted(wanted - set(measures)))
+        wanted = {name, EXPECTED_ERROR} if max_error_deg is not None else {name}
+        problems.extend(f"The run must have the measure {missing}; it has {', '.join(measures)}. Choose one of these, or "
+                        "run predict with --refinement local or adaptive." for missing in sorted(wanted - set(measures)))
     return MEASURES[name]
 
 
@@ -190,7 +200,7 @@ def _by_populations(measure: Measure, values: np.ndarray, protected: ImageLabels
         explanation = f"Rejected are particles with a {measure.label} below 0.5."
         return _by_limits([(measure, values, measure.own_limit)], explanation)
     finite = np.isfinite(values)
-    valley = find_valley(measure.quality(measure.scale(values[finite])))
+    valley = find_valley(measure.quality(scaled(measure, values[finite])))
     limit = measure.usual_limit
     if valley is None and limit is not None and (measure.quality(values[finite]) < measure.quality(limit)).any():
         # junk of several kinds is no second hill, but a usual particle does not look like it
@@ -200,7 +210,7 @@ def _by_populations(measure: Measure, values: np.ndarray, protected: ImageLabels
     if valley is None:
         explanation = f"The {measure.label} shows one population, so no particle was rejected by it."
         return _by_limits([(measure, values, None)], explanation)
-    threshold = float(measure.unscale(measure.quality(valley)))
+    threshold = float(unscaled(measure, measure.quality(valley)))
     explanation = (f"The {measure.label} is bimodal; the valley between the two populations is at "
                    f"{measure.text(threshold)}.")
     return _by_limits([(measure, values, threshold)], explanation, protected)

@@ -7,12 +7,9 @@ optimizer, the step and the time spent: a resumed run on a CPU gives the same bi
 import csv
 import logging
 import math
-import signal
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, Interrupted
+from ..interruption import stop_asked, stop_between_steps
 from ..progress import Progress
 from ..run_directory import atomic_path
 from ..saved_state import load_state, save_state
@@ -174,7 +172,7 @@ def train_network(task: TrainingTask, settings: LoopSettings, state_path: Path, 
     n_evaluations = max(1, min(MAX_EVALUATIONS, settings.max_steps // MIN_STEPS_BETWEEN_EVALUATIONS))
     progress = progress_of(state.step, spent.seconds, settings)
     total, unit = (round(60 * settings.max_minutes), "s") if settings.max_minutes else (settings.max_steps, "steps")
-    with _interrupt_flag() as interrupted, Progress(total, "train", unit, int(total * progress)) as bar:
+    with stop_between_steps(), Progress(total, "train", unit, int(total * progress), may_stop=False) as bar:
         while progress < 1 and state.evaluations_since_best < settings.patience_evaluations:
             network.train()
             # dropout draws from the global generator: seeded by the step, it needs no place in the saved state
@@ -202,9 +200,10 @@ def train_network(task: TrainingTask, settings: LoopSettings, state_path: Path, 
             elif _enters_next_part(previous, progress, N_METRIC_ROWS):
                 metrics.write(state.step, progress, spent.seconds, learning_rate, {})
             bar.update(int(total * progress) - bar.done, **metrics.latest)
-            if interrupted.is_set() or spent.since_save > settings.checkpoint_interval_seconds:
+            is_stopping = stop_asked()
+            if is_stopping or spent.since_save > settings.checkpoint_interval_seconds:
                 _save_state(state_path, network, optimizer, state, best, spent)
-            if interrupted.is_set():
+            if is_stopping:
                 raise Interrupted(f"Training stopped at step {state.step}; --resume goes on from there.")
     _save_state(state_path, network, optimizer, state, best, spent)
     network.load_state_dict(best)
@@ -264,20 +263,6 @@ class _Stopwatch:
 
     def mark_save(self) -> None:
         self._last_save = self._clock()
-
-
-@contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
-    """An event that SIGINT sets instead of raising in the middle of a step."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = signal.signal(signal.SIGINT, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 class MetricsFile:

@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import fewest_known
 from ..config import DEFAULT_COVERAGE
 from ..geometry.orientation_posterior import OrientationPosterior
 from ..geometry.pose_errors import rotation_errors_deg, shift_errors_angstrom
@@ -35,8 +35,6 @@ logger = logging.getLogger("cryoforum")
 # 600 of them, 0.8 % with 1,500, 0.6 % with 2,500. A small set gets no more than it has images.
 MIN_KNOWN = 1500
 MAX_KNOWN = 2500
-# with fewer, the coverage of a 90 % bound is not even known within 3 %
-FEWEST_KNOWN = 100
 # simulated viewing directions are those found, spread by this standard deviation, so that they fill the same regions
 VIEW_SPREAD_RAD = 0.15
 # standard deviation of simulated shifts where those found are not trusted, in boxes; as in training
@@ -81,9 +79,9 @@ class Calibration:
                      view_direction=quaternion_to_matrix(self.quaternion)[:, 2].numpy(),
                      defocus_angstrom=self.defocus_angstrom.numpy(), coverage=self.coverage,
                      source=self.source, **of_shifts)
-        with atomic_path(run.promises) as temporary, open(temporary, "w", newline="") as file:
+        with atomic_path(run.calibration_table) as temporary, open(temporary, "w", newline="") as file:
             rows = csv.writer(file)
-            rows.writerow(("promised_fraction", "held_fraction", "n_particles"))
+            rows.writerow(("nominal_coverage", "empirical_coverage", "n_particles"))
             for nominal, empirical in zip(self.validation.nominal, self.validation.empirical, strict=True):
                 rows.writerow((nominal, round(empirical, 4), len(self.validation.error_deg)))
 
@@ -100,15 +98,6 @@ def simulated_calibration(images: ImagePreparation, source: ImageSource, results
     found = predict(replace(images, particles=known), np.arange(n))
     logger.info("errors calibrated on %d simulated images of the map", n)
     return calibrate(found, known.poses, known.ctf.defocus_u_angstrom, group, coverage, f"{n} simulated images of the map")
-
-
-def fewest_known(coverage: float) -> int:
-    """How many particles with known poses a bound of this coverage needs at least.
-
-    Below ``coverage / (1 - coverage)`` conformal prediction gives no finite bound; a quarter more is for the models of the
-    cross-validation, which see four fifths of the particles.
-    """
-    return max(FEWEST_KNOWN, math.ceil(1.25 * coverage / (1 - coverage)))
 
 
 def n_simulated(n_particles: int, coverage: float) -> int:

@@ -135,7 +135,7 @@ def test_another_molecule_is_named_in_summary_log_and_report(images, network, fo
     assert abs(summary["promise_kept"]) < 0.4 and np.isfinite(summary["fit_median"])
     assert "does not apply" in caplog.text
     page = run.report.read_text()
-    assert 'class="alarm"' in page and "not the particles of this model" in page
+    assert 'class="alarm"' in page and "not particles of this molecule" in page
 
 
 def test_a_map_without_the_symmetry_asked_for(verdict, images):
