@@ -209,5 +209,5 @@ def read_particle_id(table: ParticleTable) -> np.ndarray:
     if (counts > 1).any():
         repeated = listed([str(value) for value in values[counts > 1].tolist()])
         raise InputError(f"{column} must be different for every particle; {table.path} repeats {repeated}. "
-                         "Remove the column, or number the particles anew.")
+                         "Remove the column, or renumber the particles.")
     return particle_id

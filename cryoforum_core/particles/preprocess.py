@@ -115,8 +115,8 @@ def normalise(images: Tensor, state: ImageState, background_radius_fraction: flo
 
     The background is what lies outside the circle of ``background_radius_fraction`` boxes (RELION's normalisation).
     Images of a set with hardly any noise are all divided by the set's ``grey_unit`` instead. Else images with a constant
-    background, which have no noise to go by, become 0, and so do images with values that are no
-    numbers: one of them must not make a map of all the others one of NaN.
+    background, which have no noise to go by, become 0, and so do images
+    with NaN or infinite values: one of them must not turn a map of all the others into NaN.
     """
     box_size_px = images.shape[-1]
     circle = soft_circle(box_size_px, background_radius_fraction * box_size_px, 0.0, images.device)

@@ -58,7 +58,7 @@ def plan_simulation(config: SimulateConfig, box_size_px: int, pixel_size_angstro
 
 
 def _draw_junk(n: int, fraction: float, kinds: tuple[JunkKind, ...], generator: torch.Generator) -> np.ndarray:
-    """Equal shares of the kinds, at random places but the first, by which programs judge a set: (n,) of text."""
+    """Equal shares of the kinds, at random places but the first, which programs take the format from: (n,) of text."""
     junk_kind = np.full(n, "none", dtype=object)
     rows = (torch.randperm(n - 1, generator=generator)[:round(fraction * n)] + 1).tolist()
     for number, row in enumerate(rows):

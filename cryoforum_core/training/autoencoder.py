@@ -150,27 +150,28 @@ class AutoEncoder(nn.Module):
         return self.network.config.pixel_size_angstrom
 
     def start_from_scratch(self) -> None:
-        """No displacement at first: at random ones nothing would fit together."""
+        """No shift at first: with random ones nothing would fit together."""
         for head in self.heads:
             nn.init.zeros_(head.shift.weight)
             nn.init.zeros_(head.shift.bias)
 
     def candidates(self, batch: ImageBatch) -> Candidates:
-        """What is believed of each image: of every head, and of the image turned by 180 degrees, turned back."""
+        """Poses of every head for each image, and for the image rotated by 180 degrees, rotated back."""
         if self.uses_table:
             quaternion, shift_angstrom = self.table.at(batch.rows)
             nothing = quaternion.new_zeros(len(quaternion), 1, 4, 4)
             return Candidates(quaternion[:, None], nothing, shift_angstrom[:, None])
-        answers = self._answers(batch.images, batch.ctf)
+        answers = self.poses_of_heads(batch.images, batch.ctf)
         if self.options.symmetric_loss:
-            # a CTF does not change when it is turned by 180 degrees
-            twins = self._answers(quarter_turn(quarter_turn(batch.images)), batch.ctf)
+            # a CTF is the same rotated by 180 degrees
+            twins = self.poses_of_heads(quarter_turn(quarter_turn(batch.images)), batch.ctf)
             answers += [_turned_back(answer) for answer in twins]
         return Candidates(*(torch.stack([getattr(answer, name) for answer in answers], dim=1)
                             for name in ("quaternion", "bingham", "shift_angstrom")))
 
-    def _answers(self, images: Tensor, ctf: Tensor) -> list[PoseEstimate]:
-        # answers that are kept are not rounded; on CPUs with AMX steps would take 0.63 of the time, and their poses be poorer
+    def poses_of_heads(self, images: Tensor, ctf: Tensor) -> list[PoseEstimate]:
+        """The poses of every head for images (n, b, b) with CTFs (n, b, b // 2 + 1)."""
+        # poses that are kept are not rounded; on CPUs with AMX steps would take 0.63 of the time, and their poses be poorer
         # (``docs/decisions.md``, End to end)
         rounded = self.training and images.device.type == "cuda"
         with mixed_precision(images.device, "bfloat16" if rounded else "float32"):
@@ -264,7 +265,7 @@ class EndToEndObjective:
         found = candidates.pick(model.winner(transform, candidates, batch, radius))
         quaternion = found.quaternion
         if len(model.group) > 1:
-            # an image stands for all its equivalent poses: the map must explain it at any of them
+            # an image stands for all its equivalent poses: the map must fit it at any of them
             drawn = torch.randint(len(model.group), (len(batch),)).to(batch.images.device)
             quaternion = compose(quaternion, model.group[drawn].to(quaternion))
         transform = transform if learns else _detached(transform)
@@ -273,17 +274,17 @@ class EndToEndObjective:
 
     @torch.no_grad()
     def evaluate(self, model: AutoEncoder) -> dict[str, float]:
-        """Of held-out images: what part of their power the map does not explain."""
+        """Of held-out images: the part of their power that the map leaves unexplained."""
         model.eval()
         return {"validation_loss": unexplained_power(model, self.evaluated) / self.power}
 
 
 @torch.no_grad()
 def turn_errors_deg(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:
-    """How far the poses found of images and of their copies turned by 90 degrees are from differing by just that turn.
+    """How far the poses of images and of their copies rotated by 90 degrees are from differing by just that rotation.
 
-    Angles in degrees (n,). No label is needed, and wrong solutions show: a network that has found its poses knows turns
-    in the plane, which change the pose by a known rotation, whatever the map.
+    Angles in degrees (n,). No label is needed, and wrong solutions show: a network that has found its poses follows in-plane
+    rotations, which change the pose by a known rotation, whatever the map.
     """
     transform, errors = model.volume.transform(), []
     for batch in batches:
@@ -319,7 +320,7 @@ def random_pose_loss(model: AutoEncoder, transform: FourierVolume, ctf: Tensor) 
         noise = ifft_image(fft_image(torch.randn(n, box_size_px, box_size_px).to(ctf)) * model.noise_amplitude)
         images = model.decoded(_detached(transform), quaternion, shift_angstrom, ctf) + noise * model.mask
     losses = []
-    for answer in model._answers(images, ctf):
+    for answer in model.poses_of_heads(images, ctf):
         loss = own_error(answer.quaternion, quaternion, model.group) + bingham_loss(answer.bingham, quaternion,
                                                                                     model.group)
         if model.options.shifts:
@@ -404,18 +405,18 @@ class FineTuned:
 def fine_tune_end_to_end(network: OrientationNetwork, volume: Tensor, images: PreparedImages, rows: np.ndarray,
                          held_out: np.ndarray, mask: Tensor, group: Tensor, max_minutes: float, state_path: Path,
                          metrics_path: Path, settings: FineTuneSettings = FineTuneSettings()) -> FineTuned:
-    """Trains an encoder that knows its poses already, and its map, end to end: stage (c) of the hybrid method.
+    """Trains an encoder that is trained already, and its map, end to end: stage (c) of the hybrid method.
 
     ``network``: trained; a copy of it is. ``volume`` (b, b, b): the map that its poses belong to, at the network's box
     (``imaging.fourier.crop_volume``) and of any grey values: they are fitted to the images. ``images``: the set as the
     network sees it, for instance ``PreparedImages(preparation.network_input, len(particles), b)``; ``rows`` of it are
-    trained on (one half set, for half maps that share nothing), ``held_out`` judge. ``mask`` (b, b): the mask that
+    trained on (one half set, for half maps that share nothing), ``held_out`` assess it. ``mask`` (b, b): the mask that
     prepared images carry (``ParticleViews.mask``). ``group`` (G, 4): the symmetry. The training takes
     ``max_minutes``, writes ``metrics_path``, and can be interrupted and resumed (``state_path``; remove it when done).
 
     Returns copies with the best held-out loss of the training. Whether that is better than it was, the caller decides:
     ``FineTuned.is_better``; take neither network nor map where it is not. The squared error trains the mode of the
-    network's belief alone: calibrate the belief again (``Objective.calibrate``). Raises Interrupted.
+    network's posterior alone: calibrate the posterior again (``Objective.calibrate``). Raises Interrupted.
     """
     device, box_size_px = mask.device, network.config.box_size_px
     if volume.shape != (box_size_px,) * 3:

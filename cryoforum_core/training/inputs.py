@@ -65,8 +65,8 @@ def check_inputs(config: TrainConfig, particles: Particles, device: torch.device
 
 
 def _check_symmetry(config: TrainConfig, trained: CheckpointMetadata) -> None:
-    """Another group would have the network learn which of its equivalent answers is meant, or take different ones for
-    the same, and would be written down as its symmetry."""
+    """With another group the network would learn to tell equivalent poses apart, or to confuse different ones, and the
+    checkpoint would name the wrong symmetry."""
     asked, own = normalise_name(config.symmetry), normalise_name(trained.symmetry)
     if asked != own:
         raise InputError(f"A network that is trained further must keep its symmetry; that in {config.from_checkpoint} "

@@ -49,7 +49,7 @@ class ParticleViews:
         return soft_circle(box_size_px, self.settings.mask_radius_fraction * box_size_px, self.settings.mask_edge_px)
 
     def unmasked(self, batch: ParticleBatch) -> Tensor:
-        """Network images (n, b, b) before their mask: for estimating noise, and for turning."""
+        """Network images (n, b, b) before their mask: for estimating noise, and for rotating."""
         # an edge that never ends is no mask
         settings = replace(self.settings, mask_edge_px=math.inf)
         return network_images(batch.images, batch.ctf, self.particles.pixel_size_angstrom, self.state, settings)
