@@ -25,7 +25,7 @@ from cryoforum_core.particles.simulate import load_molecule, simulate
 from cryoforum_core.run_directory import RunDirectory
 from cryoforum_core.training.loop import LoopSettings, train_network
 from cryoforum_core.training.losses import bingham_loss
-from cryoforum_core.training.supervised import learning_rate, plan_training
+from cryoforum_core.training.supervised import SupervisedTask, TrainingPlan, learning_rate, plan_training
 
 LABELS = {"reference": None}
 VARIANTS: dict[str, dict] = {
@@ -72,18 +72,28 @@ def make_particles(directory: Path, map_path: Path, n: int, seed: int, snr: floa
     return load_particles(run.truth)
 
 
+class WithoutEvaluation(SupervisedTask):
+    """Every evaluation is better than the one before: the weights at the end count."""
+
+    def __init__(self, plan: TrainingPlan):
+        super().__init__(plan)
+        self.losses = itertools.count(0, -1)
+
+    def evaluate(self) -> dict[str, float]:
+        return {"validation_loss": next(self.losses)}
+
+
 def measure(options: dict, seed: int, seconds: float, map_path: Path, training: Particles, test: Particles,
             directory: Path) -> dict[str, float]:
     """Trains one variant; returns its errors on the test set."""
     config = TrainConfig(**{"out": directory, "particles": "in memory", "reference": map_path, "seed": seed,
                             "network_box_size_px": 32, **options})
     plan = plan_training(config, training, state=ImageState())
-    last = itertools.count(0, -1)  # every evaluation better than the one before: the end counts
     settings = LoopSettings(max_steps=10**9, max_minutes=seconds / 60, seed=seed,
                             learning_rate=learning_rate(config, plan.network))
     with tempfile.TemporaryDirectory() as scratch:
-        result = train_network(plan.network, plan.stream, plan.objective, lambda _: {"validation_loss": next(last)},
-                               settings, Path(scratch) / "state.pt", Path(scratch) / "metrics.csv", time.process_time)
+        result = train_network(WithoutEvaluation(plan), settings, Path(scratch) / "state.pt",
+                               Path(scratch) / "metrics.csv", time.process_time)
     batch = plan.views.labels(test)
     with torch.no_grad():
         estimate = plan.network.eval()(batch.images, batch.ctf)

@@ -30,6 +30,7 @@ from .config import (
     TrainConfig,
 )
 from .errors import InputError, NotConverged
+from .problems import Problems
 from .progress import format_duration
 from .run_directory import RunDirectory
 
@@ -39,11 +40,13 @@ logger = logging.getLogger("cryoforum")
 LIBRARIES = ("torch", "numpy", "roma", "torch-ctf", "mrcfile", "safetensors", "gemmi", "pydantic", "tyro", "matplotlib")
 
 
-class _Inputs:
-    """Reads the inputs of a job; the end of the block raises one InputError with all their problems."""
+class _Inputs(Problems):
+    """Reads the inputs of a job, of which device and run directory are the first."""
+
+    read = Problems.attempt
 
     def __init__(self, config: JobConfig):
-        self._problems: list[str] = []
+        super().__init__()
         self._config = config
 
     def __enter__(self) -> "_Inputs":
@@ -52,18 +55,6 @@ class _Inputs:
         if self._config.out is not None:
             self.read(RunDirectory(self._config.out).check, self._config, self._config.resume)
         return self
-
-    def read(self, function: Callable, *arguments, **keywords):
-        """The result of the function; None where it raised InputError, whose problems are collected."""
-        try:
-            return function(*arguments, **keywords)
-        except InputError as error:
-            self._problems.extend(error.problems)
-            return None
-
-    def __exit__(self, exception_type, *_) -> None:
-        if exception_type is None and self._problems:
-            raise InputError(dict.fromkeys(self._problems))
 
 
 def resolve_device(name: str) -> torch.device:

@@ -68,7 +68,7 @@ def test_the_formula_of_the_plugin_is_that_of_the_engine(plugin):
         assert plugin["fewest_known"](coverage) == catalogue.fewest_known(coverage)
 
 
-@pytest.mark.parametrize("path", ["cryoforum_core/ab_initio/hybrid.py", "cryoforum_core/report/ab_initio_page.py",
+@pytest.mark.parametrize("path", ["cryoforum_core/ab_initio/convergence.py", "cryoforum_core/report/ab_initio_page.py",
                                   "scipion-em-cryoforum/cryoforum/protocols/protocol_ab_initio.py"])
 def test_two_starts_agree_alike_for_engine_report_and_plugin(plugin, path):
     """Each compares with the one limit, which is imported."""

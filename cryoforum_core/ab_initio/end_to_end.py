@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..model.encoder import ENCODERS
 from ..reconstruction.reconstruct import half_sets, write_half_maps
 from ..run_directory import RunDirectory
-from ..training.autoencoder import AutoEncoder, joint_optimizer
+from ..training.autoencoder import EndToEndTask
 from ..training.loop import LoopResult, LoopSettings, train_network
 from .end_to_end_assessment import assess
 from .end_to_end_results import (
@@ -55,21 +55,29 @@ def end_to_end(plan: AbInitioPlan, run: RunDirectory, on_evaluate: OnEvaluate | 
 
 def _train(setup: EndToEndSetup, run: RunDirectory, live: LiveRun, on_evaluate: OnEvaluate | None,
            clock: Callable[[], float]) -> LoopResult:
-    pixel_size_angstrom = setup.views.settings.pixel_size_angstrom
-
-    def evaluate(model: AutoEncoder) -> dict[str, float]:
-        figures = setup.objective.evaluate(model)
-        return figures if on_evaluate is None else figures | on_evaluate(model, setup.images, setup.stream.rows)
-
-    def show(progress: float, figures: dict[str, float]) -> None:
-        live.map(setup.model.volume.map(), pixel_size_angstrom)
-        live.show(progress, "network and map learn together", loss=figures["validation_loss"])
-
-    live.map(setup.model.volume.map(), pixel_size_angstrom)
-    result = train_network(setup.model, setup.stream, setup.objective, evaluate, _loop_settings(setup), run.training_state,
-                           run.metrics, clock, joint_optimizer, show)
+    live.map(setup.model.volume.map(), setup.views.settings.pixel_size_angstrom)
+    result = train_network(_ShownTask(setup, live, on_evaluate), _loop_settings(setup), run.training_state, run.metrics,
+                           clock)
     setup.model.eval()
     return result
+
+
+class _ShownTask(EndToEndTask):
+    """The training of a setup, whose map is shown after every evaluation."""
+
+    def __init__(self, setup: EndToEndSetup, live: LiveRun, more_figures: OnEvaluate | None):
+        super().__init__(setup.model, setup.objective)
+        self.setup, self.live, self.more_figures = setup, live, more_figures
+
+    def evaluate(self) -> dict[str, float]:
+        figures = super().evaluate()
+        if self.more_figures is None:
+            return figures
+        return figures | self.more_figures(self.network, self.setup.images, self.setup.stream.rows)
+
+    def on_evaluate(self, progress: float, figures: dict[str, float]) -> None:
+        self.live.map(self.network.volume.map(), self.setup.views.settings.pixel_size_angstrom)
+        self.live.show(progress, "network and map learn together", loss=figures["validation_loss"])
 
 
 def _finish(setup: EndToEndSetup, run: RunDirectory, result: LoopResult, live: LiveRun) -> dict:

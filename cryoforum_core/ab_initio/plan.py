@@ -11,9 +11,9 @@ from ..catalogue import AB_INITIO_PARTICLES
 from ..config import AbInitioConfig
 from ..geometry.symmetry import normalise_name, symmetry_group
 from ..particles.dataset import Particles
-from ..particles.fields import Problems
 from ..particles.image_state import ImageState
 from ..particles.preparation import ImagePreparation, matching_map
+from ..problems import Problems
 from ..training.inputs import check_network_box
 from ..training.prepared_images import PreparedImages
 
@@ -80,16 +80,15 @@ class AbInitioPlan:
 
 def plan_ab_initio(config: AbInitioConfig, particles: Particles, device: torch.device) -> AbInitioPlan:
     """Raises one InputError with all problems of the options and the particles."""
-    problems = Problems()
-    group = problems.attempt(symmetry_group, config.symmetry, torch.float32, device)
-    if len(particles) < MIN_PARTICLES:
-        problems.append(f"Ab initio needs at least {MIN_PARTICLES} particles; {config.particles} has {len(particles)}. "
-                        "Give more particles, or train from a --reference map.")
-    images = problems.attempt(ImagePreparation.checked, particles, config, device)
-    if "distillation" not in config.skip:
-        problems.attempt(check_network_box, config.network_box_size_px, particles.box_size_px)
-    hand_reference = None
-    if config.hand_reference is not None:
-        hand_reference = problems.attempt(matching_map, config.hand_reference, particles)
-    problems.raise_if_any()
+    with Problems() as problems:
+        group = problems.attempt(symmetry_group, config.symmetry, torch.float32, device)
+        if len(particles) < MIN_PARTICLES:
+            problems.append(f"Ab initio needs at least {MIN_PARTICLES} particles; {config.particles} has {len(particles)}. "
+                            "Give more particles, or train from a --reference map.")
+        images = problems.attempt(ImagePreparation.checked, particles, config, device)
+        if "distillation" not in config.skip:
+            problems.attempt(check_network_box, config.network_box_size_px, particles.box_size_px)
+        hand_reference = None
+        if config.hand_reference is not None:
+            hand_reference = problems.attempt(matching_map, config.hand_reference, particles)
     return AbInitioPlan(config, particles, images, group, normalise_name(config.symmetry), device, hand_reference)

@@ -14,9 +14,9 @@ from ..errors import InputError
 from ..geometry.symmetry import normalise_name, symmetry_group
 from ..model.checkpoint import load_checkpoint
 from ..particles.dataset import Particles, load_particles
-from ..particles.fields import Problems
 from ..particles.preparation import ImagePreparation, checked_image_state, matching_map
 from ..particles.preprocess import PreprocessSettings
+from ..problems import Problems
 from .mismatch import mismatches
 from .predict import PredictionSetup
 
@@ -24,22 +24,21 @@ logger = logging.getLogger("cryoforum")
 
 def prediction_setup(config: PredictConfig, particles: Particles, device: torch.device) -> PredictionSetup:
     """Network, map and images. Raises one InputError with all problems of network, map, symmetry and images."""
-    problems = Problems()
-    state = problems.attempt(checked_image_state, particles, config)
-    loaded = problems.attempt(load_checkpoint, config.model, device)
-    group = None if config.symmetry is None else problems.attempt(
-        symmetry_group, config.symmetry, torch.float32, device)
-    volume = settings = None
-    if loaded is not None:
-        settings = PreprocessSettings.from_dict(loaded[1].preprocessing)
-        problems.extend(settings.problems(particles.box_size_px, particles.pixel_size_angstrom))
-        # the network alone needs no map, but learns its errors from one where there is one
-        if config.refinement != "none" or (config.calibrate and (config.reference or loaded[1].reference)):
-            volume = problems.attempt(_map_to_match, config, loaded[1].reference, particles)
-    labelled = None
-    if config.calibration_particles is not None and state is not None:
-        labelled = problems.attempt(_labelled, config, particles)
-    problems.raise_if_any()
+    with Problems() as problems:
+        state = problems.attempt(checked_image_state, particles, config)
+        loaded = problems.attempt(load_checkpoint, config.model, device)
+        group = None if config.symmetry is None else problems.attempt(
+            symmetry_group, config.symmetry, torch.float32, device)
+        volume = settings = None
+        if loaded is not None:
+            settings = PreprocessSettings.from_dict(loaded[1].preprocessing)
+            problems.extend(settings.problems(particles.box_size_px, particles.pixel_size_angstrom))
+            # the network alone needs no map, but learns its errors from one where there is one
+            if config.refinement != "none" or (config.calibrate and (config.reference or loaded[1].reference)):
+                volume = problems.attempt(_map_to_match, config, loaded[1].reference, particles)
+        labelled = None
+        if config.calibration_particles is not None and state is not None:
+            labelled = problems.attempt(_labelled, config, particles)
     network, metadata = loaded
     own_group = symmetry_group(metadata.symmetry, device=device)
     if group is None:

@@ -75,7 +75,5 @@ def recentred(table: ParticleTable, shift_angstrom: np.ndarray) -> ParticleTable
     """The table with the origins (n, 2) that recentre its particles, in Angstrom, or pixels in RELION 3.0's form."""
     pixel_size_angstrom = 1.0
     if table.version == "3.0" or table.has("rlnOriginX") or table.has("rlnOriginY"):
-        problems = fields.Problems()
-        pixel_size_angstrom = fields.read_pixel_size_angstrom(table, np.array([]), None, problems)
-        problems.raise_if_any()
+        pixel_size_angstrom = fields.read_pixel_size_angstrom(table, np.array([]))
     return table.with_columns(fields.origin_columns(table, shift_angstrom, pixel_size_angstrom))

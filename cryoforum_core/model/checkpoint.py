@@ -20,7 +20,10 @@ from .network import NetworkConfig, OrientationNetwork
 
 FORMAT = 2
 """1: without ``CheckpointMetadata.images``; still read."""
-WEIGHTS, METADATA, REFERENCE = "model.safetensors", "checkpoint.json", "reference.mrc"
+# files of the directory, as above
+WEIGHTS = "model.safetensors"
+METADATA = "checkpoint.json"
+REFERENCE = "reference.mrc"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from .filters import MatchedLowPass, SquareLowPass, activation_layer
 from .polar import PolarEncoder
 
 MIN_BOX_SIZE_PX = NETWORK_BOX_PX.value
+# of each dense layer, as in CryoPoseNet
 DENSE_FEATURES = 512
 
 

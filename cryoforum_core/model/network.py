@@ -21,7 +21,7 @@ from .encoder import MIN_BOX_SIZE_PX, make_encoder
 from .orientation_head import OrientationHead, PoseEstimate
 from .polar import PolarEncoder
 
-# ways to look at an image that need no interpolation: four quarter turns, mirrored or not
+# rotations by multiples of 90 degrees, mirrored or not: they need no interpolation
 _N_VIEWS = 8
 
 
@@ -55,7 +55,7 @@ class OrientationNetwork(nn.Module):
                                     config.activation, config.width, config.dropout)
         box_size_angstrom = config.box_size_px * config.pixel_size_angstrom
         self.head = OrientationHead(self.encoder.out_features, config.head, box_size_angstrom)
-        # what the answers about all views of an image together are worth, in answers; calibrated on held-out images
+        # weight of the posteriors of all views of an image together, in posteriors of one; calibrated on held-out images
         self.register_buffer("worth_of_views", torch.ones(()))
         self.to(memory_format=torch.channels_last)  # 1.6 times faster on a CPU
 
@@ -65,7 +65,7 @@ class OrientationNetwork(nn.Module):
 
     @property
     def sees_all_views(self) -> bool:
-        """Whether turned and mirrored images get turned and mirrored answers by construction."""
+        """Whether the encoder is equivariant to in-plane rotation and mirroring."""
         return isinstance(self.encoder, PolarEncoder)
 
     def forward(self, images: Tensor, ctf: Tensor) -> PoseEstimate:
@@ -73,16 +73,17 @@ class OrientationNetwork(nn.Module):
         return self.head(self.encoder(images, ctf))
 
     def predict(self, images: Tensor, ctf: Tensor, group: Tensor | None = None) -> PoseEstimate:
-        """As ``forward``, with a belief that is worth what it should be: see ``worth_of_views``.
+        """As ``forward``, with a calibrated posterior: see ``worth_of_views``.
 
-        An encoder that looks at turned and mirrored images by itself looks once. Any other is shown the image, its three
-        quarter turns, and the mirror images of these four: errors 15 to 20 % lower for eight times the work.
+        An encoder that is equivariant to rotation and mirroring is shown the image once. Any other is shown it, its
+        rotations by 90, 180 and 270 degrees, and the mirror images of these four: errors 15 to 20 %
+        lower for eight times the work.
 
         A view multiplies the pose on the left by a known rotation r (``rotation_of_view``). As q' = L q with a matrix L
-        of r, the eight beliefs A' are eight beliefs ``L' A' L`` about the image. Their
-        noise is the same, so they do not count as eight: ``worth_of_views`` says what their mean is worth. For a molecule
-        with the symmetry ``group`` (G, 4) the eight may be about different equivalent poses: they are moved to the
-        first one's.
+        of r, the eight posteriors A' are eight posteriors ``L' A' L`` of the image's pose. Their
+        noise is the same, so they do not count as eight: ``worth_of_views`` is the weight of their mean. For a molecule
+        with the symmetry ``group`` (G, 4) the eight may peak at different equivalent poses: they are rotated to that of
+        the first.
         """
         if self.sees_all_views:
             seen = self(images, ctf)
@@ -110,7 +111,7 @@ class OrientationNetwork(nn.Module):
 
 
 def quarter_turn(images: Tensor) -> Tensor:
-    """Images (..., B, B) turned by 90 degrees, +x towards +y, about the pixel B // 2; without interpolation."""
+    """Images (..., B, B) rotated by 90 degrees, +x towards +y, about the pixel B // 2; without interpolation."""
     return images.transpose(-1, -2).flip(-1).roll(1, -1)
 
 
@@ -120,15 +121,15 @@ def mirror_image(images: Tensor) -> Tensor:
 
 
 def ctf_of_view(change: Callable[[Tensor], Tensor], ctf: Tensor) -> Tensor:
-    """The CTFs (..., B, B // 2 + 1) of turned or mirrored images: by way of the point-spread functions, which change like
+    """The CTFs (..., B, B // 2 + 1) of rotated or mirrored images: by way of the point-spread functions, which change like
     images."""
     return fft_image(change(ifft_image(torch.complex(ctf, torch.zeros_like(ctf))))).real
 
 
 def _moved_to_equivalent(bingham: Tensor, mode: Tensor, reference: Tensor, group: Tensor) -> Tensor:
-    """Beliefs (n, 4, 4) with modes (n, 4) about equivalent poses, those that are nearest to the references (n, 4)."""
+    """Posteriors (n, 4, 4) with modes (n, 4), rotated to the equivalent poses nearest to the references (n, 4)."""
     operation = compose(inverse(mode), nearest_equivalent(mode, reference, group))
-    # q -> q g is linear in q: its matrix R carries the belief A to R A R'
+    # q -> q g is linear in q: its matrix R carries the posterior A to R A R'
     unit = torch.eye(4, dtype=mode.dtype, device=mode.device)
     right = compose(unit, operation[:, None]).transpose(-1, -2).to(bingham)
     return right @ bingham @ right.transpose(-1, -2)

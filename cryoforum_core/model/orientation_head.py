@@ -1,6 +1,6 @@
 """From an encoder's features to a rotation, its uncertainty, and a shift: the parametrisations of both papers.
 
-All heads answer alike, so that everything after them is the same: ``qcqp`` and ``qcqp-psd`` make a 4x4 matrix A, whose
+All heads return the same quantities: ``qcqp`` and ``qcqp-psd`` make a 4x4 matrix A, whose
 smallest eigenvector is the rotation (Cryo-forum); ``s2s2``, ``quaternion`` and ``euler`` (CryoPoseNet) make a rotation
 and a concentration k, and A is ``k (I - q q')``.
 """
@@ -14,12 +14,13 @@ from ..geometry.orientation_posterior import isotropic_bingham, psd_from_10, sym
 from ..geometry.rotations import relion_euler_to_quaternion, s2s2_to_quaternion, smallest_eigenvector
 from .polar import SHIFT_UNIT_OF_BOX, FeaturesOfViews
 
+# rotation parametrisations: numbers of the linear layer, a concentration included where there is no matrix
 N_OUTPUTS = {"qcqp": 10, "qcqp-psd": 10, "s2s2": 7, "quaternion": 5, "euler": 4}
 
 
 @dataclass(frozen=True)
 class PoseEstimate:
-    """What the network says of n images."""
+    """Poses that the network predicts for n images."""
 
     quaternion: Tensor
     """(n, 4) unit, xyzw."""
@@ -28,22 +29,22 @@ class PoseEstimate:
     shift_angstrom: Tensor
     """(n, 2) with the sign of rlnOriginX/YAngst."""
     first_shift_angstrom: Tensor | None = None
-    """(n, 2) what an encoder that centres its images did so by, part of the shift; for its loss alone"""
+    """(n, 2) part of the shift by which an encoder centred its images; for its loss alone"""
 
     def __len__(self) -> int:
         return len(self.quaternion)
 
     def to(self, device: torch.device | str) -> "PoseEstimate":
-        """The answer, on another device."""
-        return PoseEstimate(*(getattr(self, name).to(device) for name in _ANSWER))
+        """The poses, on another device."""
+        return PoseEstimate(*(getattr(self, name).to(device) for name in _PREDICTED))
 
     @staticmethod
     def concatenate(parts: "list[PoseEstimate]") -> "PoseEstimate":
-        """The answers about several batches."""
-        return PoseEstimate(*(torch.cat([getattr(part, name) for part in parts]) for name in _ANSWER))
+        """The poses of several batches, in order."""
+        return PoseEstimate(*(torch.cat([getattr(part, name) for part in parts]) for name in _PREDICTED))
 
 
-_ANSWER = ("quaternion", "bingham", "shift_angstrom")
+_PREDICTED = ("quaternion", "bingham", "shift_angstrom")
 
 
 class OrientationHead(nn.Module):
@@ -68,7 +69,7 @@ class OrientationHead(nn.Module):
         values = features.values if of_views else features
         with torch.autocast(values.device.type, enabled=False):
             values = values.float()
-            bingham, quaternion = self._belief(self.orientation(values))
+            bingham, quaternion = self._posterior(self.orientation(values))
             shift_of_box = SHIFT_UNIT_OF_BOX * self.shift(values)
             if of_views:
                 return self._joined(features, bingham, shift_of_box)
@@ -76,9 +77,9 @@ class OrientationHead(nn.Module):
             return PoseEstimate(quaternion, bingham, shift_of_box * self.box_size_angstrom)
 
     def _joined(self, features: FeaturesOfViews, bingham: Tensor, shift_of_box: Tensor) -> PoseEstimate:
-        """What the views (n, V, ...) say together: a belief A about the pose L q of a view is the belief L' A L about q.
+        """Joins the views (n, V, ...): a posterior A of the pose L q of a view is the posterior L' A L of q.
 
-        Their mean, in which a view counts by how sure it is.
+        Their mean, in which concentrated posteriors count more.
         """
         left = features.pose_matrices
         bingham = (left.transpose(-1, -2) @ bingham @ left).mean(1)
@@ -86,7 +87,7 @@ class OrientationHead(nn.Module):
         return PoseEstimate(smallest_eigenvector(bingham), bingham, shift_of_box * self.box_size_angstrom,
                             features.centre_of_box * self.box_size_angstrom)
 
-    def _belief(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _posterior(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
         """Matrices A (..., 4, 4) of the outputs (..., p), and their smallest eigenvectors where they are known without them."""
         if self.parametrisation in ("qcqp", "qcqp-psd"):
             form = symmetric_from_10 if self.parametrisation == "qcqp" else psd_from_10

@@ -1,10 +1,10 @@
-"""Our encoder: what it says of a turned or mirrored image is what it says of the image, turned or mirrored.
+"""Our encoder, equivariant to in-plane rotation and mirroring of the image.
 
-Turning a projection in its plane multiplies its pose on the left by a known rotation, and so does mirroring it (the
+Rotating a projection in its plane multiplies its pose on the left by a known rotation, and so does mirroring it (the
 particle seen from behind). A plain network has to learn all of this from examples; here it is built in, and what is left to
-learn are directions of view. Images are sampled on circles about the particle's centre; convolutions along the circles, with
+learn are viewing directions. Images are sampled on circles about the particle's centre; convolutions along the circles, with
 all radii as channels, and with every filter used once as it is and once mirrored (group convolutions over O(2), Cohen & Welling
-2016, arXiv 1602.07576), end in features of every view: of the image turned by each of K angles, and of its mirror image.
+2016, arXiv 1602.07576), end in features of every view: of the image rotated by each of K angles, and of its mirror image.
 Measured against a plain network in ``docs/decisions.md``, Encoder.
 """
 
@@ -19,17 +19,19 @@ from ..geometry.rotations import left_multiplication, quaternion_to_matrix, rota
 from ..imaging.fourier import crop_image_ft, fft_image, ifft_image, radius_px, shift_phase
 from .filters import MatchedLowPass, activation_layer
 
+# in-plane rotations by 22.5 degrees, between which the head interpolates; a power of 2, which strides lead to
 N_ANGLES = 16
 # circles reach this part of the box from the centre; the images' mask ends little beyond
 RADIUS_OF_BOX = 0.42
+# where a particle lies shows at low frequencies already
 CENTRING_BOX_PX = 16
-# a quarter of the box is a large displacement: outputs of order one
+# shifts in this part of the box, a large one: outputs of order one
 SHIFT_UNIT_OF_BOX = 0.25
 
 
 @dataclass(frozen=True)
 class FeaturesOfViews:
-    """Features of V views of n images; what they have in common is for the head to say (``OrientationHead``)."""
+    """Features of V views of n images; ``OrientationHead`` joins them."""
 
     values: Tensor
     """(n, V, F)"""
@@ -70,7 +72,7 @@ class CircularConvolution(nn.Module):
 
 
 class CircleNetwork(nn.Module):
-    """Images (n, C, B, B) to features (n, 2 K, F) of their K turns and the K turns of their mirror images."""
+    """Images (n, C, B, B) to features (n, 2 K, F) of their K rotations and those of their mirror images."""
 
     def __init__(self, channels_in: int, box_size_px: int, width: int, channels_out: list[int], activation: str):
         """``width``: channels of the strided layers that lead from the samples, about two per pixel of the box, to the K
@@ -138,7 +140,7 @@ class PolarEncoder(nn.Module):
         super().__init__()
         self.box_size_px = box_size_px
         self.front = MatchedLowPass(box_size_px, filter_channels)
-        # the Nyquist frequency has no counterpart on the other side: an image with it would not be the same when turned
+        # the Nyquist frequency has no counterpart on the other side: an image with it would change when it is rotated
         self.register_buffer("inside", (radius_px(box_size_px) < box_size_px / 2).float(), persistent=False)
         channels = [width * 3 // 2, 2 * width, 2 * width, 2 * width]
         self.circles = CircleNetwork(self.front.n_channels, box_size_px, width, channels, activation)
@@ -151,25 +153,25 @@ class PolarEncoder(nn.Module):
         self.register_buffer("coarse_masks", masks, persistent=False)
         self.centring = CircleNetwork(len(masks), coarse, 32, [48, 48], activation)
         self.centre = nn.Linear(self.centring.out_features, 2)
-        # no displacement at first: images must not be moved about at random
+        # no shift at first: images must not be shifted at random
         nn.init.zeros_(self.centre.weight), nn.init.zeros_(self.centre.bias)
 
     def forward(self, images: Tensor, ctf: Tensor) -> FeaturesOfViews:
         """Images (n, B, B) and CTFs (n, B, B // 2 + 1) to features of 2 ``N_ANGLES`` views."""
         images_ft = fft_image(images) * torch.where(ctf < 0, -self.inside, self.inside)
         centre_of_box = self._centre(images_ft)
-        # as a fixed number: what the centre is worth to the pose would teach it slowly, and it has a loss of its own
+        # detached: the centre has a loss of its own, from which it is trained faster than through the pose
         centred_ft = images_ft * shift_phase(centre_of_box.detach() * self.box_size_px, self.box_size_px)
         features = self.dropout(self.circles(self.front.filtered(centred_ft)))
         return FeaturesOfViews(features, self.circles.pose_matrices, self.circles.shift_matrices, centre_of_box)
 
     def _centre(self, images_ft: Tensor) -> Tensor:
-        """The shift (n, 2), as a part of the box and with the sign of rlnOriginX/Y, of a look at low frequencies alone."""
+        """The shift (n, 2), as a part of the box and with the sign of rlnOriginX/Y, from low frequencies alone."""
         coarse_ft = crop_image_ft(images_ft, self.coarse_box_size_px)
         features = self.centring(ifft_image(coarse_ft[:, None] * self.coarse_masks))
         with torch.autocast(images_ft.device.type, enabled=False):
-            said = self.centre(features.float())
-            return SHIFT_UNIT_OF_BOX * (self.centring.shift_matrices @ said[..., None])[..., 0].mean(1)
+            shifts = self.centre(features.float())
+            return SHIFT_UNIT_OF_BOX * (self.centring.shift_matrices @ shifts[..., None])[..., 0].mean(1)
 
     @torch.no_grad()
     def scale_input(self, factor: float | Tensor) -> None:

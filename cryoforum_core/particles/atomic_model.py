@@ -29,9 +29,9 @@ FILLED_FRACTION = 0.7
 
 # h^2 / (2 pi m_e e) in V A^2
 _POTENTIAL_SCALE = 47.87801
-# spacing of the grid on which the Gaussians are summed, before Fourier-cropping to the map's pixels
+# the Gaussians are summed on a grid of this spacing or a finer one, then Fourier-cropped to the map's pixels
 _COARSEST_SPACING_ANGSTROM = 1.0
-# the last part of the spectrum before the Nyquist limit falls off smoothly
+# the last part of the spectrum before the Nyquist limit falls off smoothly: a sharp edge would ring
 _TAPERED_FRACTION = 0.05
 
 

@@ -24,6 +24,7 @@ from ..geometry.rotations import quaternion_to_relion_euler, rotation_vector_to_
 from .star import TEXT
 from .table import ParticleTable
 
+# cryoSPARC's own id, which RELION has no column for
 UID_COLUMN = "rlnParticleUid"
 
 # column of the optics table -> field; one row for each ctf/exp_group_id
@@ -33,6 +34,7 @@ _OPTICS_FIELDS = {
     "rlnAmplitudeContrast": "ctf/amp_contrast",
     "rlnImagePixelSize": "blob/psize_A",
 }
+# column of the particles' table -> field
 _PARTICLE_FIELDS = {
     "rlnDefocusU": "ctf/df1_A",
     "rlnDefocusV": "ctf/df2_A",

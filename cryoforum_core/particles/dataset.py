@@ -13,9 +13,10 @@ from ..errors import InputError
 from ..geometry.poses import Poses
 from ..imaging.ctf import CTFParameters
 from ..mrc import MrcStack
+from ..problems import Problems
 from . import fields
 from .cryosparc import read_cryosparc
-from .fields import PARTICLE_ID_COLUMNS, Problems, listed
+from .fields import PARTICLE_ID_COLUMNS, listed
 from .image_stack import ImageLocations, ImageStack, locate_images, save_table
 from .table import ParticleTable
 
@@ -108,39 +109,35 @@ def load_particles(path: Path | str, image_input: ImageInputConfig | None = None
     table = read_table(path)
     if not len(table):
         raise InputError(f"A set of particles must not be empty; {path} has no rows. Check the selection before.")
-    problems = Problems()
-    locations = problems.attempt(_checked_locations, table, problems)
-    headers = _read_headers(locations, problems) if locations is not None else []
-    box_size_px = _box_size_px(headers, problems)
     given = image_input.pixel_size_angstrom if image_input is not None else None
-    header_sizes = np.array([header.pixel_size_angstrom for header in headers])
-    pixel_size_angstrom = problems.attempt(fields.read_pixel_size_angstrom, table, header_sizes, given, problems)
     without_ctf = image_input is not None and image_input.ctf_state == "none"
-    ctf = CTFParameters.without_effect(len(table)) if without_ctf else problems.attempt(
-        fields.read_ctf, table, require_ctf, problems)
-    poses = problems.attempt(fields.read_poses, table, pixel_size_angstrom, require_poses, problems)
-    half_set = problems.attempt(fields.read_half_set, table, problems)
-    particle_id = problems.attempt(fields.read_particle_id, table, problems)
-    problems.raise_if_any()
+    headers = []
+    with Problems() as problems:
+        locations = problems.attempt(locate_images, table)
+        if locations is not None:
+            headers = [problems.attempt(_read_header, path) for path in locations.paths]
+            problems.attempt(_check_stack_lengths, locations, headers)
+        headers = [header for header in headers if header is not None]
+        box_size_px = problems.attempt(_box_size_px, headers)
+        pixel_size_angstrom = problems.attempt(fields.read_pixel_size_angstrom, table,
+                                               np.array([header.pixel_size_angstrom for header in headers]), given)
+        ctf = CTFParameters.without_effect(len(table)) if without_ctf else problems.attempt(
+            fields.read_ctf, table, require_ctf)
+        poses = problems.attempt(fields.read_poses, table, pixel_size_angstrom, require_poses)
+        half_set = problems.attempt(fields.read_half_set, table)
+        particle_id = problems.attempt(fields.read_particle_id, table)
     return Particles(table, ImageStack(locations), poses, ctf, half_set, box_size_px, pixel_size_angstrom, particle_id)
 
 
 def read_poses(table: ParticleTable, pixel_size_angstrom: float | None = None) -> Poses:
     """The poses of a table alone, whose images need not be there. ``pixel_size_angstrom`` takes the place of the
     table's (origins in pixels need one). Raises InputError where poses are missing or cannot be right."""
-    problems = Problems()
-    if not table.has("rlnOriginXAngst", "rlnOriginYAngst") and table.has("rlnOriginX", "rlnOriginY"):
-        pixel_size_angstrom = problems.attempt(fields.read_pixel_size_angstrom, table, np.array([]),
-                                               pixel_size_angstrom, problems)
-    poses = problems.attempt(fields.read_poses, table, pixel_size_angstrom, True, problems)
-    problems.raise_if_any()
+    with Problems() as problems:
+        if not table.has("rlnOriginXAngst", "rlnOriginYAngst") and table.has("rlnOriginX", "rlnOriginY"):
+            pixel_size_angstrom = problems.attempt(fields.read_pixel_size_angstrom, table, np.array([]),
+                                                   pixel_size_angstrom)
+        poses = problems.attempt(fields.read_poses, table, pixel_size_angstrom, True)
     return poses
-
-
-def _checked_locations(table: ParticleTable, problems: Problems) -> ImageLocations | None:
-    locations, missing = locate_images(table)
-    problems.extend(missing)
-    return locations
 
 
 @dataclass(frozen=True)
@@ -150,37 +147,37 @@ class _Header:
     pixel_size_angstrom: float
 
 
-def _read_headers(locations: ImageLocations, problems: Problems) -> list[_Header]:
-    """The headers of all stacks; notes unreadable ones and those with fewer images than the rows refer to."""
+def _read_header(path: Path) -> _Header:
+    with MrcStack(path) as stack:
+        return _Header(path, stack.shape, stack.pixel_size_angstrom)
+
+
+def _check_stack_lengths(locations: ImageLocations, headers: list[_Header | None]) -> None:
+    """Raises InputError where the rows refer to images that a stack does not have; None: its header cannot be read."""
     last_index = np.full(len(locations.paths), -1)
     np.maximum.at(last_index, locations.path_of_image, locations.index_in_stack)
-    headers, short = [], []
-    for path, last in zip(locations.paths, last_index.tolist()):
-        try:
-            with MrcStack(path) as stack:
-                headers.append(_Header(path, stack.shape, stack.pixel_size_angstrom))
-        except InputError as error:
-            problems.extend(error.problems)
-            continue
-        if last >= headers[-1].shape[0]:
-            short.append(f"{path} has {headers[-1].shape[0]}, and the rows refer to image {last + 1}")
+    short = [f"{header.path} has {header.shape[0]}, and the rows refer to image {last + 1}"
+             for header, last in zip(headers, last_index.tolist(), strict=True)
+             if header is not None and last >= header.shape[0]]
     if short:
-        problems.append(f"A stack must hold every image that the rows refer to; {listed(short)}. "
-                        "Copy the stack again, or export the particles again.")
-    return headers
+        raise InputError(f"A stack must hold every image that the rows refer to; {listed(short)}. "
+                         "Copy the stack again, or export the particles again.")
 
 
-def _box_size_px(headers: list[_Header], problems: Problems) -> int | None:
+def _box_size_px(headers: list[_Header]) -> int | None:
+    """The one box of the stacks; None where there is no stack to read it from."""
     shapes: dict[tuple[int, int], Path] = {}
     for header in headers:
         shapes.setdefault(header.shape[1:], header.path)
-    for (height, width), path in shapes.items():
-        if height != width:
-            problems.append(f"Images must be square; {path} has {width} x {height} px. Extract them with a square box.")
-        elif height % 2:
-            problems.append(f"Images must have an even box; {path} has {height} px. Crop or pad them by one pixel "
-                            "(relion_image_handler --new_box).")
-    if len(shapes) > 1:
-        found = listed([f"{width} px ({path})" for (_, width), path in shapes.items()])
-        problems.append(f"All stacks must have one box size; found {found}. Extract or rescale them to one box.")
+    with Problems() as problems:
+        for (height, width), path in shapes.items():
+            if height != width:
+                problems.append(f"Images must be square; {path} has {width} x {height} px. Extract them with a square "
+                                "box.")
+            elif height % 2:
+                problems.append(f"Images must have an even box; {path} has {height} px. Crop or pad them by one pixel "
+                                "(relion_image_handler --new_box).")
+        if len(shapes) > 1:
+            found = listed([f"{width} px ({path})" for (_, width), path in shapes.items()])
+            problems.append(f"All stacks must have one box size; found {found}. Extract or rescale them to one box.")
     return next(iter(shapes))[0] if shapes else None

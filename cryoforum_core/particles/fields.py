@@ -1,27 +1,27 @@
 """What the columns of a particles' table say: pixel size, CTF, poses, half sets and ids, each checked.
 
-Every function takes the table and a list of problems, adds to the list what is wrong, and returns what it read, or
-None; what raises InputError is caught by ``Problems.attempt``.
+Every function raises one InputError with all that is wrong with its columns.
 """
 
 import logging
-from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..errors import InputError
 from ..geometry.poses import Poses
 from ..imaging.ctf import CTFParameters
+from ..problems import Problems
 from .table import ParticleTable
 
 logger = logging.getLogger("cryoforum")
-Result = TypeVar("Result")
 
 # columns that identify a particle, in order of preference; Scipion writes its own ids as rlnImageId
 PARTICLE_ID_COLUMNS = ("rlnParticleId", "rlnImageId")
+# RELION's three Euler angles
 ANGLE_COLUMNS = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+# field of CTFParameters -> RELION's column
 CTF_COLUMNS = {
     "defocus_u_angstrom": "rlnDefocusU",
     "defocus_v_angstrom": "rlnDefocusV",
@@ -39,24 +39,10 @@ _CTF_LIMITS = {
     "rlnSphericalAberration": (-1.0, 20.0, "mm"),
     "rlnAmplitudeContrast": (-1.0, 1.0, "a ratio"),
 }
+# calibrations of one microscope differ by less
 _PIXEL_SIZE_TOLERANCE = 0.01
+# more names in one message are not read
 MAX_LISTED = 10
-
-
-class Problems(list[str]):
-    """The problems found so far in one input."""
-
-    def attempt(self, read: Callable[..., Result], *arguments) -> Result | None:
-        """``read(*arguments)``; where it raises InputError, None, and its problems are added to the others."""
-        try:
-            return read(*arguments)
-        except InputError as error:
-            self.extend(error.problems)
-            return None
-
-    def raise_if_any(self) -> None:
-        if self:
-            raise InputError(self)
 
 
 def listed(items: list[str]) -> str:
@@ -65,36 +51,34 @@ def listed(items: list[str]) -> str:
     return "; ".join(items[:MAX_LISTED]) + more
 
 
-def read_pixel_size_angstrom(table: ParticleTable, header_sizes: np.ndarray, given: float | None,
-                             problems: Problems) -> float | None:
+def read_pixel_size_angstrom(table: ParticleTable, header_sizes: np.ndarray, given: float | None = None) -> float:
     """The one pixel size of the set: as given, else from the table, else from the stacks' headers (n_stacks,)."""
     sizes, source = _table_pixel_sizes_angstrom(table), str(table.path)
     # an unset header says 0, and many programs leave 1
     in_headers = np.unique([size for size in header_sizes if size not in (0.0, 1.0)])
     if sizes is None and len(in_headers):
         sizes, source = in_headers, "the stacks' headers"
-    elif given is None:
-        _check_one_pixel_size(in_headers, "the stacks' headers", problems)
     if sizes is None:
         if given is None:
-            problems.append(f"The pixel size must be known; {table.path} has neither rlnImagePixelSize nor "
-                            "rlnDetectorPixelSize with rlnMagnification. Give --pixel-size-angstrom.")
+            raise InputError(f"The pixel size must be known; {table.path} has neither rlnImagePixelSize nor "
+                             "rlnDetectorPixelSize with rlnMagnification. Give --pixel-size-angstrom.")
         return given
-    _check_one_pixel_size(sizes, source, problems)
-    if not (0 < sizes[0] < np.inf):
-        return given
+    with Problems() as problems:
+        if given is None:
+            problems.attempt(_check_one_pixel_size, in_headers, "the stacks' headers")
+        problems.attempt(_check_one_pixel_size, sizes, source)
     size = float(sizes[0]) if given is None else given
     _warn_of_other_pixel_size(size, in_headers)
     return size
 
 
-def _check_one_pixel_size(sizes: np.ndarray, source: str, problems: Problems) -> None:
+def _check_one_pixel_size(sizes: np.ndarray, source: str) -> None:
     found = ", ".join(f"{size:g}" for size in sizes[:MAX_LISTED])
     if not (np.isfinite(sizes) & (sizes > 0)).all():
-        problems.append(f"The pixel size must be a number above 0; found {found} A in {source}. Repair it there.")
+        raise InputError(f"The pixel size must be a number above 0; found {found} A in {source}. Repair it there.")
     elif len(sizes) and np.ptp(sizes) > _PIXEL_SIZE_TOLERANCE * sizes.min():
-        problems.append(f"All particles must have one pixel size; found {found} A in {source}. Rescale the images to "
-                        "one pixel size, or, where only the headers are wrong, give --pixel-size-angstrom.")
+        raise InputError(f"All particles must have one pixel size; found {found} A in {source}. Rescale the images to "
+                         "one pixel size, or, where only the headers are wrong, give --pixel-size-angstrom.")
 
 
 def _table_pixel_sizes_angstrom(table: ParticleTable) -> np.ndarray | None:
@@ -117,54 +101,53 @@ def _warn_of_other_pixel_size(size_angstrom: float, in_headers: np.ndarray) -> N
                        ", ".join(f"{size:g}" for size in differing[:MAX_LISTED]))
 
 
-def read_ctf(table: ParticleTable, required: bool, problems: Problems) -> CTFParameters | None:
-    """The CTF of every particle; a missing phase shift is 0. None where columns are missing."""
+def read_ctf(table: ParticleTable, required: bool) -> CTFParameters | None:
+    """The CTF of every particle; a missing phase shift is 0. None where columns are missing that are not ``required``."""
     columns = [column for column in CTF_COLUMNS.values() if column != "rlnPhaseShift"]
     missing = [column for column in columns if not table.has(column)]
     if missing:
         if required:
-            problems.append(f"The particles need their CTF; {table.path} lacks {', '.join(missing)}. "
-                            "Estimate the CTF, or export the particles with it; for images that were simulated without "
-                            "one give --ctf-state none.")
+            raise InputError(f"The particles need their CTF; {table.path} lacks {', '.join(missing)}. "
+                             "Estimate the CTF, or export the particles with it; for images that were simulated without "
+                             "one give --ctf-state none.")
         return None
-    values = {}
-    for field, column in CTF_COLUMNS.items():
-        is_absent = column == "rlnPhaseShift" and not table.has(column)
-        numbers = np.zeros(len(table)) if is_absent else problems.attempt(table.floats, column)
-        if numbers is not None:
-            _check_ctf_values(table, column, numbers, problems)
-            values[field] = torch.from_numpy(numbers.astype(np.float32))
-    return CTFParameters(**values) if len(values) == len(CTF_COLUMNS) else None
+    with Problems() as problems:
+        values = {field: problems.attempt(_ctf_values, table, column) for field, column in CTF_COLUMNS.items()}
+    return CTFParameters(**values)
 
 
-def _check_ctf_values(table: ParticleTable, column: str, numbers: np.ndarray, problems: Problems) -> None:
+def _ctf_values(table: ParticleTable, column: str) -> Tensor:
+    """One column of the CTF (N,), float32."""
+    if column == "rlnPhaseShift" and not table.has(column):
+        return torch.zeros(len(table))
+    numbers = table.floats(column)
     low, high, unit = _CTF_LIMITS.get(column, (-np.inf, np.inf, "degrees"))
     bad = np.flatnonzero(~np.isfinite(numbers) | (numbers < low) | (numbers > high))
     if len(bad):
         limits = f" from {low:g} to {high:g}" if np.isfinite(high) else ""
-        problems.append(f"{column} must be a number{limits} ({unit}); {table.path} has {numbers[bad[0]]:g} in particle "
-                        f"{bad[0] + 1}, and {len(bad)} such values. Estimate the CTF again, or leave them out.")
-    elif column == "rlnDefocusU" and 0 < np.median(np.abs(numbers)) < 50.0:
-        problems.append(f"{column} must be in Angstrom; the median in {table.path} is {np.median(numbers):g}, which "
-                        "looks like micrometres. Multiply it by 10000.")
+        raise InputError(f"{column} must be a number{limits} ({unit}); {table.path} has {numbers[bad[0]]:g} in particle "
+                         f"{bad[0] + 1}, and {len(bad)} such values. Estimate the CTF again, or leave them out.")
+    if column == "rlnDefocusU" and 0 < np.median(np.abs(numbers)) < 50.0:
+        raise InputError(f"{column} must be in Angstrom; the median in {table.path} is {np.median(numbers):g}, which "
+                         "looks like micrometres. Multiply it by 10000.")
+    return torch.from_numpy(numbers.astype(np.float32))
 
 
-def read_poses(table: ParticleTable, pixel_size_angstrom: float | None, required: bool, problems: Problems
-               ) -> Poses | None:
-    """Three angles and the origins, which are 0 where there are none. None where an angle's column is missing."""
+def read_poses(table: ParticleTable, pixel_size_angstrom: float | None, required: bool) -> Poses | None:
+    """Three angles and the origins, which are 0 where there are none. None where columns of angles are missing that are
+    not ``required``."""
     missing = [column for column in ANGLE_COLUMNS if not table.has(column)]
     if missing:
         if required:
-            problems.append(f"The particles need poses here; {table.path} lacks {', '.join(missing)}. "
-                            "Give particles of a 3-D refinement.")
+            raise InputError(f"The particles need poses here; {table.path} lacks {', '.join(missing)}. "
+                             "Give particles of a 3-D refinement.")
         return None
     euler_deg = np.stack([table.floats(column) for column in ANGLE_COLUMNS], axis=1)
     shift_angstrom = _origins_angstrom(table, pixel_size_angstrom)
     bad = np.flatnonzero(~(np.isfinite(euler_deg).all(axis=1) & np.isfinite(shift_angstrom).all(axis=1)))
     if len(bad):
-        problems.append(f"Angles and origins must be finite numbers; {len(bad)} particles of {table.path} have others, "
-                        f"the first is particle {bad[0] + 1}. Leave them out, or refine again.")
-        return None
+        raise InputError(f"Angles and origins must be finite numbers; {len(bad)} particles of {table.path} have others, "
+                         f"the first is particle {bad[0] + 1}. Leave them out, or refine again.")
     poses = Poses.from_relion(torch.from_numpy(euler_deg), torch.from_numpy(shift_angstrom))
     return Poses(poses.quaternion.float(), poses.shift_angstrom.float())
 
@@ -199,15 +182,15 @@ def origin_columns(table: ParticleTable, origin_angstrom: np.ndarray, pixel_size
     return columns
 
 
-def read_half_set(table: ParticleTable, problems: Problems) -> np.ndarray | None:
+def read_half_set(table: ParticleTable) -> np.ndarray | None:
     """rlnRandomSubset (N,), 1 or 2; None where there is none."""
     if not table.has("rlnRandomSubset"):
         return None
     half_set = table.integers("rlnRandomSubset")
     others = sorted(set(np.unique(half_set).tolist()) - {1, 2})
     if others:
-        problems.append(f"rlnRandomSubset must be 1 or 2; {table.path} also has {others[:MAX_LISTED]}. "
-                        "Repair or remove the column.")
+        raise InputError(f"rlnRandomSubset must be 1 or 2; {table.path} also has {others[:MAX_LISTED]}. "
+                         "Repair or remove the column.")
     return half_set
 
 
@@ -216,7 +199,7 @@ def particle_id_column(table: ParticleTable) -> str | None:
     return next((column for column in PARTICLE_ID_COLUMNS if column in table.names), None)
 
 
-def read_particle_id(table: ParticleTable, problems: Problems) -> np.ndarray:
+def read_particle_id(table: ParticleTable) -> np.ndarray:
     """The ids (N,) int64: of rlnParticleId, else rlnImageId, else 1..N."""
     column = particle_id_column(table)
     if column is None:
@@ -225,6 +208,6 @@ def read_particle_id(table: ParticleTable, problems: Problems) -> np.ndarray:
     values, counts = np.unique(particle_id, return_counts=True)
     if (counts > 1).any():
         repeated = listed([str(value) for value in values[counts > 1].tolist()])
-        problems.append(f"{column} must be different for every particle; {table.path} repeats {repeated}. "
-                        "Remove the column, or number the particles anew.")
+        raise InputError(f"{column} must be different for every particle; {table.path} repeats {repeated}. "
+                         "Remove the column, or renumber the particles.")
     return particle_id

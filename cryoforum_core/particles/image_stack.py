@@ -16,6 +16,7 @@ from ..mrc import MrcStack
 from .star import TEXT
 from .table import ParticleTable
 
+# more names in one message are not read
 _MAX_LISTED = 10
 
 
@@ -72,8 +73,9 @@ def parse_image_names(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return stack, index
 
 
-def locate_images(table: ParticleTable) -> tuple[ImageLocations | None, list[str]]:
-    """The images of a table and the problems found: the missing stacks (at most ten named) and the places looked at."""
+def locate_images(table: ParticleTable) -> ImageLocations:
+    """Where the images of a table are. Raises InputError with the missing stacks (at most ten named) and the directories
+    searched."""
     names = table.strings("rlnImageName")
     stack_names, index = parse_image_names(names)
     unique, path_of_image = np.unique(stack_names, return_inverse=True)
@@ -81,8 +83,8 @@ def locate_images(table: ParticleTable) -> tuple[ImageLocations | None, list[str
     found = [find_stack(name, directories) for name in unique.tolist()]
     missing = [name for name, path in zip(unique.tolist(), found) if path is None]
     if missing:
-        return None, [_missing_problem(missing, directories)]
-    return ImageLocations(tuple(found), path_of_image.astype(np.int64), index), []
+        raise InputError(_missing_problem(missing, directories))
+    return ImageLocations(tuple(found), path_of_image.astype(np.int64), index)
 
 
 def _missing_problem(missing: list[str], directories: tuple[Path, ...]) -> str:

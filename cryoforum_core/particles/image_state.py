@@ -27,29 +27,41 @@ logger = logging.getLogger("cryoforum")
 Contrast = Literal["bright", "dark"]
 CTFState = Literal["raw", "phase-flipped", "multiplied"]
 
-# Above these a finding is taken. Images of noise alone gave |z| up to 1.4 (6 sets) and log-likelihood ratios up to 3.3
-# deviations (36 sets); 7 real dark images z = -4.9, 17 real bright ones 6.4, and 11 deviations for their raw CTF.
+# a contrast is reported from this |z| on: images of noise alone gave up to 1.4 (6 sets), 7 real dark images -4.9, and 17
+# real bright ones 6.4
 CONTRAST_Z = 4.0
+# a state of the CTF is reported from this log-likelihood ratio on, a likelihood 50 times higher
 CTF_LOG_LIKELIHOOD_RATIO = 4.0
+# and from this many standard deviations of noise on: noise alone gave up to 3.3 (36 sets), real raw images 11
 CTF_NOISE_DEVIATIONS = 4.0
 # where noise alone moves the statistic by less, the two models hardly differ within the Nyquist limit (few zeros of the
 # CTF), and what the statistic shows is the models' common imperfection
 CTF_SMALLEST_NOISE_DEVIATION = 0.5
 
-# Images whose variance is so many times that of their background have no noise to be normalised by, one by one: what is
-# left in the background is the particle itself.
+# images whose variance is so many times that of their background have no noise to be normalised by, one by one: what is
+# left in the background is the particle itself
 NOISELESS_ABOVE = 50.0
 # ``whiteness`` of images: 1 of white noise alone, 0.4 to 0.97 of masked images at SNR 1 to 0.1, 0.0004 to 0.13 of projections
 # of seven maps without noise, the most at 16 px
-MASKED_ABOVE, _WHITE_FROM = 0.2, 0.8
+MASKED_ABOVE = 0.2
+# ``whiteness`` counts from this fraction of the Nyquist frequency on: signal is weakest there
+_WHITE_FROM = 0.8
+# outside this radius, as a part of the box, is background: tight boxes hold the particle up to there
 BACKGROUND_RADIUS_FRACTION = 0.45
 
+# the contrast shows at the lowest frequencies, for which this box is enough
 _CONTRAST_BOX_PX = 32
+# up to this shell the transform of anything compact is positive, whatever its shape
 _CONTRAST_MAX_SHELL = 3
+# radii of the two blobs, as parts of the box: particles fill a half to most of it
 _BLOB_RADII = (0.25, 0.4)
+# higher frequencies of larger boxes hold hardly any signal, and cost time
 _CTF_MAX_BOX_PX = 128
+# below this shell the CTF has no zero yet, and background subtraction disturbs the power
 _CTF_MIN_SHELL = 4
+# the signal's strength is fitted in bands of so many shells: it changes slowly, and one shell holds few pixels
 _BAND_SHELLS = 4
+# images in memory at once
 _BATCH = 250
 
 

@@ -18,7 +18,9 @@ from .image_state import BACKGROUND_RADIUS_FRACTION, CTFState, ImageState
 
 logger = logging.getLogger("cryoforum")
 
+# Cryo-forum's box; larger ones cost time, and their high frequencies are noise in a single image
 MAX_DEFAULT_BOX_PX = 128
+# boxes are even, so that a crop meets the network's pixel size only nearly; twice the scatter of training's magnifications
 _SCALE_TOLERANCE = 0.02
 
 
@@ -113,8 +115,8 @@ def normalise(images: Tensor, state: ImageState, background_radius_fraction: flo
 
     The background is what lies outside the circle of ``background_radius_fraction`` boxes (RELION's normalisation).
     Images of a set with hardly any noise are all divided by the set's ``grey_unit`` instead. Else images with a constant
-    background, which have no noise to go by, become 0, and so do images with values that are no
-    numbers: one of them must not make a map of all the others one of NaN.
+    background, which have no noise to go by, become 0, and so do images
+    with NaN or infinite values: one of them must not turn a map of all the others into NaN.
     """
     box_size_px = images.shape[-1]
     circle = soft_circle(box_size_px, background_radius_fraction * box_size_px, 0.0, images.device)

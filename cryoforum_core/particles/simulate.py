@@ -28,20 +28,32 @@ from .atomic_model import default_pixel_size_angstrom, is_atomic_model, potentia
 from .simulation_plan import SimulationPlan, plan_simulation
 from .table import ParticleTable
 
+# of the package
 DATA = Path(__file__).parents[1] / "data"
+# the bacterial 30S subunit: asymmetric, of a common size
 DEFAULT_MODEL = DATA / "ribosome_30s_4v4r.pdb.gz"
+# beta-galactosidase, of another size and shape
 DEFAULT_OTHER_MODEL = DATA / "beta_galactosidase_5a1a.pdb.gz"
+# small enough for minutes on a CPU
 DEFAULT_BOX_SIZE_PX = 64
 
+# beside the tables, in the run directory
 STACK_NAME = "particles.mrcs"
+# of truth.star
 JUNK_KIND_COLUMN = "rlnCryoforumJunkKind"
 
+# some megabytes in memory at once, whatever the box
 _PIXELS_PER_BATCH = 2**20
+# images that fix the variance to about a percent
 _N_FOR_VARIANCE = 1000
+# as many as are usually picked
 _PARTICLES_PER_MICROGRAPH = 100
+# side of a usual camera
 _MICROGRAPH_SIZE_PX = 4096
-# power of coloured noise at frequency 0 over that at the highest frequencies, and where it has fallen half way
-_COLOURED_EXCESS, _COLOURED_CORNER = 8.0, 0.1
+# power of coloured noise at frequency 0 over that at the highest frequencies, less 1: the solvent of raw micrographs
+_COLOURED_EXCESS = 8.0
+# cycles per pixel at which the excess has fallen to a half
+_COLOURED_CORNER = 0.1
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,9 @@ from ..geometry.poses import Poses
 from ..geometry.rotations import random_quaternions, relion_euler_to_quaternion
 from ..imaging.ctf import CTFParameters
 
-# the particle's centre in junk off-centre and the second particle's in junk overlap, from the image's centre
+# range of distances of an off-centre particle from the image's centre, in boxes: partly outside, but not all of it
 OFF_CENTRE_BOXES = (0.27, 0.45)
+# the same of the second particle where two overlap
 OVERLAP_BOXES = (0.25, 0.40)
 
 
@@ -57,7 +58,7 @@ def plan_simulation(config: SimulateConfig, box_size_px: int, pixel_size_angstro
 
 
 def _draw_junk(n: int, fraction: float, kinds: tuple[JunkKind, ...], generator: torch.Generator) -> np.ndarray:
-    """Equal shares of the kinds, at random places but the first, by which programs judge a set: (n,) of text."""
+    """Equal shares of the kinds, at random places but the first, which programs take the format from: (n,) of text."""
     junk_kind = np.full(n, "none", dtype=object)
     rows = (torch.randperm(n - 1, generator=generator)[:round(fraction * n)] + 1).tolist()
     for number, row in enumerate(rows):

@@ -19,8 +19,11 @@ from ..run_directory import atomic_path
 # variable-width strings of numpy 2: values of up to 15 bytes take 16 bytes, a tenth of a Python string with its slot
 TEXT = np.dtypes.StringDType()
 
+# a token in quotes, or one up to the next white space
 _TOKEN = re.compile(r"""(["'])(.*?)\1(?=\s|$)|(\S+)""")
+# what would be read as nothing, as several values, or as a keyword
 _NEEDS_QUOTES = re.compile(r"""^$|\s|^["'#_]|^(?:data_|loop_)""")
+# Python strings of so many rows in memory at once
 _ROWS_PER_CHUNK = 100_000
 
 

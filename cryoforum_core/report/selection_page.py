@@ -7,6 +7,7 @@ import numpy as np
 from ..catalogue import ERROR_BOUND, EXPECTED_ERROR, PARTICLE_PROBABILITY
 from ..particles.image_stack import ImageStack, locate_images
 from ..particles.table import ParticleTable
+from ..problems import Problems
 from ..run_directory import RunDirectory
 from . import plots
 from .calibration_plots import error_calibration
@@ -240,7 +241,7 @@ def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTab
 
 def _examples(table: ParticleTable | None, title: str, caption: str) -> Picture | None:
     """Images spread evenly over a table; None where there are none or they were moved."""
-    locations = locate_images(table)[0] if table is not None and len(table) else None
+    locations = Problems().attempt(locate_images, table) if table is not None and len(table) else None
     if locations is None:
         return None
     rows = np.unique(np.linspace(0, len(table) - 1, _N_EXAMPLES).round().astype(int))

@@ -8,8 +8,8 @@ import torch
 from ..config import SelectConfig
 from ..errors import InputError
 from ..junk.labels import ImageLabels
-from ..particles.fields import Problems
 from ..particles.table import ParticleTable
+from ..problems import Problems
 from ..results.pose_results import PoseResults
 from ..run_directory import RunDirectory
 from .by_map import MapSelectionSetup, map_selection_setup, select_by_map, write_auto_selection

@@ -22,6 +22,7 @@ from ..junk.view_cones import N_CONES, protected_best, quotas, shares
 from ..particles.dataset import PARTICLE_ID_COLUMNS
 from ..particles.image_stack import save_table
 from ..particles.table import ParticleTable
+from ..problems import Problems
 from ..results.pose_results import REASON_COLUMN
 from ..run_directory import RunDirectory
 from .bimodality import find_valley
@@ -148,26 +149,24 @@ def _chosen_measure(measures: Mapping[str, np.ndarray], name: str, keep_fraction
                     threshold: float | None, max_error_deg: float | None) -> Measure:
     given = [flag for flag, value in (("--keep-fraction", keep_fraction), ("--keep-count", keep_count),
                                       ("--threshold", threshold)) if value is not None]
-    problems = []
-    if max_error_deg is not None and given != ["--threshold"]:
-        given.append("--max-error-deg")
-    if len(given) > 1:
-        problems.append("Particles are chosen by one criterion, or by --threshold and --max-error-deg together; "
-                        f"{' and '.join(given)} were given. Leave out all but one.")
-    if name == "auto":
-        name = EXPECTED_ERROR if max_error_deg is not None else next(
-            (each for each in (PARTICLE_PROBABILITY, MATCH_SCORE) if each in measures), EXPECTED_ERROR)
-        if threshold is not None:
-            problems.append("A threshold belongs to one measure, and none was named. Add --measure, one of "
-                            f"{', '.join(measures)}.")
-    elif name == EXPECTED_ERROR and threshold is not None and max_error_deg is not None:
-        problems.append("--max-error-deg and a --threshold on the expected error are the same limit, and both were "
-                        "given. Leave out one.")
-    wanted = {name, EXPECTED_ERROR} if max_error_deg is not None else {name}
-    problems += [f"The run must have the measure {missing}; it has {', '.join(measures)}. Choose one of these, or run "
-                 "predict with --refinement local or adaptive." for missing in sorted(wanted - set(measures))]
-    if problems:
-        raise InputError(problems)
+    with Problems() as problems:
+        if max_error_deg is not None and given != ["--threshold"]:
+            given.append("--max-error-deg")
+        if len(given) > 1:
+            problems.append("Particles are chosen by one criterion, or by --threshold and --max-error-deg together; "
+                            f"{' and '.join(given)} were given. Leave out all but one.")
+        if name == "auto":
+            name = EXPECTED_ERROR if max_error_deg is not None else next(
+                (each for each in (PARTICLE_PROBABILITY, MATCH_SCORE) if each in measures), EXPECTED_ERROR)
+            if threshold is not None:
+                problems.append("A threshold belongs to one measure, and none was named. Add --measure, one of "
+                                f"{', '.join(measures)}.")
+        elif name == EXPECTED_ERROR and threshold is not None and max_error_deg is not None:
+            problems.append("--max-error-deg and a --threshold on the expected error are the same limit, and both were "
+                            "given. Leave out one.")
+        wanted = {name, EXPECTED_ERROR} if max_error_deg is not None else {name}
+        problems.extend(f"The run must have the measure {missing}; it has {', '.join(measures)}. Choose one of these, or "
+                        "run predict with --refinement local or adaptive." for missing in sorted(wanted - set(measures)))
     return MEASURES[name]
 
 

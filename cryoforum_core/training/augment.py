@@ -9,12 +9,19 @@ from torch.nn import functional
 from ..geometry.rotations import compose, in_plane_quaternion
 from ..imaging.fourier import fft_image, ifft_image
 
-# standard deviations: displacement as a fraction of the box, relative magnification and contrast, extra noise
-SHIFT, MAGNIFICATION, CONTRAST, NOISE = 0.02, 0.01, 0.2, 0.2
+# standard deviations of the variations, each about what particles of one data set differ by
+# of the shift, as a part of the box: particles as they are picked
+SHIFT = 0.02
+# of the logarithm of the magnification: calibration and the height in the ice
+MAGNIFICATION = 0.01
+# of the logarithm of the contrast: thickness of the ice
+CONTRAST = 0.2
+# of the amplitude of additional noise, relative to the data's own
+NOISE = 0.2
 
 
 def turn_images(images: Tensor, angle_rad: Tensor, displacement_px: Tensor, magnification: Tensor) -> Tensor:
-    """Images (n, B, B) turned about their centres (+x towards +y) and magnified, then displaced by (x, y) in pixels.
+    """Images (n, B, B) rotated about their centres (+x towards +y) and magnified, then shifted by (x, y) in pixels.
 
     angle, magnification: (n,); displacement: (n, 2). Sampled from the image on a grid twice as fine, so that the
     interpolation does not smooth the noise; what comes from outside is mirrored.
@@ -48,7 +55,7 @@ def _on_finer_grid(images: Tensor) -> Tensor:
 
 def turn_labels(quaternion: Tensor, shift_angstrom: Tensor, angle_rad: Tensor, displacement_angstrom: Tensor,
                 magnification: Tensor) -> tuple[Tensor, Tensor]:
-    """The pose (n, 4) and origin (n, 2) of particles after ``turn_images``: the turn multiplies on the left, and the
+    """The pose (n, 4) and origin (n, 2) of particles after ``turn_images``: the rotation multiplies on the left, and the
     origin is minus the displacement."""
     cos, sin = (magnification * torch.cos(angle_rad)), (magnification * torch.sin(angle_rad))
     x, y = shift_angstrom.unbind(-1)

@@ -10,7 +10,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +24,24 @@ from ..model.learnable_volume import LearnableVolume, decode
 from ..model.network import OrientationNetwork, ctf_of_view, quarter_turn
 from ..model.orientation_head import OrientationHead, PoseEstimate
 from .learnable_poses import JointOptimizer, PoseAdam, PoseTable
-from .loop import LoopSettings, train_network
+from .loop import ADAM_BETAS, LoopSettings, TrainingTask, train_network
 from .losses import bingham_loss, displacement_error, own_error
 from .precision import mixed_precision
 from .prepared_images import EpochStream, ImageBatch, PreparedImages
 
-# frequency marching: from this part of the box to all of it (a half), full at this part of the training
-FIRST_RADIUS_OF_BOX, RADIUS_IS_FULL_AT = 1 / 8, 0.6
-# learning rates of the map, in units of its density, and of the poses of single images, in radians and pixels
-VOLUME_RATE, POSE_RATE = 0.1, 0.05
-FINE_TUNE_VOLUME_RATE, FINE_TUNE_PATIENCE = 0.003, 6
-# standard deviation of displacements of random projections, as a part of the box
+# frequency marching starts at this radius, as a part of the box; the Nyquist frequency is at a half
+FIRST_RADIUS_OF_BOX = 1 / 8
+# fraction of the training at which frequency marching has reached the Nyquist frequency: the rest sees all of it
+RADIUS_IS_FULL_AT = 0.6
+# learning rate of the map, in units of its density: voxels start at random and have far to go
+VOLUME_RATE = 0.1
+# learning rate of the poses of single images, in radians and pixels: about 3 degrees
+POSE_RATE = 0.05
+# learning rate of a map that is nearly right, in units of its density
+FINE_TUNE_VOLUME_RATE = 0.003
+# evaluations without a better loss that end a fine-tuning: it starts near its end
+FINE_TUNE_PATIENCE = 6
+# standard deviation of shifts of random projections, as a part of the box, as in supervised training
 RANDOM_SHIFT_OF_BOX = 0.04
 
 
@@ -144,27 +150,28 @@ class AutoEncoder(nn.Module):
         return self.network.config.pixel_size_angstrom
 
     def start_from_scratch(self) -> None:
-        """No displacement at first: at random ones nothing would fit together."""
+        """No shift at first: with random ones nothing would fit together."""
         for head in self.heads:
             nn.init.zeros_(head.shift.weight)
             nn.init.zeros_(head.shift.bias)
 
     def candidates(self, batch: ImageBatch) -> Candidates:
-        """What is believed of each image: of every head, and of the image turned by 180 degrees, turned back."""
+        """Poses of every head for each image, and for the image rotated by 180 degrees, rotated back."""
         if self.uses_table:
             quaternion, shift_angstrom = self.table.at(batch.rows)
             nothing = quaternion.new_zeros(len(quaternion), 1, 4, 4)
             return Candidates(quaternion[:, None], nothing, shift_angstrom[:, None])
-        answers = self._answers(batch.images, batch.ctf)
+        answers = self.poses_of_heads(batch.images, batch.ctf)
         if self.options.symmetric_loss:
-            # a CTF does not change when it is turned by 180 degrees
-            twins = self._answers(quarter_turn(quarter_turn(batch.images)), batch.ctf)
+            # a CTF is the same rotated by 180 degrees
+            twins = self.poses_of_heads(quarter_turn(quarter_turn(batch.images)), batch.ctf)
             answers += [_turned_back(answer) for answer in twins]
         return Candidates(*(torch.stack([getattr(answer, name) for answer in answers], dim=1)
                             for name in ("quaternion", "bingham", "shift_angstrom")))
 
-    def _answers(self, images: Tensor, ctf: Tensor) -> list[PoseEstimate]:
-        # answers that are kept are not rounded; on CPUs with AMX steps would take 0.63 of the time, and their poses be poorer
+    def poses_of_heads(self, images: Tensor, ctf: Tensor) -> list[PoseEstimate]:
+        """The poses of every head for images (n, b, b) with CTFs (n, b, b // 2 + 1)."""
+        # poses that are kept are not rounded; on CPUs with AMX steps would take 0.63 of the time, and their poses be poorer
         # (``docs/decisions.md``, End to end)
         rounded = self.training and images.device.type == "cuda"
         with mixed_precision(images.device, "bfloat16" if rounded else "float32"):
@@ -258,7 +265,7 @@ class EndToEndObjective:
         found = candidates.pick(model.winner(transform, candidates, batch, radius))
         quaternion = found.quaternion
         if len(model.group) > 1:
-            # an image stands for all its equivalent poses: the map must explain it at any of them
+            # an image stands for all its equivalent poses: the map must fit it at any of them
             drawn = torch.randint(len(model.group), (len(batch),)).to(batch.images.device)
             quaternion = compose(quaternion, model.group[drawn].to(quaternion))
         transform = transform if learns else _detached(transform)
@@ -267,17 +274,17 @@ class EndToEndObjective:
 
     @torch.no_grad()
     def evaluate(self, model: AutoEncoder) -> dict[str, float]:
-        """Of held-out images: what part of their power the map does not explain."""
+        """Of held-out images: the part of their power that the map leaves unexplained."""
         model.eval()
         return {"validation_loss": unexplained_power(model, self.evaluated) / self.power}
 
 
 @torch.no_grad()
 def turn_errors_deg(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:
-    """How far the poses found of images and of their copies turned by 90 degrees are from differing by just that turn.
+    """How far the poses of images and of their copies rotated by 90 degrees are from differing by just that rotation.
 
-    Angles in degrees (n,). No label is needed, and wrong solutions show: a network that has found its poses knows turns
-    in the plane, which change the pose by a known rotation, whatever the map.
+    Angles in degrees (n,). No label is needed, and wrong solutions show: a network that has found its poses follows in-plane
+    rotations, which change the pose by a known rotation, whatever the map.
     """
     transform, errors = model.volume.transform(), []
     for batch in batches:
@@ -313,7 +320,7 @@ def random_pose_loss(model: AutoEncoder, transform: FourierVolume, ctf: Tensor) 
         noise = ifft_image(fft_image(torch.randn(n, box_size_px, box_size_px).to(ctf)) * model.noise_amplitude)
         images = model.decoded(_detached(transform), quaternion, shift_angstrom, ctf) + noise * model.mask
     losses = []
-    for answer in model._answers(images, ctf):
+    for answer in model.poses_of_heads(images, ctf):
         loss = own_error(answer.quaternion, quaternion, model.group) + bingham_loss(answer.bingham, quaternion,
                                                                                     model.group)
         if model.options.shifts:
@@ -322,16 +329,33 @@ def random_pose_loss(model: AutoEncoder, transform: FourierVolume, ctf: Tensor) 
     return torch.stack(losses).amin(0)
 
 
-def joint_optimizer(model: AutoEncoder, settings: LoopSettings, volume_rate: float = VOLUME_RATE,
-                    pose_rate: float = POSE_RATE) -> JointOptimizer:
-    """Adam for the network at the schedule's rate, for the map and for poses of single images at their own."""
-    rate = settings.learning_rate
-    network = [*model.network.parameters(), *model.more_heads.parameters()]
-    groups = [{"params": network}, {"params": [model.volume.voxels], "relative_rate": volume_rate / rate}]
-    adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, fused=True)
-    if not len(model.table.quaternion) or not model.options.learn_poses:
-        return JointOptimizer(adam)
-    return JointOptimizer(adam, PoseAdam(model.table, rate, model.pixel_size_angstrom, pose_rate / rate))
+class EndToEndTask(TrainingTask):
+    """Encoder and map, trained together on the objective's stream of images."""
+
+    def __init__(self, model: AutoEncoder, objective: EndToEndObjective, volume_rate: float = VOLUME_RATE,
+                 pose_rate: float = POSE_RATE):
+        """Learning rates of the map, in units of its density, and of the poses of single images, in radians and pixels."""
+        super().__init__(model)
+        self.objective, self.volume_rate, self.pose_rate = objective, volume_rate, pose_rate
+
+    def batch(self, step: int, progress: float) -> tuple[ImageBatch, int]:
+        return self.objective.stream(step, progress)
+
+    def loss(self, batch: tuple[ImageBatch, int], progress: float) -> tuple[Tensor, dict[str, float]]:
+        return self.objective(self.network, batch, progress)
+
+    def evaluate(self) -> dict[str, float]:
+        return self.objective.evaluate(self.network)
+
+    def optimizer(self, settings: LoopSettings) -> JointOptimizer:
+        """Adam for the network at the schedule's rate, for the map and for poses of single images at their own."""
+        model, rate = self.network, settings.learning_rate
+        network = [*model.network.parameters(), *model.more_heads.parameters()]
+        groups = [{"params": network}, {"params": [model.volume.voxels], "relative_rate": self.volume_rate / rate}]
+        adam = torch.optim.AdamW(groups, lr=rate, betas=ADAM_BETAS, eps=1e-8, weight_decay=0.0, fused=True)
+        if not len(model.table.quaternion) or not model.options.learn_poses:
+            return JointOptimizer(adam)
+        return JointOptimizer(adam, PoseAdam(model.table, rate, model.pixel_size_angstrom, self.pose_rate / rate))
 
 
 def mean_square(batches: list[ImageBatch]) -> float:
@@ -381,18 +405,18 @@ class FineTuned:
 def fine_tune_end_to_end(network: OrientationNetwork, volume: Tensor, images: PreparedImages, rows: np.ndarray,
                          held_out: np.ndarray, mask: Tensor, group: Tensor, max_minutes: float, state_path: Path,
                          metrics_path: Path, settings: FineTuneSettings = FineTuneSettings()) -> FineTuned:
-    """Trains an encoder that knows its poses already, and its map, end to end: stage (c) of the hybrid method.
+    """Trains an encoder that is trained already, and its map, end to end: stage (c) of the hybrid method.
 
     ``network``: trained; a copy of it is. ``volume`` (b, b, b): the map that its poses belong to, at the network's box
     (``imaging.fourier.crop_volume``) and of any grey values: they are fitted to the images. ``images``: the set as the
     network sees it, for instance ``PreparedImages(preparation.network_input, len(particles), b)``; ``rows`` of it are
-    trained on (one half set, for half maps that share nothing), ``held_out`` judge. ``mask`` (b, b): the mask that
+    trained on (one half set, for half maps that share nothing), ``held_out`` assess it. ``mask`` (b, b): the mask that
     prepared images carry (``ParticleViews.mask``). ``group`` (G, 4): the symmetry. The training takes
     ``max_minutes``, writes ``metrics_path``, and can be interrupted and resumed (``state_path``; remove it when done).
 
     Returns copies with the best held-out loss of the training. Whether that is better than it was, the caller decides:
     ``FineTuned.is_better``; take neither network nor map where it is not. The squared error trains the mode of the
-    network's belief alone: calibrate the belief again (``Objective.calibrate``). Raises Interrupted.
+    network's posterior alone: calibrate the posterior again (``Objective.calibrate``). Raises Interrupted.
     """
     device, box_size_px = mask.device, network.config.box_size_px
     if volume.shape != (box_size_px,) * 3:
@@ -408,8 +432,7 @@ def fine_tune_end_to_end(network: OrientationNetwork, volume: Tensor, images: Pr
     before = objective.evaluate(model)["validation_loss"]
     loop = LoopSettings(settings.max_steps, settings.learning_rate, settings.seed, max_minutes,
                         patience_evaluations=FINE_TUNE_PATIENCE, resume=settings.resume)
-    result = train_network(model, objective.stream, objective, objective.evaluate, loop, state_path, metrics_path,
-                           optimizer_of=partial(joint_optimizer, volume_rate=FINE_TUNE_VOLUME_RATE))
+    result = train_network(EndToEndTask(model, objective, FINE_TUNE_VOLUME_RATE), loop, state_path, metrics_path)
     model.eval()
     after = objective.evaluate(model)["validation_loss"]
     return FineTuned(model.network, model.volume.map().detach() / factor, before, after, result.steps, result.seconds)

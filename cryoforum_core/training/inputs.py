@@ -18,6 +18,7 @@ from ..model.network import NetworkConfig, OrientationNetwork
 from ..particles.dataset import Particles
 from ..particles.preprocess import PreprocessSettings
 from ..particles.simulate import load_molecule
+from ..problems import Problems
 
 MIN_LABELLED = LABELLED_PARTICLES.value
 # in minutes on a CPU the number of images seen limits a network, not their detail (``docs/decisions.md``, Encoder)
@@ -40,39 +41,32 @@ class TrainingInputs:
 
 def check_inputs(config: TrainConfig, particles: Particles, device: torch.device) -> TrainingInputs:
     """Reads reference and checkpoint. Raises one InputError with all problems found."""
-    problems: list[str] = []
-
-    def attempt(function, *arguments):
-        try:
-            return function(*arguments)
-        except InputError as error:
-            problems.extend(error.problems)
-            return None
-
-    parent = attempt(load_checkpoint, config.from_checkpoint) if config.from_checkpoint is not None else None
-    settings = attempt(_settings, config, particles, parent, device)
-    group = attempt(symmetry_group, config.symmetry)
-    if parent is not None and group is not None:
-        attempt(_check_symmetry, config, parent[1])
-    volume = attempt(read_reference, config.reference, particles) if config.reference is not None else None
-    rows = attempt(_usable_rows, config, particles)
-    if particles.ctf is None:
-        problems.append("Training needs the particles' CTF, and they have none. Estimate it, or export them with it.")
-    if ENCODERS[config.encoder].pooling is None and config.pooling != "auto" and config.from_checkpoint is None:
-        problems.append(f"The encoder {config.encoder} has no pooling to choose; --pooling is {config.pooling}. Leave it out, or choose "
-                        "another --encoder.")
-    if config.reference is None and particles.poses is None:
-        problems.append("Training needs poses or a map; these particles have no poses. Give particles of a 3-D "
-                        "refinement, or a map with --reference.")
-    if problems:
-        raise InputError(problems)
+    with Problems() as problems:
+        parent = volume = None
+        if config.from_checkpoint is not None:
+            parent = problems.attempt(load_checkpoint, config.from_checkpoint)
+        settings = problems.attempt(_settings, config, particles, parent, device)
+        group = problems.attempt(symmetry_group, config.symmetry)
+        if parent is not None and group is not None:
+            problems.attempt(_check_symmetry, config, parent[1])
+        if config.reference is not None:
+            volume = problems.attempt(read_reference, config.reference, particles)
+        rows = problems.attempt(_usable_rows, config, particles)
+        if particles.ctf is None:
+            problems.append("Training needs the particles' CTF, and they have none. Estimate it, or export them with it.")
+        if ENCODERS[config.encoder].pooling is None and config.pooling != "auto" and config.from_checkpoint is None:
+            problems.append(f"The encoder {config.encoder} has no pooling to choose; --pooling is {config.pooling}. Leave "
+                            "it out, or choose another --encoder.")
+        if config.reference is None and particles.poses is None:
+            problems.append("Training needs poses or a map; these particles have no poses. Give particles of a 3-D "
+                            "refinement, or a map with --reference.")
     network = parent[0].config if parent else _network_config(config, settings, device)
     return TrainingInputs(parent[0] if parent else None, settings, network, group, volume, rows)
 
 
 def _check_symmetry(config: TrainConfig, trained: CheckpointMetadata) -> None:
-    """Another group would have the network learn which of its equivalent answers is meant, or take different ones for
-    the same, and would be written down as its symmetry."""
+    """With another group the network would learn to tell equivalent poses apart, or to confuse different ones, and the
+    checkpoint would name the wrong symmetry."""
     asked, own = normalise_name(config.symmetry), normalise_name(trained.symmetry)
     if asked != own:
         raise InputError(f"A network that is trained further must keep its symmetry; that in {config.from_checkpoint} "

@@ -9,9 +9,10 @@ from ..imaging.masks import molecule_outline, soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor
 from ..imaging.resolution import fourier_shell_correlation, resolution_angstrom
 
+# equivalent poses at which an image of a large group is inserted: more cost time and fill no gaps
 _MAX_EQUIVALENTS = 8
-# cycles per box; coarser maps have no outline to be trusted
-_OUTLINED_FROM_RADIUS_PX = 11
+# cycles per box; the solvent mask of a coarser map is not to be trusted
+_MASKED_FROM_RADIUS_PX = 11
 
 
 class LabelMap:
@@ -35,7 +36,7 @@ class LabelMap:
 
     def finish(self) -> Tensor:
         """The map (B, B, B): the mean of the half maps within a soft sphere, each shell times the share of it that is
-        signal, ``2 FSC / (1 + FSC)``; without solvent, where the half maps agree in an outline."""
+        signal, ``2 FSC / (1 + FSC)``; within a solvent mask, where the half maps agree well enough to make one."""
         sphere = soft_sphere(self.box_size_px, 0.45 * self.box_size_px, 0.05 * self.box_size_px)
         first, second = (reconstructor.volume() * sphere for reconstructor in self.halves)
         fsc = fourier_shell_correlation(first, second).clamp_min(0).to(first.dtype)
@@ -46,7 +47,7 @@ class LabelMap:
         volume = ifft_volume(fft_volume(0.5 * (first + second)) * weight) * sphere
         # in pixels of 1 A
         resolution_radius_px = self.box_size_px / resolution_angstrom(fsc, self.box_size_px, 1.0)
-        if resolution_radius_px < _OUTLINED_FROM_RADIUS_PX:
+        if resolution_radius_px < _MASKED_FROM_RADIUS_PX:
             return volume
         return volume * molecule_outline(volume, resolution_radius_px)
 

@@ -8,6 +8,7 @@ import csv
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +24,30 @@ from ..saved_state import load_state, save_state
 
 logger = logging.getLogger("cryoforum")
 
+# of the saved state; another number when its keys change
 STATE_FORMAT = 1
-MAX_EVALUATIONS, MIN_STEPS_BETWEEN_EVALUATIONS, N_METRIC_ROWS = 20, 25, 200
+# evaluations during the training must cost little of it
+MAX_EVALUATIONS = 20
+# short trainings must not spend their time on evaluations
+MIN_STEPS_BETWEEN_EVALUATIONS = 25
+# points enough for a smooth curve in the report
+N_METRIC_ROWS = 200
+# figures beside the progress bar
 _SHOWN = ("loss", "validation_median_error_deg")
-WARM_UP, START_DIVISOR, END_DIVISOR = 0.15, 25.0, 1e4
-MAX_GRADIENT_NORM, MAX_BAD_STEPS = 1.0, 25
+# fraction of the training in which the rate rises; half of what torch's OneCycleLR has by default
+WARM_UP = 0.15
+# the peak rate over that at the start, as OneCycleLR's div_factor
+START_DIVISOR = 25.0
+# the peak rate over that at the end; OneCycleLR's final_div_factor, which it takes relative to the start
+END_DIVISOR = 1e4
+# second moments over 100 steps: AdamW's default of 1,000 is as long as many of these trainings
+ADAM_BETAS = (0.9, 0.99)
+# no single batch may throw the weights far off
+MAX_GRADIENT_NORM = 1.0
+# single batches may overflow; more than this many in a row show that the training has diverged
+MAX_BAD_STEPS = 25
+# a prime above the number of steps of usual trainings, so that two seeds share no generator
+SEED_STRIDE = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,22 @@ class LoopState:
     best_loss: float = math.inf
     evaluations_since_best: int = 0
     bad_steps: int = 0
+
+    def count_step(self, is_finite: bool) -> None:
+        """Raises FloatingPointError where the gradients of too many steps in a row were not finite."""
+        self.step += 1
+        self.bad_steps = 0 if is_finite else self.bad_steps + 1
+        if self.bad_steps > MAX_BAD_STEPS:
+            raise FloatingPointError(f"{self.bad_steps} steps in a row had no finite gradient; lower the learning rate.")
+
+    def is_best(self, loss: float, is_patient: bool) -> bool:
+        """Whether a held-out loss is the lowest so far; if not, the evaluation counts, unless ``is_patient``."""
+        if loss < self.best_loss:
+            self.best_loss, self.evaluations_since_best = loss, 0
+            return True
+        if not is_patient:
+            self.evaluations_since_best += 1
+        return False
 
 
 @dataclass(frozen=True)
@@ -86,103 +122,97 @@ def progress_of(step: int, seconds: float, settings: LoopSettings) -> float:
 
 def step_generator(seed: int, step: int, purpose: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
     """The generator of everything random in one step; ``purpose`` separates streams of one step."""
-    return torch.Generator(device).manual_seed((seed * 1_000_003 + step) * 16 + purpose)
+    return torch.Generator(device).manual_seed((seed * SEED_STRIDE + step) * 16 + purpose)
 
 
-def make_optimizer(network: nn.Module, settings: LoopSettings) -> torch.optim.Optimizer:
-    """AdamW; biases, normalisation and slopes (one-dimensional parameters) are not decayed."""
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), eps=1e-6, fused=True)
+class TrainingTask(ABC):
+    """What is trained and on what; when, and how fast, is for ``train_network`` to say."""
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+
+    @abstractmethod
+    def batch(self, step: int, progress: float) -> object:
+        """The batch of a step, at a fraction ``progress`` of the training: a function of these two alone."""
+
+    @abstractmethod
+    def loss(self, batch: object, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a batch, a scalar with gradients, and figures for ``metrics.csv``."""
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Figures of held-out images, among them ``validation_loss``."""
+
+    def on_evaluate(self, progress: float, figures: dict[str, float]) -> None:
+        """Called after every evaluation, with its figures: a place to show how far the training is."""
+
+    def optimizer(self, settings: LoopSettings) -> torch.optim.Optimizer:
+        """AdamW; biases, normalisation and slopes (one-dimensional parameters) are not decayed.
+
+        A parameter group may have a ``relative_rate``, its learning rate over that of the schedule.
+        """
+        matrices = [p for p in self.network.parameters() if p.ndim > 1]
+        others = [p for p in self.network.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=ADAM_BETAS, eps=1e-6, fused=True)
 
 
-def train_network(network: nn.Module, batch_of: Callable[[int, float], object],
-                  loss_of: Callable[[nn.Module, object, float], tuple[Tensor, dict[str, float]]],
-                  evaluate: Callable[[nn.Module], dict[str, float]], settings: LoopSettings, state_path: Path,
-                  metrics_path: Path, clock: Callable[[], float] = time.monotonic,
-                  optimizer_of: Callable[[nn.Module, LoopSettings], torch.optim.Optimizer] = make_optimizer,
-                  on_evaluate: Callable[[float, dict[str, float]], None] | None = None) -> LoopResult:
-    """Trains ``network`` in place; it ends with the weights that had the best held-out loss.
+def train_network(task: TrainingTask, settings: LoopSettings, state_path: Path, metrics_path: Path,
+                  clock: Callable[[], float] = time.monotonic) -> LoopResult:
+    """Trains ``task.network`` in place; it ends with the weights that had the best held-out loss.
 
-    ``batch_of(step, progress)`` makes a batch, ``loss_of(network, batch, progress)`` its loss and figures to show,
-    ``evaluate(network)`` the held-out figures, among them ``validation_loss``. ``clock`` counts seconds; a
-    comparison on a shared machine takes those of its own process. A parameter group of the optimizer may have a
-    ``relative_rate``, its learning rate over that of the schedule. ``on_evaluate(progress, figures)`` is called after every
-    evaluation, to show how far the training is. Raises Interrupted on SIGINT, after saving; InputError where
-    ``state_path`` cannot be read.
+    ``clock`` counts seconds; a comparison on a shared machine takes those of its own process. Raises Interrupted on
+    SIGINT, after saving; InputError where ``state_path`` cannot be read.
     """
-    optimizer, state = optimizer_of(network, settings), LoopState()
+    network, optimizer, state = task.network, task.optimizer(settings), LoopState()
     best = _copy_of_weights(network)
     if settings.resume and state_path.is_file():
         best = _load_state(state_path, network, optimizer, state)
     metrics, spent = MetricsFile(metrics_path, keep_until_step=state.step), _Stopwatch(clock, state.seconds)
-
-    def save() -> None:
-        state.seconds = spent.seconds
-        _save_state(state_path, network, optimizer, state, best)
-        spent.mark_save()
-
     n_evaluations = max(1, min(MAX_EVALUATIONS, settings.max_steps // MIN_STEPS_BETWEEN_EVALUATIONS))
     progress = progress_of(state.step, spent.seconds, settings)
     total, unit = (round(60 * settings.max_minutes), "s") if settings.max_minutes else (settings.max_steps, "steps")
     with stop_between_steps(), Progress(total, "train", unit, int(total * progress), may_stop=False) as bar:
         while progress < 1 and state.evaluations_since_best < settings.patience_evaluations:
+            network.train()
+            # dropout draws from the global generator: seeded by the step, it needs no place in the saved state
+            torch.manual_seed(settings.seed * SEED_STRIDE + state.step)
             learning_rate = one_cycle(progress, settings.learning_rate)
-            loss, figures = _step(network, optimizer, batch_of, loss_of, learning_rate, settings.seed, state, progress)
-            metrics.add(loss, figures)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * group.get("relative_rate", 1.0)
+            loss, figures = task.loss(task.batch(state.step, progress), progress)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            # a step without finite gradients changes nothing
+            is_finite = bool(torch.isfinite(nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)))
+            if is_finite:
+                optimizer.step()
+            state.count_step(is_finite)
+            metrics.add(loss.item() if is_finite else math.nan, figures)
+
             previous, progress = progress, progress_of(state.step, spent.seconds, settings)
-            if int(progress * n_evaluations) > int(previous * n_evaluations):
-                found = evaluate(network)
-                best = _judge(network, found["validation_loss"], progress, settings, state, best)
+            if _enters_next_part(previous, progress, n_evaluations):
+                found = task.evaluate()
+                if state.is_best(found["validation_loss"], is_patient=progress < settings.patience_from_progress):
+                    best = _copy_of_weights(network)
                 metrics.write(state.step, progress, spent.seconds, learning_rate, found)
-                if on_evaluate is not None:
-                    on_evaluate(progress, found)
-            elif int(progress * N_METRIC_ROWS) > int(previous * N_METRIC_ROWS):
+                task.on_evaluate(progress, found)
+            elif _enters_next_part(previous, progress, N_METRIC_ROWS):
                 metrics.write(state.step, progress, spent.seconds, learning_rate, {})
             bar.update(int(total * progress) - bar.done, **metrics.latest)
-            if stop_asked():
-                save()
+            is_stopping = stop_asked()
+            if is_stopping or spent.since_save > settings.checkpoint_interval_seconds:
+                _save_state(state_path, network, optimizer, state, best, spent)
+            if is_stopping:
                 raise Interrupted(f"Training stopped at step {state.step}; --resume goes on from there.")
-            if spent.since_save > settings.checkpoint_interval_seconds:
-                save()
-    save()
+    _save_state(state_path, network, optimizer, state, best, spent)
     network.load_state_dict(best)
     return LoopResult(state.step, state.seconds, state.best_loss, "schedule" if progress >= 1 else "early stop")
 
 
-def _step(network: nn.Module, optimizer: torch.optim.Optimizer, batch_of, loss_of, learning_rate: float, seed: int,
-          state: LoopState, progress: float) -> tuple[float, dict[str, float]]:
-    """One update of the weights; a step without finite gradients changes nothing."""
-    network.train()
-    # dropout draws from the global generator: seeded by the step, it needs no place in the saved state
-    torch.manual_seed(seed * 1_000_003 + state.step)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("relative_rate", 1.0)
-    loss, figures = loss_of(network, batch_of(state.step, progress), progress)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
-    state.step += 1
-    if torch.isfinite(norm):
-        optimizer.step()
-        state.bad_steps = 0
-        return loss.item(), figures
-    state.bad_steps += 1
-    if state.bad_steps > MAX_BAD_STEPS:
-        raise FloatingPointError(f"{state.bad_steps} steps in a row had no finite gradient; lower the learning rate.")
-    return math.nan, figures
-
-
-def _judge(network: nn.Module, loss: float, progress: float, settings: LoopSettings, state: LoopState,
-           best: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keeps the best weights, and counts the evaluations that brought nothing better."""
-    if loss < state.best_loss:
-        state.best_loss, state.evaluations_since_best = loss, 0
-        return _copy_of_weights(network)
-    if progress >= settings.patience_from_progress:
-        state.evaluations_since_best += 1
-    return best
+def _enters_next_part(previous: float, progress: float, n_parts: int) -> bool:
+    """Whether a step from one progress to the next entered another of ``n_parts`` equal parts of the training."""
+    return int(progress * n_parts) > int(previous * n_parts)
 
 
 def _copy_of_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -190,10 +220,12 @@ def _copy_of_weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state: LoopState,
-                best: dict[str, Tensor]) -> None:
+                best: dict[str, Tensor], spent: "_Stopwatch") -> None:
+    state.seconds = spent.seconds
     path.parent.mkdir(parents=True, exist_ok=True)
     save_state(path, {"format": STATE_FORMAT, "network": network.state_dict(), "optimizer": optimizer.state_dict(),
                       "state": asdict(state), "best": best})
+    spent.mark_save()
 
 
 def _load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,

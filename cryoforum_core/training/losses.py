@@ -48,15 +48,15 @@ def bingham_loss(bingham: Tensor, truth: Tensor, group: Tensor) -> Tensor:
 def shift_error(estimate_angstrom: Tensor, truth_angstrom: Tensor, box_size_angstrom: float) -> Tensor:
     """Length of the shift's error (n,), in quarters of the box.
 
-    A turn by one radian moves a point a quarter of the box off the axis by as much: comparable with angles.
+    A rotation by one radian moves a point a quarter of the box off the axis by as much: comparable with angles.
     """
     difference = (estimate_angstrom - truth_angstrom) * (4.0 / box_size_angstrom)
     return torch.sqrt(difference.square().sum(-1) + 1e-8)
 
 
 def displacement_error(estimate: PoseEstimate, truth_angstrom: Tensor, box_size_angstrom: float) -> Tensor:
-    """``shift_error`` (n,) of an answer, and of the first look at the centre where the encoder takes one: it has no other
-    teacher."""
+    """``shift_error`` (n,) of an estimate, and of the centring where the encoder centres its images: it has no other
+    loss."""
     error = shift_error(estimate.shift_angstrom, truth_angstrom, box_size_angstrom)
     if estimate.first_shift_angstrom is not None:
         error = error + shift_error(estimate.first_shift_angstrom, truth_angstrom, box_size_angstrom)

@@ -43,7 +43,7 @@ class Objective:
                  as_predicted: bool = False) -> dict[str, float]:
         """Errors on held-out images; ``validation_loss`` is what the end of the training minimises.
 
-        ``as_predicted``: of ``network.predict``, which looks at turned and mirrored images too, and not of the network alone.
+        ``as_predicted``: of ``network.predict``, which uses rotated and mirrored images too, and not of the network alone.
         """
         network.eval()
         estimate_of = partial(network.predict, group=self.group) if as_predicted else network
@@ -64,7 +64,7 @@ class Objective:
 
     @torch.no_grad()
     def calibrate(self, network: OrientationNetwork, batches: list[TrainingBatch]) -> None:
-        """Sets what the answers about all views are worth, between a half and eight: the likeliest on held-out images."""
+        """Sets ``worth_of_views``, from a half to eight: the likeliest weight on held-out images."""
         network.eval()
         network.worth_of_views.fill_(1.0)
         bingham = torch.cat([network.predict(batch.images, batch.ctf, self.group).bingham for batch in batches])

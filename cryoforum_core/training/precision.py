@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+# Linux's description of the CPU
 _PROCESSOR = Path("/proc/cpuinfo")
 
 

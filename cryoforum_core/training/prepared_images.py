@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# larger sets are prepared again for each batch
+# 1.6 GB; larger sets are prepared again for each batch
 _CACHE_VALUES = 400_000_000
+# images prepared at once
 _BATCH = 256
+# a tenth of the steps is enough for the poses of a tenth of the images
 HELD_OUT_EVERY = 10
 
 

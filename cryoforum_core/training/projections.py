@@ -19,12 +19,18 @@ from ..imaging.fourier import fft_image, ifft_image, shell_average, shell_index,
 from ..imaging.noise import noise_power_spectrum
 from ..imaging.projection import FourierVolume
 
-# the noise is ours to choose: training starts at this signal-to-noise ratio and reaches the data's after this fraction
-EASY_SNR, NOISE_IS_FULL_AT = 10.0, 0.6
-# standard deviations of the logarithms of contrast and noise from image to image
-CONTRAST, LOUDNESS = 0.2, 0.1
+# training on projections starts at this signal-to-noise ratio: nearly clean images
+EASY_SNR = 10.0
+# fraction of the training after which the noise is that of the data
+NOISE_IS_FULL_AT = 0.6
+# standard deviation of the logarithm of the contrast from image to image: thickness of the ice
+CONTRAST = 0.2
+# standard deviation of the logarithm of the noise's amplitude: images are normalised by a background of finite area
+NOISE_AMPLITUDE = 0.1
+# 200 MB of computed CTFs
 _CTF_CACHE_VALUES = 50_000_000
-_FIRST_SHELL = 2  # background subtraction and masks disturb the shells below
+# background subtraction and masks disturb the shells below
+_FIRST_SHELL = 2
 
 
 @dataclass(frozen=True)
@@ -153,9 +159,9 @@ class ProjectionStream:
         chosen = torch.randint(len(self.ctf), (n,), generator=generator, device=generator.device)
         ctf, shift_angstrom = self.ctf[chosen.to(self.device)], self.shift_rms_angstrom * normal(n, 2)
         contrast = self.image_model.signal_scale * torch.exp(self.jitter * CONTRAST * normal(n, 1, 1))
-        loudness = noise * torch.exp(self.jitter * LOUDNESS * normal(n, 1, 1))
+        amplitude = noise * torch.exp(self.jitter * NOISE_AMPLITUDE * normal(n, 1, 1))
         clean = self.volume.project(quaternion, self.box_size_px) * ctf
         clean = clean * shift_phase(-shift_angstrom / self.pixel_size_angstrom, self.box_size_px)
         noise_ft = fft_image(normal(n, self.box_size_px, self.box_size_px)) * self.noise_amplitude
-        images = ifft_image(clean * contrast + noise_ft * loudness)
+        images = ifft_image(clean * contrast + noise_ft * amplitude)
         return TrainingBatch(images * self.mask, ctf, quaternion, shift_angstrom)

@@ -43,8 +43,8 @@ class ParticleStream:
         return TrainingBatch(images * self.mask, ctf, batch.poses.quaternion, batch.poses.shift_angstrom)
 
     def random(self, n: int, generator: torch.Generator, vary: bool) -> TrainingBatch:
-        """``n`` images drawn at random; with ``vary`` turned, displaced, magnified, louder or noisier, labels and CTF
-        following."""
+        """``n`` images drawn at random; with ``vary`` rotated, shifted, magnified, of other contrast and noise,
+        labels and CTF following."""
         drawn = torch.randint(len(self.rows), (n,), generator=generator, device=generator.device)
         rows = self.rows[drawn.cpu().numpy()]
         if not vary:

@@ -19,7 +19,7 @@ from ..particles.image_state import ImageState, determine_image_state, images_of
 from ..run_directory import RunDirectory
 from .inputs import TrainingInputs, check_inputs
 from .label_map import network_volume
-from .loop import LoopResult, LoopSettings, step_generator, train_network
+from .loop import LoopResult, LoopSettings, TrainingTask, step_generator, train_network
 from .objective import Objective
 from .projections import NOISE_IS_FULL_AT, ImageModel, ProjectionStream, TrainingBatch
 from .streams import MixedStream, ParticleStream
@@ -27,12 +27,17 @@ from .views import ParticleViews
 
 logger = logging.getLogger("cryoforum")
 
-MAX_VALIDATION, N_SIMULATED_VALIDATION = 2000, 1000
+# images held out of a large set: their median error is known to a few percent
+MAX_VALIDATION = 2000
+# simulated images to validate on, where there are no labels
+N_SIMULATED_VALIDATION = 1000
 # evaluations during the training must cost little of it
 MAX_BATCHES_UNDERWAY = 2
+# standard deviation of the shifts of projections, as a part of the box, where none is given: particles as they are picked
 SHIFT_RMS_OF_BOX = 0.04
-# a network that knows the particle already must not be thrown off by large steps
+# large steps would undo what the network has been trained for before
 FINE_TUNE_LEARNING_RATE_FACTOR = 0.3
+# images evaluated at once
 _BATCH = 250
 
 
@@ -131,10 +136,7 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
     config = plan.config
     run.checkpoint.mkdir(parents=True, exist_ok=True)
     write_map(run.checkpoint / REFERENCE, plan.volume.numpy(), plan.views.extent_angstrom / len(plan.volume))
-    underway = plan.validation[:MAX_BATCHES_UNDERWAY]
-    result = train_network(plan.network, plan.stream, plan.objective,
-                           lambda network: plan.objective.evaluate(network, underway), _loop_settings(plan),
-                           run.training_state, run.metrics)
+    result = train_network(SupervisedTask(plan), _loop_settings(plan), run.training_state, run.metrics)
     plan.objective.calibrate(plan.network, plan.validation)
     summary = _summary(plan, result, plan.objective.evaluate(plan.network, plan.validation, as_predicted=True))
     save_checkpoint(run.checkpoint, plan.network, CheckpointMetadata(
@@ -143,6 +145,23 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
         noise_spectrum=plan.image_model.noise_spectrum.tolist(),
         signal_scale=plan.image_model.signal_scale, training=summary, reference=run.checkpoint / REFERENCE))
     return summary
+
+
+class SupervisedTask(TrainingTask):
+    """A plan as the training loop works at it."""
+
+    def __init__(self, plan: TrainingPlan):
+        super().__init__(plan.network)
+        self.plan, self.evaluated = plan, plan.validation[:MAX_BATCHES_UNDERWAY]
+
+    def batch(self, step: int, progress: float) -> TrainingBatch:
+        return self.plan.stream(step, progress)
+
+    def loss(self, batch: TrainingBatch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        return self.plan.objective(self.network, batch, progress)
+
+    def evaluate(self) -> dict[str, float]:
+        return self.plan.objective.evaluate(self.network, self.evaluated)
 
 
 def _loop_settings(plan: TrainingPlan) -> LoopSettings:

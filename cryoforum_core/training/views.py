@@ -18,8 +18,13 @@ from .label_map import LabelMap, network_volume
 from .projections import ImageModel, TrainingBatch, estimate_image_model
 from .streams import ParticleStream
 
+# images that the noise spectrum and the scale of the signal are estimated from
 N_FOR_ESTIMATES = 1000
-MAX_FOR_MAP, MAX_MAP_BOX_PX = 10_000, 128
+# images that the map of the labels is made of: more do not improve the low resolution that a network sees
+MAX_FOR_MAP = 10_000
+# the largest box that a network sees by default
+MAX_MAP_BOX_PX = 128
+# images in memory at once
 _BATCH = 256
 
 
@@ -44,7 +49,7 @@ class ParticleViews:
         return soft_circle(box_size_px, self.settings.mask_radius_fraction * box_size_px, self.settings.mask_edge_px)
 
     def unmasked(self, batch: ParticleBatch) -> Tensor:
-        """Network images (n, b, b) before their mask: for estimating noise, and for turning."""
+        """Network images (n, b, b) before their mask: for estimating noise, and for rotating."""
         # an edge that never ends is no mask
         settings = replace(self.settings, mask_edge_px=math.inf)
         return network_images(batch.images, batch.ctf, self.particles.pixel_size_angstrom, self.state, settings)

@@ -19,7 +19,7 @@ from cryoforum_core.model.encoder import GeneralizedMean
 from cryoforum_core.model.filters import MatchedLowPass, SquareLowPass
 from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, ctf_of_view, mirror_image, quarter_turn
 from cryoforum_core.model.orientation_head import N_OUTPUTS, OrientationHead, PoseEstimate
-from cryoforum_core.model.polar import N_ANGLES
+from cryoforum_core.model.polar import N_ANGLES, SHIFT_UNIT_OF_BOX
 from cryoforum_core.training.augment import turn_images
 
 ENCODERS = ("polar", "compact", "cryoforum", "cryoposenet")
@@ -233,7 +233,7 @@ def test_prediction_follows_the_image(view, change, rotation, moved, encoder):
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("box", [32, 48])
-def test_the_polar_encoder_knows_turns_that_are_not_quarters(head, box):
+def test_the_polar_encoder_is_equivariant_to_other_rotations_than_by_90_degrees(head, box):
     """By construction, up to the interpolation of the images."""
     torch.manual_seed(3)
     network = OrientationNetwork(NetworkConfig(box, 5.0, "polar", head, width=16)).eval()
@@ -246,17 +246,27 @@ def test_the_polar_encoder_knows_turns_that_are_not_quarters(head, box):
     assert (left.T @ after @ left - before).norm() < 0.1 * (after - before).norm()
 
 
-def test_the_polar_encoder_does_not_mind_where_a_particle_lies_once_it_knows():
+class KnownCentre(torch.nn.Module):
+    """In place of the encoder's last centring layer: the same shift (n, 2), as a part of the box, in every view."""
+
+    def __init__(self, encoder, shift_of_box):
+        super().__init__()
+        self.matrices, self.shift_of_box = encoder.centring.shift_matrices, shift_of_box
+
+    def forward(self, features):
+        return (self.shift_of_box[:, None, None] @ self.matrices)[:, :, 0] / SHIFT_UNIT_OF_BOX
+
+
+def test_the_polar_encoder_does_not_depend_on_where_a_particle_of_known_centre_lies():
     torch.manual_seed(4)
     network = OrientationNetwork(NetworkConfig(32, 5.0, "polar", width=16)).eval()
     blob = ifft_image(fft_image(torch.randn(4, 32, 32)) * (radius_px(32) < 6)) * soft_circle(32, 8, 2)
     displacement_px = torch.tensor([[2.0, -1.0]]).expand(4, 2)
     ctf = torch.ones(4, 32, 17)
     moved = ifft_image(fft_image(blob) * shift_phase(displacement_px, 32))
-    known = {id(blob): torch.zeros(4, 2), id(moved): -displacement_px / 32}
     found = []
-    for images in (blob, moved):
-        network.encoder._centre = lambda transforms, answer=known[id(images)]: answer
+    for images, shift_of_box in ((blob, torch.zeros(4, 2)), (moved, -displacement_px / 32)):
+        network.encoder.centre = KnownCentre(network.encoder, shift_of_box)
         with torch.no_grad():
             found.append(network(images, ctf))
     assert torch.allclose(found[0].bingham, found[1].bingham, atol=1e-4)
@@ -264,7 +274,7 @@ def test_the_polar_encoder_does_not_mind_where_a_particle_lies_once_it_knows():
     assert torch.allclose(found[1].first_shift_angstrom, -5.0 * displacement_px, atol=1e-3)
 
 
-def test_the_worth_of_views_scales_the_belief_and_is_saved():
+def test_the_weight_of_all_views_scales_the_posterior_and_is_saved():
     torch.manual_seed(9)
     network = OrientationNetwork(NetworkConfig(16, 5.0, width=8)).eval()
     images, ctf = random_input(2, 16)
@@ -276,7 +286,7 @@ def test_the_worth_of_views_scales_the_belief_and_is_saved():
     assert "worth_of_views" in network.state_dict()
 
 
-def test_turned_answers_about_equivalent_poses_are_one_answer_under_symmetry():
+def test_posteriors_of_rotated_images_at_equivalent_poses_are_joined_under_symmetry():
     """A network that is right each time, but about any of the equivalent poses: their plain mean would be nonsense."""
     group = symmetry_group("d2")
     truth = random_quaternions(8, torch.Generator().manual_seed(2))

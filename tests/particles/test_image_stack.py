@@ -121,15 +121,16 @@ def test_stacks_are_looked_for_beside_the_star_then_here_then_above(tmp_path, mo
 
 def test_missing_stacks_are_listed_with_the_places_looked_at(tmp_path):
     numbered_stacks(tmp_path, 1, 1)
-    locations, problems = locate_images(table_of(["1@stack0.mrcs", "1@gone.mrcs", "2@gone.mrcs", "1@lost.mrcs"],
-                                                 tmp_path / "in.star"))
-    assert locations is None and len(problems) == 1
-    assert "2 do not: gone.mrcs, lost.mrcs" in problems[0] and str(tmp_path) in problems[0]
+    with pytest.raises(InputError, match="2 do not: absent.mrcs, gone.mrcs") as caught:
+        locate_images(table_of(["1@stack0.mrcs", "1@gone.mrcs", "2@gone.mrcs", "1@absent.mrcs"], tmp_path / "in.star"))
+    (problem,) = caught.value.problems
+    assert str(tmp_path) in problem
 
 
 def test_at_most_ten_missing_stacks_are_named(tmp_path):
-    _, problems = locate_images(table_of([f"1@gone{i:02d}.mrcs" for i in range(25)], tmp_path / "in.star"))
-    assert "gone09.mrcs and 15 more" in problems[0] and "gone10" not in problems[0]
+    with pytest.raises(InputError, match="gone09.mrcs and 15 more") as caught:
+        locate_images(table_of([f"1@gone{i:02d}.mrcs" for i in range(25)], tmp_path / "in.star"))
+    assert "gone10" not in str(caught.value)
 
 
 def test_saved_elsewhere_image_names_still_lead_to_the_images(tmp_path, monkeypatch):

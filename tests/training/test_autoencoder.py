@@ -28,9 +28,9 @@ from cryoforum_core.training.autoencoder import (
     AutoEncoder,
     AutoEncoderOptions,
     EndToEndObjective,
+    EndToEndTask,
     FineTuneSettings,
     fine_tune_end_to_end,
-    joint_optimizer,
     marching_radius_px,
     mean_square,
     random_pose_loss,
@@ -85,11 +85,12 @@ def clean():
 
 
 def make_model(options: AutoEncoderOptions = AutoEncoderOptions(shifts=False), head: str = "s2s2", n_images: int = 0,
-               group: torch.Tensor = C1, encoder: str = "compact", width: int | None = 8) -> AutoEncoder:
+               group: torch.Tensor = C1, encoder: str = "compact", width: int | None = 8,
+               kind: type[AutoEncoder] = AutoEncoder) -> AutoEncoder:
     torch.manual_seed(0)
     network = OrientationNetwork(NetworkConfig(BOX, PIXEL, encoder, head, width=width))
     volume = LearnableVolume.random(BOX, 0.45 * BOX, torch.Generator().manual_seed(0))
-    model = AutoEncoder(network, volume, MASK, options, group, n_images)
+    model = kind(network, volume, MASK, options, group, n_images)
     model.start_from_scratch()
     return model
 
@@ -102,8 +103,7 @@ def make_objective(data: CleanSet, pose_steps_from: int | None = None, batch_siz
 
 def fit(model: AutoEncoder, objective: EndToEndObjective, directory, steps: int, **settings) -> None:
     chosen = LoopSettings(**{"max_steps": steps, "learning_rate": 1e-3, "patience_evaluations": 10 ** 9, **settings})
-    train_network(model, objective.stream, objective, objective.evaluate, chosen, directory / "state.pt",
-                  directory / "metrics.csv", optimizer_of=joint_optimizer)
+    train_network(EndToEndTask(model, objective), chosen, directory / "state.pt", directory / "metrics.csv")
 
 
 def weights(model: AutoEncoder) -> torch.Tensor:
@@ -183,7 +183,7 @@ def test_only_the_winner_learns(clean):
                for one in (candidates[i] for i in range(3))]
     errors = [reconstruction_error(batch.images, image) for image in decoded]
     assert winner == int(torch.cat(errors).argmin())
-    EndToEndObjective._error(model, transform, batch, None, learns=True).mean().backward()
+    make_objective(clean)(model, (batch, 0), 0.0)[0].backward()
     gradients = [head.orientation.weight.grad for head in model.heads]
     assert gradients[winner].abs().sum() > 0
     assert all(g is None or not g.any() for i, g in enumerate(gradients) if i != winner)
@@ -200,48 +200,44 @@ def test_the_winner_among_more_hypotheses_is_never_worse(clean):
     assert many.poses(batch)[1].mean() < 0.99 * one.poses(batch)[1].mean()
 
 
-def test_the_twin_is_the_image_turned_by_180_degrees(clean):
-    """A hypothesis from the turned copy, turned back, is what the network says of the image, if it knows turns."""
-    model = make_model(AutoEncoderOptions(shifts=False, symmetric_loss=True))
-    half_turn = in_plane_quaternion(torch.tensor(math.pi))
-    truth = {}
+def test_the_twin_is_the_image_rotated_by_180_degrees(clean):
+    """The pose of the rotated copy, rotated back, is that of the image, if the network is right about both."""
+    by_180_degrees = in_plane_quaternion(torch.tensor(math.pi))
 
-    def answers(images, ctf):
-        # an oracle: poses of the images, by what they look like
-        found = [int((clean.pixels - image).square().sum((1, 2)).argmin()) for image in images]
-        if (images - clean.pixels[found]).abs().max() < 1e-3:
-            quaternion = clean.quaternion[found]
-        else:
-            quaternion = compose(half_turn, truth["quaternion"])
-        bingham = -quaternion[:, :, None] * quaternion[:, None, :]
-        return [PoseEstimate(quaternion, bingham, torch.ones(len(images), 2))]
+    class Oracle(AutoEncoder):
+        def poses_of_heads(self, images, ctf):
+            found = [int((clean.pixels - image).square().sum((1, 2)).argmin()) for image in images]
+            if (images - clean.pixels[found]).abs().max() < 1e-3:
+                quaternion = clean.quaternion[found]
+            else:
+                quaternion = compose(by_180_degrees, clean.quaternion[:6])
+            bingham = -quaternion[:, :, None] * quaternion[:, None, :]
+            return [PoseEstimate(quaternion, bingham, torch.ones(len(images), 2))]
 
-    model._answers = answers
+    model = make_model(AutoEncoderOptions(shifts=False, symmetric_loss=True), kind=Oracle)
     batch = clean.images.at(np.arange(6))
-    truth["quaternion"] = clean.quaternion[:6]
     candidates = model.candidates(batch)
     assert angular_distance_deg(candidates[0].quaternion, candidates[1].quaternion).max() < 0.1
     assert torch.allclose(candidates[0].bingham, candidates[1].bingham, atol=1e-5)
     assert torch.allclose(candidates[1].shift_angstrom, -candidates[0].shift_angstrom)
 
 
-def test_turns_tell_poses_that_are_found_from_others(clean):
-    model = make_model()
+def test_rotated_copies_distinguish_right_poses_from_wrong_ones(clean):
     by_image = {tuple(image[6:9, 5].tolist()): pose for image, pose in zip(clean.pixels, clean.quaternion, strict=True)}
     turn = in_plane_quaternion(torch.tensor(0.5 * math.pi))
 
-    def knowing(images, ctf):
-        # an oracle: the poses of the images of the set, and of those turned by 90 degrees
-        poses = [by_image.get(tuple(image[6:9, 5].tolist())) for image in images]
-        back = quarter_turn(quarter_turn(quarter_turn(images)))
-        turned = [by_image.get(tuple(image[6:9, 5].tolist())) for image in back]
-        quaternion = torch.stack([compose(turn, b) if a is None else a for a, b in zip(poses, turned, strict=True)])
-        return [PoseEstimate(quaternion, torch.zeros(len(images), 4, 4), torch.zeros(len(images), 2))]
+    class Oracle(AutoEncoder):
+        def poses_of_heads(self, images, ctf):
+            """The poses of the images of the set, and of those rotated by 90 degrees."""
+            poses = [by_image.get(tuple(image[6:9, 5].tolist())) for image in images]
+            back = quarter_turn(quarter_turn(quarter_turn(images)))
+            rotated = [by_image.get(tuple(image[6:9, 5].tolist())) for image in back]
+            quaternion = torch.stack([compose(turn, b) if a is None else a for a, b in zip(poses, rotated, strict=True)])
+            return [PoseEstimate(quaternion, torch.zeros(len(images), 4, 4), torch.zeros(len(images), 2))]
 
     batches = list(clean.images.batches(clean.held_out))
-    ignorant = turn_errors_deg(model.eval(), batches)
-    model._answers = knowing
-    assert turn_errors_deg(model, batches).max() < 0.1 and ignorant.median() > 20
+    assert turn_errors_deg(make_model(kind=Oracle).eval(), batches).max() < 0.1
+    assert turn_errors_deg(make_model().eval(), batches).median() > 20
 
 
 def test_random_poses_teach_the_encoder_but_not_the_map(clean):
@@ -353,16 +349,15 @@ def test_an_interrupted_training_goes_on_bit_for_bit(clean, tmp_path):
     def run(directory, interrupt_at=None, resume=False):
         directory.mkdir(exist_ok=True)
         model, objective = make_model(options, n_images=clean.n), make_objective(clean, pose_steps_from=16)
-        stream = objective.stream
 
-        def batch_of(step, progress):
-            if step == interrupt_at:
-                signal.raise_signal(signal.SIGINT)
-            return stream(step, progress)
+        class Interrupting(EndToEndTask):
+            def batch(self, step, progress):
+                if step == interrupt_at:
+                    signal.raise_signal(signal.SIGINT)
+                return super().batch(step, progress)
 
         settings = LoopSettings(30, 1e-3, patience_evaluations=10 ** 9, resume=resume)
-        train_network(model, batch_of, objective, objective.evaluate, settings, directory / "state.pt",
-                      directory / "metrics.csv", optimizer_of=joint_optimizer)
+        train_network(Interrupting(model, objective), settings, directory / "state.pt", directory / "metrics.csv")
         return weights(model)
 
     whole = run(tmp_path / "whole")

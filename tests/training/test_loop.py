@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from cryoforum_core.errors import InputError, Interrupted
-from cryoforum_core.training.loop import (LoopSettings, MetricsFile, one_cycle, progress_of, step_generator,
-                                          train_network)
+from cryoforum_core.training.loop import (LoopSettings, MetricsFile, TrainingTask, one_cycle, progress_of,
+                                          step_generator, train_network)
 
 
-class Problem:
+class Problem(TrainingTask):
     """A regression with dropout: everything that a resumed run must repeat is in it."""
 
     def __init__(self, interrupt_at: int | None = None):
         torch.manual_seed(3)
-        self.network = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(),
-                                           torch.nn.Dropout(0.3), torch.nn.Linear(16, 1))
+        super().__init__(torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(),
+                                             torch.nn.Dropout(0.3), torch.nn.Linear(16, 1)))
         self.interrupt_at = interrupt_at
         self.steps_seen = []
 
@@ -29,22 +29,19 @@ class Problem:
         x = torch.randn(32, 4, generator=step_generator(0, step))
         return x, x.sum(1, keepdim=True) + (1 - progress)
 
-    @staticmethod
-    def loss(network, batch, progress):
-        value = (network(batch[0]) - batch[1]).square().mean()
+    def loss(self, batch, progress):
+        value = (self.network(batch[0]) - batch[1]).square().mean()
         return value, {"square": value.item()}
 
-    @staticmethod
-    def evaluate(network):
-        network.eval()
+    def evaluate(self):
+        self.network.eval()
         x = torch.randn(64, 4, generator=step_generator(0, 10_000))
         with torch.no_grad():
-            return {"validation_loss": (network(x) - x.sum(1, keepdim=True)).square().mean().item()}
+            return {"validation_loss": (self.network(x) - x.sum(1, keepdim=True)).square().mean().item()}
 
     def train(self, directory, **settings):
         chosen = LoopSettings(**{"max_steps": 75, "learning_rate": 0.02, **settings})
-        return train_network(self.network, self.batch, self.loss, self.evaluate, chosen, directory / "state.pt",
-                             directory / "metrics.csv")
+        return train_network(self, chosen, directory / "state.pt", directory / "metrics.csv")
 
 
 def weights(problem: Problem) -> torch.Tensor:
@@ -82,10 +79,10 @@ def test_generators_differ_by_seed_step_and_purpose():
 
 def test_training_lowers_the_held_out_loss(tmp_path):
     problem = Problem()
-    before = problem.evaluate(problem.network)["validation_loss"]
+    before = problem.evaluate()["validation_loss"]
     result = problem.train(tmp_path)
     assert result.steps == 75 and result.reason == "schedule"
-    after = problem.evaluate(problem.network)["validation_loss"]
+    after = problem.evaluate()["validation_loss"]
     assert after < 0.5 * before and after == result.best_loss
 
 
@@ -115,27 +112,31 @@ def test_sigint_works_as_before_after_the_training(tmp_path):
 
 
 def test_early_stop_ends_with_the_best_weights(tmp_path):
-    problem = Problem()
-    losses = iter([3.0, 1.0, 2.0, 2.5, 1.5, 9.0, 9.0, 9.0])
-    seen = {}
+    losses, seen, shown = iter([3.0, 1.0, 2.0, 2.5, 1.5, 9.0, 9.0, 9.0]), {}, []
 
-    def evaluate(network):
-        value = next(losses)
-        seen[value] = weights(problem).clone()
-        return {"validation_loss": value}
+    class GivenLosses(Problem):
+        def evaluate(self):
+            value = next(losses)
+            seen[value] = weights(self).clone()
+            return {"validation_loss": value}
 
-    result = train_network(problem.network, problem.batch, problem.loss, evaluate,
-                           LoopSettings(max_steps=500, learning_rate=0.01, patience_evaluations=3),
-                           tmp_path / "state.pt", tmp_path / "metrics.csv")
+        def on_evaluate(self, progress, figures):
+            shown.append((progress, figures["validation_loss"]))
+
+    problem = GivenLosses()
+    result = problem.train(tmp_path, max_steps=500, learning_rate=0.01, patience_evaluations=3)
+    assert shown == [(0.05, 3.0), (0.1, 1.0), (0.15, 2.0), (0.2, 2.5), (0.25, 1.5)]
     assert result.reason == "early stop" and result.best_loss == 1.0 and result.steps == 125
     assert torch.equal(weights(problem), seen[1.0])
 
 
 def test_patience_waits_until_the_noise_is_full(tmp_path):
-    problem = Problem()
-    result = train_network(problem.network, problem.batch, problem.loss, lambda network: {"validation_loss": 1.0},
-                           LoopSettings(max_steps=500, learning_rate=0.01, patience_evaluations=2,
-                                        patience_from_progress=0.6), tmp_path / "state.pt", tmp_path / "metrics.csv")
+    class NeverBetter(Problem):
+        def evaluate(self):
+            return {"validation_loss": 1.0}
+
+    result = NeverBetter().train(tmp_path, max_steps=500, learning_rate=0.01, patience_evaluations=2,
+                                 patience_from_progress=0.6)
     assert result.steps == 325
 
 
@@ -147,19 +148,19 @@ def test_time_stretches_the_schedule(tmp_path):
 
 
 def test_steps_without_a_finite_loss_change_nothing_and_many_of_them_stop_the_training(tmp_path):
-    problem = Problem()
+    class Overflowing(Problem):
+        def __init__(self, bad_steps):
+            super().__init__()
+            self.bad_steps = bad_steps
 
-    def loss(network, batch, progress):
-        value, figures = problem.loss(network, batch, progress)
-        return (value if problem.steps_seen[-1][0] != 5 else value * math.nan), figures
+        def loss(self, batch, progress):
+            value, figures = super().loss(batch, progress)
+            return (value * math.nan if self.steps_seen[-1][0] in self.bad_steps else value), figures
 
-    def run(loss_function):
-        return train_network(problem.network, problem.batch, loss_function, problem.evaluate,
-                             LoopSettings(max_steps=60, learning_rate=0.01), tmp_path / "state.pt", tmp_path / "m.csv")
-
-    assert run(loss).steps == 60 and torch.isfinite(weights(problem)).all()
+    one = Overflowing({5})
+    assert one.train(tmp_path, max_steps=60, learning_rate=0.01).steps == 60 and torch.isfinite(weights(one)).all()
     with pytest.raises(FloatingPointError, match="learning rate"):
-        run(lambda network, batch, progress: (problem.loss(network, batch, progress)[0] * math.nan, {}))
+        Overflowing(set(range(60))).train(tmp_path, max_steps=60, learning_rate=0.01)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a state", None])
