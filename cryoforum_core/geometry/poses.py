@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .rotations import quaternion_to_relion_euler, relion_euler_to_quaternion
@@ -17,8 +18,8 @@ class Poses:
     image's centre by **minus** this, along x (columns) and y (rows).
     """
 
-    quaternion: Tensor
-    shift_angstrom: Tensor
+    quaternion: Float[Tensor, "n 4"]
+    shift_angstrom: Float[Tensor, "n 2"]
 
     def __post_init__(self):
         n = len(self.quaternion)
@@ -27,11 +28,11 @@ class Poses:
                              f"{tuple(self.quaternion.shape)} and {tuple(self.shift_angstrom.shape)}")
 
     @classmethod
-    def from_relion(cls, euler_deg: Tensor, shift_angstrom: Tensor) -> "Poses":
+    def from_relion(cls, euler_deg: Float[Tensor, "n 3"], shift_angstrom: Float[Tensor, "n 2"]) -> "Poses":
         """From RELION's (rot, tilt, psi) in degrees (N, 3) and origins in Angstrom (N, 2)."""
         return cls(relion_euler_to_quaternion(euler_deg), shift_angstrom)
 
-    def euler_deg(self) -> Tensor:
+    def euler_deg(self) -> Float[Tensor, "n 3"]:
         """RELION's (rot, tilt, psi) in degrees (N, 3)."""
         return quaternion_to_relion_euler(self.quaternion)
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from ..geometry.orientation_posterior import sample_bingham
@@ -68,7 +69,7 @@ class Matches:
 
     hypotheses: RefinedPoses
     quality: MatchQuality
-    searched: Tensor
+    searched: Bool[Tensor, " n"]
     """bool (n,): an exhaustive search was made"""
 
 
@@ -82,7 +83,8 @@ class Matcher:
         self.explained, self.contrast_deviation = 1.0, 0.0
         self._grids: dict[float, SearchGrid] = {}
 
-    def calibrate(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> None:
+    def calibrate(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"], network: NetworkPoses
+                  ) -> None:
         """Adapts amplitude and noise to a sample (n, B, B // 2 + 1), and learns what a good and a chance match are."""
         matches, local = self._first_match(images_ft, ctf, network)
         for _ in range(2):
@@ -164,7 +166,8 @@ class Matcher:
         """The best poses of an exhaustive search, whatever a network may say; best first."""
         return self._grid().search(images)
 
-    def match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses, search_all: bool = False) -> Matches:
+    def match(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"], network: NetworkPoses,
+              search_all: bool = False) -> Matches:
         """Poses of n images from transforms and CTFs (n, B, B // 2 + 1) and the network's answer.
 
         ``search_all``: an adaptive matcher searches for every pose, not only for those whose match leaves doubts.
@@ -181,11 +184,11 @@ class Matcher:
             poses, quality = self._search(images, poses, quality, self._is_poor(quality), fine=True)
         return Matches(poses, quality, searched)
 
-    def is_particle(self, fit: Tensor) -> Tensor:
+    def is_particle(self, fit: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Whether matches of that quality (n,) are those of particles, as far as the sample's good ones tell: bool (n,)."""
         return fit >= self.usual_fit + SEARCH_BELOW_DEVIATIONS * self.fit_deviation
 
-    def find(self, images_ft: Tensor, ctf: Tensor) -> Matches:
+    def find(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"]) -> Matches:
         """Poses of n images of which nothing is known, by search; transforms and CTFs as for ``match``."""
         images = self.model.images(images_ft, ctf)
         poses = self._grid().search(images, keep=KEPT_HYPOTHESES)

@@ -1,7 +1,11 @@
 """Poses: RELION's numbers in, the same numbers out."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from cryoforum_core.geometry.poses import Poses
 
@@ -24,6 +28,15 @@ def test_indexing_takes_rotation_and_shift_together():
     assert len(poses[torch.tensor([True, False, False])].to("cpu")) == 1
 
 
-def test_shapes_are_checked():
-    with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 2\)"):
+def test_shapes_are_checked_at_every_call_of_a_test():
+    with pytest.raises(TypeCheckError, match="shift_angstrom"):
         Poses(torch.zeros(3, 4), torch.zeros(2, 2))
+
+
+def test_without_the_checks_of_tests_wrong_shapes_are_refused():
+    """As users run it: in a process of its own nothing but the class itself looks at shapes."""
+    code = ("import torch; from cryoforum_core.geometry.poses import Poses\n"
+            "try: Poses(torch.zeros(3, 4), torch.zeros(2, 2))\n"
+            "except ValueError as error: print(type(error).__name__, error)")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.startswith("ValueError ") and "(3, 4) and (2, 2)" in found
