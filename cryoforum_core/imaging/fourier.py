@@ -160,7 +160,7 @@ def shift_phase(shift_px: Float[Tensor, "*batch 2"], box_size_px: int
                 ) -> Complex[Tensor, "*batch {box_size_px} {box_size_px}//2+1"]:
     """Factors (..., B, B // 2 + 1) that move the content of an image by ``shift_px`` (..., 2) along (x, y).
 
-    RELION's origin offsets are minus this displacement: pass ``-origin``.
+    For RELION origins see ``geometry.poses.displacement_px``.
     """
     ky, kx = (k.to(shift_px.dtype) for k in frequency_grid(box_size_px, shift_px.device))
     shift_x, shift_y = (s[..., None, None] for s in shift_px.unbind(-1))

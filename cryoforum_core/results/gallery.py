@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..config import AMBIGUOUS_REASON, JUNK_REASONS
+from ..geometry.poses import displacement_px
 from ..imaging.fourier import ifft_image
 from ..matching.likelihood import predicted, to_images
 from ..matching.matching_model import MatchingModel
@@ -22,9 +23,9 @@ def write_gallery(path: Path, images: ImagePreparation, model: MatchingModel, ar
     rows = np.array(rows)
     images_ft, ctf = images.transforms(rows)
     matched = model.images(images_ft, ctf)
-    displacement_px = -arrays["shift_angstrom"][rows] / images.pixel_size_angstrom
+    offset_px = displacement_px(arrays["shift_angstrom"][rows], images.pixel_size_angstrom)
     projections = predicted(matched, model.volume, *(torch.from_numpy(values).to(images_ft.device) for values in (
-        arrays["quaternion"][rows], displacement_px)))
+        arrays["quaternion"][rows], offset_px)))
     with atomic_path(path) as temporary:
         np.savez(temporary, images=ifft_image(images_ft).cpu().numpy(),
                  projections=to_images(projections, matched).cpu().numpy(), kind=np.array(kinds),
