@@ -32,6 +32,7 @@ from cryoforum_core.particles.preparation import ImagePreparation
 from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.reconstruction.reconstruct import half_sets, reconstruct_halves
+from cryoforum_core.results.pose_results import PoseResults
 from cryoforum_core.selection.measures import MEASURES, measures_of
 
 RANDOM_DRAWS = 3
@@ -135,7 +136,7 @@ class Case:
 def rows_of_comparison(case: Case, n_kept: int) -> list[list[str]]:
     """The best ``n_kept`` by each measure: junk among them, and their map."""
     with np.load(case.path / case.run / "orientation_posterior.npz", allow_pickle=False) as arrays:
-        measures = measures_of(arrays)
+        measures = measures_of(PoseResults.from_arrays(arrays))
     qualities = {name: MEASURES[name].quality(measures[name]) for name in MEASURES_SHOWN}
     made = case.path / "simulate"
     qualities[COLUMN] = relion_probability(made / "particles.star", made / "map.mrc", case.path / "relion")

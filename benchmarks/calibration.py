@@ -27,6 +27,7 @@ from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import quaternion_to_matrix
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.results.pose_results import PoseResults
 from cryoforum_core.selection.measures import measures_of
 
 DISPERSIONS = ("dispersion-max", "dispersion-trace", "dispersion-wigner")
@@ -73,7 +74,7 @@ def judged(run: Path, truth: Path, symmetry: str, is_ab_initio: bool, probabilit
     views = quaternion_to_matrix(known_poses.quaternion)[:, 2].numpy()
     cone = (views @ even_directions(N_CONES).T).argmax(1)
     of_cones = np.array([within[cone == i].mean() for i in range(N_CONES) if (cone == i).any()])
-    measures = measures_of(posterior)
+    measures = measures_of(PoseResults.from_arrays(posterior))
     return {"n": len(error), "held": float(within.mean()),
             "shift_held": float((shift_error <= posterior["shift_error_bound_angstrom"]).mean()),
             "quartiles": [float(within[quarter == i].mean()) for i in range(4)],

@@ -21,6 +21,7 @@ import numpy as np
 from cryoforum_core.config import JUNK_KINDS
 from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.results.pose_results import PoseResults
 from cryoforum_core.selection.measures import MEASURES, measures_of
 
 RANDOM_DRAWS = 200
@@ -132,7 +133,7 @@ def command(work: Path, job: str, out: str, *arguments: object) -> dict:
 def read_scored(work: Path) -> Scored:
     """The run of predict beside the truth, joined by particle id."""
     with np.load(work / "predict/orientation_posterior.npz") as arrays:
-        measures, particle_id = measures_of(arrays), arrays["particle_id"]
+        measures, particle_id = measures_of(PoseResults.from_arrays(arrays)), arrays["particle_id"]
     truth = ParticleTable.read(work / "simulate/truth.star")
     kind_of = dict(zip(truth.integers("rlnParticleId").tolist(), truth.strings(JUNK_KIND_COLUMN).tolist(), strict=True))
     with open(work / "evaluate/errors.csv", newline="") as file:

@@ -107,7 +107,8 @@ def _figures(value, name: str = ""):
 
 
 def same(first: np.ndarray, second: np.ndarray) -> bool:
-    return first.shape == second.shape and np.array_equal(first, second, equal_nan=first.dtype.kind in "fc" == second.dtype.kind)
+    is_number = first.dtype.kind in "fc" and second.dtype.kind in "fc"
+    return first.shape == second.shape and np.array_equal(first, second, equal_nan=is_number)
 
 
 def compare(before: Path, after: Path) -> int:

@@ -20,6 +20,7 @@ from relion_probability import COLUMN, relion_probability
 from cryoforum_core.config import JUNK_KINDS
 from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.results.pose_results import PoseResults
 from cryoforum_core.selection.measures import MEASURES, measures_of
 from cryoforum_core.selection.selection import REASON_COLUMN
 
@@ -53,7 +54,7 @@ def judge(work: Path, name: str, with_relion: bool) -> Judged:
     truth = ParticleTable.read(work / f"{name}_set" / "truth.star")
     kind_of = dict(zip(truth.integers("rlnParticleId").tolist(), truth.strings(JUNK_KIND_COLUMN).tolist(), strict=True))
     with np.load(work / f"{name}_predict" / "orientation_posterior.npz", allow_pickle=False) as arrays:
-        measures, ids = measures_of(arrays), arrays["particle_id"].tolist()
+        measures, ids = measures_of(PoseResults.from_arrays(arrays)), arrays["particle_id"].tolist()
     kind, reasons = np.array([kind_of[i] for i in ids]), rejected_reasons(work, f"{name}_select")
     areas = {}
     for measure in MEASURES_SHOWN:

@@ -1,9 +1,10 @@
 """The command line ``cryoforum JOB --out DIRECTORY ...``: the configs of config.py, one field, one flag.
 
-Exit codes: 0 done, 1 an error of the program (with traceback), 2 bad input (the problems, no traceback), 3 the data did
-not determine the result, 130 interrupted. Nothing here imports torch before the arguments are read, so that ``--help`` is quick.
+Exit codes: 0 done, 1 an error of the program (with traceback), 2 bad input (the problems, no traceback), 3 not
+converged, 130 interrupted. Nothing here imports torch before the arguments are read, so that ``--help`` is quick.
 """
 
+import contextlib
 import logging
 import os
 import shlex
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 
 from . import __version__, config
 from .errors import InputError, Interrupted, NotConverged
+from .interruption import stop_between_steps, stop_if_asked
 
 logger = logging.getLogger("cryoforum")
 
@@ -36,15 +38,16 @@ JOBS: dict[str, type[config.JobConfig]] = {
 }
 
 EXIT_BAD_INPUT, EXIT_NOT_CONVERGED, EXIT_INTERRUPTED = 2, 3, 130
+_STOPPING = "\nstopping at the end of this step; press Ctrl-C again to stop at once\n"
 
 _OVERVIEW = """\
-cryoforum {version}: orientations of cryo-EM particles with an uncertainty, and 3-D clean-up
+cryoforum {version}: orientations of cryo-EM particles with a calibrated error, and 3-D clean-up
 
 usage: cryoforum JOB --out DIRECTORY [options]
 
 {jobs}
 
-cryoforum JOB --help lists the options of a job. A typical sequence:
+cryoforum JOB --help lists the options of a job. A typical workflow:
 
   cryoforum simulate --out set --n-particles 2000 --junk-fraction 0.15
   cryoforum train    --out network --particles set/particles.star --reference set/map.mrc --max-minutes 5
@@ -57,7 +60,7 @@ cryoforum JOB --help lists the options of a job. A typical sequence:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``cryoforum`` and ``python -m cryoforum_core``; ends the process with an exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # before PyTorch is loaded: threads that wait by spinning stop each other where other programs use the cores, too
+    # before PyTorch is loaded: threads that spin while they wait slow each other down on busy cores
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview(), end="")
@@ -73,13 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str]) -> config.JobConfig:
-    """The configuration that the arguments ask for. Raises InputError where values break a rule.
+    """The configuration given by the arguments. Raises InputError where a value breaks a rule.
 
-    As every command line does, it prints and ends the process for ``--help`` and for unknown or missing flags (2).
+    Prints and exits for ``--help`` and for unknown or missing flags (exit code 2), like any command line.
     """
     job, *options = arguments
     if job not in JOBS:
-        raise InputError(f"The first argument must be a job; {job!r} is none. Jobs: {', '.join(JOBS)}.")
+        raise InputError(f"The first argument must be a job; {job!r} is not one. Jobs: {', '.join(JOBS)}.")
     model = JOBS[job]
     values = tyro.cli(_Flags, args=options, prog=f"cryoforum {job}", description=model.__doc__,
                       registry=_registry(model))
@@ -90,11 +93,11 @@ def parse(arguments: Sequence[str]) -> config.JobConfig:
 
 
 class _Flags(dict):
-    """The values of one job's flags, not checked yet; ``_registry`` says which flags there are."""
+    """The values of the flags of a job, not yet validated; ``_registry`` defines the flags."""
 
 
 def _registry(model: type[config.JobConfig]) -> tyro.constructors.ConstructorRegistry:
-    """Flags for the fields of ``model``: those of the job first, those of every job last; checked by pydantic later."""
+    """Flags for the fields of ``model``: those of the job first, those of all jobs last. Pydantic validates them later."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.struct_rule
@@ -118,7 +121,7 @@ def _rank(model: type[config.JobConfig], name: str) -> int:
 
 def _flag(model: type[config.JobConfig], name: str) -> tyro.constructors.StructFieldSpec:
     field = model.model_fields[name]
-    # pydantic takes the constraints out of the annotation; they are checked when the model is made
+    # pydantic removes the constraints from the annotation; they are checked when the model is created
     annotation, is_optional = _without_none(field.annotation)
     hints = {"help_behavior_hint": ""} if is_optional and field.default is None else {}
     if (field.json_schema_extra or {}).get("positional"):
@@ -141,7 +144,7 @@ def _without_none(annotation) -> tuple[object, bool]:
 
 
 def _sentence(problem: dict) -> str:
-    """One problem that pydantic found, as a sentence."""
+    """A validation error of pydantic as a sentence."""
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return message[0].upper() + message[1:] + "."
@@ -152,36 +155,35 @@ def _sentence(problem: dict) -> str:
 
 def _run(parsed: config.JobConfig, arguments: Sequence[str]) -> int:
     _log_to_stdout()
-    # a queue stops jobs with SIGTERM; it must end like Ctrl-C
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        from . import jobs
+    command = ["cryoforum", *arguments] + ([] if "--resume" in arguments else ["--resume"])
+    hint = f"Continue with: {shlex.join(command)}"
 
-        getattr(jobs, parsed.job.replace("-", "_"))(parsed)
+    def end_at_once() -> None:
+        # an exception could be lost in a callback, and what is being written is not under its final name yet
+        with contextlib.suppress(OSError):
+            os.write(2, f"\ninterrupted.\n{hint}\n".encode())
+        os._exit(EXIT_INTERRUPTED)
+
+    try:
+        # queueing systems stop jobs with SIGTERM
+        with stop_between_steps((signal.SIGINT, signal.SIGTERM), _STOPPING, end_at_once):
+            from . import jobs
+
+            stop_if_asked()
+            getattr(jobs, parsed.job.replace("-", "_"))(parsed)
     except InputError as error:
         _fail(error)
     except NotConverged as reason:
         print(f"did not converge: {reason}", file=sys.stderr, flush=True)
         return EXIT_NOT_CONVERGED
     except (KeyboardInterrupt, Interrupted) as stop:
-        command = ["cryoforum", *arguments] + ([] if "--resume" in arguments else ["--resume"])
-        print(f"\ninterrupted. {stop or ''}\nGo on with: {shlex.join(command)}", file=sys.stderr, flush=True)
+        print(f"\ninterrupted. {stop or ''}\n{hint}", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     return 0
 
 
-def _interrupt(*_) -> None:
-    """As Ctrl-C; also where the shell had the job ignore Ctrl-C, as it does with what a script starts in the background."""
-    if callable(signal.getsignal(signal.SIGINT)):
-        signal.raise_signal(signal.SIGINT)
-    else:
-        raise KeyboardInterrupt
-
-
 def _log_to_stdout() -> None:
-    """Lines of the log beside the progress, on standard output, flushed as they come."""
+    """Log lines on standard output, next to the progress."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Format())
     logger.handlers = [handler]

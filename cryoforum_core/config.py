@@ -9,13 +9,19 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-JunkKind = Literal["noise", "off-centre", "overlap", "other-molecule", "blank"]
-JUNK_KINDS: tuple[JunkKind, ...] = ("noise", "off-centre", "overlap", "other-molecule", "blank")
+from . import catalogue
 
-JunkReason = Literal["not-a-particle", "overlapping-neighbour", "off-centre", "another-object"]
-AMBIGUOUS_REASON = "ambiguous-orientation"
-RejectedReason = JunkReason | Literal["ambiguous-orientation"]
-JUNK_REASONS: tuple[JunkReason, ...] = ("not-a-particle", "overlapping-neighbour", "off-centre", "another-object")
+JunkKind = Literal[*catalogue.JUNK_KINDS]
+JUNK_KINDS: tuple[JunkKind, ...] = catalogue.JUNK_KINDS
+
+JunkReason = Literal[*catalogue.JUNK_REASONS]
+AMBIGUOUS_REASON = catalogue.AMBIGUOUS
+RejectedReason = Literal[*catalogue.CHOSEN_REASONS]
+JUNK_REASONS: tuple[JunkReason, ...] = catalogue.JUNK_REASONS
+
+EncoderName = Literal[*catalogue.ENCODERS]
+HeadName = Literal[*catalogue.HEADS]
+MeasureName = Literal["auto", *catalogue.MEASURES]
 
 BenchmarkMethod = Literal["hybrid", "end-to-end", "end-to-end-aided", "per-image", "known"]
 
@@ -23,7 +29,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Coverage = Annotated[float, Field(gt=0, lt=1)]
-DEFAULT_COVERAGE = 0.9
+DEFAULT_COVERAGE = catalogue.DEFAULT_COVERAGE.value
 
 
 class JobConfig(BaseModel):
@@ -32,16 +38,16 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     out: Path
-    """Directory of the run; new or empty, or one to go on with (--resume)."""
+    """Directory of the run: new, empty, or that of a run to continue (--resume)."""
     device: str = "auto"
     """Where to compute: auto (a GPU when there is one), cpu, cuda or cuda:N."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     resume: bool = False
-    """Go on with the run in --out."""
+    """Continue the run in --out."""
 
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"max_steps", "max_minutes"})
-    """Options that need not be the same when a run goes on: its budget."""
+    """Options that may differ when a run is continued: its budget."""
 
 
 class ImageInputConfig(BaseModel):
@@ -49,17 +55,17 @@ class ImageInputConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    contrast: Literal["auto", "bright", "dark"] = "auto"
-    """Protein brighter or darker than its surroundings; auto measures it and says what it found."""
-    ctf_state: Literal["auto", "raw", "phase-flipped", "multiplied", "none"] = "auto"
-    """What was done to the CTF before: nothing (raw), phases flipped, or multiplied by the CTF; none: the images were
-    simulated without a CTF, and need no columns of it."""
+    contrast: Literal[*catalogue.CONTRASTS] = "auto"
+    """Whether protein is brighter or darker than its surroundings; auto: measured on the images and written to the log."""
+    ctf_state: Literal[*catalogue.CTF_STATES] = "auto"
+    """CTF correction that the images have had: raw (none), phase-flipped, or multiplied by the CTF; none: the images were
+    simulated without a CTF and need no CTF columns. auto: as the images show."""
     pixel_size_angstrom: PositiveFloat | None = None
-    """Pixel size of the images, where the particles' file does not say it."""
+    """Pixel size of the images, if the particles' file does not give it."""
 
 
 class SimulateConfig(JobConfig):
-    """Noisy particle images with known poses from a map or an atomic model."""
+    """Simulates noisy particle images with known poses from a map or an atomic model."""
 
     job: Literal["simulate"] = "simulate"
     model: Path | None = None
@@ -73,10 +79,10 @@ class SimulateConfig(JobConfig):
     snr: PositiveFloat = 0.1
     """Variance of the clean images (after CTF) over variance of the noise; inf for none."""
     ctf: Literal["box", "padded", "none"] = "box"
-    """box: the CTF acts on the image's own grid, as in RELION's projections; padded: on a grid of twice the box that is
-    cropped afterwards, so that what it carries out of the box is lost; none: no CTF (1 everywhere)."""
+    """box: the CTF acts on the image's own grid, as in RELION's projections; padded: on a grid of twice the box, cropped
+    afterwards, so that signal delocalised out of the box is lost; none: no CTF (1 everywhere)."""
     noise: Literal["white", "coloured"] = "white"
-    """coloured: nine times the power at low resolution, as ice and detectors make it."""
+    """coloured: nine times the power at low resolution, as from ice and detector."""
     defocus_min_angstrom: float = 8000.0
     """Smallest mean defocus; underfocus is positive."""
     defocus_max_angstrom: float = 20000.0
@@ -90,19 +96,19 @@ class SimulateConfig(JobConfig):
     amplitude_contrast: Fraction = 0.1
     """Fraction of amplitude contrast."""
     shift_rms_px: Annotated[float, Field(ge=0)] = 2.0
-    """Standard deviation of the particle's displacement along x and along y."""
+    """Standard deviation of the particle's shift along x and along y."""
     junk_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction of the images that are junk."""
-    junk_kinds: tuple[JunkKind, ...] = JUNK_KINDS
-    """Kinds of junk, in equal shares."""
+    """Fraction of junk images."""
+    junk_kinds: tuple[JunkKind, ...] = Field(
+        JUNK_KINDS, description=f"Kinds of junk, in equal shares. {catalogue.meanings(catalogue.SIMULATED_JUNK)}.")
     other_model: Path | None = None
     """Map or atomic model of the junk kind other-molecule; by default one that comes with the package."""
     preferred_view_fraction: Fraction = 0.0
-    """Fraction of the particles that lie within preferred_view_width_deg of one viewing direction."""
+    """Fraction of the particles within --preferred-view-width-deg of one viewing direction."""
     preferred_view_width_deg: PositiveFloat = 20.0
     """Radius of the cap of preferred viewing directions."""
     symmetry: str = "c1"
-    """Point group of the molecule, written to the summary; poses are drawn over all rotations."""
+    """Point group of the molecule, written to the summary; poses are drawn from all rotations."""
 
     @model_validator(mode="after")
     def _defocus_is_a_range(self):
@@ -113,68 +119,68 @@ class SimulateConfig(JobConfig):
 
 
 class TrainConfig(JobConfig, ImageInputConfig):
-    """A network that finds orientations, from particles with poses, a reference map, or both."""
+    """Trains a network that finds orientations, on particles with poses, a reference map, or both."""
 
     job: Literal["train"] = "train"
     particles: Path
-    """STAR or .cs file. With poses they are the labels; with --reference only CTF and noise are taken from it."""
+    """STAR or .cs file. Its poses are the labels; with --reference only its CTFs and noise are used."""
     reference: Path | None = None
-    """Map to train from: simulated projections with the particles' own CTFs and noise spectrum."""
+    """Map to train on: simulated projections with the particles' own CTFs and noise spectrum."""
     from_checkpoint: Path | None = None
-    """Run or checkpoint to fine-tune."""
+    """Run of train, or its checkpoint, to train further."""
     symmetry: str = "c1"
     """Point group of the molecule in RELION's notation: c1, c3, d2, t, o, i1, ..."""
-    encoder: Literal["polar", "compact", "cryoforum", "cryoposenet"] = "polar"
-    """Encoder of the images: our best, which knows what turned and mirrored images are; a plain one; the two published."""
-    head: Literal["qcqp", "qcqp-psd", "s2s2", "quaternion", "euler"] = "qcqp"
-    """What the network says an orientation by; qcqp and qcqp-psd come with an uncertainty."""
+    encoder: EncoderName = Field(
+        "polar", description=f"Part of the network that reads the image. {catalogue.meanings(catalogue.ENCODERS)}.")
+    head: HeadName = Field("qcqp", description=f"Rotation parametrisation. {catalogue.meanings(catalogue.HEADS)}.")
     network_box_size_px: PositiveInt | None = None
     """Images are Fourier-cropped to this box; default: the particles' own, at most 128, and at most 32 on a CPU, where
-    more and smaller steps learn faster."""
+    many fast steps train better than few slow ones."""
     filter_channels: int = 5
-    """Low-pass filtered copies of the image beside it; 0 for none (all encoders but cryoposenet)."""
-    pooling: Literal["auto", "gem", "average", "max", "flatten"] = "auto"
-    """How the last feature maps become one vector; auto: the encoder's own (gem for cryoforum, else
-    flatten); the encoder polar has none."""
-    activation: Literal["auto", "prelu", "relu", "silu"] = "auto"
-    """auto: the encoder's own (prelu for cryoforum, else relu)."""
+    """Low-pass filtered copies of the image, given to the network beside it; 0 for none (all encoders but cryoposenet)."""
+    pooling: Literal[*catalogue.POOLINGS] = "auto"
+    """How the last feature maps become one vector; auto: the encoder's own; the encoder polar has no pooling."""
+    activation: Literal[*catalogue.ACTIVATIONS] = "auto"
+    """Non-linearity between the layers; auto: the encoder's own."""
     width: PositiveInt | None = None
     """Channels of the encoder's first block; default: the encoder's own."""
     dropout: Fraction = 0.0
-    """Fraction of the features left out at random while training."""
-    loss: Literal["pairwise-to-own", "own", "pairwise", "chordal"] = "pairwise-to-own"
-    """Orientation loss; pairwise-to-own goes from pairs to each image's own error (Cryo-forum)."""
+    """Fraction of the features dropped at random in training."""
+    loss: Literal[*catalogue.LOSSES] = "pairwise-to-own"
+    """Orientation loss; pairwise-to-own: first the angles between pairs of images, later each image's own error
+    (Cryo-forum)."""
     bingham_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the Bingham negative log-likelihood, which gives the uncertainty its unit."""
+    """Weight of the Bingham negative log-likelihood, which calibrates the uncertainty in degrees."""
     shift_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the error of the shift."""
     augment: bool = True
-    """In-plane rotation, shift, scale and noise, labels following."""
+    """Augment the images by in-plane rotation, shift, scale and noise, and change the labels accordingly."""
     particle_fraction: Fraction | None = None
-    """Share of the particles' own images in a batch, the rest are simulated projections; default: a half where the
-    particles are the labels (the map is then made of them), none with --reference."""
+    """Fraction of a batch that is the particles' own images; the rest are simulated projections. Default: one half if
+    the poses are the labels (the map is then reconstructed from them), none with --reference."""
     shift_rms_angstrom: PositiveFloat | None = None
-    """Standard deviation of simulated displacements along x and y; default: 4 % of the box."""
+    """Standard deviation of simulated shifts along x and y; default: 4 % of the box."""
     batch_size: PositiveInt = 128
-    """Images in a step."""
+    """Images per step."""
     max_steps: PositiveInt = 20000
-    """Steps of the whole training."""
+    """Largest number of training steps."""
     max_minutes: PositiveFloat | None = None
-    """Stop after this time; the schedule is stretched to end there."""
+    """Stop after this time; the learning-rate schedule is stretched to end then."""
     learning_rate: PositiveFloat | None = None
-    """Largest learning rate of the schedule; default: 6e-3 for the encoder polar, 3e-3 for the others."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the encoder while it is trained; auto: bfloat16 on GPUs and on CPUs with AMX, float32 on others, where it is faster."""
+    """Largest learning rate of the schedule; default: the encoder's own."""
+    precision: Literal[*catalogue.PRECISIONS] = "auto"
+    """Number format of the encoder in training; auto: bfloat16 on GPUs and CPUs with AMX, where it is faster, else
+    float32."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Fraction of the particles that is held out to judge the network."""
+    """Fraction of the particles held out to test the network."""
     patience_evaluations: PositiveInt = 10
-    """Early stop after this many evaluations without a better held-out loss."""
-    half_set: Literal["all", "1", "2"] = "all"
+    """Stop early after this many evaluations without a lower held-out loss."""
+    half_set: Literal[*catalogue.HALF_SETS] = "all"
     """Train on one half set only (rlnRandomSubset)."""
 
 
 class PredictConfig(JobConfig, ImageInputConfig):
-    """Orientations, shifts and their uncertainty for every particle."""
+    """Finds the orientation and shift of every particle, with their uncertainty."""
 
     job: Literal["predict"] = "predict"
     particles: Path
@@ -183,89 +189,90 @@ class PredictConfig(JobConfig, ImageInputConfig):
     """Run of train, or its checkpoint directory."""
     reference: Path | None = None
     """Map to match against; default: the one the network was trained with."""
-    refinement: Literal["none", "local", "adaptive"] = "adaptive"
-    """none: the network alone; local: Gauss-Newton matching from the network's pose; adaptive: also search again
-    where the network is unsure or the match is poor."""
+    refinement: Literal[*catalogue.REFINEMENTS] = "adaptive"
+    """none: the network alone; local: Gauss-Newton matching from the network's pose; adaptive: also an exhaustive search
+    if the network is uncertain or the match is poor."""
     resolution_angstrom: PositiveFloat | None = None
     """Finest resolution used in matching; default: the Nyquist limit."""
     max_shift_angstrom: PositiveFloat | None = None
-    """Largest displacement searched; default: an eighth of the box."""
+    """Largest shift searched; default: an eighth of the box."""
     symmetry: str | None = None
     """Point group; default: the network's."""
     coverage: Coverage = DEFAULT_COVERAGE
-    """Part of the particles whose error is within its bound."""
+    """Nominal coverage of the error bounds: the fraction of particles whose error is within its bound."""
     calibrate: bool = True
-    """Learn the errors from images of the map, made like the set's own; without it they are what the matches say."""
+    """Calibrate the errors on images of the map, simulated like the set's own; without it they are uncalibrated, as the
+    matches give them."""
     calibration_particles: Path | None = None
-    """Particles with trusted poses in the map's frame, not used in training, to learn the errors from instead."""
+    """Particles with trusted poses in the map's frame, not used in training, on which the errors are calibrated instead."""
     batch_size: PositiveInt = 256
-    """Images at a time."""
+    """Images processed together."""
 
 
 class AbInitioConfig(JobConfig, ImageInputConfig):
-    """A first map, orientations and a trained network, from images and their CTF alone."""
+    """Makes a first map, orientations and a trained network from images and their CTF alone."""
 
     job: Literal["ab-initio"] = "ab-initio"
     particles: Path
-    """STAR or .cs file with CTF; poses that it may have are not used."""
-    method: Literal["hybrid", "end-to-end"] = "hybrid"
-    """hybrid: search from a random start, then half maps, network and refinement; end-to-end: network and map learn
-    together from random weights (CryoPoseNet)."""
+    """STAR or .cs file with CTF; its poses, if any, are ignored."""
+    method: Literal[*catalogue.AB_INITIO_METHODS] = "hybrid"
+    """hybrid: search from a random start, then half maps, network and refinement; end-to-end: network and map are
+    trained together from random weights (CryoPoseNet)."""
     symmetry: str = "c1"
-    """Point group of the molecule; the search runs in c1 first, finds the axes, then imposes them (hybrid)."""
+    """Point group of the molecule; the search runs in c1, then finds the axes and imposes them (hybrid)."""
     seeds: PositiveInt = 2
     """Independent searches from different random starts; the best is chosen by held-out likelihood (hybrid)."""
     particle_diameter_angstrom: PositiveFloat | None = None
-    """Diameter of the sphere in which the map may have density; default: 90 % of the box."""
+    """Diameter of the spherical solvent mask; default: 90 % of the box."""
     max_shift_angstrom: PositiveFloat | None = None
-    """Largest displacement searched; default: an eighth of the box (hybrid)."""
+    """Largest shift searched; default: an eighth of the box (hybrid)."""
     resolution_angstrom: PositiveFloat | None = None
-    """Finest resolution used, by end-to-end in the final map alone; default: the Nyquist limit."""
+    """Finest resolution used (by end-to-end only in the final map); default: the Nyquist limit."""
     hand_reference: Path | None = None
-    """Map of known hand, of the same or a similar molecule; without one the hand stays undetermined (hybrid)."""
+    """Map of known hand, of the same or a similar molecule; without one the hand is not determined (hybrid)."""
     search_steps: PositiveInt = 400
     """Steps of the search from a random start (hybrid)."""
     train_minutes: PositiveFloat | None = None
-    """Time for training the network; default: half of the time spent before (hybrid), or what --epochs need. May change
-    when a run goes on; a network that is finished stays as it is."""
+    """Time for training the network; default: half of the time spent before (hybrid), or what --epochs need. May differ
+    when a run is continued; a network that is finished stays as it is."""
     coverage: Coverage = DEFAULT_COVERAGE
-    """Part of the particles whose error is within its bound."""
+    """Nominal coverage of the error bounds: the fraction of particles whose error is within its bound."""
     skip: tuple[Literal["distillation", "end-to-end", "refinement"], ...] = ()
-    """Parts of hybrid to leave out, to see what each is worth."""
+    """Parts of hybrid to leave out, to test what each contributes."""
     poses: Literal["encoder", "per-image", "known"] = "encoder"
     """end-to-end: where poses come from; per-image and known are CryoPoseNet's baselines, by automatic
     differentiation for each image, or from the particles' file."""
-    encoder: Literal["polar", "compact", "cryoforum", "cryoposenet"] | None = None
-    """Encoder; default: polar for hybrid, cryoposenet for end-to-end."""
-    head: Literal["qcqp", "qcqp-psd", "s2s2", "quaternion", "euler"] | None = None
-    """What the network says an orientation by; default: qcqp for hybrid, s2s2 for end-to-end."""
+    encoder: EncoderName | None = None
+    """Encoder, as in train; default: polar for hybrid, cryoposenet for end-to-end."""
+    head: HeadName | None = None
+    """Rotation parametrisation, as in train; default: qcqp for hybrid, s2s2 for end-to-end."""
     network_box_size_px: PositiveInt | None = None
-    """Images are Fourier-cropped to this box for the network; default as in train."""
+    """Images are Fourier-cropped to this box for the network; default: as in train."""
     epochs: PositiveInt = 30
     """end-to-end: passes over the images."""
     shifts: bool = True
-    """end-to-end: find displacements too; CryoPoseNet's images had none."""
+    """end-to-end: find shifts too; CryoPoseNet's images had none."""
     batch_size: PositiveInt = 128
-    """Images in a step."""
+    """Images per step."""
     learning_rate: PositiveFloat | None = None
     """Largest learning rate of the network; default: the method's own."""
     symmetric_loss: bool = False
-    """end-to-end: encode each image and its copy turned by 180 degrees, and keep the better (against mirror minima)."""
+    """end-to-end: encode each image and its copy rotated by 180 degrees, and keep the better (against mirror minima)."""
     n_heads: PositiveInt = 1
-    """end-to-end: hypotheses for each image; only the best learns (winner takes all)."""
+    """end-to-end: hypotheses per image; only the best is trained (winner takes all)."""
     frequency_marching: bool = False
     """end-to-end: compare low frequencies first."""
     random_pose_weight: Annotated[float, Field(ge=0)] = 0.0
-    """end-to-end: weight of the error of the poses found for projections at random poses of the current map."""
+    """end-to-end: weight of a loss on projections of the current map at random poses, which the network must recover."""
     per_image_after_epoch: PositiveInt | None = None
-    """end-to-end: from this epoch on poses are improved for each image directly, without the encoder."""
+    """end-to-end: from this epoch on the pose of each image is optimised directly, without the encoder."""
 
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"train_minutes"})
     OPTIONS_OF: ClassVar[dict[str, tuple[str, ...]]] = {
         "hybrid": ("seeds", "max_shift_angstrom", "hand_reference", "search_steps", "skip"),
         "end-to-end": ("poses", "epochs", "shifts", "symmetric_loss", "n_heads", "frequency_marching",
                        "random_pose_weight", "per_image_after_epoch")}
-    """Options that only one method knows."""
+    """Options of one method only."""
 
     @model_validator(mode="after")
     def _options_are_of_the_method(self):
@@ -273,13 +280,13 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
         others = [name for method, names in self.OPTIONS_OF.items() if method != self.method for name in names]
         given = [f"--{name.replace('_', '-')}" for name in others if getattr(self, name) != fields[name].default]
         if given:
-            raise ValueError(f"--method {self.method} does not know {' and '.join(given)}; leave them out, or choose "
+            raise ValueError(f"--method {self.method} has no option {' and '.join(given)}; leave them out, or choose "
                              "the other method")
         return self
 
 
 class ReconstructConfig(JobConfig, ImageInputConfig):
-    """Map, half maps and FSC from particles with poses."""
+    """Reconstructs map, half maps and FSC from particles with poses."""
 
     job: Literal["reconstruct"] = "reconstruct"
     particles: Path
@@ -289,40 +296,39 @@ class ReconstructConfig(JobConfig, ImageInputConfig):
     max_resolution_angstrom: PositiveFloat | None = None
     """Finest resolution of the map; default: the Nyquist limit."""
     mask_radius_angstrom: PositiveFloat | None = None
-    """Radius of the soft sphere in which the half maps are compared; default: 45 % of the box."""
+    """Radius of the soft spherical mask within which the FSC is computed; default: 45 % of the box."""
     weight_by: str | None = None
     """Column whose values (0 to 1) weight the particles, e.g. rlnCryoforumFigureOfMerit."""
 
 
 class SelectConfig(JobConfig):
-    """Keeps the particles with trustworthy orientations; the others are written too, each with a reason."""
+    """Keeps the particles with trustworthy orientations; the others are written too, with the reason for each."""
 
     job: Literal["select"] = "select"
     run: Path
     """Run of predict or ab-initio."""
-    measure: Literal["auto", "particle-probability", "match-score", "expected-error", "error-bound", "figure-of-merit",
-                     "dispersion-max", "dispersion-trace", "dispersion-wigner"] = "auto"
-    """What to judge particles by; auto is the first of these that the run has: the probability to be a particle, the
-    match score, the expected error."""
+    measure: MeasureName = "auto"
+    """Measure by which particles are ranked; auto: the first of these that the run has: the probability to be a particle,
+    the match score, the expected error."""
     auto: bool = False
-    """Let the map decide: half maps of the best fractions by --measure are compared with those of as many particles
-    taken at random, and a fraction is kept only where its map is better; needs the images. Without this, and without a
-    criterion, what is more likely junk than a particle is rejected; of the other measures the distribution decides: two
-    populations are parted, one is kept whole."""
+    """Choose by the map: half maps of the best fractions by --measure are compared with those of equally many random
+    particles, and a fraction is kept only if its map is better; needs the images. Without this and without a criterion,
+    select rejects particles with a probability below 0.5; with other measures it separates two populations, and keeps all
+    if there is only one."""
     reasons: tuple[RejectedReason, ...] = JUNK_REASONS
-    """Kinds of junk to reject, by themselves and beside a limit of errors; those that are left out are kept. A particle of
-    ambiguous orientation is no junk, and goes only where it is named. What is off-centre is also written to
-    recentre.star, with the origins that recentre it: extract it again from there."""
+    """Kinds of junk to reject, also with a limit on the errors; kinds that are not named are kept. Particles of ambiguous
+    orientation are not junk, and are rejected only if named. Off-centre particles are also written to recentre.star, with
+    the origins that recentre them, for a new extraction."""
     protect_views: bool = True
-    """Keep rare views: no view cone's share falls by more than the share of junk found in it. Limits given by
-    --threshold and --max-error-deg hold as they are."""
+    """Protect rare viewing directions: the share of a cone of directions falls by no more than the share of junk found in
+    it. Does not apply to --threshold and --max-error-deg."""
     keep_fraction: Fraction | None = None
-    """Keep this fraction, the best."""
+    """Keep the best particles, this fraction of all."""
     keep_count: PositiveInt | None = None
-    """Keep so many, the best."""
+    """Keep the best particles, this many."""
     max_error_deg: PositiveFloat | None = None
-    """Keep particles whose expected error is at most this, and no junk; may go with --threshold on another measure. For
-    bounds: --measure error-bound --threshold."""
+    """Keep particles whose expected error is at most this and that are not junk; may be combined with --threshold on another
+    measure. For error bounds use --measure error-bound --threshold."""
     threshold: float | None = None
     """Keep particles whose --measure is at least (scores) or at most (errors and dispersions) this."""
 
@@ -336,73 +342,73 @@ class SelectConfig(JobConfig):
 
 
 class EvaluateConfig(JobConfig):
-    """Errors of poses against known ones, and of a map against a known one."""
+    """Compares poses with known ones, and a map with a known one."""
 
     job: Literal["evaluate"] = "evaluate"
     particles: Path
-    """STAR or .cs file with the poses to judge."""
+    """STAR or .cs file with the poses to assess."""
     truth: Path
     """STAR or .cs file with the known poses."""
     map: Path | None = None
-    """Map to judge."""
+    """Map to assess."""
     truth_map: Path | None = None
     """Known map."""
     symmetry: str = "c1"
     """Point group in RELION's notation; errors are the smallest over it."""
     align_frame: bool = False
-    """Find the rotation between the two frames first (poses from ab initio)."""
+    """First align the two frames by a rotation (for poses from ab initio)."""
     allow_mirror: bool = False
-    """Let the alignment mirror the poses (the hand is undetermined ab initio)."""
+    """Allow the alignment to mirror the poses (ab initio does not determine the hand)."""
     pixel_size_angstrom: PositiveFloat | None = None
-    """Pixel size, where origins are in pixels and the particles' file does not say it."""
+    """Pixel size, if origins are in pixels and the particles' file does not give it."""
 
 
 class ReportConfig(JobConfig):
-    """One HTML page, self-contained, about a finished run."""
+    """Writes one self-contained HTML page about a finished run."""
 
     job: Literal["report"] = "report"
     run: Path
     """Run of any job."""
     truth: Path | None = None
-    """STAR file with known poses, where there are some."""
+    """STAR file with known poses, if there are any."""
 
 
 class BenchmarkConfig(JobConfig):
-    """The data sets of a published table, run by several methods, beside the published figures."""
+    """Runs several methods on the data sets of a published table, and compares with the published figures."""
 
     job: Literal["benchmark"] = "benchmark"
     table: Annotated[Literal["cryoposenet"], Field(json_schema_extra={"positional": True})]
     """cryoposenet: Table 1 of Nashed et al. 2021 (arXiv 2107.02958), adenylate kinase without noise and at five
     signal-to-noise ratios, and with a CTF."""
     methods: tuple[BenchmarkMethod, ...] = ("hybrid", "end-to-end")
-    """hybrid and end-to-end: as in ab-initio; end-to-end-aided: with what later methods found against bad minima;
+    """hybrid and end-to-end: as in ab-initio; end-to-end-aided: with later remedies against bad minima;
     per-image and known: CryoPoseNet's baselines."""
     sets: tuple[Literal["A", "B", "C", "D", "E", "F", "G"], ...] = ("A", "B", "C", "D", "E", "F", "G")
     """A: no noise; B to F: 10, 5, 0, -5, -10 dB; G: 0 dB with CTF."""
     seeds: PositiveInt = 1
-    """Runs of every method, each from another random start."""
+    """Runs of each method, from different random starts."""
     scale: Literal["small", "full"] = "small"
     """full: as published, 10,000 images of 128 px at 0.8 A/px, for a GPU; small: 3,000 of 64 px at 1.6 A/px."""
     minutes: PositiveFloat | None = None
-    """Training time of each run but those of hybrid; default: 20 at small, 60 at full scale."""
+    """Training time of each run, except those of hybrid; default: 20 at small, 60 at full scale."""
     network_minutes: PositiveFloat | None = None
     """Training time of hybrid's network; default: as in ab-initio."""
     search_steps: PositiveInt | None = None
     """Steps of hybrid's search; default: as in ab-initio."""
     n_particles: PositiveInt | None = None
-    """Images of each set, of which the last tenth is for tests only; default: the scale's."""
+    """Images of each set, of which the last tenth is used for tests only; default: that of the scale."""
     box_size_px: PositiveInt | None = None
-    """Box of the images, even, always 102.4 A wide; default: the scale's."""
+    """Box of the images, even, always 102.4 A wide; default: that of the scale."""
     particles_of: Path | None = None
-    """Directory of sets that were made elsewhere, A, B, ..., each with input.star, particles.star (the known poses) and
+    """Directory of sets made elsewhere, A, B, ..., each with input.star, particles.star (the known poses) and
     truth.npz (map: the path of the true map), to be used instead of simulated ones."""
 
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"methods", "sets", "seeds"})
 
 
 class DoctorConfig(JobConfig):
-    """Versions, devices, and a 20-second self-test against known answers."""
+    """Shows versions and devices, and runs a 20-second self-test."""
 
     job: Literal["doctor"] = "doctor"
     out: Path | None = None
-    """Directory for summary.json; without one the result is only printed."""
+    """Directory for summary.json; without it the result is only printed."""

@@ -1,4 +1,4 @@
-"""The ways in which a job ends otherwise than with a result to rely on."""
+"""How a job ends without a reliable result."""
 
 from collections.abc import Iterable
 
@@ -16,11 +16,11 @@ class InputError(Exception):
 
 
 class Interrupted(Exception):
-    """The user stopped the job; what was done is saved and ``--resume`` goes on. Exit code 130."""
+    """The user stopped the job; its work so far is saved, and ``--resume`` continues. Exit code 130."""
 
 
 class NotConverged(Exception):
     """The job ran to its end and wrote its files, but the data did not determine the result. Exit code 3.
 
-    The message says what showed it; the run's report shows the figures.
+    The message gives the evidence; the run's report shows the figures.
     """

@@ -1,6 +1,6 @@
-"""The jobs: configuration in, run directory out. The file to open first.
+"""The jobs: configuration in, run directory out. The file to read first.
 
-Each job reads and checks all of its input before it writes anything, and reports every problem at once (InputError);
+Each job reads and checks all of its input before it writes anything, and reports all problems at once (InputError);
 then it calls one function of a lower layer, and writes ``summary.json`` last.
 """
 
@@ -35,12 +35,12 @@ from .run_directory import RunDirectory
 
 logger = logging.getLogger("cryoforum")
 
-# what results depend on, in the words of the package index
+# the libraries that results depend on, by their names on PyPI
 LIBRARIES = ("torch", "numpy", "roma", "torch-ctf", "mrcfile", "safetensors", "gemmi", "pydantic", "tyro", "matplotlib")
 
 
 class _Inputs:
-    """Reads the inputs of a job; leaving the block raises one InputError with the problems of all of them."""
+    """Reads the inputs of a job; the end of the block raises one InputError with all their problems."""
 
     def __init__(self, config: JobConfig):
         self._problems: list[str] = []
@@ -54,7 +54,7 @@ class _Inputs:
         return self
 
     def read(self, function: Callable, *arguments, **keywords):
-        """The function's result; None where it raised InputError, whose problems are kept."""
+        """The result of the function; None where it raised InputError, whose problems are collected."""
         try:
             return function(*arguments, **keywords)
         except InputError as error:
@@ -67,7 +67,7 @@ class _Inputs:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` (a GPU when there is one), ``cpu``, ``cuda`` or ``cuda:N``. Raises InputError where there is none."""
+    """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``. Raises InputError for a missing device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.partition(":")
@@ -77,8 +77,8 @@ def resolve_device(name: str) -> torch.device:
         raise InputError(f"--device {name} needs a GPU that PyTorch can use; none was found. Use --device cpu, or check "
                          "the driver (nvidia-smi) and that PyTorch was installed with CUDA.")
     if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
-        raise InputError(f"--device {name} must be one of the GPUs here; there are {torch.cuda.device_count()}, "
-                         f"numbered from 0. Use --device cuda:{torch.cuda.device_count() - 1} or less.")
+        raise InputError(f"--device {name} must be a GPU of this machine; it has {torch.cuda.device_count()}, numbered from "
+                         f"0. Use --device cuda:{torch.cuda.device_count() - 1} or lower.")
     return torch.device(name)
 
 
@@ -92,10 +92,10 @@ def describe_device(device: torch.device) -> str:
 
 def _perform(config: JobConfig, device: torch.device, purpose: str, work: Callable[[RunDirectory], dict]
              ) -> RunDirectory:
-    """Runs ``work`` in the run directory and writes what it returns as the summary."""
+    """Runs ``work`` in the run directory and writes the result as its summary."""
     run = RunDirectory(config.out)
     run.prepare(config, config.resume)
-    run.summary.unlink(missing_ok=True)  # it marks a finished run, and this one is not
+    run.summary.unlink(missing_ok=True)  # only a finished run has one
     logger.info("%s: %s", config.job, purpose)
     logger.info("device: %s; output: %s", describe_device(device), os.path.abspath(run.path))
     start = time.monotonic()
@@ -114,25 +114,25 @@ def _perform(config: JobConfig, device: torch.device, purpose: str, work: Callab
 
 
 def _write_report(run: RunDirectory, summary: dict) -> None:
-    """The page of the run itself. What goes wrong with it must not take the run's results away."""
+    """The report of the run. A problem with it must not lose the results."""
     from .report.report import write_report
 
     try:
         write_report(run, run.report, summary=summary)
     except Exception:
-        logger.exception("The report could not be made; the results are complete.")
+        logger.exception("The report could not be written; the results are complete.")
 
 
 def _once(job: Callable[[JobConfig], RunDirectory]) -> Callable[[JobConfig], RunDirectory]:
-    """A job that does nothing where --resume meets the same run, finished."""
+    """A job that does nothing where --resume is given for a finished run with the same options."""
     @functools.wraps(job)
     def job_unless_finished(config: JobConfig, **more) -> RunDirectory:
         run = RunDirectory(config.out)
         if config.resume and run.finished and run.config.is_file() and run.read_summary().get("job") == config.job:
             if not run.changed_options(config):
-                logger.info("%s is finished already; nothing to do.", run.path)
+                logger.info("%s is already finished; nothing to do.", run.path)
                 return run
-            logger.info("%s was finished with another budget; it is done anew.", run.path)
+            logger.info("%s was finished with another budget; running again.", run.path)
         return job(config, **more)
 
     return job_unless_finished
@@ -159,15 +159,15 @@ def simulate(config: SimulateConfig) -> RunDirectory:
 
 
 def ab_initio(config: AbInitioConfig, on_evaluate: Callable[..., dict[str, float]] | None = None) -> RunDirectory:
-    """Map, half maps, poses and a trained network, from images and CTF alone. Raises NotConverged at its end, also where
-    the run had ended so before.
+    """Map, half maps, poses and a trained network, from images and CTF alone. Raises NotConverged at the end where the
+    run did not converge, also when it is repeated with --resume.
 
-    ``on_evaluate``: figures to be noted while the end-to-end method trains (``ab_initio.plan.OnEvaluate``).
+    ``on_evaluate``: figures to record while the end-to-end method trains (``ab_initio.plan.OnEvaluate``).
     """
     run = _finished_ab_initio(config, on_evaluate=on_evaluate)
     summary = run.read_summary()
     if not summary["converged"]:
-        raise NotConverged(f"{summary['converged_reason']} The report shows it: {run.report}")
+        raise NotConverged(f"{summary['converged_reason']} See the report: {run.report}")
     return run
 
 
@@ -208,7 +208,7 @@ def train(config: TrainConfig) -> RunDirectory:
 
 @_once
 def predict(config: PredictConfig) -> RunDirectory:
-    """Poses and what is believed about them: particles.star, orientation_posterior.npz."""
+    """Poses and their posterior: particles.star, orientation_posterior.npz."""
     from .inference.predict import predict as predict_poses
     from .inference.setup import prediction_setup
     from .particles.dataset import load_particles
@@ -245,68 +245,34 @@ def reconstruct(config: ReconstructConfig) -> RunDirectory:
 
 @_once
 def select(config: SelectConfig) -> RunDirectory:
-    """The trustworthy particles and the others: selected.star, rejected.star, recentre.star."""
-    from .junk.labels import Judged
-    from .particles.table import ParticleTable
+    """Kept and rejected particles: selected.star, rejected.star, recentre.star."""
     from .report.run_files import RunFiles
-    from .selection import by_map as auto_selection
-    from .selection import selection
-    from .selection.by_map import map_selection_setup
-    from .selection.measures import measures_of
+    from .selection.run import plan_selection, run_selection
 
-    predicted = RunDirectory(config.run)
+    predicted, plan = RunDirectory(config.run), None
     with _Inputs(config) as inputs:
-        is_run = inputs.read(_check_is_run_of, predicted, ("predict", "ab-initio"))
-        chosen = setup = None
-        if is_run and not predicted.orientation_posterior.is_file():
-            inputs.read(_refuse, f"select needs what a run believes about its orientations; {predicted.path} has no "
-                                 f"{predicted.orientation_posterior.name} (poses that no network and no matching found). "
-                                 "Run predict with its network.")
-        elif is_run:
-            files = RunFiles(predicted)
-            posterior = files.posterior()
-            measures, judged = measures_of(posterior), Judged.of(posterior, files.symmetry)
-            judged = judged and judged.only(config.reasons)
-            table = inputs.read(ParticleTable.read, predicted.particles)
-            chosen = inputs.read(selection.select, measures, config.measure, keep_fraction=config.keep_fraction,
-                                 keep_count=config.keep_count, threshold=config.threshold,
-                                 max_error_deg=config.max_error_deg, judged=judged,
-                                 protect_views=config.protect_views)
-        if config.auto and chosen is not None and inputs.device is not None:
-            ranking = selection.spared(measures, judged)
-            setup = inputs.read(map_selection_setup, predicted, files.symmetry, chosen, ranking,
-                                posterior["particle_id"], config.seed, inputs.device)
-
-    def work(run: RunDirectory) -> dict:
-        if not config.auto:
-            selection.write_selection(chosen, measures, posterior["particle_id"], table, run, judged)
-            return chosen.summary()
-        by_map, found = auto_selection.select_by_map(chosen, ranking, setup.ranked, setup.maker, setup.is_matched,
-                                                     config.seed, judged, config.protect_views)
-        selection.write_selection(by_map, measures, posterior["particle_id"], table, run, judged)
-        auto_selection.write_auto_selection(found, run)
-        return by_map.summary() | {"auto": found.summary()}
-
-    return _perform(config, inputs.device, f"particles of {config.run}", work)
+        if inputs.read(_check_is_run_of, predicted, ("predict", "ab-initio")):
+            plan = inputs.read(plan_selection, config, predicted, RunFiles(predicted).symmetry, inputs.device)
+    return _perform(config, inputs.device, f"particles of {config.run}", lambda run: run_selection(plan, run))
 
 
 @_once
 def report(config: ReportConfig) -> RunDirectory:
-    """One self-contained page about a finished run: report.html."""
+    """A self-contained page about a finished run: report.html."""
     from .report.report import write_report
 
     reported = RunDirectory(config.run)
     with _Inputs(config) as inputs:
         inputs.read(_check_is_run_of, reported, ())
-    return _perform(config, inputs.device, f"of {config.run}",
+    return _perform(config, inputs.device, f"run {config.run}",
                     lambda run: write_report(reported, run.report, config.truth))
 
 
 def _check_is_run_of(run: RunDirectory, jobs: tuple[str, ...]) -> bool:
-    """True; raises InputError where ``run`` is not a finished run (of one of ``jobs``, or of any where there are none)."""
+    """True; raises InputError where ``run`` is not a finished run of one of ``jobs`` (an empty tuple: of any job)."""
     found = run.read_summary().get("job")
     if jobs and found not in jobs:
-        raise InputError(f"--run must be a run of {' or '.join(jobs)}; {run.path} is one of {found}. Check the path.")
+        raise InputError(f"--run must be a run of {' or '.join(jobs)}; {run.path} is a run of {found}. Check the path.")
     return True
 
 
@@ -323,7 +289,7 @@ def evaluate(config: EvaluateConfig) -> RunDirectory:
         group = inputs.read(symmetry_group, config.symmetry)
         maps = None
         if (config.map is None) != (config.truth_map is None):
-            inputs.read(_refuse, "A map is compared with a known one; only one of --map and --truth-map is given. "
+            inputs.read(_refuse, "To compare maps, --map and --truth-map are needed; only one of them is given. "
                                  "Give both or neither.")
         elif config.map is not None:
             maps = inputs.read(evaluation.read_two_maps, config.map, config.truth_map)
@@ -331,27 +297,27 @@ def evaluate(config: EvaluateConfig) -> RunDirectory:
         if estimated is not None and known is not None and group is not None:
             errors = inputs.read(evaluation.compare_poses, estimated, known, group, config.align_frame,
                                  config.allow_mirror, config.pixel_size_angstrom)
-    return _perform(config, inputs.device, f"{config.particles} against {config.truth}",
+    return _perform(config, inputs.device, f"{config.particles} compared with {config.truth}",
                     lambda run: evaluation.write_evaluation(run, errors, maps))
 
 
 @_once
 def benchmark(config: BenchmarkConfig) -> RunDirectory:
-    """A published table anew: table.md, table.csv, figures, and the runs behind them, which --resume finds again."""
+    """Reproduces a published table: table.md, table.csv, figures, and the runs behind them, which --resume reuses."""
     from .published_benchmarks.benchmark import Jobs, run_benchmark
     from .published_benchmarks.data_sets import check_options
 
     with _Inputs(config) as inputs:
         inputs.read(check_options, config)
     jobs = Jobs(simulate, ab_initio, predict, reconstruct)
-    return _perform(config, inputs.device, f"{config.table}, sets {', '.join(config.sets)}, by {', '.join(config.methods)}",
-                    lambda run: run_benchmark(config, run, jobs, inputs.device))
+    purpose = f"{config.table}, sets {', '.join(config.sets)}, methods {', '.join(config.methods)}"
+    return _perform(config, inputs.device, purpose, lambda run: run_benchmark(config, run, jobs, inputs.device))
 
 
 def doctor(config: DoctorConfig) -> dict:
-    """Versions, devices, memory and the self-test: printed, returned, and written where there is --out.
+    """Versions, devices, memory and the self-test: printed, returned, and with --out written to a run directory.
 
-    Raises InputError at the end where the self-test failed.
+    Raises InputError at the end where the self-test fails.
     """
     from .evaluation.self_test import run_self_test
 
@@ -360,7 +326,7 @@ def doctor(config: DoctorConfig) -> dict:
     versions = {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
     logger.info("libraries: %s", ", ".join(f"{name} {version}" for name, version in versions.items()))
     memory_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    logger.info("computing on %s; %d CPU cores, %.1f GiB of memory free, %.1f GiB of disk free in %s",
+    logger.info("device: %s; %d CPU cores, %.1f GiB of free memory, %.1f GiB of free disk space in %s",
                 describe_device(inputs.device), os.cpu_count(), memory_gib,
                 shutil.disk_usage(os.getcwd()).free / 2**30, os.getcwd())
     gpus = [describe_device(torch.device("cuda", i)) for i in range(torch.cuda.device_count())]
@@ -374,7 +340,7 @@ def doctor(config: DoctorConfig) -> dict:
         run.prepare(config, config.resume)
         run.write_summary(summary)
     if failed:
-        raise InputError(f"Every check of the self-test must pass; failed: {'; '.join(failed)}. Install the versions of "
+        raise InputError(f"Every check of the self-test must pass; failed: {'; '.join(failed)}. Install the versions in "
                          "constraints.txt; on a GPU, compare with --device cpu.")
     logger.info("all %d checks passed", len(checks))
     return summary

@@ -1,10 +1,12 @@
-"""Progress for a person: a bar on a terminal, plain lines with the time left in a log."""
+"""Progress of a job: a bar on a terminal, plain lines with the time left in a log."""
 
 import logging
 import sys
 import time
 
 from tqdm import tqdm
+
+from .interruption import stop_if_asked
 
 logger = logging.getLogger("cryoforum")
 
@@ -20,13 +22,15 @@ class Progress:
     """Counts work of a known size. Use as a context manager.
 
     A log (a file, Scipion's run.stdout) gets at most one flushed line each ``log_interval_seconds``, and a last one.
+    ``update`` is where a job stops on Ctrl-C, with KeyboardInterrupt (``interruption``); with ``may_stop`` False the loop
+    looks at ``stop_asked`` itself, to save its state first.
     """
 
     def __init__(self, total: int, label: str, unit: str = "images", initial: int = 0,
-                 log_interval_seconds: float = 5.0):
+                 log_interval_seconds: float = 5.0, may_stop: bool = True):
         self.total, self.label, self.unit = total, label, unit
         self.done, self._initial = initial, initial
-        self._interval = log_interval_seconds
+        self._interval, self._may_stop = log_interval_seconds, may_stop
         self._start = self._last_line = time.monotonic()
         self._printed_done = -1
         self._figures: dict[str, float] = {}
@@ -51,6 +55,8 @@ class Progress:
             self._bar.update(n)
         elif time.monotonic() - self._last_line >= self._interval:
             self._print_line()
+        if self._may_stop:
+            stop_if_asked()
 
     def _print_line(self) -> None:
         self._last_line = now = time.monotonic()

@@ -1,4 +1,4 @@
-"""The files of a run: where each is, and how it is written so that a stop never leaves half a file."""
+"""The files of a run: where each is, and how it is written so that an interruption never leaves half a file."""
 
 import contextlib
 import json
@@ -30,52 +30,49 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 class RunDirectory:
-    """The directory that a job writes, with one attribute for each file (``design``: the names are a contract).
+    """The directory that a job writes, with one attribute for each file; the file names are part of the interface.
 
-    ``summary.json`` is written last: where it is, the run is finished.
+    ``summary.json`` is written last: a run that has it is finished.
     """
 
-    FILES = {
-        "config": "config.json",
-        "metrics": "metrics.csv",
-        "checkpoint": "checkpoint",
-        "training_state": "checkpoint/training_state.pt",
-        "stages": "stages",
-        "parts": "parts",
-        "particles": "particles.star",
-        "orientation_posterior": "orientation_posterior.npz",
-        "calibration": "calibration.npz",
-        "promises": "calibration.csv",
-        "gallery": "gallery.npz",
-        "map": "map.mrc",
-        "map_half1": "map_half1.mrc",
-        "map_half2": "map_half2.mrc",
-        "fsc": "fsc.csv",
-        "selected": "selected.star",
-        "rejected": "rejected.star",
-        "recentre": "recentre.star",
-        "auto_selection": "auto_selection.csv",
-        "truth": "truth.star",
-        "report": "report.html",
-        "live": "live.html",
-        "progress": "progress.json",
-        "summary": "summary.json",
-    }
-
-    # what --resume goes on from; a finished run needs it no more
-    TEMPORARY = ("training_state", "stages", "parts")
-
-    # how --out is spelled, and where the run computes, change nothing
+    # options that may differ when a run is resumed: how --out is spelled, and where the run computes
     NO_OPTIONS = frozenset({"job", "resume", "device", "out"})
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-
-    def __getattr__(self, name: str) -> Path:
-        try:
-            return self.path / self.FILES[name]
-        except KeyError:
-            raise AttributeError(f"RunDirectory has no file called {name!r}") from None
+        # every job
+        self.config = self.path / "config.json"
+        self.summary = self.path / "summary.json"
+        self.report = self.path / "report.html"
+        # particles and poses
+        self.particles = self.path / "particles.star"
+        self.particle_images = self.path / "particles.mrcs"
+        self.truth = self.path / "truth.star"
+        self.orientation_posterior = self.path / "orientation_posterior.npz"
+        self.gallery = self.path / "gallery.npz"
+        # error calibration: the calibration particles, and nominal against empirical coverage
+        self.calibration = self.path / "calibration.npz"
+        self.calibration_table = self.path / "calibration.csv"
+        # maps
+        self.map = self.path / "map.mrc"
+        self.map_half1 = self.path / "map_half1.mrc"
+        self.map_half2 = self.path / "map_half2.mrc"
+        self.fsc = self.path / "fsc.csv"
+        # selection
+        self.selected = self.path / "selected.star"
+        self.rejected = self.path / "rejected.star"
+        self.recentre = self.path / "recentre.star"
+        self.auto_selection = self.path / "auto_selection.csv"
+        # training and evaluation
+        self.checkpoint = self.path / "checkpoint"
+        self.metrics = self.path / "metrics.csv"
+        self.errors = self.path / "errors.csv"
+        # while the job runs
+        self.live = self.path / "live.html"
+        self.progress = self.path / "progress.json"
+        self.training_state = self.checkpoint / "training_state.pt"
+        self.stages = self.path / "stages"
+        self.parts = self.path / "parts"
 
     @property
     def finished(self) -> bool:
@@ -103,9 +100,9 @@ class RunDirectory:
         occupied = self.path.is_dir() and any(self.path.iterdir())
         if occupied and not resume:
             raise InputError(f"--out must be a new or empty directory; {self.path} holds files of an earlier run. "
-                             "Add --resume to go on with that run, or choose another --out.")
+                             "Add --resume to continue that run, or choose another --out.")
         if occupied and not self.config.is_file():
-            raise InputError(f"--resume goes on with an earlier run; {self.path} holds files but no "
+            raise InputError(f"--resume continues an earlier run; {self.path} holds files but no "
                              f"{self.config.name}. Choose another --out.")
         if occupied:
             self._check_same_options(config)
@@ -113,28 +110,28 @@ class RunDirectory:
     def _check_same_options(self, config) -> None:
         found = json.loads(self.config.read_text()).get("job")
         if found != config.job:
-            raise InputError(f"--resume goes on with a run of the same job; {self.path} holds a {found!r} run, "
+            raise InputError(f"--resume continues a run of the same job; {self.path} holds a {found!r} run, "
                              f"and this is {config.job!r}. Choose another --out.")
         changed = [f"{name} (was {before!r}, is {now!r})" for name, (before, now) in self.changed_options(config).items()
                    if name not in config.MAY_CHANGE]
         if changed:
-            raise InputError(f"--resume goes on with the same options, so that a run is of one kind; in {self.path} "
-                             f"these differ: {', '.join(changed)}. Repeat the options, or choose another --out.")
+            raise InputError(f"--resume needs the options that the run was started with; in {self.path} these differ: "
+                             f"{', '.join(changed)}. Give the same options, or choose another --out.")
 
     def changed_options(self, config) -> dict[str, tuple]:
-        """Options of ``config`` that the run was not made with: (before, now) by name. The run must have its config."""
+        """Options of ``config`` that differ from the run's own: name -> (before, now). The run must have its config."""
         before, now = json.loads(self.config.read_text()), json.loads(config.model_dump_json())
         return {name: (before.get(name), value) for name, value in now.items()
                 if name not in self.NO_OPTIONS and before.get(name) != value}
 
     def write_summary(self, summary: dict) -> None:
-        """Writes ``summary.json``: the mark of a finished run."""
+        """Writes ``summary.json``, which marks the run as finished."""
         with atomic_path(self.summary) as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
 
     def remove_temporary(self) -> None:
-        """Removes what only an unfinished run needs; to be called when the summary is there."""
-        for path in (self.path / self.FILES[name] for name in self.TEMPORARY):
+        """Removes what only --resume needs; to be called once the summary is written."""
+        for path in (self.training_state, self.stages, self.parts):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -1,6 +1,6 @@
-"""The demo's Scipion workflow: import, ab initio, subset, RELION's maps of all, kept and rejected particles, postprocess.
+"""The Scipion workflow of the demo: import, ab initio, subset, RELION maps of all, kept and rejected particles, postprocess.
 
-Run by script/demo with ``script/scipion python``. Writes where each result is to OUT/demo.json.
+Run by script/demo with ``script/scipion python``. Writes the paths of the results to OUT/demo.json.
 """
 
 import argparse
@@ -81,10 +81,10 @@ class Workflow:
             self._update(protocol)
 
     def _update(self, protocol):
-        """Takes over what the protocol's process has written of it.
+        """Updates the protocol from what its process has written.
 
-        Scipion reads that first and looks for the process afterwards: a run that ends in between it calls failed. What the
-        process wrote before it ended says which it is.
+        Scipion reads that first and looks for the process afterwards, so that a run which ends in between is marked as
+        failed. What the process wrote before it ended has the true state.
         """
         self.project._updateProtocol(protocol)
         if protocol.isFailed():
@@ -102,7 +102,7 @@ def import_data(flow, data):
 
 
 def orient(flow, particles, minutes):
-    """From images alone to a map and orientations, then the clean-up: the protocols."""
+    """The protocols from images alone to a map and orientations, and the clean-up."""
     compute = dict(useGpu=Plugin.hasGpu(), numberOfThreads=os.cpu_count())
     ab_initio = flow.run("ab initio", CryoForumProtAbInitio, {"inputParticles": particles}, trainMinutes=minutes, **compute)
     subset = flow.run("uncertainty subset", CryoForumProtSubset, {"inputParticles": (ab_initio, "outputParticles")})
@@ -110,7 +110,7 @@ def orient(flow, particles, minutes):
 
 
 def reconstruct(flow, ab_initio, subset):
-    """RELION's maps, by name; a subset without particles has none."""
+    """RELION maps by name; a subset without particles has none."""
     sets = {"all": (ab_initio, "outputParticles"), "kept": (subset, "outputParticles"),
             "rejected": (subset, "outputParticlesRejected")}
     maps = {}
@@ -123,7 +123,7 @@ def reconstruct(flow, ab_initio, subset):
 
 
 def postprocess(flow, ab_initio):
-    """RELION's mask, and its sharpened map from the two half maps of ab initio."""
+    """A mask, and the sharpened map from the two half maps of ab initio, by RELION."""
     volume = ab_initio.outputVolume
     with mrcfile.open(volume.getFileName(), permissive=True) as mrc:
         threshold = 0.25 * float(np.percentile(mrc.data, 99.5))
@@ -144,7 +144,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="run of cryoforum simulate")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="time of the training")
+    parser.add_argument("--minutes", type=float, required=True, help="training time in minutes")
     options = parser.parse_args()
     data, out = options.data.resolve(), options.out.resolve()
     flow = Workflow()

@@ -200,7 +200,7 @@ def test_missing_map(work, refused, reading, job):
 
 def test_maps_to_compare_that_differ(work, refused):
     write_bad_map(work / "other.mrc", (24, 24, 24), PIXEL)
-    assert "one box and pixel size" in refused(
+    assert "same box and pixel size" in refused(
         "evaluate", "--out", work / "out", "--particles", work / "set/truth.star", "--truth", work / "set/truth.star",
         "--map", work / "molecule.mrc", "--truth-map", work / "other.mrc")
 
@@ -238,7 +238,7 @@ def test_existing_run_without_resume(work, refused, reading, job):
     (work / "out/config.json").write_text(json.dumps({"job": job}))
     commands = reading(work / "set/truth.star") | {"simulate": ("simulate", "--out", work / "out", "--model",
                                                                 work / "molecule.mrc")}
-    assert "Add --resume to go on with that run" in refused(*commands[job])
+    assert "Add --resume to continue that run" in refused(*commands[job])
 
 
 def test_resume_in_a_directory_that_is_no_such_run(work, refused, reading):

@@ -16,7 +16,7 @@ BOX, PIXEL, N = 32, 5.0, 100
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """Directories of the runs of a whole chain."""
+    """The runs of a whole workflow."""
     folder = tmp_path_factory.mktemp("chain")
     axis = np.arange(BOX) - BOX // 2
     z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
@@ -32,23 +32,23 @@ def chain(tmp_path_factory):
     return {"made": made, "network": network, "poses": poses, "kept": kept, "folder": folder}
 
 
-def test_every_run_is_finished_with_the_figures_of_its_job(chain):
-    promised = {
+def test_every_run_has_a_summary_with_the_figures_of_its_job(chain):
+    expected = {
         "made": ["n_particles", "box_size_px", "pixel_size_angstrom", "snr"],
         "network": ["validation_median_error_deg", "validation_mean_error_deg", "seconds"],
         "poses": ["n_particles", "images_per_second", "median_expected_error_deg", "model_applies",
                   "model_applies_reason"],
         "kept": ["n_selected", "n_rejected", "reasons"],
     }
-    for name, keys in promised.items():
+    for name, keys in expected.items():
         summary = chain[name].read_summary()
         assert set(keys) <= set(summary), name
         assert json.loads(chain[name].config.read_text())["job"] == summary["job"]
         assert chain[name].report.is_file()
 
 
-def test_poses_are_found_and_junk_is_rejected(chain):
-    """A network of 10 steps knows nothing; matching finds the poses all the same, and tells the junk."""
+def test_poses_are_accurate_and_junk_is_rejected(chain):
+    """Ten steps train nothing; matching still finds the poses and recognises junk."""
     made, folder = chain["made"], chain["folder"]
     errors = cf.evaluate(cf.EvaluateConfig(out=folder / "errors", particles=chain["poses"].particles, truth=made.truth))
     summary = errors.read_summary()
@@ -62,13 +62,13 @@ def test_poses_are_found_and_junk_is_rejected(chain):
     assert len(kept) == 80 and n_junk_kept <= 5
 
 
-def test_rows_columns_and_ids_of_the_input_survive(chain):
+def test_rows_columns_and_ids_of_the_input_are_kept(chain):
     before, after = ParticleTable.read(chain["made"].particles), ParticleTable.read(chain["poses"].particles)
     for name in before.names:
         if name != "rlnImageName":
             assert before.strings(name).tolist() == after.strings(name).tolist(), name
     particles = cf.load_particles(chain["poses"].particles, require_poses=True)
-    assert len(particles) == N  # images are found from the other directory
+    assert len(particles) == N  # the images are found from another directory
     with np.load(chain["poses"].orientation_posterior, allow_pickle=False) as arrays:
         assert arrays["particle_id"].tolist() == before.integers("rlnParticleId").tolist()
         for name, shape in {"quaternion": (N, 4), "bingham": (N, 4, 4), "eigenvalues": (N, 4), "error_bound_deg": (N,),
@@ -76,7 +76,7 @@ def test_rows_columns_and_ids_of_the_input_survive(chain):
             assert arrays[name].shape == shape, name
 
 
-def test_kept_particles_reconstruct_the_molecule(chain):
+def test_kept_particles_reconstruct_to_the_molecule(chain):
     folder = chain["folder"]
     maps = cf.reconstruct(cf.ReconstructConfig(out=folder / "map", particles=chain["kept"].selected))
     found, pixel = cf.read_map(maps.map)
@@ -85,22 +85,22 @@ def test_kept_particles_reconstruct_the_molecule(chain):
     assert maps.map_half1.is_file() and maps.map_half2.is_file() and maps.fsc.is_file()
 
 
-def test_report_of_another_run_with_the_truth(chain):
+def test_report_of_a_prediction_with_known_poses(chain):
     page = jobs.report(cf.ReportConfig(out=chain["folder"] / "page", run=chain["poses"].path,
                                        truth=chain["made"].truth))
     text = page.report.read_text()
     assert "<html" in text and "src=\"http" not in text
 
 
-def test_a_run_that_believes_nothing_is_no_run_to_select_from(chain, tmp_path):
+def test_select_refuses_a_run_without_posterior(chain, tmp_path):
     shutil.copytree(chain["poses"].path, tmp_path / "run")
     (tmp_path / "run/orientation_posterior.npz").unlink()
-    with pytest.raises(cf.InputError, match="believes"):
+    with pytest.raises(cf.InputError, match="needs the posterior"):
         cf.select(cf.SelectConfig(out=tmp_path / "selection", run=tmp_path / "run"))
     assert not (tmp_path / "selection").exists()
 
 
-def test_bounds_of_a_network_alone_have_the_coverage_asked_for(chain):
+def test_error_bounds_of_a_network_alone_follow_the_coverage(chain):
     bounds = []
     for coverage in (0.5, 0.95):
         run = cf.predict(cf.PredictConfig(out=chain["folder"] / f"alone_{coverage}", particles=chain["made"].particles,
@@ -111,7 +111,7 @@ def test_bounds_of_a_network_alone_have_the_coverage_asked_for(chain):
     assert (bounds[0] < bounds[1]).all()
 
 
-def test_refinement_none_is_the_network_alone(chain):
+def test_refinement_none_gives_the_poses_of_the_network(chain):
     run = cf.predict(cf.PredictConfig(out=chain["folder"] / "network_alone", particles=chain["made"].particles,
                                       model=chain["network"].path, refinement="none"))
     assert run.read_summary()["n_particles"] == N
@@ -120,17 +120,17 @@ def test_refinement_none_is_the_network_alone(chain):
 
 
 @pytest.mark.parametrize("name, expected", [("cpu", "cpu"), ("auto", "cuda" if torch.cuda.is_available() else "cpu")])
-def test_device_is_resolved(name, expected):
+def test_device_names_are_resolved(name, expected):
     assert jobs.resolve_device(name).type == expected
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:", "", "cuda:99"])
-def test_device_that_is_none_is_refused(name):
+def test_invalid_device_is_refused(name):
     with pytest.raises(cf.InputError, match="--device"):
         jobs.resolve_device(name)
 
 
-def test_package_offers_what_it_says():
+def test_package_exports_its_public_names():
     for name in cf.__all__:
         assert getattr(cf, name) is not None
     assert set(cf.__all__) <= set(dir(cf))

@@ -61,11 +61,23 @@ def test_file_in_the_way(run):
     assert run.path.read_text() == "a file"
 
 
-def test_names_are_the_contract(run):
-    assert run.particles.name == "particles.star" and run.map_half1.name == "map_half1.mrc"
-    assert run.orientation_posterior.name == "orientation_posterior.npz"
-    with pytest.raises(AttributeError, match="no file called 'nonsense'"):
-        run.nonsense
+def test_file_names_are_those_that_other_programs_rely_on(run):
+    assert {path.relative_to(run.path).as_posix() for name, path in vars(run).items() if name != "path"} == {
+        "config.json", "summary.json", "report.html", "particles.star", "particles.mrcs", "truth.star",
+        "orientation_posterior.npz", "gallery.npz", "calibration.npz", "calibration.csv", "map.mrc", "map_half1.mrc",
+        "map_half2.mrc", "fsc.csv", "selected.star", "rejected.star", "recentre.star", "auto_selection.csv", "checkpoint",
+        "metrics.csv", "errors.csv", "live.html", "progress.json", "checkpoint/training_state.pt", "stages", "parts"}
+
+
+def test_only_what_resume_needs_is_removed_at_the_end(run):
+    run.prepare(config_of(run))
+    for folder in (run.checkpoint, run.stages, run.parts):
+        folder.mkdir()
+    for path in (run.training_state, run.stages / "map.mrc", run.checkpoint / "checkpoint.json"):
+        path.write_text("")
+    run.remove_temporary()
+    assert not any(path.exists() for path in (run.training_state, run.stages, run.parts))
+    assert (run.checkpoint / "checkpoint.json").is_file() and run.config.is_file()
 
 
 def test_atomic_path_replaces_only_when_all_went_well(tmp_path):

@@ -23,17 +23,16 @@ from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import fft_image, ifft_image, shell_index
 from ..imaging.noise import noise_power_spectrum
 from ..imaging.resolution import resolution_angstrom
-from ..inference.predict import finalise
 from ..model.checkpoint import CheckpointMetadata, save_checkpoint
 from ..model.encoder import ENCODERS, MIN_BOX_SIZE_PX
 from ..model.learnable_volume import LearnableVolume
 from ..model.network import NetworkConfig, OrientationNetwork
-from ..particles.fields import pose_columns
-from ..particles.image_stack import save_table
 from ..particles.image_state import images_of
 from ..particles.preprocess import PreprocessSettings
 from ..reconstruction.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_half_maps
-from ..run_directory import RunDirectory, atomic_path
+from ..results.pose_results import NetworkPoses, PoseResults
+from ..results.write import write_results
+from ..run_directory import RunDirectory
 from ..training.autoencoder import (
     AutoEncoder,
     AutoEncoderOptions,
@@ -52,6 +51,7 @@ from ..training.objective import Objective
 from ..training.prepared_images import EpochStream, ImageBatch, PreparedImages
 from ..training.projections import ImageModel, ProjectionStream, TrainingBatch
 from ..training.views import ParticleViews
+from ..uncertainty.calibration import with_errors
 from .live import LiveRun
 from .plan import AbInitioPlan, OnEvaluate
 
@@ -334,23 +334,12 @@ def _projections(setup: EndToEndSetup, found: FoundPoses, maps: HalfMaps, image_
 def _write_poses(plan: AbInitioPlan, run: RunDirectory, found: FoundPoses, halves: np.ndarray) -> None:
     """particles.star, with the half sets of the maps; and where an encoder has a belief about them, its expected errors
     and the posterior."""
-    poses = Poses(found.quaternion.double(), found.shift_angstrom.double())
-    columns = pose_columns(plan.particles.table, poses, plan.particles.pixel_size_angstrom)
-    columns["rlnRandomSubset"] = halves.astype(int)
+    results = PoseResults(plan.particles.particle_id, found.quaternion.numpy(), found.shift_angstrom.numpy(),
+                          found.bingham.numpy())
     if found.bingham.any():
-        n = len(found.quaternion)
-        nothing = np.full(n, np.nan, np.float32)
-        arrays = finalise({"quaternion": found.quaternion.numpy(), "bingham": found.bingham.numpy(), "fit": nothing,
-                           "residual": nothing, "shift_angstrom": found.shift_angstrom.numpy(),
-                           "network_quaternion": found.quaternion.numpy(), "searched": np.zeros(n, bool),
-                           "network_eigenvalues": torch.linalg.eigvalsh(found.bingham).numpy()}, plan.group,
-                          coverage=plan.config.coverage)
-        columns |= {"rlnCryoforumExpectedError": arrays["expected_error_deg"],
-                    "rlnCryoforumErrorBound": arrays["error_bound_deg"],
-                    "rlnCryoforumFigureOfMerit": arrays["figure_of_merit"]}
-        with atomic_path(run.orientation_posterior) as temporary:
-            np.savez(temporary, particle_id=plan.particles.particle_id, **arrays)
-    save_table(plan.particles.table.with_columns(columns), run.particles)
+        network = NetworkPoses(torch.linalg.eigvalsh(found.bingham).numpy(), results.quaternion)
+        results = with_errors(replace(results, network=network), plan.group, coverage=plan.config.coverage)
+    write_results(run, plan.particles, results, {"rlnRandomSubset": halves.astype(int)})
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The last stage: every particle matched against its half's map from all that is known of it, and searched for again
 where the match is poor; then what is believed about each pose."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from ..geometry.poses import Poses
 from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import resize_volume
 from ..imaging.projection import FourierVolume
-from ..inference.predict import PredictionSetup, matched_arrays
-from ..junk.classifier import simulated_like, verdict_arrays
+from ..inference.match_results import match_results
 from ..junk.features import PowerMap
+from ..junk.labelling import junk_labels, simulated_features
 from ..junk.simulation import JunkSimulation
 from ..matching.matcher import Matcher
 from ..matching.matching_model import MatchingModel
@@ -23,7 +23,8 @@ from ..model.orientation_head import PoseEstimate
 from ..particles.preparation import ImagePreparation
 from ..progress import Progress
 from ..results.gallery import write_gallery
-from ..uncertainty.calibration import Calibration, calibration, n_simulated, poses_like
+from ..results.pose_results import Match, MatchEvidence, PoseResults
+from ..uncertainty.calibration import Calibration, calibrate, n_simulated, poses_like
 from ..uncertainty.simulated_images import ImageSource, SimulatedParticles, particles_like
 from .half_maps import (
     BATCH_IMAGES,
@@ -72,7 +73,7 @@ class _MatchedHalf:
 
     half: int
     rows: np.ndarray
-    arrays: dict[str, np.ndarray]
+    results: PoseResults
     matcher: Matcher
     power_map: PowerMap
     lost: int
@@ -91,23 +92,19 @@ class FinalMatching:
             self._halves = [self._half(half) for half in (1, 2)]
         self.found_again = sum(each.lost for each in self._halves) / len(plan.particles)
 
-    def learn(self, show: Callable[[float], None]) -> tuple[dict[str, np.ndarray], Calibration]:
-        """Arrays of ``inference.predict.finalise`` for all N particles, in their order, and what their errors are, from
-        images simulated of the maps with known poses."""
+    def calibrated(self, show: Callable[[float], None]) -> tuple[PoseResults, Calibration]:
+        """Results of all N particles, in their order, with junk labels, and the calibration of their errors on simulated images
+        of the maps."""
         n_known = n_simulated(len(self.plan.particles), self.plan.config.coverage) // 2
-        with _Shown(2 * n_known, "learn errors", show) as self._progress:
-            arrays, known, found = zip(*(self._learnt(each, n_known) for each in self._halves))
+        with _Shown(2 * n_known, "calibrating errors", show) as self._progress:
+            results, known, found = zip(*(self._calibration_of(each, n_known) for each in self._halves), strict=True)
         back = np.argsort(np.concatenate([each.rows for each in self._halves]))
-        joined = {name: values[back] for name, values in _joined(arrays).items()}
         truth = Poses(*(torch.cat([getattr(each.poses, name) for each in known])
                         for name in ("quaternion", "shift_angstrom")))
         defocus = torch.cat([each.ctf.defocus_u_angstrom for each in known])
-        return joined, calibration(_joined(found), truth, defocus, self.plan.group, self.plan.config.coverage,
-                                   f"{len(defocus)} simulated images of the half maps")
-
-    @property
-    def _setup(self) -> PredictionSetup:
-        return PredictionSetup(None, self.images, None, self.plan.group, self.plan.symmetry)
+        return PoseResults.concatenate(results)[back], calibrate(
+            PoseResults.concatenate(found), truth, defocus, self.plan.group, self.plan.config.coverage,
+            f"{len(defocus)} simulated images of the half maps")
 
     @property
     def _scale(self) -> float:
@@ -124,22 +121,22 @@ class FinalMatching:
         state = self._kept(half, lambda: self._match(matcher, power_map, rows))
         self._progress.update(n_before + len(rows) - self._progress.done)  # nothing, but for a half that was kept
         self.refinement.poses.replace_at(index, PoseTable(**state["poses"]))
-        arrays = {name: values.cpu().numpy() for name, values in state["arrays"].items()}
+        results = _results_of(state["arrays"], self.plan.particles.particle_id[rows])
         moved = symmetric_distance_deg(before, self.refinement.poses.best()[0][index], self.plan.group) > LOST_ABOVE_DEG
-        lost = moved.cpu() & matcher.is_particle(torch.from_numpy(arrays["fit"]))
-        return _MatchedHalf(half, rows, arrays, matcher, power_map, int(lost.sum()))
+        lost = moved.cpu() & matcher.is_particle(torch.from_numpy(results.match.fit))
+        return _MatchedHalf(half, rows, results, matcher, power_map, int(lost.sum()))
 
-    def _learnt(self, matched: _MatchedHalf, n_known: int
-                ) -> tuple[dict[str, np.ndarray], SimulatedParticles, dict[str, np.ndarray]]:
-        """The half's arrays with its reasons, and images of its map with known poses beside what matching says of those."""
+    def _calibration_of(self, matched: _MatchedHalf, n_known: int) -> tuple[PoseResults, SimulatedParticles, PoseResults]:
+        """The half's results with junk labels, images of its map with known poses, and the results of those."""
         images, matcher, seed = self.images, matched.matcher, self.plan.config.seed + matched.half
         truth = _truth_like(self.pair, matched.half, images.box_size_px)
         model = replace(matcher.model, volume=FourierVolume.from_real(truth, max_radius_px=self.max_radius_px + 1))
         source = ImageSource.like(images, model, matcher.contrast_deviation, seed)
         junk = JunkSimulation(images, source, truth, matched.power_map, matcher)
-        arrays = matched.arrays | verdict_arrays(matched.arrays, matched.rows, junk, simulated_like(matched.arrays, junk))
-        known = particles_like(source, images, *poses_like(arrays, images, n_known, seed), seed)
-        return arrays, known, self._find(matcher, known)
+        results = matched.results
+        labels = junk_labels(results, matched.rows, junk, simulated_features(results, junk))
+        known = particles_like(source, images, *poses_like(results, images, n_known, seed), seed)
+        return replace(results, junk=labels), known, self._find(matcher, known)
 
     def _calibrated(self, half: int, rows: np.ndarray) -> tuple[Matcher, PowerMap]:
         seed = self.plan.config.seed
@@ -152,30 +149,29 @@ class FinalMatching:
         return matcher, PowerMap.build(matcher.model, ctf)
 
     def _match(self, matcher: Matcher, power_map: PowerMap, rows: np.ndarray) -> HalfState:
-        """Of particles ``rows`` (n,): the arrays of ``matched_arrays``, and their poses in the refinement's table, where they
-        follow."""
+        """Of particles ``rows`` (n,): their results, and their poses in the refinement's table, where they follow."""
         parts = []
         for some in _batches(rows):
             transforms = self.images.transforms(some)
             matches = matcher.match(*transforms, self._starts(some))
-            found = matched_arrays(matches, self._setup) | power_map.statistics(matcher.model.images(*transforms),
-                                                                              matches.hypotheses[:, 0])
+            features = power_map.features(matcher.model.images(*transforms), matches.hypotheses[:, 0])
+            parts.append(match_results(matches, self.plan.particles.particle_id[some], self.plan.group,
+                                       self.images.pixel_size_angstrom, features=features))
             index = torch.from_numpy(some).to(self.plan.device)
             self.refinement.poses.store(index, matches.hypotheses, 1 / self._scale, self.plan.group)
-            parts.append({name: value.cpu().numpy() for name, value in found.items()})
             self._progress.update(len(some))
         index = torch.from_numpy(rows).to(self.plan.device)
-        return {"arrays": {name: torch.from_numpy(values) for name, values in _joined(parts).items()},
+        return {"arrays": _state_of(PoseResults.concatenate(parts)),
                 "poses": vars(self.refinement.poses.at(index))}
 
-    def _find(self, matcher: Matcher, known: SimulatedParticles) -> dict[str, np.ndarray]:
-        """Of images simulated to learn errors from, by search: the rounds before have found the set's poses as well."""
+    def _find(self, matcher: Matcher, known: SimulatedParticles) -> PoseResults:
+        """Of simulated images, by search: the rounds before have found the set's own poses as well."""
         prepared, parts = replace(self.images, particles=known), []
         for some in _batches(np.arange(len(known))):
             matches = matcher.find(*prepared.transforms(some))
-            parts.append({name: value.cpu().numpy() for name, value in matched_arrays(matches, self._setup).items()})
+            parts.append(match_results(matches, known.particle_id[some], self.plan.group, self.images.pixel_size_angstrom))
             self._progress.update(len(some))
-        return _joined(parts)
+        return PoseResults.concatenate(parts)
 
     def _starts(self, rows: np.ndarray) -> KnownPoses:
         """The refined hypotheses of particles ``rows`` (n,), and the network's answer where there is one."""
@@ -206,10 +202,10 @@ def _batches(rows: np.ndarray) -> list[np.ndarray]:
 
 
 def write_final_gallery(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair, path: Path,
-                        arrays: dict[str, np.ndarray]) -> None:
-    """Particles beside projections of the mean of the two maps, from the arrays of ``inference.predict.finalise``."""
+                        results: PoseResults) -> None:
+    """Particles beside projections of the mean of the two maps."""
     images, max_radius_px = _final_images(plan, refinement, pair)
-    write_gallery(path, images, _model(plan, refinement, pair, pair.mean_reference, images, max_radius_px), arrays)
+    write_gallery(path, images, _model(plan, refinement, pair, pair.mean_reference, images, max_radius_px), results)
 
 
 def _final_images(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair
@@ -226,10 +222,25 @@ def _model(plan: AbInitioPlan, refinement: HalfSetRefinement, pair: HalfMapPair,
                           plan.group, max_radius_px, refinement.max_displacement_px * box / plan.particles.box_size_px)
 
 
-def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Arrays of all parts, one after the other; those that every part has."""
-    return {name: np.concatenate([part[name] for part in parts])
-            for name in parts[0] if all(name in part for part in parts)}
+# of arrays in a state that a run left when it was stopped -> fields of the results
+_EVIDENCE_KEYS = {"weight": "weight", "rival_angle_rad": "alternative_angle_rad", "local_deviation_rad": "local_deviation_rad",
+                  "shift_deviation_angstrom": "shift_deviation_angstrom", "alternative_quaternion": "strongest_alternative",
+                  "junk_statistics": "junk_features", "elsewhere_px": "elsewhere_px"}
+
+
+def _state_of(results: PoseResults) -> dict[str, Tensor]:
+    """Plain tensors, as ``saved_state`` takes them."""
+    arrays = {"quaternion": results.quaternion, "shift_angstrom": results.shift_angstrom, "bingham": results.bingham,
+              "fit": results.match.fit, "residual": results.match.residual, "searched": results.match.searched}
+    arrays |= {key: getattr(results.evidence, name) for key, name in _EVIDENCE_KEYS.items()}
+    return {key: torch.from_numpy(values) for key, values in arrays.items()}
+
+
+def _results_of(state: dict[str, Tensor], particle_id: np.ndarray) -> PoseResults:
+    arrays = {key: values.cpu().numpy() for key, values in state.items()}
+    evidence = MatchEvidence(**{name: arrays[key] for key, name in _EVIDENCE_KEYS.items()})
+    match = Match(arrays["fit"], arrays["residual"], arrays["searched"], evidence=evidence)
+    return PoseResults(particle_id, arrays["quaternion"], arrays["shift_angstrom"], arrays["bingham"], match=match)
 
 
 def _truth_like(pair: HalfMapPair, half: int, box: int) -> Tensor:

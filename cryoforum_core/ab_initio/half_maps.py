@@ -18,12 +18,13 @@ from ..imaging.fourier import resize_volume, shell_average
 from ..imaging.masks import molecule_outline, soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..imaging.resolution import fourier_shell_correlation
+from ..matching.exhaustive_search import SearchGrid
 from ..matching.likelihood import MatchingImages, explained_power, predicted
-from ..matching.matching_model import MatchingModel, SearchGrid
+from ..matching.matching_model import MatchingModel
 from ..matching.refine import RefinedPoses, refine
 from ..particles.preparation import ImagePreparation
 from ..progress import Progress
-from ..uncertainty.match_posterior import belief, rotation_information
+from ..uncertainty.match_posterior import match_posterior, rotation_information
 
 BATCH_IMAGES = 256
 # RELION shares what is coarser than 40 A; in cycles per box it is as little
@@ -98,7 +99,7 @@ class PoseTable:
         """Puts found hypotheses, best first with fields (n, k, ...), in place; displacements in units of ``scale`` px."""
         found = found[:, :N_HYPOTHESES]
         k = found.score.shape[1]
-        weight = belief(found, group).weight
+        weight = match_posterior(found, group).weight
         given_up = (weight <= 0) | (found.score < found.score[:, :1] - KEPT_WITHIN_SCORE)
         self.score[rows] = -torch.inf
         self.weight[rows] = 0

@@ -16,23 +16,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import STARTS_AGREE_DEG
 from ..geometry.pose_posterior import PosePosterior
-from ..geometry.poses import Poses
+from ..geometry.poses import Poses, displacement_px, shift_angstrom
 from ..geometry.rotations import compose, inverse
 from ..imaging.fourier import low_pass_volume, resize_volume
 from ..imaging.map_alignment import HALF_TURN_Z, align_to_reference
 from ..imaging.resolution import resolution_angstrom
 from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_frame
 from ..imaging.volume_frame import centre_of_mass_px, mirror_volume, move_volume
-from ..inference.predict import finalise, write_predictions
 from ..model.checkpoint import REFERENCE
 from ..model.orientation_head import PoseEstimate
 from ..mrc import write_map
 from ..progress import format_duration
 from ..reconstruction.reconstruct import HalfMaps, half_sets, reconstruct_halves, write_half_maps
+from ..results.pose_results import NetworkPoses, PoseResults
+from ..results.write import poses_of, write_results
 from ..run_directory import RunDirectory, atomic_path
 from ..saved_state import load_state, save_state
-from ..uncertainty.calibration import Calibration, n_simulated
+from ..uncertainty.calibration import Calibration, n_simulated, with_errors
 from ..uncertainty.match_posterior import bingham_from_information
 from .final_stage import FinalMatching, write_final_gallery
 from .half_maps import HalfMapPair, HalfSetRefinement, PoseTable, next_radius_px, pose_change_deg
@@ -65,14 +67,14 @@ MIN_SAMPLED_FRACTION = 0.5
 # ``HalfSetRefinement.explained``: 0.13 to 0.43 for wrong maps, about 1 for right ones
 MIN_EXPLAINED_FRACTION = 0.6
 MIN_TRAIN_MINUTES, TRAIN_SHARE_OF_TIME_SPENT = 1.0, 0.5
-AGREE_WITHIN_DEG = 20.0
+AGREE_WITHIN_DEG = STARTS_AGREE_DEG.value
 # processor seconds, for the estimate at the start; a GPU counts as so many cores
 SECONDS_OF_A_SEARCH_STEP, SECONDS_OF_AN_IMAGE, SECONDS_OF_A_KNOWN_IMAGE, CORES_OF_A_GPU = 0.15, 0.075, 0.055, 40
 # relative lengths of the stages on a CPU, of 3,000 images of 64 px, for the estimate of the time left
 SHARES = {"search": 2.0, "half maps": 1.6, "network": 1.8, "final matching": 3.7, "maps": 0.2}
 # likewise of the parts of the final matching, where many poses were lost
 FINAL_SHARES = {"matching all": 1.0, "maps with the poses that were found": 0.1, "matching all again": 0.8,
-                "learning errors": 0.8, "last maps": 0.1}
+                "calibrating errors": 0.8, "last maps": 0.1}
 # part of the images: particles whose pose the final matching finds, and the rounds of the half maps had lost
 FEW_LOST = 0.01
 
@@ -101,10 +103,10 @@ class FinalOutcome:
     """What the last matching leaves: all arrays of the particles, the maps, how much of the images they explain, what the
     errors are learnt to be, and the part of the particles that each matching found again."""
 
-    arrays: dict[str, np.ndarray]
+    results: PoseResults
     pair: HalfMapPair
     explained: float
-    learnt: Calibration | None
+    calibration: Calibration | None
     found_again: list[float]
 
 
@@ -145,15 +147,15 @@ class _HybridRun:
         with self._stage("final matching"):
             final = self._final(refinement, pair, answers)
         with self._stage("maps"):
-            maps = self._write(final.arrays)
+            maps = self._write(final.results)
             if "distillation" not in self.skipped:
                 self._write_reference(final.pair)
-            if final.learnt is not None:
-                final.learnt.write(self.run)
-                write_final_gallery(self.plan, refinement, final.pair, self.run.gallery, final.arrays)
+            if final.calibration is not None:
+                final.calibration.write(self.run)
+                write_final_gallery(self.plan, refinement, final.pair, self.run.gallery, final.results)
         self.live.log_times()
-        if final.learnt is not None:
-            figures = figures | final.learnt.summary()
+        if final.calibration is not None:
+            figures = figures | final.calibration.summary()
         summary = self._summary(outcome, final, maps, rounds, figures)
         self.live.show(1.0, message="finished" if summary["converged"] else "did not converge")
         return summary
@@ -359,46 +361,44 @@ class _HybridRun:
         return train_on_poses(self.plan, self.run, self._posterior(refinement.poses), minutes)
 
     def _poses(self, refinement: HalfSetRefinement) -> Poses:
-        quaternion, displacement_px = refinement.poses.best()
-        return Poses(quaternion, -displacement_px * self.plan.particles.pixel_size_angstrom)
+        quaternion, displacement = refinement.poses.best()
+        return Poses(quaternion, shift_angstrom(displacement, self.plan.particles.pixel_size_angstrom))
 
     def _posterior(self, poses: PoseTable) -> PosePosterior:
-        return PosePosterior(poses.quaternion, -poses.displacement_px * self.plan.particles.pixel_size_angstrom,
+        return PosePosterior(poses.quaternion, shift_angstrom(poses.displacement_px, self.plan.particles.pixel_size_angstrom),
                              poses.weight, poses.information)
 
     # ---------------------------------------------------------------- end
     def _final(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None) -> FinalOutcome:
-        found_again, learnt = [], None
+        found_again, calibration = [], None
         if "refinement" in self.skipped:
             matched, explained = self._unmatched(refinement, pair, answers)
         else:
             matching, pair, found_again = self._match_finally(refinement, pair, answers)
-            matched, learnt = matching.learn(self._shown_as("learning errors"))
+            matched, calibration = matching.calibrated(self._shown_as("calibrating errors"))
             pair = self._rebuilt(refinement, pair, "last maps")
-            matched = self._as_believed_now(refinement, matched, learnt)
+            matched = self._as_believed_now(refinement, matched, calibration)
             explained = refinement.explained(pair, COMMON_RADIUS_PX)
-        said = answers or PoseEstimate(torch.from_numpy(matched["quaternion"]), torch.from_numpy(matched["bingham"]),
-                                       torch.from_numpy(matched["shift_angstrom"]))
-        matched["network_quaternion"] = said.quaternion.cpu().numpy()
-        matched["network_eigenvalues"] = torch.linalg.eigvalsh(said.bingham).cpu().numpy()
-        arrays = finalise(matched, self.plan.group.cpu(), learnt and learnt.model, self.config.coverage)
-        return FinalOutcome(arrays, pair, explained, learnt, found_again)
+        bingham, quaternion = (torch.from_numpy(matched.bingham), torch.from_numpy(matched.quaternion)) if answers is None else (
+            answers.bingham, answers.quaternion)
+        network = NetworkPoses(torch.linalg.eigvalsh(bingham).cpu().numpy(), quaternion.cpu().numpy())
+        results = with_errors(replace(matched, network=network), self.plan.group.cpu(), calibration and calibration.model,
+                              self.config.coverage)
+        return FinalOutcome(results, pair, explained, calibration, found_again)
 
     def _unmatched(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None
-                   ) -> tuple[dict[str, np.ndarray], float]:
+                   ) -> tuple[PoseResults, float]:
         """The rounds' poses as they are, or what the network alone says, with nothing known about their errors; and what
         the half maps explain."""
         explained = refinement.explained(pair, COMMON_RADIUS_PX)
         pixel_size_angstrom = self.plan.particles.pixel_size_angstrom
         if answers is not None:
             refinement.poses = PoseTable.of(answers.quaternion.to(self.plan.device),
-                                            -answers.shift_angstrom.to(self.plan.device) / pixel_size_angstrom)
-        (quaternion, displacement_px), n = refinement.poses.best(), len(refinement.halves)
-        nothing = np.full(n, np.nan, dtype=np.float32)
+                                            displacement_px(answers.shift_angstrom.to(self.plan.device), pixel_size_angstrom))
+        (quaternion, displacement), n = refinement.poses.best(), len(refinement.halves)
         flat = np.broadcast_to(np.eye(4, dtype=np.float32), (n, 4, 4)).copy()
-        return {"quaternion": quaternion.cpu().numpy(), "bingham": flat, "fit": nothing, "residual": nothing,
-                "searched": np.zeros(n, dtype=bool),
-                "shift_angstrom": -displacement_px.cpu().numpy() * pixel_size_angstrom}, explained
+        return PoseResults(self.plan.particles.particle_id, quaternion.cpu().numpy(),
+                           shift_angstrom(displacement, pixel_size_angstrom).cpu().numpy(), flat), explained
 
     def _match_finally(self, refinement: HalfSetRefinement, pair: HalfMapPair, answers: PoseEstimate | None
                        ) -> tuple[FinalMatching, HalfMapPair, list[float]]:
@@ -435,7 +435,7 @@ class _HybridRun:
         before, whole = sum(FINAL_SHARES[name] for name in parts[:parts.index(part)]), sum(FINAL_SHARES.values())
         return lambda done: self.live.show((before + FINAL_SHARES[part] * done) / whole, part)
 
-    def _as_believed_now(self, refinement: HalfSetRefinement, matched: dict, learnt: Calibration) -> dict:
+    def _as_believed_now(self, refinement: HalfSetRefinement, matched: PoseResults, calibration: Calibration) -> PoseResults:
         """The poses of the round after the last matching, and what is believed about them.
 
         That is the round's, too: the maps that images were matched to before, brought to the images' amplitude with their
@@ -445,21 +445,20 @@ class _HybridRun:
         poses, information = self._poses(refinement), refinement.poses.information.double()
         deviation = torch.linalg.eigvalsh(information).clamp_min(0.1).rsqrt().float()
         before, now = (float(np.median(np.linalg.norm(spread, axis=1))) for spread in (
-            matched["local_deviation_rad"], deviation.cpu().numpy()))
-        logger.info("errors are %.2f times what the last round says, from %s", learnt.model.scale * before / now,
-                    learnt.source)
+            matched.evidence.local_deviation_rad, deviation.cpu().numpy()))
+        logger.info("errors are %.2f times what the last round says, from %s", calibration.model.scale * before / now,
+                    calibration.source)
         bingham = bingham_from_information(poses.quaternion, information.float() * (now / before) ** 2)
-        return matched | {"quaternion": poses.quaternion.cpu().numpy(),
-                          "shift_angstrom": poses.shift_angstrom.cpu().numpy(), "bingham": bingham.cpu().numpy(),
-                          "local_deviation_rad": deviation.cpu().numpy() * (before / now)}
+        evidence = replace(matched.evidence, local_deviation_rad=deviation.cpu().numpy() * (before / now))
+        return replace(matched, quaternion=poses.quaternion.cpu().numpy(), shift_angstrom=poses.shift_angstrom.cpu().numpy(),
+                       bingham=bingham.cpu().numpy(), match=replace(matched.match, evidence=evidence))
 
-    def _write(self, arrays: dict[str, np.ndarray]) -> HalfMaps:
+    def _write(self, results: PoseResults) -> HalfMaps:
         plan, particles = self.plan, self.plan.particles
-        poses = Poses(torch.from_numpy(arrays["quaternion"]).float(), torch.from_numpy(arrays["shift_angstrom"]).float())
-        maps = reconstruct_halves(replace(particles, poses=poses), plan.images.transforms, self.halves,
+        maps = reconstruct_halves(replace(particles, poses=poses_of(results, torch.float32)), plan.images.transforms, self.halves,
                                   plan.group, plan.max_radius_px, plan.mask_radius_px, device=plan.device)
         write_half_maps(self.run, maps, particles.pixel_size_angstrom)
-        write_predictions(self.run, particles, arrays, {"rlnRandomSubset": self.halves.astype(int)})
+        write_results(self.run, particles, results, {"rlnRandomSubset": self.halves.astype(int)})
         self.live.map(maps.both, particles.pixel_size_angstrom, {"half maps": maps.fsc}, self._resolution(maps))
         return maps
 
@@ -481,7 +480,7 @@ class _HybridRun:
         return {"converged": not problems, "converged_reason": reason, "resolution_angstrom": resolution,
                 "method": "hybrid", "symmetry": self.plan.symmetry, "hand": outcome.hand,
                 "n_particles": len(self.plan.particles), "half_sets": self.halves_source,
-                "median_expected_error_deg": float(np.median(final.arrays["expected_error_deg"])),
+                "median_expected_error_deg": float(np.median(final.results.errors.expected_error_deg)),
                 "seeds": outcome.starts, "seeds_agreement_deg": outcome.agreement_deg,
                 "held_out_structure": outcome.structure, "held_out_structure_error": outcome.structure_error,
                 "symmetry_score": outcome.symmetry_score, "sampled_fraction": final.pair.sampled_fraction,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..catalogue import AB_INITIO_PARTICLES
 from ..config import AbInitioConfig
 from ..geometry.symmetry import normalise_name, symmetry_group
 from ..particles.dataset import Particles
@@ -16,8 +17,7 @@ from ..particles.preparation import ImagePreparation, matching_map
 from ..training.inputs import check_network_box
 from ..training.prepared_images import PreparedImages
 
-# fewer images determine no map at the noise of electron micrographs
-MIN_PARTICLES = 200
+MIN_PARTICLES = AB_INITIO_PARTICLES.value
 N_SPARE_SHELLS = 1
 
 OnEvaluate = Callable[[nn.Module, PreparedImages, np.ndarray], dict[str, float]]

@@ -1,4 +1,4 @@
-"""Estimated poses and maps against known ones: rows joined by particle, frames aligned, errors in degrees and
+"""Estimated poses and maps compared with known ones: rows joined by particle, frames aligned, errors in degrees and
 Angstrom, FSC."""
 
 import csv
@@ -33,7 +33,7 @@ _PIXEL_SIZE_TOLERANCE = 0.01
 
 @dataclass(frozen=True, eq=False)
 class PoseErrors:
-    """Row i belongs to row i of the estimated particles. ``is_junk`` (N,): what the known table calls junk."""
+    """Row i belongs to row i of the estimated particles. ``is_junk`` (N,): junk according to the known table."""
 
     particle: np.ndarray
     """Id or image name (N,)."""
@@ -42,10 +42,10 @@ class PoseErrors:
     is_junk: np.ndarray
     alignment: FrameAlignment | None
     within_bound: dict[str, np.ndarray]
-    """Figure of the summary -> bool (N,): the error is within the bound that the estimated table has."""
+    """Key of the summary -> bool (N,): the error is within the bound of the estimated table."""
 
     def summary(self) -> dict:
-        """Figures without junk, and those of all particles under ``with_junk`` where there is some."""
+        """Figures without junk, and where there is junk those of all particles under ``with_junk``."""
         good = torch.from_numpy(~self.is_junk)
         figures = self._figures(good) | {"n_compared": int(good.sum())}
         figures |= {name: float(within[~self.is_junk].mean()) for name, within in self.within_bound.items()}
@@ -65,7 +65,7 @@ class PoseErrors:
 
 @dataclass(frozen=True, eq=False)
 class TwoMaps:
-    """An estimated and a known map (D, D, D) of one box and pixel size."""
+    """An estimated and a known map (D, D, D) of the same box and pixel size."""
 
     estimated: Tensor
     known: Tensor
@@ -83,8 +83,8 @@ def read_two_maps(estimated: Path, known: Path) -> TwoMaps:
     if len(found) == 2:
         (volume, pixel_size), (known_volume, known_pixel_size) = found
         if volume.shape != known_volume.shape or abs(pixel_size / known_pixel_size - 1) > _PIXEL_SIZE_TOLERANCE:
-            problems.append(f"Two maps to compare must have one box and pixel size; {estimated} has {len(volume)} px of "
-                            f"{pixel_size:g} A, {known} {len(known_volume)} px of {known_pixel_size:g} A. "
+            problems.append(f"Two maps to compare must have the same box and pixel size; {estimated} has {len(volume)} "
+                            f"px of {pixel_size:g} A, {known} {len(known_volume)} px of {known_pixel_size:g} A. "
                             "Rescale one of them (relion_image_handler --rescale_angpix --new_box).")
     if problems:
         raise InputError(problems)
@@ -92,8 +92,8 @@ def read_two_maps(estimated: Path, known: Path) -> TwoMaps:
 
 
 def write_evaluation(run: RunDirectory, errors: PoseErrors, maps: TwoMaps | None) -> dict:
-    """Writes errors.csv and, with maps, fsc.csv, and map.mrc where the map was moved onto the known one; returns the
-    summary.
+    """Writes errors.csv and, with maps, fsc.csv, and map.mrc where the map was aligned to the known one; returns
+    the summary.
 
     Resolutions are where the FSC against the known map, inside a soft sphere of 45 % of the box, falls to 0.143 and
     0.5; without maps they are None.
@@ -101,13 +101,13 @@ def write_evaluation(run: RunDirectory, errors: PoseErrors, maps: TwoMaps | None
     rows = zip(errors.particle.tolist(), errors.error_deg.tolist(), errors.shift_error_angstrom.tolist(),
                errors.is_junk.tolist(), strict=True)
     header = ("particle", "error_deg", "shift_error_angstrom", "is_junk")
-    _write_csv(run.path / "errors.csv", header, ((p, f"{e:.4f}", f"{s:.4f}", int(j)) for p, e, s, j in rows))
+    _write_csv(run.errors, header, ((p, f"{e:.4f}", f"{s:.4f}", int(j)) for p, e, s, j in rows))
     summary = errors.summary() | {"resolution_angstrom": None, "resolution_at_fsc_0.5_angstrom": None}
     if maps is not None:
-        moved = _on_the_known_map(maps, errors.alignment)
+        aligned = _onto_known_map(maps, errors.alignment)
         if errors.alignment is not None:
-            write_map(run.map, moved.cpu().numpy(), maps.pixel_size_angstrom)
-        fsc = _fsc(moved, maps.known)
+            write_map(run.map, aligned.cpu().numpy(), maps.pixel_size_angstrom)
+        fsc = _fsc(aligned, maps.known)
         box = len(maps.known)
         _write_csv(run.fsc, ("shell", "resolution_angstrom", "fsc"),
                    ((i, f"{box * maps.pixel_size_angstrom / max(i, 1):.4f}", f"{c:.5f}")
@@ -117,8 +117,8 @@ def write_evaluation(run: RunDirectory, errors: PoseErrors, maps: TwoMaps | None
     return summary
 
 
-def _on_the_known_map(maps: TwoMaps, alignment: FrameAlignment | None) -> Tensor:
-    """The estimated map (D, D, D), mirrored, turned and moved where the frames were aligned."""
+def _onto_known_map(maps: TwoMaps, alignment: FrameAlignment | None) -> Tensor:
+    """The estimated map (D, D, D), mirrored, rotated and shifted where the frames were aligned."""
     if alignment is None:
         return maps.estimated
     estimated = mirror_volume(maps.estimated) if alignment.is_mirrored else maps.estimated
@@ -141,8 +141,8 @@ def compare_poses(estimated: ParticleTable, known: ParticleTable, group: Tensor,
                   allow_mirror: bool = False, pixel_size_angstrom: float | None = None) -> PoseErrors:
     """Errors of the poses of ``estimated``, each against the same particle of ``known``, which may have more rows.
 
-    ``group`` (G, 4): the molecule's symmetry. ``align``: find the turn and the translation between the frames first,
-    and with ``allow_mirror`` the hand; junk takes no part in that. Raises InputError where a particle is not in
+    ``group`` (G, 4): the molecule's symmetry. ``align``: first find the rotation and the translation between the
+    frames, and with ``allow_mirror`` the hand, without junk. Raises InputError where a particle is not in
     ``known``, poses are missing, or all compared particles are junk.
     """
     particle, rows = join_rows(estimated, known)
@@ -152,8 +152,8 @@ def compare_poses(estimated: ParticleTable, known: ParticleTable, group: Tensor,
     if known.has(JUNK_KIND_COLUMN):
         is_junk = known.strings(JUNK_KIND_COLUMN)[rows] != "none"
     if is_junk.all():
-        raise InputError(f"Some of the particles must not be junk; all {len(rows)} of {estimated.path} have a "
-                         f"{JUNK_KIND_COLUMN} in {known.path}. Check the selection.")
+        raise InputError(f"At least one particle must not be junk; all {len(rows)} particles of {estimated.path} are "
+                         f"labelled as junk in {known.path} ({JUNK_KIND_COLUMN}). Check the selection.")
     alignment = None
     if align:
         good = torch.from_numpy(~is_junk)
@@ -168,7 +168,7 @@ def compare_poses(estimated: ParticleTable, known: ParticleTable, group: Tensor,
 
 
 def join_rows(table: ParticleTable, known: ParticleTable) -> tuple[np.ndarray, np.ndarray]:
-    """What identifies each particle of ``table`` (N,), and its row in ``known`` (N,).
+    """The identity of each particle of ``table`` (N,), and its row in ``known`` (N,).
 
     Joined by the first of rlnParticleId and rlnImageId that both have, else by image (number and file name, without
     directories where those differ). Raises InputError where a particle is missing in ``known`` or not unique.
@@ -196,8 +196,8 @@ def _join(ids: np.ndarray, known_ids: np.ndarray, column: str, table: ParticleTa
     problems = []
     for values, path in ((ids, table.path), (known_ids, known.path)):
         if len(np.unique(values)) < len(values):
-            problems.append(f"{column} must be different for every particle; {path} repeats some. "
-                            "Give both tables a column rlnParticleId.")
+            problems.append(f"{column} must be unique for every particle; {path} repeats some values. "
+                            "Add a column rlnParticleId to both tables.")
     row_of = {value: row for row, value in enumerate(known_ids.tolist())}
     missing = [value for value in ids.tolist() if value not in row_of]
     if missing:

@@ -1,4 +1,5 @@
-"""A test of the installation against known answers, in some seconds: conventions, physics, matching, on any device."""
+"""A self-test of the installation against known results, in a few seconds on any device: conventions, CTF,
+projection, matching."""
 
 import logging
 import time
@@ -35,7 +36,7 @@ _CTF = {(0, 0): 0.1, (0, 5): 0.658413, (5, 0): 0.642484, (7, 12): -0.972249, (-7
 
 @dataclass(frozen=True)
 class Check:
-    """One known answer: ``figure`` must be at most ``limit``."""
+    """A comparison with a known result: ``figure`` must be at most ``limit``."""
 
     name: str
     figure: float
@@ -49,13 +50,13 @@ class Check:
 
 
 def run_self_test(device: torch.device | str = "cpu") -> list[Check]:
-    """All checks, each logged as it ends. An exception in one of them is not caught: its traceback says what is wrong."""
+    """Runs all checks and logs each one. Exceptions are not caught, since their traceback shows the cause."""
     return [_measured(*check, device) for check in (
         ("Euler angles against RELION's matrix", _euler_error, 1e-5, ""),
         ("CTF against RELION's formula", _ctf_error, 1e-3, ""),
-        ("projections against Gaussians at A r, 1 - correlation", _projection_error, 2e-3, ""),
-        ("slice and insertion adjoint, relative", _adjoint_error, 1e-4, ""),
-        ("pose refinement from 6 degrees off, median error", _refinement_error_deg, 2.0, "degrees"),
+        ("projections against analytic projections of Gaussians, 1 - correlation", _projection_error, 2e-3, ""),
+        ("slice extraction and insertion are adjoint, relative error", _adjoint_error, 1e-4, ""),
+        ("pose refinement from a start 6 degrees off, median error", _refinement_error_deg, 2.0, "degrees"),
     )]
 
 
@@ -102,9 +103,9 @@ def _volume() -> Tensor:
 
 def _exact_images(quaternion: Tensor) -> Tensor:
     """Projections (N, B, B) without interpolation: a two-dimensional Gaussian where A r puts each atom."""
-    turned = _atoms() @ quaternion_to_matrix(quaternion).transpose(-1, -2)
+    rotated = _atoms() @ quaternion_to_matrix(quaternion).transpose(-1, -2)
     along_z = _WIDTH_PX * (2 * torch.pi) ** 0.5
-    return along_z * torch.einsum("bny,bnx->byx", _profile(turned[..., 1]), _profile(turned[..., 0]))
+    return along_z * torch.einsum("bny,bnx->byx", _profile(rotated[..., 1]), _profile(rotated[..., 0]))
 
 
 def _projection_error(device) -> float:

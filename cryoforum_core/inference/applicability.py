@@ -1,9 +1,10 @@
 """Whether a model applies to a set of particles, and if not, why: from the images themselves.
 
-What the map gains in a sample of the images is compared with what it would gain in images that it made itself (the
-promise) and with what a scrambled map gains (chance): the right map keeps its promise, another molecule's is as good as
-chance. Where it does not, the same images are matched under other assumptions (contrast, CTF, pixel size); one
-that keeps the promise is the cause. The hand cannot be told: a map and its mirror image have the same projections.
+The log-likelihood that the map gains in a sample of the images is compared with its gain in simulated images of the map
+itself (the expected gain) and with the gain of a scrambled map (chance). The right map gains about what is expected;
+another molecule's gains no more than chance. Where it gains too little, the same images are matched under other assumptions
+(contrast, CTF, pixel size); one that reaches the expected gain is the cause. The hand cannot be tested: a map and its mirror
+image have the same projections.
 """
 
 import logging
@@ -26,21 +27,31 @@ logger = logging.getLogger("cryoforum")
 Cause = Literal["none", "noise-only", "contrast", "ctf-state", "pixel-size", "another-molecule", "poses",
                 "symmetry"]
 
-# the larger sample where the smaller one cannot tell
-N_SAMPLE, N_LARGEST_SAMPLE, N_FOR_EXCESS = 96, 512, 512
-# The share of its promise that a map keeps, chance taken away: right maps 1.03 to 1.26, more where the background
-# holds delocalised signal; other molecules of the same size -0.02 to 0.03, with delocalised signal 0.36 (SNR 0.05 and 0.1).
-KEPT_PROMISE_ABOVE = 0.5
+# images of the first sample
+N_SAMPLE = 96
+# of the second one, where the first cannot decide
+N_LARGEST_SAMPLE = 512
+# images whose power in the middle is compared with that in the corners
+N_FOR_EXCESS = 512
+# Gain over the expected gain, both above chance: right maps 1.03 to 1.26, more where the background holds delocalised
+# signal; other molecules of the same size -0.02 to 0.03, with delocalised signal 0.36 (SNR 0.05 and 0.1).
+MIN_RELATIVE_GAIN = 0.5
 # in standard deviations of a mean over the sample: by chance once in 30,000 sets
 SIGNIFICANT = 4.0
-# power within the particle's circle above that in the corners, as significant
+# significance of the power within the particle's circle above that in the corners
 EXCESS_ABOVE = 4.0
+# smaller errors of the pixel size are within what a sample of this size can measure
 PIXEL_SIZE_TOLERANCE = 0.025
+# pixel sizes that are tried, over the one stated: what calibrations are off by
 PIXEL_SIZE_FACTORS = (0.9, 0.95, 1.0, 1.05, 1.1)
-# of the sample's poses, before a map's amplitude says that they are not the right ones
+# regressed amplitude over that of the images' power: below, the poses are wrong
 EXPLAINED_AMPLITUDE_ABOVE = 0.6
+# without the lowest, which subtracting a background empties in the corners, up to where particles have most power
 _EXCESS_SHELLS = (1.5, 12.0)
-_INSIDE, _OUTSIDE = 0.3, 0.42
+# radius of the middle, in boxes
+_INSIDE = 0.3
+# radius beyond which corners begin, in boxes
+_OUTSIDE = 0.42
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ class Applicability:
                 **self.figures}
 
 
-def judge(images: ImagePreparation, volume: Tensor, group: Tensor, max_radius_px: float, max_displacement_px: float,
+def assess(images: ImagePreparation, volume: Tensor, group: Tensor, max_radius_px: float, max_displacement_px: float,
           seed: int = 0) -> Applicability:
     """Whether a map (b, b, b), on the grid of ``images``, is that of the particles, all settings being right."""
     draw = np.random.default_rng([seed, 0xA1]).permutation(len(images.particles))
@@ -66,13 +77,13 @@ def judge(images: ImagePreparation, volume: Tensor, group: Tensor, max_radius_px
     if excess < EXCESS_ABOVE:
         return Applicability(False, "noise-only", _NOISE_ONLY, {"signal_excess_z": excess})
 
-    def judgement(n: int) -> _Judgement:
+    def assessment(n: int) -> _Assessment:
         sample = SampleMatching(images, np.sort(draw[:n]), volume, group, max_radius_px, max_displacement_px, seed)
-        return _Judgement(sample, excess)
+        return _Assessment(sample, excess)
 
-    first = judgement(N_SAMPLE)
+    first = assessment(N_SAMPLE)
     wanted = min(first.images_wanted(), len(draw), N_LARGEST_SAMPLE)
-    return (judgement(wanted) if wanted > 1.2 * len(first.sample.rows) else first).verdict()
+    return (assessment(wanted) if wanted > 1.2 * len(first.sample.rows) else first).result()
 
 
 _NOISE_ONLY = ("the images hold no more power where the particle should be than in their corners: noise only, or a box "
@@ -114,48 +125,48 @@ def _apart(first: Gain, second: Gain) -> float:
     return float((a.mean() - b.mean()) / torch.sqrt(a.var() / len(a) + b.var() / len(b)).clamp_min(1e-12))
 
 
-def judge_poses(verdict: Applicability, explained: float) -> Applicability:
-    """The verdict on a map that applies, with what it explains of the images at the poses that the prediction found.
+def assess_poses(map_applies: Applicability, explained: float) -> Applicability:
+    """The assessment of a map that applies, with what it explains of the images at the predicted poses.
 
     ``explained``: the map's amplitude regressed on these, over the one that the images' power asks for.
     """
-    figures = verdict.figures | {"explained_amplitude": explained}
-    undecided = verdict.figures["promise_significance"] < SIGNIFICANT
+    figures = map_applies.figures | {"explained_amplitude": explained}
+    undecided = map_applies.figures["promise_significance"] < SIGNIFICANT
     if explained >= EXPLAINED_AMPLITUDE_ABOVE or undecided:
-        return replace(verdict, figures=figures)
+        return replace(map_applies, figures=figures)
     return Applicability(False, "poses", "the map fits these particles when their poses are searched for, and explains "
                          f"{100 * explained:.0f} % of the signal's amplitude only at the poses found from the network's "
-                         "answers. Use --refinement adaptive, or train the network longer", figures)
+                         "poses. Use --refinement adaptive, or train the network longer", figures)
 
 
-class _Judgement:
-    """The steps from the gains of one sample to a verdict."""
+class _Assessment:
+    """The steps from the gains of one sample to a result."""
 
     def __init__(self, sample: SampleMatching, excess: float):
         self.sample = sample
-        self.stated, self.promised, self.chance = (sample.stated_gain(), sample.promised_gain(), sample.chance_gain())
-        self.figures = {"signal_excess_z": excess, "promise_kept": self.kept(self.stated),
-                        "promise_significance": _apart(self.promised, self.chance)}
+        self.stated, self.expected, self.chance = (sample.stated_gain(), sample.expected_gain(), sample.chance_gain())
+        self.figures = {"signal_excess_z": excess, "promise_kept": self.relative_gain(self.stated),
+                        "promise_significance": _apart(self.expected, self.chance)}
 
     def images_wanted(self) -> int:
         """As many as tell the map from a scrambled one, with some to spare."""
-        significance_of_promise = max(self.figures["promise_significance"], 1.0)
-        return math.ceil(len(self.sample.rows) * (2 * SIGNIFICANT / significance_of_promise) ** 2)
+        significance_of_expected = max(self.figures["promise_significance"], 1.0)
+        return math.ceil(len(self.sample.rows) * (2 * SIGNIFICANT / significance_of_expected) ** 2)
 
-    def kept(self, gain: Gain) -> float:
-        """The share of its promise that the map keeps: 1 for the right map, 0 for chance."""
+    def relative_gain(self, gain: Gain) -> float:
+        """The gain over the expected one, both above chance: 1 for the right map, 0 for chance."""
         chance = _typical(self.chance)
-        # a promise no better than chance is none that could be kept or broken
-        promise = max(_typical(self.promised) - chance, 0.01 * abs(chance), 1e-6)
-        return (_typical(gain) - chance) / promise
+        # an expected gain no better than chance decides nothing
+        expected = max(_typical(self.expected) - chance, 0.01 * abs(chance), 1e-6)
+        return (_typical(gain) - chance) / expected
 
-    def verdict(self) -> Applicability:
-        broken = self.kept(self.stated) < KEPT_PROMISE_ABOVE and _apart(self.promised, self.stated) > SIGNIFICANT
-        verdict = self._of_broken_promise() if broken else self._of_small_faults()
-        return replace(verdict, figures=self.figures | verdict.figures)
+    def result(self) -> Applicability:
+        too_small = self.relative_gain(self.stated) < MIN_RELATIVE_GAIN and _apart(self.expected, self.stated) > SIGNIFICANT
+        found = self._cause_of_small_gain() if too_small else self._small_errors()
+        return replace(found, figures=self.figures | found.figures)
 
-    def _of_broken_promise(self) -> Applicability:
-        """Which other assumption keeps the promise; another molecule where none does."""
+    def _cause_of_small_gain(self) -> Applicability:
+        """Which other assumption reaches the expected gain; another molecule where none does."""
         stated = self.sample.stated.state
         found, best = stated, self.stated
         for state in _other_states(stated):
@@ -163,19 +174,19 @@ class _Judgement:
             # simple ones come first: where two are as good (a CTF without zeros has one state), it is the simpler
             if self._is_better(gain, best):
                 found, best = state, gain
-        if found != stated and self._is_kept(best):
+        if found != stated and self._is_large_enough(best):
             return _wrong_state(stated, found)
         for factor in (PIXEL_SIZE_FACTORS[0], PIXEL_SIZE_FACTORS[-1]):
             gain = self.sample.gain(Assumption(stated, factor))
-            if self._is_kept(gain):
+            if self._is_large_enough(gain):
                 return self._pixel_size(gain.poses)
         return Applicability(False, "another-molecule", self._another_molecule())
 
-    def _is_kept(self, gain: Gain) -> bool:
-        return self.kept(gain) >= KEPT_PROMISE_ABOVE and self._is_better(gain, self.stated)
+    def _is_large_enough(self, gain: Gain) -> bool:
+        return self.relative_gain(gain) >= MIN_RELATIVE_GAIN and self._is_better(gain, self.stated)
 
     def _another_molecule(self) -> str:
-        return (f"the images hold particles, and the map explains {100 * max(self.kept(self.stated), 0):.0f} % of what "
+        return (f"the images hold particles, and the map explains {100 * max(self.relative_gain(self.stated), 0):.0f} % of what "
                 "it would if they were its own (chance taken away); no other contrast, CTF state or pixel size does "
                 "better: another molecule, or mostly junk. Train a network for these particles, or look at the "
                 "pictures of particles in the report and clean the set")
@@ -183,7 +194,7 @@ class _Judgement:
     def _is_better(self, gain: Gain, than: Gain) -> bool:
         return significance(gain.per_image - than.per_image) > SIGNIFICANT
 
-    def _of_small_faults(self) -> Applicability:
+    def _small_errors(self) -> Applicability:
         """What the poses found already tell of CTF and pixel size, where the map is right on the whole."""
         pixel_size = self._pixel_size(self.stated.poses)
         if not pixel_size.applies:
@@ -200,7 +211,7 @@ class _Judgement:
         if self.figures["promise_significance"] < SIGNIFICANT:
             return ("nothing speaks against it, but at this noise the sample of "
                     f"{len(self.sample.rows)} images hardly tells one molecule from another")
-        percent = 100 * min(self.kept(self.stated), 1.0)
+        percent = 100 * min(self.relative_gain(self.stated), 1.0)
         return f"the map explains {percent:.0f} % of what it would of its own projections (chance taken away)"
 
     def _pixel_size(self, poses) -> Applicability:

@@ -20,7 +20,7 @@ _BAND_SHELLS, _FIRST_SHELL = 4, 2
 _N_IMAGES = 128
 
 
-def doubts(metadata: CheckpointMetadata, images: ImagePreparation, symmetry: str, seed: int = 0) -> tuple[str, ...]:
+def mismatches(metadata: CheckpointMetadata, images: ImagePreparation, symmetry: str, seed: int = 0) -> tuple[str, ...]:
     """Sentences on what differs from the network's training, none of which makes predictions impossible.
 
     A checkpoint without a figure (older ones) is not compared in it.

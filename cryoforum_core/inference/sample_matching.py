@@ -29,16 +29,27 @@ from ..matching.refine import RefinedPoses, refine
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION, ImageState
 from ..particles.preparation import ImagePreparation
 
-# a search that finds most poses is enough: the promise is searched for in the same way
-SEARCH_STEP_DEG, SEARCH_RADIUS_PX, N_HYPOTHESES = 10.0, 8.0, 6
-# shells up to which poses of the search are refined, given ones judged, and sizes compared
-REFINE_RADIUS_PX, LOCAL_RADIUS_PX, SCALE_RADIUS_PX = 16.0, 32.0, 22.0
+# a coarse search finds most poses, which is enough: the expected gain is searched for in the same way
+SEARCH_STEP_DEG = 10.0
+# shells that the search sees
+SEARCH_RADIUS_PX = 8.0
+# poses of the search that are refined
+N_HYPOTHESES = 6
+# shells up to which poses of the search are refined
+REFINE_RADIUS_PX = 16.0
+# shells in which given poses are compared
+LOCAL_RADIUS_PX = 32.0
+# shells in which pixel sizes are compared: a wrong size shows at low resolution already
+SCALE_RADIUS_PX = 22.0
+# fewer shells compare nothing
 SMALLEST_RADIUS_PX = 4.0
+# Levenberg-Marquardt steps from given poses: they are near
 LOCAL_ITERATIONS = 4
-# the amplitude regressed in a shell, over the one that is promised, where the map has been filtered
+# regressed over expected amplitude of a shell, where the map has been low-pass filtered
 ATTENUATED_ABOVE = 1.5
 # every compact object has transforms of one sign and shape below: a wrong map explains these shells too
 SCRAMBLED_FROM_SHELL = 3.5
+# a shell alone has too few pixels for its amplitude
 _AMPLITUDE_SMOOTHING_SHELLS = 5
 
 
@@ -106,13 +117,13 @@ class SampleMatching:
         """Of the map, with all as the files and the settings say."""
         return self._search(self._grid, self._searched(self.model), self.images_ft, self.ctf)
 
-    def promised_gain(self) -> Gain:
+    def expected_gain(self) -> Gain:
         """Of the map in images that it would make: random views, the sample's CTFs, noise and signal."""
         simulated = simulated_transforms(self.model, self.ctf, self.seed)
         return self._search(self._grid, self._searched(self.model), simulated, self.ctf)
 
     def chance_gain(self) -> Gain:
-        """Of a map that has this one's spectrum and outline, and another structure, in the same images."""
+        """Of a map that has this one's spectrum and extent, and another structure, in the same images."""
         model = self._searched(self._model(scrambled(self.volume, self.seed), self.max_radius_px))
         return self._search(SearchGrid.build(model, SEARCH_STEP_DEG, SEARCH_RADIUS_PX), model, self.images_ft, self.ctf)
 
@@ -179,10 +190,10 @@ def _gain(images: MatchingImages, model: MatchingModel, poses: RefinedPoses) -> 
 
 def _amplitude(images_ft: Tensor, ctf: Tensor, noise_spectrum: Tensor, map_power: Tensor,
                max_radius_px: float) -> Tensor:
-    """Amplitude of the images' signal over that of the map in each shell (b // 2 + 1,), for what the map promises.
+    """Amplitude of the images' signal over that of the map in each shell (b // 2 + 1,), for the gain expected of the map.
 
     That of all shells together, but less where the images hold less: maps are often sharper than the images. Never more:
-    a low-pass filtered map promises nothing where it has no power.
+    a low-pass filtered map can gain nothing where it has no power.
     """
     overall = amplitude_from_power(images_ft, ctf, noise_spectrum, map_power, max_radius_px)
     box_size_px = images_ft.shape[-2]
@@ -200,7 +211,7 @@ def _amplitude(images_ft: Tensor, ctf: Tensor, noise_spectrum: Tensor, map_power
 
 
 def scrambled(volume: Tensor, seed: int) -> Tensor:
-    """A map (b, b, b) with the power of this one in each shell, its outline, and otherwise a random structure."""
+    """A map (b, b, b) with the power of this one in each shell, its extent, and otherwise a random structure."""
     size = len(volume)
     noise = torch.randn(volume.shape, generator=torch.Generator().manual_seed(seed)).to(volume)
     # a random map within the same sphere: outside there is nothing that a particle could look like

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..catalogue import fewest_known
 from ..config import PredictConfig
 from ..errors import InputError
 from ..geometry.symmetry import normalise_name, symmetry_group
@@ -16,8 +17,7 @@ from ..particles.dataset import Particles, load_particles
 from ..particles.fields import Problems
 from ..particles.preparation import ImagePreparation, checked_image_state, matching_map
 from ..particles.preprocess import PreprocessSettings
-from ..uncertainty.calibration import fewest_known
-from .mismatch import doubts
+from .mismatch import mismatches
 from .predict import PredictionSetup
 
 logger = logging.getLogger("cryoforum")
@@ -51,14 +51,14 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
     symmetry = normalise_name(config.symmetry or metadata.symmetry)
     return PredictionSetup(partial(network.predict, group=own_group), images,
                            None if volume is None else volume.to(device), group, symmetry, labelled,
-                           doubts(metadata, images, symmetry, config.seed), metadata.training.get("shift_rms_angstrom"))
+                           mismatches(metadata, images, symmetry, config.seed), metadata.training.get("shift_rms_angstrom"))
 
 
 def _labelled(config: PredictConfig, particles: Particles) -> Particles:
     known = load_particles(config.calibration_particles, config, require_poses=True)
     fewest = fewest_known(config.coverage)
     if len(known) < fewest:
-        raise InputError(f"Errors whose bound holds for {100 * config.coverage:g} % are learnt from at least {fewest} labelled "
+        raise InputError(f"Errors whose bound holds for {100 * config.coverage:g} % are calibrated on at least {fewest} labelled "
                          f"particles; {config.calibration_particles} has {len(known)}. Give more, or leave out "
                          "--calibration-particles: images of the map are used then.")
     own, other = ((p.box_size_px, round(p.pixel_size_angstrom, 3)) for p in (particles, known))

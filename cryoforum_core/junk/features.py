@@ -18,11 +18,12 @@ from ..matching.match_quality import RESIDUAL_MIN_RADIUS_PX, match_quality
 from ..matching.matching_model import MatchingModel
 from ..matching.refine import RefinedPoses
 
+# random viewing directions whose mean power stands for the particle's
 N_VIEWS = 64
 # images at a time: some ten transforms of each are held
 CHUNK = 64
-# in the order of the columns of ``PowerMap.statistics``
-STATISTICS = ("fit", "signal", "residual", "power_here", "power_elsewhere", "rest_here", "rest_elsewhere", "low_power",
+# in the order of the columns of ``PowerMap.features``
+FEATURES = ("fit", "signal", "residual", "power_here", "power_elsewhere", "rest_here", "rest_elsewhere", "low_power",
               "high_power")
 
 
@@ -53,13 +54,13 @@ class PowerMap:
         spread = torch.fft.fft2(covariance.square()).abs() * _both_halves(self.template).abs().square()
         return smooth / (2 * spread.sum((-2, -1)) / box ** 2).sqrt().clamp_min(1e-20)[:, None, None]
 
-    def statistics(self, images: MatchingImages, poses: RefinedPoses) -> dict[str, Tensor]:
-        """Of images matched at poses (n, ...), one for each: ``junk_statistics`` (n, s) by ``STATISTICS``, and
-        ``elsewhere_px`` (n, 2), the displacement of the most power beyond the search's limit, in px."""
-        parts = [self._statistics(images[rows], poses[rows]) for rows in torch.arange(len(images)).split(CHUNK)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    def features(self, images: MatchingImages, poses: RefinedPoses) -> tuple[Tensor, Tensor]:
+        """Of images matched at poses (n, ...), one for each: the features (n, s) by ``FEATURES``, and where in the box (n, 2),
+        px, there is most power beyond the largest shift searched."""
+        parts = [self._features(images[rows], poses[rows]) for rows in torch.arange(len(images)).split(CHUNK)]
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def _statistics(self, images: MatchingImages, poses: RefinedPoses) -> dict[str, Tensor]:
+    def _features(self, images: MatchingImages, poses: RefinedPoses) -> tuple[Tensor, Tensor]:
         model, box = self.model, images.box_size_px
         expected = predicted(images, model.volume, poses.quaternion, poses.displacement_px)
         quality = match_quality(images, model, poses)
@@ -73,7 +74,7 @@ class PowerMap:
         rest_most = rest.masked_fill(~far, -torch.inf).flatten(1).amax(1)
         values = [quality.fit, signal, quality.residual, whole[image, row, column], most, rest[image, row, column],
                   rest_most, *_shell_powers(images, model)]
-        return {"junk_statistics": torch.stack(values, dim=1), "elsewhere_px": place.to(whole.dtype)}
+        return torch.stack(values, dim=1), place.to(whole.dtype)
 
 
 def _shell_powers(images: MatchingImages, model: MatchingModel) -> tuple[Tensor, Tensor]:

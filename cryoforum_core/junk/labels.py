@@ -1,59 +1,59 @@
-"""What predict said of each image, as select and its files use it."""
+"""The label of each image, and which labels a selection rejects."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ..config import AMBIGUOUS_REASON, JUNK_REASONS
+from ..catalogue import JUNK_REASONS, NO_REASON, OFF_CENTRE
 from ..geometry.rotations import quaternion_to_matrix, quaternion_to_relion_euler
 from ..geometry.symmetry import symmetry_group
 from ..particles import fields
 from ..particles.table import ParticleTable
+from ..results.pose_results import PoseResults
 from .view_cones import view_cones
 
-NOT_A_PARTICLE, OVERLAP, OFF_CENTRE, OTHER_OBJECT = JUNK_REASONS
-PARTICLE, AMBIGUOUS, BEYOND_LIMIT = "none", AMBIGUOUS_REASON, "error-beyond-limit"
+PARTICLE = NO_REASON
 REASONS = (PARTICLE, *JUNK_REASONS)
 _ALTERNATIVE_COLUMNS = ("rlnCryoforumAlternativeRot", "rlnCryoforumAlternativeTilt", "rlnCryoforumAlternativePsi")
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
-    """Of n images: ``reason`` (n,), ``cone`` (n,) of view, ``recentre_shift_angstrom`` (n, 2) and
-    ``alternative_quaternion`` (n, 4), NaN where there is none. ``reasons`` are those that are rejected as junk is."""
+class ImageLabels:
+    """Of n images: ``reason`` (n,), ``cone`` (n,) of viewing directions, ``recentre_shift_angstrom`` (n, 2) and
+    ``alternative_quaternion`` (n, 4), NaN where there is none. ``rejected_reasons``: the labels that a selection rejects."""
 
     reason: np.ndarray
     cone: np.ndarray
     recentre_shift_angstrom: np.ndarray
     alternative_quaternion: np.ndarray
-    reasons: tuple[str, ...] = JUNK_REASONS
+    rejected_reasons: tuple[str, ...] = JUNK_REASONS
 
     @classmethod
-    def of(cls, posterior: Mapping[str, np.ndarray], symmetry: str = "c1") -> "Judged | None":
-        """From the arrays of ``orientation_posterior.npz``; None where predict did not judge."""
-        if "reason" not in posterior:
+    def of(cls, results: PoseResults, symmetry: str = "c1") -> "ImageLabels | None":
+        """Of a run; None where it has no labels."""
+        if results.junk is None:
             return None
         # the third row of a pose's matrix is the viewing direction in the molecule's frame
-        directions = quaternion_to_matrix(torch.from_numpy(posterior["quaternion"]).double())[:, 2].numpy()
+        directions = quaternion_to_matrix(torch.from_numpy(results.quaternion).double())[:, 2].numpy()
         group = quaternion_to_matrix(symmetry_group(symmetry)).double().numpy()
-        return cls(posterior["reason"], view_cones(directions, group), posterior["recentre_shift_angstrom"],
-                   posterior["alternative_quaternion"])
+        return cls(results.junk.reason, view_cones(directions, group), results.junk.recentre_shift_angstrom,
+                   results.junk.alternative_quaternion)
 
-    def only(self, reasons: Collection[str]) -> "Judged":
-        """With only some kinds of junk that matter."""
-        return replace(self, reasons=tuple(reasons))
-
-    @property
-    def is_junk(self) -> np.ndarray:
-        """bool (n,): junk of a kind that matters, or particles of ambiguous orientation where these are to go, too."""
-        return np.isin(self.reason, self.reasons)
+    def rejecting(self, reasons: Collection[str]) -> "ImageLabels":
+        """With other labels to be rejected."""
+        return replace(self, rejected_reasons=tuple(reasons))
 
     @property
-    def is_spared(self) -> np.ndarray:
-        """bool (n,): junk of a kind that does not matter."""
-        return np.isin(self.reason, [each for each in JUNK_REASONS if each not in self.reasons])
+    def is_rejected(self) -> np.ndarray:
+        """bool (n,): images with a rejected label."""
+        return np.isin(self.reason, self.rejected_reasons)
+
+    @property
+    def is_accepted_junk(self) -> np.ndarray:
+        """bool (n,): junk of a kind that is not rejected."""
+        return np.isin(self.reason, [each for each in JUNK_REASONS if each not in self.rejected_reasons])
 
     def recentrable(self, rows: np.ndarray) -> np.ndarray:
         """Those of ``rows`` that are off-centre, with a shift that recentres them."""
@@ -61,13 +61,13 @@ class Judged:
         return rows[far]
 
 
-def alternative_columns(judged: Judged, rows: np.ndarray) -> dict[str, np.ndarray]:
+def alternative_columns(labels: ImageLabels, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Columns (n,) with RELION's angles of the other orientation of ``rows``, -999 elsewhere; none where none has one."""
-    rows = rows[np.isfinite(judged.alternative_quaternion[rows]).all(1)]
+    rows = rows[np.isfinite(labels.alternative_quaternion[rows]).all(1)]
     if not len(rows):
         return {}
-    angles = np.full((len(judged.reason), 3), -999.0)
-    angles[rows] = quaternion_to_relion_euler(torch.from_numpy(judged.alternative_quaternion[rows]).double()).numpy()
+    angles = np.full((len(labels.reason), 3), -999.0)
+    angles[rows] = quaternion_to_relion_euler(torch.from_numpy(labels.alternative_quaternion[rows]).double()).numpy()
     return dict(zip(_ALTERNATIVE_COLUMNS, angles.T))
 
 

@@ -1,4 +1,4 @@
-"""Images of a data set's particles and of every kind of junk, simulated like the set's own, and their statistics."""
+"""Images of a data set's particles and of every kind of junk, simulated like the set's own, and their features."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, OVERLAP
 from ..geometry.rotations import random_quaternions
 from ..imaging.fourier import fft_volume, ifft_volume, with_shell_power
 from ..imaging.projection import FourierVolume
@@ -15,13 +16,15 @@ from ..matching.matching_model import MatchingModel
 from ..particles.preparation import ImagePreparation
 from ..uncertainty.simulated_images import ImageSource, SimulatedParticles, particles_like
 from .features import PowerMap
-from .labels import NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, OVERLAP, PARTICLE, REASONS
+from .labels import PARTICLE, REASONS
 
+# of the simulated images; the kinds of junk share the rest evenly
 PARTICLE_SHARE = 1 / 3
-# of the box: from the search's limit to where half of a particle is outside the box
+# of the box: from the largest shift searched to where half of a particle is outside the box
 FARTHEST_BOXES = 0.5
+# contrast of other objects over that of particles: weaker and stronger, within what pickers take for a particle
 OTHER_CONTRAST = (0.6, 1.4)
-# of the map's radius: what is taken for a particle is about as large as one
+# of the map's radius: what is picked is about as large as a particle
 OBJECT_RADII = (0.6, 0.8, 1.0, 1.2)
 
 
@@ -45,8 +48,8 @@ class JunkSimulation:
         """That images are matched with."""
         return self.matcher.model
 
-    def statistics(self, quaternion: Tensor, displacement_px: Tensor, n: int) -> list[np.ndarray]:
-        """Statistics (n_k, s) of about ``n`` images, by ``REASONS``; poses of good particles (m, 4), (m, 2) are drawn
+    def features(self, quaternion: Tensor, displacement_px: Tensor, n: int) -> list[np.ndarray]:
+        """Features (n_k, s) of about ``n`` images, by ``REASONS``; poses of good particles (m, 4), (m, 2) are drawn
         from, so that views and centring are the set's own."""
         generator = torch.Generator().manual_seed(self.matcher.seed)
         results = []
@@ -92,7 +95,7 @@ class JunkSimulation:
         images = self.model.images(*transforms)
         poses = self.model.refine_from(images, simulated.quaternion[:, None], simulated.displacement_px[:, None]
                                        ) if has_right_pose else self.matcher.search(images)
-        return self.power_map.statistics(images, poses[:, 0])["junk_statistics"].cpu().numpy()
+        return self.power_map.features(images, poses[:, 0])[0].cpu().numpy()
 
     @staticmethod
     def _draw(generator: torch.Generator) -> int:

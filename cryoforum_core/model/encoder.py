@@ -6,39 +6,16 @@ CTF's sign where that was not done before.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..catalogue import ENCODERS, NETWORK_BOX_PX
 from .filters import MatchedLowPass, SquareLowPass, activation_layer
 from .polar import PolarEncoder
 
-MIN_BOX_SIZE_PX = 16
+MIN_BOX_SIZE_PX = NETWORK_BOX_PX.value
 DENSE_FEATURES = 512
-
-
-@dataclass(frozen=True)
-class EncoderDefaults:
-    """What an encoder's paper, or our measurement (``docs/decisions.md``, Encoder), chose. ``pooling``: None where there is
-    none to choose; ``width``: channels of the first block."""
-
-    pooling: str | None
-    activation: str
-    width: int
-    gpu_width: int
-    """A GPU has the time for a larger network than minutes on a CPU."""
-    learning_rate: float = 3e-3
-    end_to_end_learning_rate: float = 1e-3
-    """of training without labels, together with a map"""
-
-
-ENCODERS = {
-    "cryoforum": EncoderDefaults("gem", "prelu", width=32, gpu_width=32),
-    "cryoposenet": EncoderDefaults("flatten", "relu", width=32, gpu_width=32),
-    "compact": EncoderDefaults("flatten", "relu", width=24, gpu_width=64),
-    "polar": EncoderDefaults(None, "relu", width=64, gpu_width=128, learning_rate=6e-3, end_to_end_learning_rate=3e-3),
-}
 
 
 class GeneralizedMean(nn.Module):

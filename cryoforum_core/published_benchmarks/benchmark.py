@@ -1,7 +1,7 @@
-"""Makes the sets, runs the methods, judges them, and writes the table and the figures.
+"""Makes the sets, runs the methods, compares their results with the truth, and writes the table and the figures.
 
-``sets/`` holds the images, ``runs/`` an ordinary run directory for each job, ``results/`` what was judged; what is
-there is not done again. The table has every result in ``results/``, also those of earlier calls with other sets.
+``sets/`` holds the images, ``runs/`` an ordinary run directory for each job, ``results/`` the figures of each run. What
+exists is not computed again. The table has all results in ``results/``, also those of earlier calls with other sets.
 """
 
 import logging
@@ -26,7 +26,7 @@ from ..report.benchmark_page import write_figures
 from ..report.benchmark_results import Result, read_results, result_path, write_result
 from ..run_directory import RunDirectory
 from .data_sets import DataSet, prepared_set
-from .judge import MapAgreement, PoseAlignment, map_agreement
+from .truth_comparison import MapAgreement, PoseAlignment, map_agreement
 from .methods import ab_initio_config, errors_on_evaluate, has_encoder, refinement
 from .published import CRYOPOSENET, NEAR_SYMMETRY
 from .table import write_table
@@ -55,7 +55,7 @@ def run_benchmark(config: BenchmarkConfig, run: RunDirectory, jobs: Jobs, device
                     continue
                 logger.info("benchmark: set %s (%s), %s, seed %d", name, CRYOPOSENET[name].label, method, seed)
                 write_result(run.path, _Runner(config, run.path, jobs, device, data).result(method, seed))
-        write_table(read_results(run.path), run.path, config)  # as far as it goes
+        write_table(read_results(run.path), run.path, config)  # so far
     results = read_results(run.path)
     rows = write_table(results, run.path, config)
     write_figures(run.path)
@@ -74,7 +74,7 @@ class _Runner:
         self.image_input = ImageInputConfig(ctf_state=data.ctf_state)
 
     def result(self, method: BenchmarkMethod, seed: int) -> Result:
-        """Runs the method and judges it."""
+        """Runs the method and compares its result with the truth."""
         path = self.out / "runs" / f"{self.data.name}_{method}_{seed}"
         truth = self._load(self.data.train_truth)
         run = self._ab_initio(method, seed, path, truth.poses)
@@ -108,8 +108,7 @@ class _Runner:
             return RunDirectory(path)
 
     def _test_errors(self, method: BenchmarkMethod, path: Path, alignment: PoseAlignment) -> dict[str, float]:
-        """Errors of images that the run has not seen, in its frame: as ``predict`` finds their poses, and as the network
-        alone does."""
+        """Errors of held-out images, in the frame of the run: poses of ``predict``, and those of the network alone."""
         if not has_encoder(method):
             return {}
         out = path.with_name(f"{path.name}_test")
@@ -123,7 +122,7 @@ class _Runner:
                 for name, value in alignment.errors(torch.from_numpy(quaternion), truth).items()}
 
     def _ceiling(self) -> MapAgreement:
-        """What the true poses of the same images give."""
+        """The map of the same images reconstructed with their true poses."""
         out = self.out / "runs" / f"{self.data.name}_true_poses"
         run = self.jobs.reconstruct(ReconstructConfig(
             out=out, particles=self.data.train_truth, device=self.config.device, ctf_state=self.data.ctf_state,
@@ -140,8 +139,8 @@ class _Runner:
         return figures
 
     def _pictures(self, found: Particles, volume: torch.Tensor, aligned: torch.Tensor) -> dict[str, np.ndarray]:
-        """The first image, the projection of the found map that matches it, and central slices of the found and of the
-        true map."""
+        """The first image, the matching projection of the reconstructed map, and central slices of that map and of the true
+        one."""
         poses, box = found.poses[:1], found.box_size_px
         ctf = ctf_2d(found.ctf[:1], box, found.pixel_size_angstrom)
         phase = shift_phase(displacement_px(poses.shift_angstrom, found.pixel_size_angstrom), box)

@@ -1,4 +1,4 @@
-"""The table's data sets: made by the simulator, or found where another program made them; the last tenth is for tests."""
+"""The data sets of the table: simulated here or by another program. The last tenth is the test set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _PIXEL_SIZE_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class DataSet:
-    """Where a set is: tables of the images to train on (without and with the known poses) and of those for tests."""
+    """The files of a set: tables of the training images (without and with known poses) and of the test images."""
 
     name: str
     train: Path
@@ -30,7 +30,7 @@ class DataSet:
 
     @property
     def ctf_state(self) -> str:
-        """The option by which jobs read the images."""
+        """The --ctf-state of the images."""
         return "raw" if CRYOPOSENET[self.name].has_ctf else "none"
 
 
@@ -39,17 +39,17 @@ def box_size_px(config: BenchmarkConfig) -> int:
 
 
 def check_options(config: BenchmarkConfig) -> None:
-    """Raises one InputError with everything that is wrong with the options and with sets made elsewhere."""
+    """Raises one InputError with all problems of the options and of sets made by another program."""
     problems = []
     for name in ("methods", "sets"):
         if not getattr(config, name):
-            problems.append(f"--{name} must name at least one; none is given. Leave the option out for the default.")
+            problems.append(f"--{name} must name at least one; none is given. Omit the option for the default.")
     if box_size_px(config) % 2:
-        problems.append(f"The box must be even; --box-size-px is {config.box_size_px}. Take {config.box_size_px + 1}.")
+        problems.append(f"The box must be even; --box-size-px is {config.box_size_px}. Use {config.box_size_px + 1}.")
     if config.particles_of is not None:
         for name in config.sets:
             try:
-                _made_elsewhere(config.particles_of / name)
+                _made_by_another_program(config.particles_of / name)
             except InputError as error:
                 problems += error.problems
     if problems:
@@ -58,12 +58,12 @@ def check_options(config: BenchmarkConfig) -> None:
 
 def prepared_set(config: BenchmarkConfig, name: str, out: Path, simulate: Callable[[SimulateConfig], RunDirectory]
                  ) -> DataSet:
-    """A set in ``out``, made where it is not there yet."""
+    """The set in ``out``, which is made if it does not exist."""
     if config.particles_of is None:
         run = simulate(_simulation(config, name, out / "simulated"))
         images, truth, volume = run.particles, run.truth, run.map
     else:
-        images, truth, volume = _made_elsewhere(config.particles_of / name)
+        images, truth, volume = _made_by_another_program(config.particles_of / name)
         out.mkdir(parents=True, exist_ok=True)
     found = DataSet(name, out / "train.star", out / "train_truth.star", out / "test.star", out / "test_truth.star", volume)
     for source, train, test in ((images, found.train, found.test), (truth, found.train_truth, found.test_truth)):
@@ -83,16 +83,16 @@ def _simulation(config: BenchmarkConfig, name: str, out: Path) -> SimulateConfig
 
 
 def _split(particles: Particles, train: Path, test: Path) -> None:
-    """The first nine tenths and the rest; the test file last: where it is, both are."""
+    """Writes the first nine tenths and the rest. The test file is last: if it exists, both do."""
     rows = np.arange(len(particles))
     n_train = len(rows) - max(1, round(TEST_FRACTION * len(rows)))
     particles.subset(rows[:n_train]).save(train)
     particles.subset(rows[n_train:]).save(test)
 
 
-def _made_elsewhere(directory: Path) -> tuple[Path, Path, Path]:
-    """The files of a set that another program made: images, known poses, true map. Raises InputError where it does not
-    fit together."""
+def _made_by_another_program(directory: Path) -> tuple[Path, Path, Path]:
+    """The files of a set that another program made: images, known poses, true map. Raises InputError where they do
+    not belong together."""
     images, truth, facts = directory / "input.star", directory / "particles.star", directory / "truth.npz"
     missing = [path.name for path in (images, truth, facts) if not path.is_file()]
     if missing:
@@ -101,7 +101,7 @@ def _made_elsewhere(directory: Path) -> tuple[Path, Path, Path]:
     with np.load(facts, allow_pickle=False) as arrays:
         volume = Path(str(arrays["map"])) if "map" in arrays else None
     if volume is None or not volume.is_file():
-        raise InputError(f"truth.npz must say where the true map is (map); {facts} says {volume}. Write its path there.")
+        raise InputError(f"truth.npz must have the path of the true map (map); {facts} has {volume}. Write the path there.")
     particles = load_particles(truth, require_poses=True, require_ctf=False)
     known, pixel_size_angstrom = read_map(volume)
     if len(known) != particles.box_size_px or (

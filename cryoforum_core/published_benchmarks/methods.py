@@ -11,10 +11,10 @@ from ..geometry.poses import Poses
 from ..training.autoencoder import AutoEncoder
 from ..training.prepared_images import PreparedImages
 from .data_sets import DataSet, box_size_px
-from .judge import PoseAlignment
+from .truth_comparison import PoseAlignment
 from .published import NEAR_SYMMETRY, SCALES
 
-# CryoPoseNet's images are not displaced, and its method looks for no displacements
+# the images of CryoPoseNet are centred, and its method estimates no shifts
 _OPTIONS: dict[BenchmarkMethod, dict] = {
     "hybrid": {"method": "hybrid"},
     "end-to-end": {"method": "end-to-end", "shifts": False},
@@ -23,7 +23,7 @@ _OPTIONS: dict[BenchmarkMethod, dict] = {
     "known": {"method": "end-to-end", "shifts": False, "poses": "known"},
 }
 _WITHOUT_ENCODER = {"per-image", "known"}
-_N_WATCHED = 500
+_N_EVALUATED = 500
 
 
 def has_encoder(method: BenchmarkMethod) -> bool:
@@ -31,13 +31,13 @@ def has_encoder(method: BenchmarkMethod) -> bool:
 
 
 def refinement(method: BenchmarkMethod) -> str:
-    """How ``predict`` finds the poses of images that the method has not seen: as the method itself does."""
+    """The ``--refinement`` of ``predict`` for held-out images, which corresponds to the method."""
     return "adaptive" if method == "hybrid" else "none"
 
 
 def ab_initio_config(config: BenchmarkConfig, method: BenchmarkMethod, data: DataSet, seed: int, out: Path
                      ) -> AbInitioConfig:
-    """The run of one method, set and seed."""
+    """The configuration for one method, set and seed."""
     options = dict(_OPTIONS[method])
     if method == "hybrid":
         options["train_minutes"] = config.network_minutes
@@ -54,10 +54,10 @@ def ab_initio_config(config: BenchmarkConfig, method: BenchmarkMethod, data: Dat
 
 
 def errors_on_evaluate(truth: Poses, seed: int) -> Callable[[AutoEncoder, PreparedImages, np.ndarray], dict[str, float]]:
-    """Mean errors (degrees) of some training images' poses against the known ones (N), in their best frame."""
+    """Pose errors (degrees) of some training images against the known poses (N), after alignment of the frame."""
     @torch.no_grad()
     def on_evaluate(model: AutoEncoder, images: PreparedImages, rows: np.ndarray) -> dict[str, float]:
-        some = np.sort(np.random.default_rng(seed).permutation(rows)[:_N_WATCHED])
+        some = np.sort(np.random.default_rng(seed).permutation(rows)[:_N_EVALUATED])
         model.eval()
         transform = model.volume.transform()
         found = torch.cat([model.poses(batch, transform)[0].quaternion for batch in images.batches(some)]).cpu()

@@ -1,4 +1,4 @@
-"""What was published, in numbers: Table 1 of CryoPoseNet (Nashed et al. 2021, arXiv 2107.02958), and what redoes it."""
+"""What was published, in numbers: Table 1 of CryoPoseNet (Nashed et al. 2021, arXiv 2107.02958), and what reproduces it."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ EXTENT_ANGSTROM = 102.4
 """Width of the box: 128 px of 0.8 A."""
 DEFOCUS_ANGSTROM = (4000.0, 12000.0)
 NEAR_SYMMETRY = (0.9996538, 0.0045286, 0.0259203, 0.0)
-"""Quaternion (x, y, z, w) of the half turn that lays chain A near chain B: the map agrees with its turned copy (FSC 0.5)
-to 2.8 A, so that at coarser resolution the two poses of an image can hardly be told apart."""
+"""Quaternion (x, y, z, w) of the 180-degree rotation that superposes chain A on chain B. The map agrees with its rotated
+copy to 2.8 A (FSC 0.5), so at lower resolution the two poses of an image can hardly be distinguished."""
 TEST_FRACTION = 0.1
 
 
@@ -23,7 +23,7 @@ class PublishedSet:
     """10 log10 of the variances of signal and noise; None for no noise."""
     has_ctf: bool
     resolution: str
-    """What was published, in Angstrom (FSC 0.143 against the true map; 1.6 is the Nyquist limit); "-" where nothing is."""
+    """The published value in Angstrom (FSC 0.143 against the true map; 1.6 is the Nyquist limit), or "-" for none."""
 
     @property
     def snr(self) -> float:
@@ -44,7 +44,7 @@ CRYOPOSENET = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the sets are, and how long networks learn."""
+    """Size of the sets, and training time of the networks."""
 
     n_particles: int
     box_size_px: int

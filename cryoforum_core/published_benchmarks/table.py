@@ -20,7 +20,7 @@ _MEANS = (
 )
 _HEADER = ("set", "images", "method", "converged", "error (deg): median, mean", "modulo C2: median, mean",
            "test, modulo C2: median, mean", "network alone, test", "map, FSC 0.5 / 0.143 (A)",
-           "true poses, FSC 0.5 / 0.143 (A)", "shells short, 0.5 / 0.143", "published, 0.143 (A)", "time (min)")
+           "map from true poses, FSC 0.5 / 0.143 (A)", "shells short, 0.5 / 0.143", "published, 0.143 (A)", "time (min)")
 
 
 def write_table(results: list[Result], out: Path, config: BenchmarkConfig) -> list[dict]:
@@ -66,11 +66,11 @@ def _markdown(rows: list[dict], config: BenchmarkConfig) -> str:
 
 
 _EXPLANATION = """\
-Errors are angles between found and true poses, after the frame and the hand were aligned; 4AKE is nearly C2, and modulo
-C2 the nearer of the two poses counts. Test images took no part in the training; "network alone" is before any matching.
-Maps are compared with the true map, after alignment, within a sphere of 45 % of the box; the ceiling is the map made of
-the same images at their true poses, and "shells short" how many Fourier shells the found map's resolution lies below it.
-Means over runs, +- standard deviation where there are several."""
+Errors are angles between estimated and true poses after alignment of frame and hand. 4AKE is pseudo-symmetric (C2); modulo
+C2, the error is to the nearer of the two equivalent poses. Test images were not used for training; "network alone" is
+before matching. Maps are compared with the true map after alignment, within a sphere with a radius of 45 % of the box.
+"Shells short" says by how many Fourier shells the resolution is below that of the map of the same images from their true
+poses. Means over runs, +- standard deviation where there are several."""
 
 
 def table_cells(row: dict) -> tuple[str, ...]:

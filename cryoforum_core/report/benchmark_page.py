@@ -1,4 +1,4 @@
-"""The page of a benchmark, and its figures as files."""
+"""The page of a benchmark, and its figures as PNG files."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 from ..run_directory import RunDirectory, atomic_path
 from . import plots
 from .benchmark_results import METHOD_NAMES, Result, read_results
-from .page import NextStep, Page, Picture, Table, Verdict, command, significant
+from .page import Assessment, NextStep, Page, Picture, Table, command, significant
 from .run_files import RunFiles
 
 _DISPLAY_SIGMA_PX = 1.0
@@ -24,39 +24,40 @@ def benchmark_page(files: RunFiles) -> Page:
              "scale": summary["scale"]}
     tables = tuple(_table(name, [row for row in rows if row["method"] == name])
                    for name in METHOD_NAMES if any(row["method"] == name for row in rows))
-    return Page(f"Benchmark: {summary['table']}", _verdict(rows), _next_steps(files), facts,
+    return Page(f"Benchmark: {summary['table']}", _assessment(rows), _next_steps(files), facts,
                 tuple(picture for _, picture in _figures(files.path, results)), tables,
-                ("The true map and the molecule's near symmetry (C2) judge; no method knew them. Modulo C2, the nearer of "
-                 "the two poses counts.", f"Computed on: {'; '.join(summary['hardware'])}."))
+                ("Poses and maps are compared with the true ones, which no method knew. Modulo C2, the error is to the "
+                 "nearer of the two poses that the pseudo-symmetry (C2) of the molecule relates.",
+                 f"Hardware: {'; '.join(summary['hardware'])}."))
 
 
 def write_figures(out: Path) -> None:
-    """figure2.png, figure3.png and figure4.png, as far as there are runs for them."""
+    """figure2.png, figure3.png and figure4.png, where there are runs for them."""
     for name, picture in _figures(out, read_results(out)):
         with atomic_path(out / name) as temporary:
             temporary.write_bytes(plots.to_png(picture.figure))
 
 
-def _verdict(rows: list[dict]) -> Verdict:
+def _assessment(rows: list[dict]) -> Assessment:
     sentences = []
     level = "good"
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         near, nearer = ([row["set"] for row in own if row[f"shells_below_ceiling_{limit}"] <= _WITHIN_SHELLS]
                         for limit in ("0143", "05"))
-        sentences.append(f"{METHOD_NAMES[method].capitalize()}: {len(near)} of {len(own)} sets within one shell of the "
-                         f"map that the true poses give at FSC 0.143, {len(nearer)} at FSC 0.5.")
+        sentences.append(f"{METHOD_NAMES[method].capitalize()}: {len(near)} of {len(own)} sets are within one Fourier shell "
+                         f"of the map from true poses at FSC 0.143, {len(nearer)} at FSC 0.5.")
         if min(len(near), len(nearer)) < len(own):
             level = "caution"
-    return Verdict(level, tuple(sentences))
+    return Assessment(level, tuple(sentences))
 
 
 def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
     first = next((files.path / "runs").glob("*_hybrid_*/summary.json"), None)
-    more = NextStep("Add sets, methods or seeds to the same table", command(
+    more = NextStep("Add sets, methods or seeds to this table", command(
         f"benchmark {files.summary['table']}", out=files.path) + " --scale " + files.summary["scale"]
         + " --resume --sets ... --methods ... --seeds ...")
-    return (more,) if first is None else (more, NextStep("Look into one run", command(
+    return (more,) if first is None else (more, NextStep("Make the report of a single run", command(
         "report", run=first.parent, out=files.path.with_name(files.path.name + "_report"))))
 
 
@@ -69,8 +70,9 @@ def _table(method: str, rows: list[dict]) -> Table:
               f"{significant(row['resolution_0143_angstrom'])} Å", f"{significant(row['ceiling_0143_angstrom'])} Å",
               f"{row['shells_below_ceiling_0143']:.1f}", _angstrom(row["published_0143_angstrom"]),
               f"{row['seconds'] / 60:.1f}") for row in rows]
-    return Table(f"Method: {METHOD_NAMES[method]}", "Resolutions are against the true map; those of the true poses and "
-                 "shells short are at FSC 0.143. Published figures are of 128 px at 0.8 Å (Nyquist 1.6 Å).", header,
+    return Table(f"Method: {METHOD_NAMES[method]}", "Resolutions against the true map. True poses: resolution of the map "
+                 "from true poses, and shells short: how many Fourier shells the map lies below it, both at FSC 0.143. "
+                 "Published values are for 128 px at 0.8 Å (Nyquist 1.6 Å).", header,
                  tuple(cells), wide=True)
 
 
@@ -88,17 +90,18 @@ def _figures(out: Path, results: list[Result]) -> list[tuple[str, Picture]]:
     courses = _courses(out, results)
     if courses:
         figures.append(("figure2.png", Picture(
-            "Learning, with and without an encoder", "Loss (part of the images' power that is not explained) and mean "
-            "error of the poses modulo C2, mean and standard deviation over the runs. Known poses have no error. The times are in "
-            "the table: a step with an encoder takes far longer than one without.",
+            "Training with and without an encoder", "Loss (unexplained fraction of the power of the images) and mean pose "
+            "error modulo C2: mean and standard deviation over the runs. Known poses have no error. A step with an encoder "
+            "takes far longer than one without; the table has the times.",
             plots.course_grid(courses, list(METHOD_NAMES.values())[1:], "training steps", logarithmic=True), wide=True)))
     if results:
         figures.append(("figure3.png", Picture(
-            "Maps against the true map", "Each solid line should lie on its dashed one, which is of the map made of the "
-            "same images at their true poses.", _fsc_figure(results), wide=True)))
+            "FSC against the true map", "Each solid line should follow its dashed line: the map of the same images "
+            "reconstructed with their true poses.", _fsc_figure(results), wide=True)))
         figures.append(("figure4.png", Picture(
-            "Images, projections, maps", "An image (slightly smoothed below 0 dB), the projection of the found map that the "
-            "method takes for it, and central slices of the found and of the true map.", _picture_table(results), wide=True)))
+            "Images, projections, maps", "An image (slightly smoothed below 0 dB), the matching projection of the "
+            "reconstructed map, and central slices of the reconstructed and of the true map.",
+            _picture_table(results), wide=True)))
     return figures
 
 
@@ -110,7 +113,7 @@ def _courses(out: Path, results: list[Result]) -> dict[str, dict[str, dict[str, 
         columns = RunFiles(run).csv_columns(run.metrics.name) if run.finished and result.method != "hybrid" else None
         if columns is not None and _ERROR_COLUMN in columns:
             metrics.setdefault((_title(result), METHOD_NAMES[result.method]), []).append(columns)
-    # fewer than two evaluations are no course
+    # a curve needs two evaluations
     metrics = {key: runs for key, runs in metrics.items()
                if all(np.isfinite(run[_ERROR_COLUMN]).sum() > 1 for run in runs)}
     panels = {"loss": _LOSS_COLUMN, "mean error, modulo C2 (degrees)": _ERROR_COLUMN}

@@ -1,4 +1,4 @@
-"""What a benchmark has judged so far: a JSON file of figures and arrays beside it for each run. No torch."""
+"""The results of a benchmark so far: for each run, a JSON file of figures and an npz file of arrays. Without torch."""
 
 import json
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Result:
 
 
 def result_path(out: Path, name: str, method: str, seed: int) -> Path:
-    """The figures of a run; where they are, it is judged."""
+    """The figures of a run; a run that has them is finished."""
     return out / _FOLDER / f"{name}_{method}_{seed}.json"
 
 
@@ -45,7 +45,7 @@ def write_result(out: Path, result: Result) -> None:
 
 
 def read_results(out: Path) -> list[Result]:
-    """All that are there, by set, method and seed."""
+    """All results, sorted by set, method and seed."""
     results = []
     for path in sorted((out / _FOLDER).glob("*.json")):
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
@@ -56,4 +56,4 @@ def read_results(out: Path) -> list[Result]:
 
 METHOD_NAMES = {"hybrid": "hybrid", "end-to-end": "end to end", "end-to-end-aided": "end to end, aided",
                 "per-image": "poses per image", "known": "known poses"}
-"""The methods in the order of the table, as figures call them."""
+"""Names of the methods in figures, in the order of the table."""

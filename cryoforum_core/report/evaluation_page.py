@@ -3,9 +3,9 @@
 import numpy as np
 
 from . import plots
-from .error_pictures import error_picture, expected_against_true, shift_error_picture
+from .error_plots import error_histogram, expected_against_true, shift_error_histogram
 from .map_page import fsc_picture
-from .page import Page, Picture, Verdict, degrees, level_of, percent, significant
+from .page import Assessment, Page, Picture, degrees, level_of, percent, significant
 from .run_files import RunFiles, column
 
 GOOD_BELOW_DEG, USEFUL_BELOW_DEG = 3.0, 10.0
@@ -14,44 +14,44 @@ _MAX_POINTS = 400
 
 
 def evaluation_page(files: RunFiles) -> Page:
-    """Errors against the truth: how many are right, how far off the others are, and whether the run knew it."""
+    """Errors against known poses: how many are small, how large the others are, and whether the run expected them."""
     summary = files.summary
     facts = {"median error": degrees(summary["median_error_deg"]), "mean error": degrees(summary["mean_error_deg"]),
              "within 5°": percent(summary["fraction_below_5deg"]),
              "within 10°": percent(summary["fraction_below_10deg"]),
              "median shift error": f"{significant(summary['median_shift_error_angstrom'])} Å"}
     if summary.get("resolution_angstrom"):
-        facts["resolution against the truth"] = f"{significant(summary['resolution_angstrom'])} Å"
-    return Page("Evaluation against the truth", _verdict(summary), (), facts, tuple(_pictures(files)))
+        facts["resolution against the known map"] = f"{significant(summary['resolution_angstrom'])} Å"
+    return Page("Evaluation against known poses", _assessment(summary), (), facts, tuple(_pictures(files)))
 
 
-def _verdict(summary: dict) -> Verdict:
+def _assessment(summary: dict) -> Assessment:
     median, mean, within = summary["median_error_deg"], summary["mean_error_deg"], summary["fraction_below_10deg"]
-    sentences = [f"Half of the orientations are within {degrees(median)} of the truth, {percent(within)} within 10°."]
+    sentences = [f"Half of the orientations are within {degrees(median)} of the known ones, {percent(within)} within 10°."]
     if mean > _TAIL_ABOVE * median and within < 1:
         sentences.append(f"The mean, {degrees(mean)}, is far above the median because {percent(1 - within)} are off by "
                          "more than 10°.")
     if "error_bound_held" in summary:
-        held = f"The bounds of the errors held for {percent(summary['error_bound_held'])} of them"
+        coverage = f"The error bounds hold for {percent(summary['error_bound_held'])} of the orientations"
         shifts = summary.get("shift_error_bound_held")
-        sentences.append(f"{held}." if shifts is None else f"{held}, those of the shifts for {percent(shifts)}.")
+        sentences.append(f"{coverage}." if shifts is None else f"{coverage} and {percent(shifts)} of the shifts.")
     if "with_junk" in summary:
-        sentences.append("Junk is not counted in these figures.")
+        sentences.append("Junk is excluded from these figures.")
     if summary.get("is_mirrored"):
-        sentences.append("The poses belong to the mirrored map; the other hand was taken for the comparison.")
-    return Verdict(level_of(median, GOOD_BELOW_DEG, USEFUL_BELOW_DEG), tuple(sentences))
+        sentences.append("The poses have the opposite hand; they were mirrored for the comparison.")
+    return Assessment(level_of(median, GOOD_BELOW_DEG, USEFUL_BELOW_DEG), tuple(sentences))
 
 
 def _pictures(files: RunFiles) -> list[Picture]:
     pictures = []
-    errors = files.csv_columns("errors.csv")
+    errors = files.csv_columns(files.run.errors.name)
     if errors is not None:
         error, junk = errors["error_deg"], errors["is_junk"] > 0
-        pictures += [error_picture(error, junk), _cumulative(error[~junk])]
+        pictures += [error_histogram(error, junk), _cumulative(error[~junk])]
         expected = column(files.table(files.config.get("particles")), "rlnCryoforumExpectedError")
         if expected is not None and len(expected) == len(error):
             pictures.append(expected_against_true(expected, error, junk))
-        pictures.append(shift_error_picture(errors["shift_error_angstrom"], junk))
+        pictures.append(shift_error_histogram(errors["shift_error_angstrom"], junk))
     fsc = fsc_picture(files)
     return pictures + ([fsc] if fsc is not None else [])
 
@@ -60,7 +60,8 @@ def _cumulative(error_deg: np.ndarray) -> Picture:
     ordered = np.sort(np.maximum(error_deg, 0.01))  # a logarithmic scale has no zero
     share = np.arange(1, len(ordered) + 1) / len(ordered)
     shown = np.linspace(0, len(ordered) - 1, min(len(ordered), _MAX_POINTS)).astype(int)
-    return Picture("How many are within an angle",
-                   "It should rise steeply and end near 1; a plateau below 1 leaves the share of lost particles.",
-                   plots.curves(ordered[shown], {"particles": share[shown]}, "error (degrees)", "fraction within",
-                                x_scale="log"))
+    return Picture("Cumulative distribution of the errors",
+                   "It should rise steeply and end near 1; the gap between a plateau and 1 is the fraction of "
+                   "misassigned particles.",
+                   plots.curves(ordered[shown], {"particles": share[shown]}, "error (degrees)",
+                                "fraction of particles within", x_scale="log"))

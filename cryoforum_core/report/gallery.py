@@ -1,4 +1,4 @@
-"""Examples of particles beside the projections that match them, as a run leaves them in gallery.npz."""
+"""Example particles with their matching projections, as a run saves them in gallery.npz."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

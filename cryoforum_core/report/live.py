@@ -1,6 +1,6 @@
-"""The page of a run that goes on: ``progress.json`` for programs, ``live.html`` for a person, both whole at any time.
+"""The page of a running job: ``progress.json`` for programs, ``live.html`` for people, both complete at any time.
 
-A browser that has the page open loads it again by itself; when the report is written it goes on to that.
+A browser that has the page open reloads it by itself, and switches to the report once that is written.
 """
 
 import base64
@@ -39,7 +39,7 @@ def write_live(run: RunDirectory, progress: dict, volume: np.ndarray | None, pix
     pictures = [*_map_pictures(volume, pixel_size_angstrom, fsc_curves, progress.get("resolution_angstrom")),
                 *_course_pictures(past)]
     if image_examples:
-        pictures.append((Picture("Examples", "A row of images each.", plots.image_rows(image_examples), wide=True),
+        pictures.append((Picture("Examples", "One row for each kind of image.", plots.image_rows(image_examples), wide=True),
                          "png"))
     finished = progress["fraction"] >= 1
     text = template("live.html.j2").render(
@@ -57,11 +57,11 @@ def _finite(value):
 
 
 def _facts(progress: dict) -> dict[str, str]:
-    facts = {"of the run done": percent(progress["fraction"]), "time spent": duration(progress["seconds"])}
+    facts = {"completed": percent(progress["fraction"]), "elapsed time": duration(progress["seconds"])}
     left = progress.get("seconds_left")
-    facts["time left, about"] = "-" if left is None else duration(left)
+    facts["time left (estimate)"] = "-" if left is None else duration(left)
     resolution = progress.get("resolution_angstrom")
-    facts["resolution so far"] = "-" if resolution is None else f"{significant(resolution)} Å"
+    facts["current resolution"] = "-" if resolution is None else f"{significant(resolution)} Å"
     return facts
 
 
@@ -72,18 +72,18 @@ def _stages(past: Sequence[dict]) -> Table:
     seconds = _seconds_of_stages(past)
     names = list(now.get("stages") or [name for name in seconds if name != now["stage"]])
     if "stages" not in now:
-        # a run that goes on after a stop does not know what it did before
+        # a resumed run has no history of the stages before the interruption
         names = [f"stage {i + 1}" for i in range(number - 1 - len(names))] + names[-(number - 1):] * (number > 1)
         names += [now["stage"]] + [f"stage {i + 1}" for i in range(number, int(now["n_stages"]))]
     rows = []
     for i, name in enumerate(names, start=1):
-        state = "done" if i < number or now["fraction"] >= 1 else "now" if i == number else "to come"
+        state = "done" if i < number or now["fraction"] >= 1 else "running" if i == number else "pending"
         rows.append((str(i), name, state, duration(seconds[name]) if name in seconds else ""))
     return Table("Stages", "", ("", "stage", "", "time"), tuple(rows), number - 1 if now["fraction"] < 1 else None)
 
 
 def _seconds_of_stages(past: Sequence[dict]) -> dict[str, float]:
-    """Time spent in each stage, in the order in which they were begun."""
+    """Time spent in each stage, in the order in which they started."""
     spent: dict[str, float] = {}
     before = 0.0
     for entry in past:
@@ -101,13 +101,13 @@ def _map_pictures(volume: np.ndarray | None, pixel_size_angstrom: float, fsc_cur
         box = 2 * (n - 1) if volume is None else len(volume)
         curves = {name: np.pad(values, (0, n - len(values)), constant_values=np.nan)[1:]
                   for name, values in curves.items()}
-        pictures.append((Picture("Fourier shell correlation", "Near 1 at the left, falling once; it moves to the right "
-                                 "as the map gets better.",
+        pictures.append((Picture("Fourier shell correlation", "It starts near 1 and falls off once; the fall-off moves "
+                                 "to the right as the map improves.",
                                  plots.fsc_curves(np.arange(1, n) / (box * pixel_size_angstrom), curves,
                                                   resolution_angstrom)), "svg"))
     if volume is not None:
-        pictures.append((Picture("The map so far", "Slices and projections. A fuzzy ball at the start is what it "
-                                 "should be; features come with the resolution.",
+        pictures.append((Picture("The map so far", "Central slices and projections. A featureless ball is normal at "
+                                 "the start; detail appears as the resolution improves.",
                                  plots.map_views(np.asarray(volume), pixel_size_angstrom), wide=True), "png"))
     return pictures
 
@@ -119,15 +119,16 @@ def _course_pictures(past: Sequence[dict]) -> list[tuple[Picture, str]]:
     resolution, score, loss = (_column(past, key) for key in ("resolution_angstrom", "score", "loss"))
     pictures = []
     if np.isfinite(resolution).sum() > 1:
-        pictures.append((Picture("Resolution", "It should fall step by step and level off.", plots.curves(
+        pictures.append((Picture("Resolution", "The value in Å should fall step by step and level off.", plots.curves(
             seconds / unit, {"resolution": resolution}, name, "resolution (Å)", y_scale="log")), "svg"))
     if np.isfinite(score).sum() > 1:
-        pictures.append((Picture("Score", "How well the map explains the images; each stage has a scale of its own.",
+        pictures.append((Picture("Score", "How well the map explains the images. Scores of different stages cannot be "
+                                 "compared.",
                                  plots.curves(seconds / unit, _by_stage(past, score), name, "score")), "svg"))
     if np.isfinite(loss).sum() > 1:
-        pictures.append((Picture("Loss", "The part of held-out images that network and map do not explain. It should "
-                                 "fall; it often stays for long before the poses fall into place.",
-                                 plots.curves(seconds / unit, {"held out": loss}, name, "unexplained")), "svg"))
+        pictures.append((Picture("Loss", "The fraction of the power of held-out images that network and map do not explain. "
+                                 "It should fall, but often stays flat for a long time first.",
+                                 plots.curves(seconds / unit, {"held out": loss}, name, "unexplained power")), "svg"))
     return pictures
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..mrc import read_map
 from . import plots
-from .page import NextStep, Page, Picture, Verdict, significant
+from .page import Assessment, NextStep, Page, Picture, significant
 from .run_files import RunFiles, angles_deg
 from .view_coverage import view_density
 
@@ -15,34 +15,34 @@ _NEAR_NYQUIST = 1.1
 
 
 def reconstruction_page(files: RunFiles) -> Page:
-    """The map, and how far its two halves agree."""
+    """The map, and to which resolution its half maps agree."""
     volume, pixel_size_angstrom = read_map(files.run.map)
     resolution = files.summary["resolution_angstrom"]
     facts = {"resolution (FSC 0.143)": f"{significant(resolution)} Å", "box": f"{len(volume)} px",
              "pixel size": f"{significant(pixel_size_angstrom)} Å"}
     if "n_particles" in files.summary:
         facts["particles"] = f"{files.summary['n_particles']:,}"
-    return Page("Reconstruction", _verdict(resolution, len(volume), pixel_size_angstrom), _next_steps(files), facts,
+    return Page("Reconstruction", _assessment(resolution, len(volume), pixel_size_angstrom), _next_steps(files), facts,
                 tuple(_pictures(files, volume, pixel_size_angstrom)))
 
 
-def _verdict(resolution_angstrom: float, box_size_px: int, pixel_size_angstrom: float) -> Verdict:
-    sentences = [f"The two half maps agree to {significant(resolution_angstrom)} Å (FSC 0.143)."]
+def _assessment(resolution_angstrom: float, box_size_px: int, pixel_size_angstrom: float) -> Assessment:
+    sentences = [f"The half maps agree to {significant(resolution_angstrom)} Å (FSC 0.143)."]
     if box_size_px * pixel_size_angstrom / resolution_angstrom < _FEW_SHELLS:
-        return Verdict("poor", (*sentences, "That is a blob: most orientations are wrong, or the "
-                                             "particles far too few."))
+        return Assessment("poor", (*sentences, "The map is a featureless blob: most orientations are "
+                                                 "wrong, or there are far too few particles."))
     if resolution_angstrom < _NEAR_NYQUIST * 2 * pixel_size_angstrom:
-        sentences.append("This is the limit of the pixel size; particles with smaller pixels would show more.")
-    sentences.append("The FSC says that the halves agree, not that both are right: look in the map for what the "
-                     "molecule must have.")
-    return Verdict("good", tuple(sentences))
+        sentences.append("This is close to the Nyquist limit; images with a smaller pixel size may resolve more.")
+    sentences.append("The FSC tells whether the half maps agree, not whether they are correct: check that the map "
+                     "shows the features that your molecule must have.")
+    return Assessment("good", tuple(sentences))
 
 
 def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
     volume, half1, half2 = (shlex.quote(str(path.absolute()))
                             for path in (files.run.map, files.run.map_half1, files.run.map_half2))
     return (NextStep("Look at the map", f"chimerax {volume}"),
-            NextStep("Mask, sharpen and measure it in RELION",
+            NextStep("Mask and sharpen it, and measure its resolution, in RELION",
                      f"relion_postprocess --i {half1} --i2 {half2} --auto_mask --o postprocess"))
 
 
@@ -52,16 +52,16 @@ def _pictures(files: RunFiles, volume: np.ndarray, pixel_size_angstrom: float) -
         pictures.append(fsc)
     angles = angles_deg(files.table(files.config.get("particles")))
     if angles is not None:
-        pictures.append(Picture("Viewing directions", "Dark regions are views that are missing: the map is blurred or "
-                                "streaked along them.",
+        pictures.append(Picture("Viewing directions", "Dark regions are missing viewing directions; the map is blurred "
+                                "or streaked along them.",
                                 plots.view_maps({"all particles": view_density(*angles, files.symmetry)})))
     return pictures
 
 
 def map_picture(volume: np.ndarray, pixel_size_angstrom: float) -> Picture:
     """Slices and projections of a map (D, D, D)."""
-    return Picture("The map", "Slices should show solid density with a sharp border on an even ground; streaks mean "
-                   "missing views, a fuzzy ball means wrong orientations.",
+    return Picture("The map", "Slices should show solid density with sharp edges on a flat background. Streaks point to "
+                   "missing viewing directions, a featureless ball to wrong orientations.",
                    plots.map_views(volume, pixel_size_angstrom), wide=True)
 
 
@@ -73,8 +73,8 @@ def fsc_picture(files: RunFiles) -> Picture | None:
     shells = slice(1, None)  # the zeroth has no resolution
     curves = {name.removeprefix("fsc_").replace("_", " "): values[shells] for name, values in columns.items()
               if name.startswith("fsc")}
-    return Picture("Fourier shell correlation", "It should stay near 1 and fall once, without rising again, to about 0 "
-                   "at the right end; the line marks where it falls to 0.143.",
+    return Picture("Fourier shell correlation", "It should stay near 1, then fall off once to about 0 without rising "
+                   "again; the vertical line marks the resolution.",
                    plots.fsc_curves(1 / columns["resolution_angstrom"][shells], curves,
                                     files.summary.get("resolution_angstrom")))
 
@@ -87,5 +87,5 @@ def other_page(files: RunFiles) -> Page:
     fsc = fsc_picture(files)
     facts = {name.replace("_", " "): significant(value) for name, value in files.summary.items()
              if isinstance(value, (int, float)) and not isinstance(value, bool)}
-    return Page(f"Run of {files.job}", Verdict("good", (f"The run of {files.job} is finished.",)), (), facts,
+    return Page(f"Results of {files.job}", Assessment("good", (f"The {files.job} run is finished.",)), (), facts,
                 tuple(pictures + ([fsc] if fsc is not None else [])))

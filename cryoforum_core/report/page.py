@@ -1,4 +1,4 @@
-"""What a page says, before it is HTML."""
+"""The content of a page, before it becomes HTML."""
 
 import shlex
 from dataclasses import dataclass, field
@@ -14,8 +14,8 @@ Level = Literal["good", "caution", "poor"]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Two or three sentences for someone who reads nothing else."""
+class Assessment:
+    """The result of a run in two or three sentences, for readers who stop there."""
 
     level: Level
     sentences: tuple[str, ...]
@@ -23,7 +23,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Alarm:
-    """What makes the results worthless as they are, and what to do; the first thing on the page."""
+    """Why the results cannot be used, and the remedy; shown at the top of the page."""
 
     title: str
     text: str
@@ -31,7 +31,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class NextStep:
-    """What to do next, the command line that does it, and, where there is one, the protocol of Scipion that does."""
+    """A next step, its command line, and the Scipion protocol for it where there is one."""
 
     what: str
     command: str
@@ -40,7 +40,7 @@ class NextStep:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A figure with its title, and one line that says what to look for. ``wide``: over both columns."""
+    """A figure with its title, and a caption that says what to look for. ``wide``: over both columns."""
 
     title: str
     caption: str
@@ -50,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A few rows of text under a title, with one line that says what to look for; ``marked_row`` stands out.
+    """A few rows of text under a title, with a caption that says what to look for; ``marked_row`` is highlighted.
     ``wide``: over both columns."""
 
     title: str
@@ -63,10 +63,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """``facts`` are the few numbers that stand out at the top, as label -> text."""
+    """``facts`` are the key figures at the top of the page, as label -> text."""
 
     title: str
-    verdict: Verdict
+    assessment: Assessment
     next_steps: tuple[NextStep, ...]
     facts: dict[str, str]
     pictures: tuple[Picture, ...]
@@ -94,7 +94,7 @@ def _flag(name: str, value: object) -> str:
 
 
 def beside(run: Path, suffix: str) -> Path:
-    """A directory beside that of a run, for the run that follows it."""
+    """A directory next to that of a run, for the run that follows it."""
     return run.with_name(f"{run.name}_{suffix}")
 
 
@@ -127,5 +127,5 @@ def duration(seconds: float) -> str:
 
 
 def level_of(value: float, good: float, caution: float) -> Level:
-    """How good a value is for which lower is better; what is not a number is poor."""
+    """The level of a value for which lower is better; NaN is poor."""
     return "good" if value <= good else "caution" if value <= caution else "poor"

@@ -1,7 +1,7 @@
 """Figures of the reports. The only module that imports matplotlib.
 
 Every function returns a Figure that belongs to no window and no global state; ``to_svg`` and ``to_png`` turn it into
-bytes. Colours are of Okabe and Ito's palette, which colour-blind readers can tell apart; the maps use cividis for the
+bytes. Colours are of Okabe and Ito's palette, which colour-blind readers can distinguish; maps use cividis for the
 same reason.
 """
 
@@ -20,7 +20,7 @@ BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", 
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY)
 
 Scale = Literal["linear", "log", "asinh"]
-"""asinh: even about zero, logarithmic far from it."""
+"""asinh: linear around zero, logarithmic far from it."""
 
 HALF_WIDTH = (5.6, 3.3)
 FULL_WIDTH = 11.4
@@ -37,7 +37,7 @@ _STYLE = {
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Makes a figure under the reports' style, whatever the caller's is."""
+    """Draws a figure in the style of the reports, whatever the caller's style is."""
     @wraps(draw)
     def drawn(*arguments, **keywords) -> Figure:
         with matplotlib.rc_context(_STYLE):
@@ -63,7 +63,7 @@ def to_png(figure: Figure, dpi: int = 160) -> bytes:
 @_styled
 def curves(x: np.ndarray, series: Mapping[str, np.ndarray], x_label: str, y_label: str, x_scale: Scale = "linear",
            y_scale: Scale = "linear") -> Figure:
-    """Lines over ``x`` (n,); values (n,) that are not finite are left out, few of them are marked by dots."""
+    """Lines over ``x`` (n,); values (n,) that are not finite are left out. Few points are marked by dots."""
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
     for name, values in series.items():
@@ -79,7 +79,7 @@ def curves(x: np.ndarray, series: Mapping[str, np.ndarray], x_label: str, y_labe
 
 
 def _cut_spikes(axes: Axes, values: np.ndarray) -> None:
-    """Limits the y axis where a few values would press all others into a line."""
+    """Limits the y axis where a few outliers would flatten the rest of the curve."""
     if len(values) < 20:
         return
     low, high = np.percentile(values, [0, 98])
@@ -112,12 +112,12 @@ def histogram(groups: Mapping[str, np.ndarray], x_label: str, marks: Mapping[str
 @_styled
 def kept_against_random(kept: np.ndarray, best: np.ndarray, random: np.ndarray, deviation: np.ndarray,
                         chosen: int, y_label: str, best_label: str, lower_is_better: bool = False) -> Figure:
-    """A figure of merit (n,) of the best ``kept`` percent (n,), beside that of as many taken at random, with bands of
-    one and two of its standard deviations (n,); better is up. ``chosen``: the point that is marked."""
+    """A quality measure (n,) of the best ``kept`` percent (n,) and of random subsets of the same size, with bands of one
+    and two standard deviations (n,) of the latter; better is up. ``chosen``: the point that is marked."""
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
     axes.plot(kept, best, color=BLUE, marker="o", markersize=3, label=best_label, zorder=3)
-    axes.plot(kept, random, color=GREY, label="as many at random")
+    axes.plot(kept, random, color=GREY, label="random subset of this size")
     for width in (1, 2):
         reach = width * deviation
         axes.fill_between(kept, random - reach, random + reach, color=GREY, alpha=0.2, linewidth=0)
@@ -134,7 +134,7 @@ def kept_against_random(kept: np.ndarray, best: np.ndarray, random: np.ndarray, 
 def scatter(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str, x_scale: Scale = "linear",
             y_scale: Scale = "linear", highlighted: np.ndarray | None = None, highlighted_label: str = "",
             with_median: bool = False, with_diagonal: bool = False) -> Figure:
-    """Points of two quantities (n,), with the running median of y; ``highlighted`` (n,) marks some by colour."""
+    """Points of two quantities (n,), with the running median of y; ``highlighted`` (n,) are drawn in another colour."""
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
     there = _is_shown(x, x_scale) & _is_shown(y, y_scale)
@@ -154,19 +154,19 @@ def scatter(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str, x_scale: S
 
 
 @_styled
-def reliability(promised: np.ndarray, found: np.ndarray, x_label: str, y_label: str) -> Figure:
-    """Means of what was found (n,) over means of what was promised (n,), in tenths of the particles by the latter, with
-    the standard errors of the means."""
+def reliability(expected: np.ndarray, observed: np.ndarray, x_label: str, y_label: str) -> Figure:
+    """Reliability diagram: mean observed over mean expected values (n,), for each tenth of the particles sorted by the
+    latter, with standard errors of the means."""
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
-    parts = np.array_split(np.argsort(promised, kind="stable"), int(np.clip(len(promised) // 20, 1, 10)))
-    x, y = (np.array([values[part].mean() for part in parts]) for values in (promised, found))
-    error = np.array([found[part].std() / max(len(part), 1) ** 0.5 for part in parts])
+    parts = np.array_split(np.argsort(expected, kind="stable"), int(np.clip(len(expected) // 20, 1, 10)))
+    x, y = (np.array([values[part].mean() for part in parts]) for values in (expected, observed))
+    error = np.array([observed[part].std() / max(len(part), 1) ** 0.5 for part in parts])
     ends = [0.9 * min(x.min(), y.min()), 1.1 * max(x.max(), y.max())]
     axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1, label="equal")
-    # a logarithmic axis has no room for an error bar that reaches below zero
+    # on a logarithmic axis, an error bar cannot reach zero
     axes.errorbar(x, y, yerr=[np.minimum(error, 0.9 * y), error], color=BLUE, marker="o", markersize=4, linewidth=1.2,
-                  capsize=2, label="a tenth of the particles each")
+                  capsize=2, label="tenths of the particles")
     axes.set(xlabel=x_label, ylabel=y_label)
     _set_scales(axes, "log", "log")
     axes.legend()
@@ -174,7 +174,7 @@ def reliability(promised: np.ndarray, found: np.ndarray, x_label: str, y_label: 
 
 
 def _points(axes: Axes, x: np.ndarray, y: np.ndarray, there: np.ndarray, special: np.ndarray, label: str) -> None:
-    """Dots of a size that fits their number, the ``special`` ones (n,) in another colour and named in the legend."""
+    """Dots whose size depends on their number; the ``special`` ones (n,) in another colour and in the legend."""
     size = float(np.clip(4000 / max(there.sum(), 1), 1.0, 12))
     for rows, colour, name in ((there & ~special, BLUE, None), (there & special, VERMILION, label)):
         if rows.any():
@@ -185,13 +185,13 @@ def _points(axes: Axes, x: np.ndarray, y: np.ndarray, there: np.ndarray, special
 
 @_styled
 def shift_map(shift_angstrom: np.ndarray) -> Figure:
-    """Displacements of the particles from their images' centres: minus the origins (n, 2)."""
+    """Positions of the particles relative to the image centre: minus RELION's origins (n, 2)."""
     figure = Figure((HALF_WIDTH[0], 3.6))
     axes = figure.subplots()
     _points(axes, *-shift_angstrom.T, *np.array([[True], [False]]).repeat(len(shift_angstrom), 1), "")
     axes.axhline(0, color=GREY, linewidth=0.7)
     axes.axvline(0, color=GREY, linewidth=0.7)
-    axes.set(xlabel="displacement along x (Å)", ylabel="displacement along y (Å)", aspect="equal")
+    axes.set(xlabel="shift along x (Å)", ylabel="shift along y (Å)", aspect="equal")
     axes.invert_yaxis()  # rows run downwards, as in the images
     axes.grid(False)
     return figure
@@ -199,7 +199,7 @@ def shift_map(shift_angstrom: np.ndarray) -> Figure:
 
 @_styled
 def view_maps(densities: Mapping[str, np.ndarray]) -> Figure:
-    """Densities of viewing directions (latitudes, longitudes), 1 = even, in Mollweide's equal-area projection."""
+    """Densities of viewing directions (latitudes, longitudes), 1 = uniform, in Mollweide's equal-area projection."""
     n = len(densities)
     figure = Figure((HALF_WIDTH[0] if n == 1 else FULL_WIDTH, 3.3 if n == 1 else 3.4))
     highest = max(2.0, max(float(np.percentile(density, 99.5)) for density in densities.values()))
@@ -213,14 +213,14 @@ def view_maps(densities: Mapping[str, np.ndarray]) -> Figure:
         axes.set_xticklabels([])
         axes.set_yticklabels([])
     bar = figure.colorbar(mesh, ax=list(panels), shrink=0.75, pad=0.02)
-    bar.set_label("density (1 = even)")
+    bar.set_label("density (1 = uniform)")
     bar.outline.set_visible(False)
     return figure
 
 
 @_styled
 def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 10) -> Figure:
-    """Images (k, B, B), each with the grey range of its own pixels and a title above."""
+    """Images (k, B, B), each scaled to its own grey range, with a title above."""
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
     return _mosaic([(images[list(row)], [titles[i] for i in row], "") for row in rows], columns)
 
@@ -245,7 +245,7 @@ def image_pairs(images: np.ndarray, projections: np.ndarray, titles: Sequence[st
 def _mosaic(rows: Sequence[tuple[np.ndarray, Sequence[str], str]], columns: int) -> Figure:
     """Rows of images (k, B, B) with titles above each image (or none) and a name at the left.
 
-    All are pixels of one canvas: a hundred axes would take seconds to lay out.
+    They share one canvas: a hundred axes would take seconds to lay out.
     """
     box = rows[0][0].shape[-1]
     gap, title_height = max(1, round(0.03 * box)), round(0.17 * box)
@@ -272,7 +272,7 @@ def _mosaic(rows: Sequence[tuple[np.ndarray, Sequence[str], str]], columns: int)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    """Grey values from 0 to 1, half a percent of the pixels cut off at either end; a blank image is black."""
+    """Grey values from 0 to 1, clipped at half a per cent of the pixels on either side; a constant image is black."""
     low, high = np.percentile(image, [0.5, 99.5])
     return np.clip((image - low) / (high - low), 0, 1) if high > low else np.zeros_like(image)
 
@@ -280,7 +280,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
 @_styled
 def map_views(volume: np.ndarray, pixel_size_angstrom: float) -> Figure:
     """Central slices (upper row) and projections (lower row) of a map (D, D, D) [z, y, x] along z, y and x."""
-    # the panels' places are known: to lay them out would take longer than to draw them
+    # the layout is fixed: constrained layout would take longer than drawing
     figure = Figure((FULL_WIDTH, FULL_WIDTH * 0.69), layout="none")
     figure.subplots_adjust(left=0, right=1, bottom=0, top=0.965, wspace=0.02, hspace=0.085)
     panels = figure.subplots(2, 3)
@@ -290,7 +290,7 @@ def map_views(volume: np.ndarray, pixel_size_angstrom: float) -> Figure:
     low, high = np.percentile(volume[::step, ::step, ::step], [1, 99.9])
     for column, (cut, axis_name) in enumerate(zip(slices, "zyx")):
         panels[0, column].imshow(cut, cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
-        panels[0, column].set_title(f"slice across {axis_name}")
+        panels[0, column].set_title(f"slice perpendicular to {axis_name}")
         panels[1, column].imshow(_grey(volume.sum(axis=column)), cmap="gray", interpolation="bilinear")
         panels[1, column].set_title(f"projection along {axis_name}")
     for axes in panels.ravel():
@@ -371,8 +371,8 @@ def _colours(names: Iterable[str]) -> dict[str, str]:
 @_styled
 def fsc_grid(frequency: np.ndarray, panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
              levels: Sequence[float] = (0.5, 0.143)) -> Figure:
-    """Panels of correlations over the spatial frequency (n,) in 1/Angstrom, each line (n,) with its ceiling (n,), which
-    is dashed: title -> line -> both."""
+    """Panels of correlations over the spatial frequency (n,) in 1/Angstrom, each line (n,) with its dashed
+    upper limit (n,), the map from true poses: title -> line -> both."""
     colour = _colours(sorted({name for panel in panels.values() for name in panel}))
     n_columns = min(2, len(panels))
     n_rows = -(-len(panels) // n_columns)
@@ -398,7 +398,7 @@ def fsc_grid(frequency: np.ndarray, panels: Mapping[str, Mapping[str, tuple[np.n
 
 @_styled
 def picture_table(rows: Mapping[str, Sequence[np.ndarray | None]], columns: Sequence[str]) -> Figure:
-    """Images (B, B) in rows with a name at the left and columns with a title; None leaves a place empty."""
+    """A table of images (B, B) with a name for each row and a title for each column; None leaves a cell empty."""
     n_rows, n_columns = len(rows), len(columns)
     size = min(1.6, (FULL_WIDTH - 0.8) / n_columns)
     figure = Figure((0.8 + size * n_columns, 0.35 + size * n_rows), layout="none")
@@ -418,7 +418,7 @@ def picture_table(rows: Mapping[str, Sequence[np.ndarray | None]], columns: Sequ
 
 @_styled
 def bars(values: Mapping[str, float], x_label: str) -> Figure:
-    """Horizontal bars, the longest names included, each with its number."""
+    """Horizontal bars with their values, with room for long names."""
     figure = Figure((HALF_WIDTH[0], 0.6 + 0.34 * len(values)))
     axes = figure.subplots()
     drawn = axes.barh(list(values), list(values.values()), color=BLUE, height=0.7)
@@ -431,7 +431,7 @@ def bars(values: Mapping[str, float], x_label: str) -> Figure:
 
 
 def low_passed(images: np.ndarray, sigma_px: float) -> np.ndarray:
-    """Images (k, B, B) after a Gaussian of ``sigma_px``: the eye sees noisy particles better."""
+    """Images (k, B, B) smoothed by a Gaussian of ``sigma_px``, so that noisy particles are easier to see."""
     k_y, k_x = np.fft.fftfreq(images.shape[-2]), np.fft.rfftfreq(images.shape[-1])
     weight = np.exp(-2 * (np.pi * sigma_px) ** 2 * (k_y[:, None] ** 2 + k_x**2))
     return np.fft.irfft2(np.fft.rfft2(images) * weight, s=images.shape[-2:])
@@ -459,7 +459,7 @@ def _set_scales(axes: Axes, x_scale: Scale, y_scale: Scale) -> None:
 
 
 def _plain_numbers(axis: matplotlib.axis.Axis) -> None:
-    """0.1, 1, 10 where a logarithmic axis would say 10 to the power; more where those are few."""
+    """Tick labels 0.1, 1, 10 instead of powers of ten, and more ticks where those would be few."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
     low, high = axis.get_view_interval()
@@ -478,7 +478,7 @@ _FORWARD_BACKWARD = {"linear": (np.asarray, np.asarray), "log": (np.log, np.exp)
 
 
 def _bins(values: np.ndarray, scale: Scale) -> np.ndarray:
-    """Edges evenly spaced on the scale; the outer ones take in what lies beyond 99.8 %, so that nothing is left out."""
+    """Edges evenly spaced on the scale over 99.8 % of the values; the outer bins include the rest."""
     forward, backward = _FORWARD_BACKWARD[scale]
     scaled = forward(values)
     low, high = np.percentile(scaled, [0.1, 99.9])

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: nothing is loaded from elsewhere, so the file can be sent as it is."""
+"""One self-contained HTML page about a run: it loads nothing from elsewhere, so it can be sent as a single file."""
 
 import base64
 import datetime
@@ -29,19 +29,19 @@ PAGES: dict[str, Callable[..., Page]] = {
     "reconstruct": reconstruction_page, "evaluate": evaluation_page, "ab-initio": ab_initio_page,
     "benchmark": benchmark_page,
 }
-LEVEL_NAMES = {"good": "Good", "caution": "Look closer", "poor": "Not good"}
+LEVEL_NAMES = {"good": "Good", "caution": "Check", "poor": "Failed"}
 
 
 def write_report(run: RunDirectory, path: Path, truth: Path | None = None, summary: dict | None = None) -> dict:
-    """Writes the page of a finished run to ``path``, whole or not at all; returns a summary of the report.
+    """Writes the page of a finished run to ``path``, atomically; returns a summary of the report.
 
-    truth: STAR file of known poses, for a run of predict. summary: that of a run which writes its own report before
-    its summary.json. Raises InputError where the run is not finished, or ``truth`` does not go with it.
+    truth: STAR file of known poses, for a run of predict. summary: the summary of a run that writes its report before
+    its summary.json. Raises InputError where the run is not finished, or ``truth`` is given for another job.
     """
     files = RunFiles(run, summary)
     make = PAGES.get(files.job, other_page)
     if truth is not None and make is not prediction_page:
-        raise InputError(f"--truth goes with a run of predict; {run.path} is one of {files.job}. Leave out --truth, or "
+        raise InputError(f"--truth needs a run of predict; {run.path} is a run of {files.job}. Leave out --truth, or "
                          "use cryoforum evaluate.")
     page = make(files) if truth is None else make(files, _errors(files, truth))
     text = render(page, files)
@@ -49,11 +49,11 @@ def write_report(run: RunDirectory, path: Path, truth: Path | None = None, summa
         temporary.write_text(text, encoding="utf-8")
     if path == run.report and run.live.is_file():
         _close_live(run)
-    return {"report": str(path), "n_figures": len(page.pictures), "verdict": " ".join(page.verdict.sentences)}
+    return {"report": str(path), "n_figures": len(page.pictures), "assessment": " ".join(page.assessment.sentences)}
 
 
 def _close_live(run: RunDirectory) -> None:
-    """A browser that watches the run's live page is led to its report."""
+    """Redirects a browser on the live page of the run to its report."""
     name = run.report.name
     with atomic_path(run.live) as temporary:
         temporary.write_text(f'<!DOCTYPE html>\n<meta charset="utf-8">\n<meta http-equiv="refresh" content="0; '
@@ -65,7 +65,7 @@ def render(page: Page, files: RunFiles) -> str:
     """The HTML of a page."""
     finished = files.run.summary.stat().st_mtime if files.run.finished else datetime.datetime.now().timestamp()
     return template("report.html.j2").render(
-        page=page, is_in_scipion=files.is_in_scipion, level_name=LEVEL_NAMES[page.verdict.level],
+        page=page, is_in_scipion=files.is_in_scipion, level_name=LEVEL_NAMES[page.assessment.level],
         run_path=files.path.resolve(), job=files.job, version=files.summary.get("version", ""),
         date=datetime.datetime.fromtimestamp(finished).strftime("%Y-%m-%d %H:%M"),
         pictures=[vars(picture) | {"source": _inlined(picture)} for picture in page.pictures],
@@ -74,7 +74,7 @@ def render(page: Page, files: RunFiles) -> str:
 
 def _errors(files: RunFiles, truth: Path) -> dict[str, np.ndarray]:
     """Errors (n,) of a run of predict against a truth, in the run's order."""
-    # these need torch, which no other page does
+    # these need torch, which most pages do not
     from ..evaluation.evaluation import compare_poses
     from ..geometry.symmetry import symmetry_group
     from ..particles.dataset import read_table
@@ -86,7 +86,7 @@ def _errors(files: RunFiles, truth: Path) -> dict[str, np.ndarray]:
 
 @cache
 def template(name: str) -> jinja2.Template:
-    """A template of this directory; an unknown name in it is an error."""
+    """A template of this directory; an undefined variable in it is an error."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(name)

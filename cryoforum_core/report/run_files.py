@@ -1,4 +1,4 @@
-"""The files of a finished run as arrays, for the pages. No torch: a light page opens at once."""
+"""The files of a finished run as arrays, for the pages. Without torch, so that a report is made in a moment."""
 
 import csv
 import json
@@ -8,36 +8,38 @@ import numpy as np
 
 from ..errors import InputError
 from ..particles.table import ParticleTable
+from ..results.pose_results import PoseResults
 from ..run_directory import RunDirectory
 
 # as particles.simulate calls it; importing that module would import torch
 JUNK_KIND_COLUMN = "rlnCryoforumJunkKind"
-# the database that every project of Scipion has
+# the database of every Scipion project
 _SCIPION_PROJECT = "project.sqlite"
 
 
 class RunFiles:
-    """What a run left. ``summary`` stands in for summary.json while the run itself writes its report."""
+    """The results of a run. ``summary`` stands in for summary.json while the run itself writes its report."""
 
     def __init__(self, run: RunDirectory, summary: dict | None = None):
         self.run = run
         self.path = run.path
         self.summary = run.read_summary() if summary is None else summary
         if not run.config.is_file():
-            raise InputError(f"A run must have its {run.config.name}; {run.path} has none. Give a run of cryoforum.")
+            raise InputError(f"A run directory must have a {run.config.name}; {run.path} has none. Give the output "
+                             "directory of a cryoforum job.")
         self.config = json.loads(run.config.read_text())
         self.job = self.config.get("job", "")
 
     @property
     def symmetry(self) -> str:
-        """The molecule's point group, as far as this run, or the one it started from, says it."""
+        """The point group of the molecule, from this run or the one it started from; c1 where neither states it."""
         earlier = Path(self.config["run"]) / self.run.summary.name if "run" in self.config else None
         of_earlier = json.loads(earlier.read_text()) if earlier is not None and earlier.is_file() else {}
         return self.summary.get("symmetry") or self.config.get("symmetry") or of_earlier.get("symmetry") or "c1"
 
     @property
     def is_in_scipion(self) -> bool:
-        """Whether the run lies in a project of Scipion, whose users have protocols in the place of commands."""
+        """Whether the run is part of a Scipion project, whose users run protocols instead of commands."""
         return any((folder / _SCIPION_PROJECT).is_file() for folder in self.path.absolute().parents)
 
     def input_path(self, name: str) -> Path | None:
@@ -51,7 +53,7 @@ class RunFiles:
         return ParticleTable.read(path)
 
     def csv_columns(self, name: str) -> dict[str, np.ndarray] | None:
-        """Columns (n,) of a CSV file of the run, NaN where a cell is no number; None without the file."""
+        """Columns (n,) of a CSV file of the run, NaN where a cell is not a number; None without the file."""
         path = self.path / name
         if not path.is_file():
             return None
@@ -60,10 +62,9 @@ class RunFiles:
             rows = list(reader)
         return {column: np.array([_number(row[column]) for row in rows]) for column in reader.fieldnames or ()}
 
-    def posterior(self) -> dict[str, np.ndarray]:
-        """The arrays of orientation_posterior.npz."""
-        with np.load(self.run.orientation_posterior, allow_pickle=False) as arrays:
-            return dict(arrays)
+    def results(self) -> PoseResults:
+        """What the run found out about its particles."""
+        return PoseResults.load(self.run.orientation_posterior)
 
 
 def column(table: ParticleTable | None, name: str) -> np.ndarray | None:

@@ -6,27 +6,26 @@ from ..mrc import MrcStack, read_map
 from ..particles.table import ParticleTable
 from . import plots
 from .map_page import map_picture
-from .page import NextStep, Page, Picture, Verdict, beside, command, percent, significant
+from .page import Assessment, NextStep, Page, Picture, beside, command, percent, significant
 from .run_files import JUNK_KIND_COLUMN, RunFiles, angles_deg, defocus_um
 from .view_coverage import view_density
 
-STACK_NAME = "particles.mrcs"
 _PER_ROW = 10
 _DISPLAY_SIGMA_PX = 1.0
 
 
 def simulation_page(files: RunFiles) -> Page:
-    """What the images look like, junk of every kind included, and what is in the set."""
+    """What the images, junk included, look like, and what the data set contains."""
     summary, truth = files.summary, files.table(files.run.truth)
     n, n_junk = summary["n_particles"], summary.get("n_junk", 0)
     snr = summary["snr"]
     facts = {"particles": f"{n:,}", "box": f"{summary['box_size_px']} px",
              "pixel size": f"{significant(summary['pixel_size_angstrom'])} Å",
              "signal-to-noise": "no noise" if snr is None else significant(snr), "junk": percent(n_junk / n)}
-    sentences = [f"{n:,} images of {summary['box_size_px']} px were made; {files.run.truth.name} has their true poses."]
+    sentences = [f"{n:,} images of {summary['box_size_px']} px were simulated; {files.run.truth.name} has their true poses."]
     if n_junk:
-        sentences.append(f"{n_junk:,} of them are junk, of {len(summary.get('junk', {}))} kinds.")
-    return Page("Simulated particles", Verdict("good", tuple(sentences)), _next_steps(files), facts,
+        sentences.append(f"{n_junk:,} of them are junk of {len(summary.get('junk', {}))} kinds.")
+    return Page("Simulated particles", Assessment("good", tuple(sentences)), _next_steps(files), facts,
                 tuple(_pictures(files, truth)))
 
 
@@ -34,26 +33,26 @@ def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
     trained = beside(files.path, "train")
     return (NextStep("Train a network on projections of the map", command(
                 "train", particles=files.run.particles, reference=files.run.map, out=trained)),
-            NextStep("Find the orientations", command(
+            NextStep("Predict the orientations", command(
                 "predict", particles=files.run.particles, model=trained, out=beside(files.path, "predict"))),
-            NextStep("Compare them with the truth", command(
+            NextStep("Compare them with the true poses", command(
                 "evaluate", particles=beside(files.path, "predict") / files.run.particles.name, truth=files.run.truth,
                 out=beside(files.path, "evaluate"))))
 
 
 def _pictures(files: RunFiles, truth: ParticleTable | None) -> list[Picture]:
     pictures = []
-    if truth is not None and (files.path / STACK_NAME).is_file():
+    if truth is not None and (files.run.particle_images).is_file():
         pictures.append(_images(files, truth))
     if files.run.map.is_file():
         pictures.append(map_picture(*read_map(files.run.map)))
     angles, defocus = angles_deg(truth), defocus_um(truth)
     if angles is not None:
-        pictures.append(Picture("Viewing directions", "One colour is even coverage; a bright spot is the preferred "
-                                "view that was asked for.",
+        pictures.append(Picture("Viewing directions", "Uniform colour is uniform coverage; a bright spot is the preferred "
+                                "orientation that was requested.",
                                 plots.view_maps({"all particles": view_density(*angles)})))
     if defocus is not None:
-        pictures.append(Picture("Defocus", "Spread evenly over the range that was asked for.",
+        pictures.append(Picture("Defocus", "Spread uniformly over the requested range.",
                                 plots.histogram({"particles": defocus}, "mean defocus (µm)")))
     return pictures
 
@@ -63,8 +62,8 @@ def _images(files: RunFiles, truth: ParticleTable) -> Picture:
     kinds = truth.strings(JUNK_KIND_COLUMN) if truth.has(JUNK_KIND_COLUMN) else np.full(len(truth), "none")
     names = ["none", *sorted(set(kinds.tolist()) - {"none"})]
     rows = np.concatenate([np.flatnonzero(kinds == name)[:_PER_ROW // (1 if name == "none" else 2)] for name in names])
-    with MrcStack(files.path / STACK_NAME) as stack:
+    with MrcStack(files.run.particle_images) as stack:
         images = stack.read(rows)
     titles = ["particle" if kinds[row] == "none" else str(kinds[row]) for row in rows]
-    return Picture("Images", "Slightly smoothed for the eye. Particles come first, then the kinds of junk.",
+    return Picture("Images", "Slightly smoothed. Particles come first, then each kind of junk.",
                    plots.image_grid(plots.low_passed(images, _DISPLAY_SIGMA_PX), titles, _PER_ROW), wide=True)

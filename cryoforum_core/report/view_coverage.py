@@ -1,4 +1,4 @@
-"""How evenly particles cover the sphere of viewing directions."""
+"""How uniformly particles cover the sphere of viewing directions."""
 
 import numpy as np
 
@@ -16,10 +16,10 @@ def view_directions(rot_deg: np.ndarray, tilt_deg: np.ndarray) -> np.ndarray:
 
 
 def _with_equivalents(directions: np.ndarray, symmetry: str) -> np.ndarray:
-    """Directions (n, 3) with those that the molecule's symmetry makes equal to them (n g, 3)."""
+    """Directions (n, 3) with their symmetry-equivalent ones (n g, 3)."""
     if symmetry.lower() == "c1":
         return directions
-    # only symmetric molecules need torch here
+    # only symmetric molecules need torch
     from ..geometry.rotations import quaternion_to_matrix
     from ..geometry.symmetry import symmetry_group
 
@@ -29,17 +29,17 @@ def _with_equivalents(directions: np.ndarray, symmetry: str) -> np.ndarray:
 
 
 def view_density(rot_deg: np.ndarray, tilt_deg: np.ndarray, symmetry: str = "c1") -> np.ndarray:
-    """Density of viewing directions on a grid (latitudes from -90 to 90, longitudes from -180 to 180); 1 is even.
+    """Density of viewing directions on a grid (latitudes from -90 to 90, longitudes from -180 to 180); 1 is uniform.
 
-    Smoothed by a von Mises-Fisher kernel that some 25 evenly spread particles fall into, 8 to 20 degrees wide. With
-    symmetry every equivalent direction counts: it is as good a view.
+    Smoothed by a von Mises-Fisher kernel that contains some 25 uniformly spread particles, 8 to 20 degrees wide. With
+    symmetry, all equivalent directions count.
     """
     n_particles, directions = len(rot_deg), _with_equivalents(view_directions(rot_deg, tilt_deg), symmetry)
     if not n_particles:
         return np.zeros((N_LATITUDES, N_LONGITUDES))
     longitude = np.arctan2(directions[:, 1], directions[:, 0])
     latitude = np.arcsin(np.clip(directions[:, 2], -1, 1))
-    # cells first: the cost of the kernel does not grow with the number of particles
+    # binned first, so that the cost does not grow with the number of particles
     count = np.histogram2d(latitude, longitude, _N_CELLS, ((-np.pi / 2, np.pi / 2), (-np.pi, np.pi)))[0].ravel()
     filled = count > 0
     sources = _grid_directions(*_N_CELLS).reshape(-1, 3)[filled]
@@ -51,7 +51,7 @@ def view_density(rot_deg: np.ndarray, tilt_deg: np.ndarray, symmetry: str = "c1"
 
 
 def empty_fraction(density: np.ndarray) -> float:
-    """Fraction of the sphere that is seen by less than a tenth of an even share."""
+    """Fraction of the sphere with less than a tenth of the uniform density."""
     weight = np.cos(_centres(N_LATITUDES, np.pi / 2))[:, None] * np.ones(N_LONGITUDES)
     return float(weight[density < _EMPTY_BELOW].sum() / weight.sum())
 

@@ -1,36 +1,39 @@
 """Examples of a set's images beside the map's projections at their poses, for reports and viewers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..config import AMBIGUOUS_REASON, JUNK_REASONS
+from ..catalogue import CHOSEN_REASONS
 from ..geometry.poses import displacement_px
 from ..imaging.fourier import ifft_image
 from ..matching.likelihood import predicted, to_images
 from ..matching.matching_model import MatchingModel
 from ..particles.preparation import ImagePreparation
 from ..run_directory import atomic_path
+from .pose_results import PoseResults
+from .write import poses_of
 
 N_EXAMPLES = 8
 
 
-def write_gallery(path: Path, images: ImagePreparation, model: MatchingModel, arrays: Mapping[str, np.ndarray]) -> None:
-    """Examples from the arrays of ``predict.finalise`` of all ``images``, projected from the model's map."""
-    kinds, rows = zip(*_examples(arrays["match_score"], arrays.get("reason")))
+def write_gallery(path: Path, images: ImagePreparation, model: MatchingModel, results: PoseResults) -> None:
+    """Examples from the results of all ``images``, projected from the model's map."""
+    match_score = results.match.match_score
+    kinds, rows = zip(*_examples(match_score, None if results.junk is None else results.junk.reason), strict=True)
     rows = np.array(rows)
     images_ft, ctf = images.transforms(rows)
     matched = model.images(images_ft, ctf)
-    offset_px = displacement_px(arrays["shift_angstrom"][rows], images.pixel_size_angstrom)
-    projections = predicted(matched, model.volume, *(torch.from_numpy(values).to(images_ft.device) for values in (
-        arrays["quaternion"][rows], offset_px)))
+    chosen = poses_of(results[rows], torch.float32).to(images_ft.device)
+    projections = predicted(matched, model.volume, chosen.quaternion,
+                            displacement_px(chosen.shift_angstrom, images.pixel_size_angstrom))
     with atomic_path(path) as temporary:
         np.savez(temporary, images=ifft_image(images_ft).cpu().numpy(),
                  projections=to_images(projections, matched).cpu().numpy(), kind=np.array(kinds),
-                 particle_id=images.particles.particle_id[rows], match_score=arrays["match_score"][rows],
-                 expected_error_deg=arrays["expected_error_deg"][rows])
+                 particle_id=images.particles.particle_id[rows], match_score=match_score[rows],
+                 expected_error_deg=results.errors.expected_error_deg[rows])
 
 
 def _examples(score: np.ndarray, reason: np.ndarray | None) -> Iterator[tuple[str, int]]:
@@ -43,7 +46,7 @@ def _examples(score: np.ndarray, reason: np.ndarray | None) -> Iterator[tuple[st
     worst = poorest[np.linspace(0, len(poorest) - 1, each).round().astype(int)]
     for kind, rows in (("best", order[:each]), ("median", order[middle:middle + each]), ("worst", worst)):
         yield from ((kind, int(row)) for row in rows)
-    for name in () if reason is None else (*JUNK_REASONS, AMBIGUOUS_REASON):
+    for name in () if reason is None else CHOSEN_REASONS:
         rows = np.flatnonzero(reason == name)
         # from all over the set
         for place in np.unique(np.linspace(0, len(rows) - 1, min(each, len(rows))).round().astype(int)):

@@ -1,4 +1,4 @@
-"""Where a measure falls into two populations, if it does."""
+"""Whether the distribution of a measure is bimodal, and where to divide it."""
 
 import math
 
@@ -7,10 +7,15 @@ import numpy as np
 # Measured on simulated scores (docs/decisions.md, "The default of select"): narrower bandwidths find shallow valleys in
 # heavy tails, wider ones miss a tenth of the particles at four standard deviations from the others.
 _BANDWIDTH_FACTOR = 0.6
+# density of the valley over that of the lower hill beside it
 _MAX_VALLEY_DEPTH = 0.8
+# of each hill, in standard deviations of its count
 _MIN_SIGNIFICANCE = 3.0
+# more than half below a valley would mean that the best population is the smaller one
 _MAX_BELOW = 0.5
+# of the histogram: finer cells change nothing
 _CELLS_PER_BANDWIDTH = 6
+# a far outlier must not stretch the grid
 _MAX_SPREADS = 40.0
 
 

@@ -23,29 +23,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import MAP_GROUPS, MAP_PARTICLES, Measure
 from ..config import ImageInputConfig
 from ..errors import InputError
 from ..geometry.symmetry import symmetry_group
-from ..junk.labels import Judged
+from ..junk.labels import ImageLabels
 from ..particles.dataset import Particles, load_particles
 from ..particles.preparation import ImagePreparation
 from ..progress import Progress
 from ..reconstruction.map_quality import HalfMapMaker, MapQuality
 from ..run_directory import RunDirectory, atomic_path
-from .measures import Measure
 from .selection import Selection, best_first, best_with_rare_views, rows_by_id
 
 # A random set is some of these groups, each inserted once: 3.4 GB of sums at the largest box.
-N_GROUPS, N_DRAWS = 16, 8
-MIN_PARTICLES = 10 * N_GROUPS
+N_GROUPS = MAP_GROUPS.value
+# random sets of each size: enough for a standard deviation within a quarter
+N_DRAWS = 8
+MIN_PARTICLES = MAP_PARTICLES.value
 # Between the sizes of random sets, in groups, figures are interpolated: they are smooth.
 RANDOM_SIZES = (8, 10, 12, 14, 15)
 FRACTIONS = (*(m / N_GROUPS for m in range(N_GROUPS // 2, N_GROUPS)), 0.97)
 # Standard deviations of what removing as many at random does. One is enough: of particles that are all alike the best
 # make a map that is worse by three to ten and more, so what chance lets pass is a choice between maps that are equally
 # good. Not where less than a twentieth is removed: the worst few of many look bad by chance, and hardly count.
-SIGNIFICANCE, SIGNIFICANCE_OF_FEW, FEW = 1.0, 2.0, 0.05
-# the same, by which a resolution may be worse: it is read off at one point of the FSC
+SIGNIFICANCE = 1.0
+# where less than FEW is removed
+SIGNIFICANCE_OF_FEW = 2.0
+# a twentieth
+FEW = 0.05
+# standard deviations by which a resolution may be worse: it is read off at one point of the FSC
 RESOLUTION_TOLERANCE = 2.0
 # Poses that differ at a radius of 10 cycles per box: 8 pi^2 10^3 rotations, and displacements up to an eighth of the
 # box in steps of box / (2 pi 10). The logarithm makes the choice of 10 a small matter (8: 5.6, 14: 6.0 deviations).
@@ -54,6 +60,7 @@ N_POSES = 8 * math.pi**2 * 10**3 * math.pi * (2 * math.pi * 10 / 8) ** 2
 # The worst sixteenth of particles that are all alike lies 2 deviations, 2 / sqrt(E) of their share, below the mean; it
 # looks no worse than empty images where 1 - 4 / sqrt(E) < sqrt(2 ln M / E): then the half maps cannot tell.
 MAX_DISCOUNT = 0.6
+# Euler's constant, for the mean of a Gumbel distribution
 EULER_GAMMA = 0.5772156649
 
 
@@ -147,18 +154,17 @@ def map_selection_setup(run: RunDirectory, symmetry: str, suggested: Selection, 
     return MapSelectionSetup(ranked, HalfMapMaker(particles, images, group, seed), options.get("refinement") != "none")
 
 
-def select_by_map(suggested: Selection, measures: Mapping[str, np.ndarray], ranked: np.ndarray, maker: HalfMapMaker,
-                  is_matched: bool, seed: int, judged: Judged | None = None, protect_views: bool = True
-                  ) -> tuple[Selection, AutoSelection]:
+def select_by_map(suggested: Selection, measures: Mapping[str, np.ndarray], setup: MapSelectionSetup, seed: int,
+                  labels: ImageLabels | None = None, protect_views: bool = True) -> tuple[Selection, AutoSelection]:
     """The best fraction of the particles, or all of them, whichever makes the better map.
 
-    ``suggested``: what the measure's distribution suggests, one of the fractions tried. ``ranked``: of ``ranked_rows``.
-    ``is_matched``: the poses were found by matching to a map; ``judged`` gives the reasons of the rejected, and with
-    ``protect_views`` those that a view cannot spare come back. Rows whose measure is not finite are always rejected.
+    ``suggested``: what the measure's distribution suggests, one of the fractions tried. ``labels`` gives the reasons of the
+    rejected; with ``protect_views`` rare viewing directions keep their share. Rows whose measure is not finite are always rejected.
     """
-    found = _compare(maker, ranked, _counts(len(ranked), len(suggested.kept)), suggested.measure, is_matched, seed)
+    ranked = setup.ranked
+    found = _compare(setup.maker, ranked, _counts(len(ranked), len(suggested.kept)), suggested.measure, setup.is_matched, seed)
     # the levels that were tried are the best ones as they are
-    selection, n_restored = best_with_rare_views(measures, suggested.measure.name, found.chosen.n_kept, judged,
+    selection, n_restored = best_with_rare_views(measures, suggested.measure.name, found.chosen.n_kept, labels,
                                                  protect_views and found.chosen is not found.all)
     explanation = found.explanation
     if n_restored:

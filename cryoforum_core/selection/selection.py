@@ -6,18 +6,28 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..catalogue import (
+    AMBIGUOUS,
+    BEYOND_LIMIT,
+    ERROR_BOUND,
+    EXPECTED_ERROR,
+    MATCH_SCORE,
+    MEASURES,
+    PARTICLE_PROBABILITY,
+    Measure,
+)
 from ..errors import InputError
-from ..junk.labels import AMBIGUOUS, BEYOND_LIMIT, Judged, alternative_columns, recentred
+from ..junk.labels import ImageLabels, alternative_columns, recentred
 from ..junk.view_cones import N_CONES, protected_best, quotas, shares
 from ..particles.dataset import PARTICLE_ID_COLUMNS
 from ..particles.image_stack import save_table
 from ..particles.table import ParticleTable
+from ..results.pose_results import REASON_COLUMN
 from ..run_directory import RunDirectory
 from .bimodality import find_valley
-from .measures import MEASURES, PARTICLE_PROBABILITY, Measure
+from .measures import scaled, unscaled
 
-REASON_COLUMN = "rlnCryoforumReason"
-_ERRORS = ("expected-error", "error-bound")
+_ERRORS = (EXPECTED_ERROR, ERROR_BOUND)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +35,7 @@ class Selection:
     """Rows kept and rejected, both ascending; ``reason`` and ``rule`` have one entry per rejected row.
 
     A rule is what many rows share (``match-score<-4.1``), a reason adds the row's value (``match-score=-9<-4.1``).
-    Where predict judged the images, both are what the image is (``overlapping-neighbour``), or ``error-beyond-limit``,
+    Where the images have labels, both are what the image is (``overlapping-neighbour``), or ``error-beyond-limit``,
     or ``ambiguous-orientation`` where another orientation is why. None holds a blank, so that every STAR reader takes
     it as one value.
     """
@@ -40,7 +50,7 @@ class Selection:
     explanation: str
     """One sentence: how the border came about."""
     cones: dict[str, list[float]] | None = None
-    """``view_cones.shares`` of this selection, where predict judged the images."""
+    """``view_cones.shares`` of this selection, where the images have labels."""
     n_short: int | None = None
     """How many particles the cones lack to lose no more than the share of junk found in each."""
 
@@ -55,81 +65,81 @@ class Selection:
 
 def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fraction: float | None = None,
            keep_count: int | None = None, threshold: float | None = None, max_error_deg: float | None = None,
-           judged: Judged | None = None, protect_views: bool = True) -> Selection:
+           labels: ImageLabels | None = None, protect_views: bool = True) -> Selection:
     """Chooses rows by one criterion, or by two limits together (``threshold`` and ``max_error_deg``).
 
     measures: (n,) each, by the names of ``MEASURES``. ``auto`` is the probability to be a particle, else the match
     score, else the expected error: the first that the run has. keep_fraction and keep_count keep exactly so many, of
-    equal values the earlier rows. threshold is the worst value kept. Without a criterion what is more likely junk than
-    a particle goes; of the other measures the distribution decides (``find_valley``): where it is no two populations,
+    equal values the earlier rows. threshold is the worst value kept. Without a criterion particles
+    with a probability below 0.5 are rejected; other measures are divided where they are bimodal (``find_valley``), else
     everything is kept. Rows whose measure is not finite are always rejected.
 
-    judged: what predict said of the rows, and which kinds of junk matter (``Judged.only``): these are rejected without a
-    criterion and beside a limit of errors, others are kept. ``protect_views``: no view cone's share falls by more than the
-    share of junk found in it. The probability does so by itself: each image is judged by itself. By count, a cone's best
+    labels: of the rows, and which of them are rejected (``ImageLabels.rejecting``): those are, without a criterion and beside
+    a limit of errors; other kinds of junk are kept. ``protect_views``: no view cone's share falls by more than the
+    share of junk found in it. The probability needs no protection: each image is classified by itself. By count, a cone's best
     particles come before better ones of other cones; from beyond a valley they come back. A limit that was given is
     meant: nothing beyond it is kept for its view.
 
     Raises InputError where the measure is missing, criteria contradict each other, or nothing would be kept.
     """
     chosen = _chosen_measure(measures, measure, keep_fraction, keep_count, threshold, max_error_deg)
-    values = np.asarray(spared(measures, judged)[chosen.name], dtype=np.float64)
-    protected = judged if protect_views else None
+    values = np.asarray(ranking_measures(measures, labels)[chosen.name], dtype=np.float64)
+    protected = labels if protect_views else None
     if keep_fraction is not None or keep_count is not None:
         selection = _by_count(chosen, values, keep_fraction, keep_count, protected)
     elif threshold is None and max_error_deg is None:
         selection = _by_populations(chosen, values, protected)
     else:
-        selection = _by_given_limits(chosen, values, measures, threshold, max_error_deg, judged)
-    if judged is None:
+        selection = _by_given_limits(chosen, values, measures, threshold, max_error_deg, labels)
+    if labels is None:
         return selection
-    if AMBIGUOUS in judged.reasons and chosen.name == PARTICLE_PROBABILITY:
+    if AMBIGUOUS in labels.rejected_reasons and chosen.name == PARTICLE_PROBABILITY:
         selection = replace(selection, explanation=selection.explanation + " Ambiguous orientations count as junk.")
-    return _with_verdicts(selection, judged)
+    return _with_labels(selection, labels)
 
 
-def best_with_rare_views(measures: Mapping[str, np.ndarray], name: str, n_kept: int, judged: Judged | None,
+def best_with_rare_views(measures: Mapping[str, np.ndarray], name: str, n_kept: int, labels: ImageLabels | None,
                          protect_views: bool = True) -> tuple[Selection, int]:
-    """The ``n_kept`` best by one of ``measures`` as ``spared`` gives them (of equal values the earlier rows) and, with
+    """The ``n_kept`` best by one of ``measures`` as ``ranking_measures`` gives them (of equal values the earlier rows) and, with
     ``protect_views``, those beyond whose view's share would fall by more than the share of junk found in it; and how many
     these are."""
     selection = select(measures, name, keep_count=n_kept)
-    if judged is None:
+    if labels is None:
         return selection, 0
-    is_kept = np.isin(np.arange(len(judged.reason)), selection.kept)
+    is_kept = np.isin(np.arange(len(labels.reason)), selection.kept)
     if protect_views:
-        is_kept = _restored(is_kept, MEASURES[name].quality(measures[name]), judged)
+        is_kept = _restored(is_kept, MEASURES[name].quality(measures[name]), labels)
     stays = ~is_kept[selection.rejected]
     n_restored = int((~stays).sum())
     selection = replace(selection, kept=np.flatnonzero(is_kept), rejected=selection.rejected[stays],
                         reason=selection.reason[stays], rule=selection.rule[stays])
-    return _with_verdicts(selection, judged), n_restored
+    return _with_labels(selection, labels), n_restored
 
 
-def spared(measures: Mapping[str, np.ndarray], judged: Judged | None) -> dict[str, np.ndarray]:
+def ranking_measures(measures: Mapping[str, np.ndarray], labels: ImageLabels | None) -> dict[str, np.ndarray]:
     """Measures (n,) by which to rank: junk of a kind that does not matter is as good as a particle, and a particle whose
     ambiguous orientation does is as bad as junk."""
-    if judged is None or PARTICLE_PROBABILITY not in measures:
+    if labels is None or PARTICLE_PROBABILITY not in measures:
         return dict(measures)
-    unwanted = judged.is_junk & (judged.reason == AMBIGUOUS)
-    return dict(measures) | {PARTICLE_PROBABILITY: np.select([judged.is_spared, unwanted], [1.0, 0.0],
+    unwanted = labels.is_rejected & (labels.reason == AMBIGUOUS)
+    return dict(measures) | {PARTICLE_PROBABILITY: np.select([labels.is_accepted_junk, unwanted], [1.0, 0.0],
                                                              measures[PARTICLE_PROBABILITY])}
 
 
 def _by_given_limits(chosen: Measure, values: np.ndarray, measures: Mapping[str, np.ndarray], threshold: float | None,
-                     max_error_deg: float | None, judged: Judged | None) -> Selection:
+                     max_error_deg: float | None, labels: ImageLabels | None) -> Selection:
     limits = [(chosen, values, threshold)] if threshold is not None else []
     if max_error_deg is not None:
-        limits.append((MEASURES["expected-error"], measures["expected-error"], max_error_deg))
+        limits.append((MEASURES[EXPECTED_ERROR], measures[EXPECTED_ERROR], max_error_deg))
     explanation = "Kept by " + " and ".join(
         f"{m.label} of at {'least' if m.higher_is_better else 'most'} {m.text(limit)}" for m, _, limit in limits)
     # a limit of the probability itself says what is junk enough
     errors_matter = max_error_deg is not None or chosen.name in _ERRORS
     is_own_limit = chosen.name == PARTICLE_PROBABILITY and threshold is not None
-    if errors_matter and not is_own_limit and judged is not None and judged.reasons:
+    if errors_matter and not is_own_limit and labels is not None and labels.rejected_reasons:
         # overlapping particles are junk with the right orientation
-        limits.append((MEASURES[PARTICLE_PROBABILITY], np.where(judged.is_junk, 0.0, 1.0), 0.5))
-        explanation += ", without what is more likely junk than a particle"
+        limits.append((MEASURES[PARTICLE_PROBABILITY], np.where(labels.is_rejected, 0.0, 1.0), 0.5))
+        explanation += ", without images labelled as junk"
     explanation += "."
     return _by_limits(limits, explanation)
 
@@ -145,15 +155,15 @@ def _chosen_measure(measures: Mapping[str, np.ndarray], name: str, keep_fraction
         problems.append("Particles are chosen by one criterion, or by --threshold and --max-error-deg together; "
                         f"{' and '.join(given)} were given. Leave out all but one.")
     if name == "auto":
-        name = "expected-error" if max_error_deg is not None else next(
-            (each for each in (PARTICLE_PROBABILITY, "match-score") if each in measures), "expected-error")
+        name = EXPECTED_ERROR if max_error_deg is not None else next(
+            (each for each in (PARTICLE_PROBABILITY, MATCH_SCORE) if each in measures), EXPECTED_ERROR)
         if threshold is not None:
             problems.append("A threshold belongs to one measure, and none was named. Add --measure, one of "
                             f"{', '.join(measures)}.")
-    elif name == "expected-error" and threshold is not None and max_error_deg is not None:
+    elif name == EXPECTED_ERROR and threshold is not None and max_error_deg is not None:
         problems.append("--max-error-deg and a --threshold on the expected error are the same limit, and both were "
                         "given. Leave out one.")
-    wanted = {name, "expected-error"} if max_error_deg is not None else {name}
+    wanted = {name, EXPECTED_ERROR} if max_error_deg is not None else {name}
     problems += [f"The run must have the measure {missing}; it has {', '.join(measures)}. Choose one of these, or run "
                  "predict with --refinement local or adaptive." for missing in sorted(wanted - set(measures))]
     if problems:
@@ -162,7 +172,7 @@ def _chosen_measure(measures: Mapping[str, np.ndarray], name: str, keep_fraction
 
 
 def _by_count(measure: Measure, values: np.ndarray, keep_fraction: float | None, keep_count: int | None,
-              protected: Judged | None) -> Selection:
+              protected: ImageLabels | None) -> Selection:
     n_finite = int(np.isfinite(values).sum())
     count = keep_count if keep_count is not None else int(round(keep_fraction * len(values)))
     if not 0 < count <= n_finite:
@@ -175,7 +185,7 @@ def _by_count(measure: Measure, values: np.ndarray, keep_fraction: float | None,
     is_kept[order[:count]] = True
     explanation = f"Kept the best {count:,} of {len(values):,} particles by {measure.label}"
     if protected is not None:
-        is_best, is_kept = is_kept, protected_best(quality, protected.cone, protected.is_junk, count)
+        is_best, is_kept = is_kept, protected_best(quality, protected.cone, protected.is_rejected, count)
         explanation += f", {(is_kept & ~is_best).sum():,} of them to protect the share of their view"
     explanation += "."
     return _selection(measure, [(measure, values, float(values[order[count - 1]]))], is_kept, explanation)
@@ -186,29 +196,29 @@ def best_first(measure: Measure, values: np.ndarray) -> np.ndarray:
     return np.argsort(-np.where(np.isfinite(values), measure.quality(values), -np.inf), kind="stable")
 
 
-def _by_populations(measure: Measure, values: np.ndarray, protected: Judged | None) -> Selection:
+def _by_populations(measure: Measure, values: np.ndarray, protected: ImageLabels | None) -> Selection:
     if measure.own_limit is not None:
-        explanation = f"Rejected is what is more likely junk than a particle: a {measure.label} below 0.5."
+        explanation = f"Rejected are particles with a {measure.label} below 0.5."
         return _by_limits([(measure, values, measure.own_limit)], explanation)
     finite = np.isfinite(values)
-    valley = find_valley(measure.quality(measure.scale(values[finite])))
+    valley = find_valley(measure.quality(scaled(measure, values[finite])))
     limit = measure.usual_limit
     if valley is None and limit is not None and (measure.quality(values[finite]) < measure.quality(limit)).any():
         # junk of several kinds is no second hill, but a usual particle does not look like it
-        explanation = (f"The {measure.label} shows no two populations; kept is what is not worse than "
-                       f"{measure.text(limit)}, which a usual particle hardly ever is.")
+        explanation = (f"The {measure.label} is not bimodal; kept are particles not below "
+                       f"{measure.text(limit)}, where hardly any good particle is.")
         return _by_limits([(measure, values, limit)], explanation, protected)
     if valley is None:
-        explanation = f"The {measure.label} shows one population, so no particle was rejected for it."
+        explanation = f"The {measure.label} shows one population, so no particle was rejected by it."
         return _by_limits([(measure, values, None)], explanation)
-    threshold = float(measure.unscale(measure.quality(valley)))
-    explanation = (f"The {measure.label} shows two populations; the border between them is "
+    threshold = float(unscaled(measure, measure.quality(valley)))
+    explanation = (f"The {measure.label} is bimodal; the valley between the two populations is at "
                    f"{measure.text(threshold)}.")
     return _by_limits([(measure, values, threshold)], explanation, protected)
 
 
 def _by_limits(limits: list[tuple[Measure, np.ndarray, float | None]], explanation: str,
-               protected: Judged | None = None) -> Selection:
+               protected: ImageLabels | None = None) -> Selection:
     is_kept = np.ones(len(limits[0][1]), dtype=bool)
     for measure, values, limit in limits:
         is_kept &= np.isfinite(values)
@@ -226,38 +236,38 @@ def _by_limits(limits: list[tuple[Measure, np.ndarray, float | None]], explanati
     return _selection(limits[0][0], limits, is_kept, explanation)
 
 
-def _restored(is_kept: np.ndarray, quality: np.ndarray, judged: Judged) -> np.ndarray:
+def _restored(is_kept: np.ndarray, quality: np.ndarray, labels: ImageLabels) -> np.ndarray:
     """bool (n,): also the best of cones whose share would fall by more than the share of their junk."""
-    is_kept, may_return = is_kept.copy(), ~judged.is_junk & np.isfinite(quality)
+    is_kept, may_return = is_kept.copy(), ~labels.is_rejected & np.isfinite(quality)
     order = np.argsort(-np.where(np.isfinite(quality), quality, -np.inf), kind="stable")
     before = -1
     # what comes back raises the number kept, and so the quotas; they never ask for more than there is
     while before != (before := int(is_kept.sum())):
-        for cone, quota in enumerate(quotas(judged.cone, judged.is_junk, before)):
-            missing = quota - int((is_kept & (judged.cone == cone)).sum())
-            candidates = order[(judged.cone[order] == cone) & may_return[order] & ~is_kept[order]]
+        for cone, quota in enumerate(quotas(labels.cone, labels.is_rejected, before)):
+            missing = quota - int((is_kept & (labels.cone == cone)).sum())
+            candidates = order[(labels.cone[order] == cone) & may_return[order] & ~is_kept[order]]
             is_kept[candidates[:max(missing, 0)]] = True
     return is_kept
 
 
-def _with_verdicts(selection: Selection, judged: Judged) -> Selection:
+def _with_labels(selection: Selection, labels: ImageLabels) -> Selection:
     """With what the images are as reasons, and the shares of views."""
     reason, rule = selection.reason.astype(object), selection.rule.astype(object)
     for place, row in enumerate(selection.rejected):
-        if judged.is_junk[row]:
-            reason[place] = rule[place] = str(judged.reason[row])
+        if labels.is_rejected[row]:
+            reason[place] = rule[place] = str(labels.reason[row])
         elif rule[place].startswith(_ERRORS) and not rule[place].endswith("not-finite"):
-            reason[place] = rule[place] = AMBIGUOUS if judged.reason[row] == AMBIGUOUS else BEYOND_LIMIT
-    is_kept = np.isin(np.arange(len(judged.reason)), selection.kept)
-    missing = quotas(judged.cone, judged.is_junk, len(selection.kept)) - np.bincount(judged.cone[is_kept],
+            reason[place] = rule[place] = AMBIGUOUS if labels.reason[row] == AMBIGUOUS else BEYOND_LIMIT
+    is_kept = np.isin(np.arange(len(labels.reason)), selection.kept)
+    missing = quotas(labels.cone, labels.is_rejected, len(selection.kept)) - np.bincount(labels.cone[is_kept],
                                                                                    minlength=N_CONES)
-    explanation, n_junk = selection.explanation, int(judged.is_junk[selection.kept].sum())
+    explanation, n_junk = selection.explanation, int(labels.is_rejected[selection.kept].sum())
     if n_junk and selection.measure.name != PARTICLE_PROBABILITY:
         label = MEASURES[PARTICLE_PROBABILITY].label
-        explanation += (f" {n_junk:,} of those kept are more likely junk; a selection by the {label}, or by a limit of "
+        explanation += (f" {n_junk:,} of those kept are labelled as junk; a selection by the {label}, or by a limit of "
                         "errors alone, leaves them out.")
     return replace(selection, reason=reason.astype(str), rule=rule.astype(str), explanation=explanation,
-                   cones=shares(judged.cone, is_kept, judged.is_junk), n_short=int(missing.clip(0).sum()))
+                   cones=shares(labels.cone, is_kept, labels.is_rejected), n_short=int(missing.clip(0).sum()))
 
 
 def _best(measure: Measure, values: np.ndarray) -> float:
@@ -288,7 +298,7 @@ def _why(limits: list[tuple[Measure, np.ndarray, float | None]], row: int) -> tu
 
 
 def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], particle_id: np.ndarray,
-                    table: ParticleTable, run: RunDirectory, judged: Judged | None = None) -> None:
+                    table: ParticleTable, run: RunDirectory, labels: ImageLabels | None = None) -> None:
     """Writes ``selected.star`` and ``rejected.star``: the table's rows with all their columns, and every measure.
 
     measures and particle_id: (n,) of the run of predict. Rows are found by particle id, and stay in the table's order;
@@ -298,7 +308,7 @@ def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], pa
     """
     row_of = rows_by_id(table, particle_id)
     reason = dict(zip(selection.rejected.tolist(), selection.reason.tolist(), strict=True))
-    more = {} if judged is None else alternative_columns(judged, selection.rejected[selection.reason == AMBIGUOUS])
+    more = {} if labels is None else alternative_columns(labels, selection.rejected[selection.reason == AMBIGUOUS])
     for path, rows, is_rejected in ((run.selected, selection.kept, False), (run.rejected, selection.rejected, True)):
         rows = rows[np.argsort(row_of[rows], kind="stable")]
         columns = {MEASURES[name].column: values[rows] for name, values in measures.items()}
@@ -306,9 +316,9 @@ def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], pa
             columns |= {REASON_COLUMN: np.array([reason[row] for row in rows.tolist()], dtype=str)}
             columns |= {name: values[rows] for name, values in more.items()}
         save_table(table.subset(row_of[rows]).with_columns(columns), path)
-    if judged is not None and (far := judged.recentrable(selection.rejected)).size:
+    if labels is not None and (far := labels.recentrable(selection.rejected)).size:
         far = far[np.argsort(row_of[far], kind="stable")]
-        save_table(recentred(table.subset(row_of[far]), judged.recentre_shift_angstrom[far]), run.recentre)
+        save_table(recentred(table.subset(row_of[far]), labels.recentre_shift_angstrom[far]), run.recentre)
 
 
 def rows_by_id(table: ParticleTable, particle_id: np.ndarray) -> np.ndarray:

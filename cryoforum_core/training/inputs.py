@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import LABELLED_PARTICLES
 from ..config import TrainConfig
 from ..errors import InputError
 from ..geometry.symmetry import normalise_name, symmetry_group
@@ -18,7 +19,7 @@ from ..particles.dataset import Particles
 from ..particles.preprocess import PreprocessSettings
 from ..particles.simulate import load_molecule
 
-MIN_LABELLED = 50
+MIN_LABELLED = LABELLED_PARTICLES.value
 # in minutes on a CPU the number of images seen limits a network, not their detail (``docs/decisions.md``, Encoder)
 CPU_BOX_SIZE_PX = 32
 

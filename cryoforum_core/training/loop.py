@@ -7,11 +7,8 @@ optimizer, the step and the time spent: a resumed run on a CPU gives the same bi
 import csv
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, Interrupted
+from ..interruption import stop_asked, stop_between_steps
 from ..progress import Progress
 from ..run_directory import atomic_path
 from ..saved_state import load_state, save_state
@@ -128,7 +126,7 @@ def train_network(network: nn.Module, batch_of: Callable[[int, float], object],
     n_evaluations = max(1, min(MAX_EVALUATIONS, settings.max_steps // MIN_STEPS_BETWEEN_EVALUATIONS))
     progress = progress_of(state.step, spent.seconds, settings)
     total, unit = (round(60 * settings.max_minutes), "s") if settings.max_minutes else (settings.max_steps, "steps")
-    with _interrupt_flag() as interrupted, Progress(total, "train", unit, int(total * progress)) as bar:
+    with stop_between_steps(), Progress(total, "train", unit, int(total * progress), may_stop=False) as bar:
         while progress < 1 and state.evaluations_since_best < settings.patience_evaluations:
             learning_rate = one_cycle(progress, settings.learning_rate)
             loss, figures = _step(network, optimizer, batch_of, loss_of, learning_rate, settings.seed, state, progress)
@@ -143,7 +141,7 @@ def train_network(network: nn.Module, batch_of: Callable[[int, float], object],
             elif int(progress * N_METRIC_ROWS) > int(previous * N_METRIC_ROWS):
                 metrics.write(state.step, progress, spent.seconds, learning_rate, {})
             bar.update(int(total * progress) - bar.done, **metrics.latest)
-            if interrupted.is_set():
+            if stop_asked():
                 save()
                 raise Interrupted(f"Training stopped at step {state.step}; --resume goes on from there.")
             if spent.since_save > settings.checkpoint_interval_seconds:
@@ -233,20 +231,6 @@ class _Stopwatch:
 
     def mark_save(self) -> None:
         self._last_save = self._clock()
-
-
-@contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
-    """An event that SIGINT sets instead of raising in the middle of a step."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = signal.signal(signal.SIGINT, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 class MetricsFile:

@@ -1,8 +1,7 @@
-"""What the errors of a prediction are, learnt from particles whose poses are known: labelled ones, or images of the map."""
+"""Calibration of expected errors and bounds on particles with known poses: labelled ones, or simulated images of the map."""
 
 import csv
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import fewest_known
+from ..config import DEFAULT_COVERAGE
+from ..geometry.orientation_posterior import OrientationPosterior
 from ..geometry.pose_errors import rotation_errors_deg, shift_errors_angstrom
-from ..geometry.poses import Poses
+from ..geometry.poses import Poses, displacement_px
 from ..geometry.rotations import (
     compose,
     in_plane_quaternion,
@@ -20,153 +22,187 @@ from ..geometry.rotations import (
     rotation_vector_to_quaternion,
 )
 from ..particles.preparation import ImagePreparation
+from ..results.pose_results import ErrorEstimates, PoseResults
+from ..results.write import poses_of
 from ..run_directory import RunDirectory, atomic_path
-from .error_model import ErrorModel, Evidence, HeldPromises, cross_validated
-from .match_posterior import Belief, chance_lost, local_deviation_of_bingham, uniform_angles_rad
+from .error_model import EmpiricalCoverage, ErrorModel, Evidence, cross_validated
+from .match_posterior import MatchPosterior, local_deviation_of_bingham, misassignment_probability, uniform_angles_rad
 from .simulated_images import ImageSource, particles_like
 
 logger = logging.getLogger("cryoforum")
 
-# a quarter of the set, within these limits: of 600, 90 % hold within 1.2 %, of 1500 within 0.8, of 2500 within 0.6; no more
-# than a small set has
-MIN_KNOWN, MAX_KNOWN = 1500, 2500
-# below, a guarantee of 90 % says little: it holds within 3 %
-FEWEST_KNOWN = 100
-# simulated views are those that were found, spread by so much
+# simulated images for a set: a quarter of it, between these two. Empirical coverage at 90 % is within 1.2 % of nominal with
+# 600 of them, 0.8 % with 1,500, 0.6 % with 2,500. A small set gets no more than it has images.
+MIN_KNOWN = 1500
+MAX_KNOWN = 2500
+# simulated viewing directions are those found, spread by this standard deviation, so that they fill the same regions
 VIEW_SPREAD_RAD = 0.15
-# standard deviation of displacements where those found are not trusted, as in training
+# standard deviation of simulated shifts where those found are not trusted, in boxes; as in training
 UNTRUSTED_SHIFT_BOXES = 0.04
+# of a network alone: an expected error of 30 degrees has a figure of merit of 1 / e
+MERIT_SCALE_DEG = 30.0
+# below this many values a population has no robust standard deviation
+MIN_POPULATION = 8
 
-Predict = Callable[[ImagePreparation, np.ndarray], dict[str, np.ndarray]]
-"""(images, rows (n,)) -> the arrays of a prediction before it is finalised, (n, ...) each."""
+Predict = Callable[[ImagePreparation, np.ndarray], PoseResults]
+"""(images, rows (n,)) -> what matching, or the network alone, says of them, before their errors are estimated."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """An error model, what it is made from, and how its promises held, each for particles it had not seen.
+    """An error model, what it was fitted to, and its cross-validated coverage.
 
-    ``quaternion`` (n, 4) true; ``defocus_angstrom`` (n,). ``has_shifts``: something is known of the shifts' errors, by matching.
+    ``quaternion`` (n, 4) true; ``defocus_angstrom`` (n,). ``has_shifts``: the errors of shifts are known too, by matching.
     """
 
     model: ErrorModel
     coverage: float
     source: str
-    held: HeldPromises
+    validation: EmpiricalCoverage
     quaternion: Tensor
     defocus_angstrom: Tensor
     has_shifts: bool
 
     def summary(self) -> dict:
-        """Of the summary: what is promised, and what held."""
-        within = self.held.error_deg <= self.held.bound_deg
+        """For ``summary.json``: nominal and empirical coverage."""
+        within = self.validation.error_deg <= self.validation.bound_deg
         return {"error_bound_coverage": self.coverage, "error_bound_held": float(within.double().mean()),
                 "calibration_source": self.source, "n_calibration_particles": len(within)}
 
     def write(self, run: RunDirectory) -> None:
-        """calibration.npz (one row for each known particle), calibration.csv (promised and held)."""
-        of_shifts = {"shift_error_bound_angstrom": self.held.shift_bound_angstrom.numpy(),
-                     "shift_error_angstrom": self.held.shift_error_angstrom.numpy()} if self.has_shifts else {}
+        """calibration.npz (one row for each known particle), calibration.csv (nominal and empirical coverage)."""
+        of_shifts = {"shift_error_bound_angstrom": self.validation.shift_bound_angstrom.numpy(),
+                     "shift_error_angstrom": self.validation.shift_error_angstrom.numpy()} if self.has_shifts else {}
         with atomic_path(run.calibration) as temporary:
-            np.savez(temporary, expected_error_deg=self.held.expected_error_deg.numpy(),
-                     error_bound_deg=self.held.bound_deg.numpy(), error_deg=self.held.error_deg.numpy(),
+            np.savez(temporary, expected_error_deg=self.validation.expected_error_deg.numpy(),
+                     error_bound_deg=self.validation.bound_deg.numpy(), error_deg=self.validation.error_deg.numpy(),
                      view_direction=quaternion_to_matrix(self.quaternion)[:, 2].numpy(),
                      defocus_angstrom=self.defocus_angstrom.numpy(), coverage=self.coverage,
                      source=self.source, **of_shifts)
-        with atomic_path(run.promises) as temporary, open(temporary, "w", newline="") as file:
+        with atomic_path(run.calibration_table) as temporary, open(temporary, "w", newline="") as file:
             rows = csv.writer(file)
-            rows.writerow(("promised_fraction", "held_fraction", "n_particles"))
-            for level, held in zip(self.held.levels, self.held.held, strict=True):
-                rows.writerow((level, round(held, 4), len(self.held.error_deg)))
+            rows.writerow(("nominal_coverage", "empirical_coverage", "n_particles"))
+            for nominal, empirical in zip(self.validation.nominal, self.validation.empirical, strict=True):
+                rows.writerow((nominal, round(empirical, 4), len(self.validation.error_deg)))
 
 
-def simulated_calibration(images: ImagePreparation, source: ImageSource, arrays: dict[str, np.ndarray], predict: Predict,
+def simulated_calibration(images: ImagePreparation, source: ImageSource, results: PoseResults, predict: Predict,
                           group: Tensor, coverage: float, seed: int, shift_rms_angstrom: float | None = None) -> Calibration:
-    """From images of the source's map, made like the set's own and predicted as they were.
+    """On images of the source's map, made like the set's own and predicted as they were.
 
-    ``arrays``: of the set's own prediction (``predict.finalise``): its views and displacements are those of the images;
+    ``results``: of the set itself; its viewing directions and shifts are those of the simulated images.
     ``shift_rms_angstrom``: see ``poses_like``.
     """
     n = n_simulated(len(images.particles), coverage)
-    known = particles_like(source, images, *poses_like(arrays, images, n, seed, shift_rms_angstrom), seed)
+    known = particles_like(source, images, *poses_like(results, images, n, seed, shift_rms_angstrom), seed)
     found = predict(replace(images, particles=known), np.arange(n))
-    logger.info("errors learnt from %d simulated images of the map", n)
-    return calibration(found, known.poses, known.ctf.defocus_u_angstrom, group, coverage, f"{n} simulated images of the map")
-
-
-def fewest_known(coverage: float) -> int:
-    """How many particles with known poses a bound for ``coverage`` is learnt from at least: below ``coverage / (1 -
-    coverage)`` nothing is promised but that an error is finite; a quarter more for the models that promises are tested by."""
-    return max(FEWEST_KNOWN, math.ceil(1.25 * coverage / (1 - coverage)))
+    logger.info("errors calibrated on %d simulated images of the map", n)
+    return calibrate(found, known.poses, known.ctf.defocus_u_angstrom, group, coverage, f"{n} simulated images of the map")
 
 
 def n_simulated(n_particles: int, coverage: float) -> int:
-    """How many images of the map stand for a set of so many particles."""
+    """How many simulated images calibrate a set of so many particles."""
     return max(min(max(n_particles // 4, min(n_particles, MIN_KNOWN)), MAX_KNOWN), fewest_known(coverage))
 
 
-def calibration(found: dict[str, np.ndarray], truth: Poses, defocus_angstrom: Tensor, group: Tensor, coverage: float,
-                source: str) -> Calibration:
-    """From arrays of a prediction (n, ...) and the known poses of the same n particles."""
+def calibrate(found: PoseResults, truth: Poses, defocus_angstrom: Tensor, group: Tensor, coverage: float, source: str
+              ) -> Calibration:
+    """From what was found of n particles and their known poses."""
     group = group.cpu().double()
-    quaternion = torch.from_numpy(found["quaternion"]).double()
-    error_rad = torch.deg2rad(rotation_errors_deg(quaternion, truth.quaternion.cpu().double(), group))
-    shift_error = shift_errors_angstrom(torch.from_numpy(found["shift_angstrom"]).double(),
-                                        truth.shift_angstrom.cpu().double())
+    poses = poses_of(found)
+    error_rad = torch.deg2rad(rotation_errors_deg(poses.quaternion, truth.quaternion.cpu().double(), group))
+    shift_error = shift_errors_angstrom(poses.shift_angstrom, truth.shift_angstrom.cpu().double())
     evidence, uniform = evidence_of(found), uniform_angles_rad(group)
     model = ErrorModel.fit(evidence, error_rad, shift_error, uniform, coverage)
-    held = cross_validated(evidence, error_rad, shift_error, uniform, coverage)
-    return Calibration(model, coverage, source, held, truth.quaternion.cpu(), defocus_angstrom.cpu(), "weight" in found)
+    validation = cross_validated(evidence, error_rad, shift_error, uniform, coverage)
+    return Calibration(model, coverage, source, validation, truth.quaternion.cpu(), defocus_angstrom.cpu(),
+                       found.evidence is not None)
 
 
-def poses_like(arrays: dict[str, np.ndarray], images: ImagePreparation, n: int, seed: int,
+def poses_like(results: PoseResults, images: ImagePreparation, n: int, seed: int,
                shift_rms_angstrom: float | None = None) -> tuple[Tensor, Tensor]:
-    """Poses (n, 4) with the views that were found, turned in plane and a little aside, and displacements (n, 2) in px of
-    the matching box.
+    """Poses (n, 4) with the viewing directions that were found, rotated in plane and tilted a little, and displacements
+    (n, 2) in px of the matching box.
 
-    A pose that may be wrong is replaced by a random one as often as it may be; those of a network alone are not trusted
-    at all: it would be asked again what it has answered. ``shift_rms_angstrom``: standard deviation of displacements that
-    are not trusted, where training was told one.
+    A pose is replaced by a random one with its probability of misassignment. Poses of a network alone are never used: it
+    would be asked again what it has answered. ``shift_rms_angstrom``: standard deviation of shifts that are not trusted,
+    where the network was trained for one.
     """
     if shift_rms_angstrom is None:
         untrusted_px = UNTRUSTED_SHIFT_BOXES * images.box_size_px
     else:
         untrusted_px = shift_rms_angstrom / images.pixel_size_angstrom
     generator = torch.Generator().manual_seed(seed)
-    found = torch.from_numpy(arrays["quaternion"]).float()
-    displacement = -torch.from_numpy(arrays["shift_angstrom"]).float() / images.pixel_size_angstrom
-    evidence = evidence_of(arrays)
-    trust = evidence.belief.weight[:, 0] * (1 - chance_lost(evidence.fit)) if "weight" in arrays else torch.zeros(len(found))
-    view, moved = torch.randint(len(found), (2, n), generator=generator)
-    aside = rotation_vector_to_quaternion(VIEW_SPREAD_RAD * torch.randn(n, 3, generator=generator))
-    turned = in_plane_quaternion(2 * torch.pi * torch.rand(n, generator=generator))
+    found = poses_of(results, torch.float32)
+    displacement = displacement_px(found.shift_angstrom, images.pixel_size_angstrom)
+    evidence, trust = evidence_of(results), torch.zeros(len(results))
+    if results.evidence is not None:
+        trust = evidence.posterior.weight[:, 0] * (1 - misassignment_probability(evidence.fit))
+    view, moved = torch.randint(len(results), (2, n), generator=generator)
+    tilted = rotation_vector_to_quaternion(VIEW_SPREAD_RAD * torch.randn(n, 3, generator=generator))
+    in_plane = in_plane_quaternion(2 * torch.pi * torch.rand(n, generator=generator))
     view_is_right, shift_is_right = torch.rand(2, n, 1, generator=generator) < trust[torch.stack([view, moved])][..., None]
     anywhere = untrusted_px * torch.randn(n, 2, generator=generator)
-    return (torch.where(view_is_right, compose(turned, compose(found[view], aside)), random_quaternions(n, generator)),
+    like_found = compose(in_plane, compose(found.quaternion[view], tilted))
+    return (torch.where(view_is_right, like_found, random_quaternions(n, generator)),
             torch.where(shift_is_right, displacement[moved], anywhere))
 
 
-def evidence_of(arrays: dict[str, np.ndarray]) -> Evidence:
-    """What arrays of a prediction (n, ...) say of errors; of the network alone, what its Bingham matrices say."""
-    tensors = {name: torch.from_numpy(values) for name, values in arrays.items() if values.dtype.kind in "fb"}
-    n = len(tensors["quaternion"])
-    if "weight" not in tensors:
-        beliefs = Belief(torch.ones(n, 1), torch.zeros(n, 1), local_deviation_of_bingham(tensors["bingham"]))
-        return Evidence(beliefs, torch.zeros(n), torch.zeros(n), torch.ones(n, 2))
-    beliefs = Belief(*(tensors[name] for name in ("weight", "rival_angle_rad", "local_deviation_rad")))
-    fit = torch.from_numpy(standardised(arrays["fit"], better_is_higher=True))
-    angle = tensors.get("network_angle_rad", torch.zeros(n))
-    return Evidence(beliefs, fit, angle, tensors["shift_deviation_angstrom"])
+def evidence_of(results: PoseResults) -> Evidence:
+    """What the error model needs; of a network alone, what its Bingham matrices state."""
+    n, found = len(results), results.evidence
+    if found is None:
+        local = local_deviation_of_bingham(torch.from_numpy(results.bingham))
+        posterior = MatchPosterior(torch.ones(n, 1), torch.zeros(n, 1), local)
+        return Evidence(posterior, torch.zeros(n), torch.zeros(n), torch.ones(n, 2))
+    posterior = MatchPosterior(torch.from_numpy(found.weight), torch.from_numpy(found.alternative_angle_rad),
+                               torch.from_numpy(found.local_deviation_rad))
+    fit = torch.from_numpy(standardised(results.match.fit, better_is_higher=True))
+    angle = torch.zeros(n) if found.network_angle_rad is None else torch.from_numpy(found.network_angle_rad)
+    return Evidence(posterior, fit, angle, torch.from_numpy(found.shift_deviation_angstrom))
 
 
 def standardised(values: np.ndarray, better_is_higher: bool) -> np.ndarray:
     """In robust standard deviations from the median, both taken from the better half, which junk does not reach.
 
-    Fewer than 8 values are no population: they are left as they are, in standard deviations of the noise.
+    Fewer than ``MIN_POPULATION`` values are left as they are, in standard deviations of the noise.
     """
-    if len(values) < 8:
+    if len(values) < MIN_POPULATION:
         return values
     sign = 1.0 if better_is_higher else -1.0
     median = np.median(values)
     distance = sign * (values - median)
     deviation = 1.4826 * np.median(distance[distance >= 0])
     return ((values - median) / max(deviation, 1.0)).astype(np.float32)
+
+
+def with_errors(results: PoseResults, group: Tensor, model: ErrorModel | None = None, coverage: float = DEFAULT_COVERAGE
+                ) -> PoseResults:
+    """Adds what needs the whole set: expected error, bound, figure of merit and match score.
+
+    ``model``: calibrated; without it the errors are those that matches, or the network's matrices, state. ``match_score``:
+    the poorer of two standardised figures, the fit of the pose and the absence of anything else in the image.
+    """
+    bingham = torch.from_numpy(results.bingham)
+    if model is not None:
+        # the spreads are that many times wider than stated
+        bingham = bingham / model.scale ** 2
+    evidence, is_matched = evidence_of(results), results.evidence is not None
+    errors = model or ErrorModel.uncalibrated(uniform_angles_rad(group.cpu()), coverage)
+    if is_matched or model is not None:
+        expected, bound = (x.numpy() for x in errors.expected_error_deg(evidence))
+    else:
+        posterior = OrientationPosterior.from_bingham(bingham, torch.from_numpy(results.quaternion), coverage)
+        expected, bound = posterior.expected_error_deg.numpy(), posterior.error_bound_deg.numpy()
+    match, of_shifts = results.match, {}
+    if is_matched:
+        misassigned = errors.misassignment_probability(evidence)
+        merit = (evidence.posterior.weight[:, 0] * (1 - misassigned)).float().numpy()
+        score = np.minimum(evidence.fit.numpy(), -standardised(match.residual, better_is_higher=False))
+        match = replace(match, match_score=score)
+        of_shifts = dict(zip(("expected_shift_error_angstrom", "shift_error_bound_angstrom"),
+                             (x.numpy() for x in errors.expected_shift_error_angstrom(evidence)), strict=True))
+    else:
+        merit = np.exp(-expected / MERIT_SCALE_DEG)
+    return replace(results, bingham=bingham.numpy(), eigenvalues=torch.linalg.eigvalsh(bingham).numpy(), match=match,
+                   errors=ErrorEstimates(expected, bound, merit, **of_shifts))

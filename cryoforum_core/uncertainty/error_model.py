@@ -1,11 +1,12 @@
-"""From what matching says of each particle to an expected error, and to a bound that holds as often as it says.
+"""From the match of each particle to an expected error and a calibrated error bound.
 
-Each particle has a distribution of its error: near its pose with the spread of the local match, at a rival, or lost. Two
-things of it are learnt from particles with known poses: the factor of the spread, and who is lost. What is promised then
-is corrected by distributional conformal prediction (Chernozhukov, Wuethrich and Zhu, PNAS 2021): the level of each
-particle's own distribution at which, of the known ones, as many hold as were promised. For particles drawn as the known
-ones are, a bound at level a holds for at least a of them, but for the few numbers of the distribution that are fitted to the
-same particles; how it held for particles that a model had not seen (``cross_validated``) goes with every run.
+The error of each pose has a distribution: near the pose, with the spread of the local match; at an alternative pose; or
+anywhere, where the particle is misassigned. Two parts of it are calibrated on particles with known poses: the scale of the
+spread, and the probability of misassignment. The bound is then calibrated by distributional conformal prediction
+(Chernozhukov, Wuethrich and Zhu, PNAS 2021): it is the quantile of each particle's own distribution at the level that covers
+the nominal part of the known particles. For exchangeable particles its coverage is at least nominal, but for the few
+parameters of the distribution that are fitted to the same particles; the empirical coverage on particles that a model has
+not seen (``cross_validated``) goes with every run.
 """
 
 import math
@@ -16,17 +17,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .match_posterior import Belief, chance_lost
+from .match_posterior import MatchPosterior, misassignment_probability
 
-N_LOCAL_SAMPLES, N_LOST_SAMPLES = 256, 64
-# a right pose is no farther from the truth than so many times its root-mean-square error
-LOST_ABOVE_RMS = 4.0
-RIDGE, INTERCEPT_RIDGE = 1.0, 0.01
-MAX_NEWTON_STEPS, SETTLED_NATS = 100, 1e-9
-# so much of a further particle, lost anywhere, stands for what so few known ones do not show
-PRIOR_LOST = 0.1
+# samples of a particle's local error: quantiles to about 1 %
+N_LOCAL_SAMPLES = 256
+# quantiles of the error of misassigned particles, which are few
+N_MISASSIGNED_SAMPLES = 64
+# a pose is misassigned where its error is above so many times the root-mean-square error of its match
+MISASSIGNED_ABOVE_RMS = 4.0
+# penalty of the logistic regression on standardised features: a prior deviation of 1
+RIDGE = 1.0
+# the intercept is all but free: the share of misassigned particles may be anything
+INTERCEPT_RIDGE = 0.01
+# Newton's method converges in ten steps; far more mean a fault
+MAX_NEWTON_STEPS = 100
+# nats: steps that gain less change no digit of a probability
+CONVERGED_NATS = 1e-9
+# pseudo-count: a tenth of a misassigned particle keeps the regression finite where the known particles show none
+PRIOR_MISASSIGNED = 0.1
+# of the cross-validation
 N_FOLDS = 5
-MIN_RIVAL_WEIGHT = 1e-13
+# smallest total weight of the alternatives, so that its logarithm is finite
+MIN_ALTERNATIVE_WEIGHT = 1e-13
+# particles at a time: their distributions take 16 MB
 _CHUNK = 4096
 
 
@@ -38,7 +51,7 @@ class Evidence:
     the network's own); ``shift_deviation_angstrom`` (n, 2) principal standard deviations of the shift.
     """
 
-    belief: Belief
+    posterior: MatchPosterior
     fit: Tensor
     network_angle_rad: Tensor
     shift_deviation_angstrom: Tensor
@@ -47,26 +60,26 @@ class Evidence:
         return len(self.fit)
 
     def __getitem__(self, index) -> "Evidence":
-        belief = Belief(self.belief.weight[index], self.belief.rival_angle_rad[index],
-                        self.belief.local_deviation_rad[index])
-        return Evidence(belief, self.fit[index], self.network_angle_rad[index], self.shift_deviation_angstrom[index])
+        posterior = MatchPosterior(self.posterior.weight[index], self.posterior.alternative_angle_rad[index],
+                                   self.posterior.local_deviation_rad[index])
+        return Evidence(posterior, self.fit[index], self.network_angle_rad[index], self.shift_deviation_angstrom[index])
 
     @property
     def rms_rad(self) -> Tensor:
         """Root-mean-square error (n,) of the local match."""
-        return self.belief.local_deviation_rad.double().square().sum(1).sqrt()
+        return self.posterior.local_deviation_rad.double().square().sum(1).sqrt()
 
     def features(self) -> Tensor:
-        """What tells the lost from the others: (n, 4)."""
-        rivals = self.belief.weight[:, 1:].double().sum(1).clamp_min(MIN_RIVAL_WEIGHT)
-        odds = self.belief.weight[:, 0].double().log() - rivals.log()
+        """Predictors of misassignment (n, 4)."""
+        alternatives = self.posterior.weight[:, 1:].double().sum(1).clamp_min(MIN_ALTERNATIVE_WEIGHT)
+        odds = self.posterior.weight[:, 0].double().log() - alternatives.log()
         return torch.stack([self.fit.double().clamp(-8, 3), odds, self.rms_rad.clamp(1e-4, math.pi).log(),
                             self.network_angle_rad.double().clamp_min(1e-3).log()], dim=1)
 
 
 @dataclass(frozen=True)
-class LostModel:
-    """Logistic regression of being lost on the standardised features."""
+class MisassignmentModel:
+    """Logistic regression of misassignment on the standardised features."""
 
     mean: Tensor
     deviation: Tensor
@@ -74,12 +87,11 @@ class LostModel:
     """(1 + features,), the constant first"""
 
     @classmethod
-    def fit(cls, features: Tensor, is_lost: Tensor) -> "LostModel":
-        """Penalised maximum likelihood by Newton's method; a part of a particle that is lost keeps it finite where none
-        is."""
+    def fit(cls, features: Tensor, is_misassigned: Tensor) -> "MisassignmentModel":
+        """Penalised maximum likelihood by Newton's method; a pseudo-count keeps it finite where none is misassigned."""
         mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
         x = cls._design(features, mean, deviation)
-        target = (is_lost.double() * len(x) + PRIOR_LOST) / (len(x) + 2 * PRIOR_LOST)
+        target = (is_misassigned.double() * len(x) + PRIOR_MISASSIGNED) / (len(x) + 2 * PRIOR_MISASSIGNED)
         penalty = torch.full((x.shape[1],), RIDGE, dtype=x.dtype)
         penalty[0] = INTERCEPT_RIDGE
         coefficients = torch.zeros(x.shape[1], dtype=x.dtype)
@@ -90,16 +102,16 @@ class LostModel:
             return (torch.nn.functional.softplus(logit) - target * logit).sum() + 0.5 * (penalty * some.square()).sum()
 
         for _ in range(MAX_NEWTON_STEPS):
-            chance = torch.sigmoid(x @ coefficients)
-            gradient = x.T @ (chance - target) + penalty * coefficients
-            hessian = (x * (chance * (1 - chance))[:, None]).T @ x + torch.diag(penalty)
+            probability = torch.sigmoid(x @ coefficients)
+            gradient = x.T @ (probability - target) + penalty * coefficients
+            hessian = (x * (probability * (1 - probability))[:, None]).T @ x + torch.diag(penalty)
             step = torch.linalg.solve(hessian, gradient)
             expected_gain = float(gradient @ step)
-            if expected_gain < SETTLED_NATS:
+            if expected_gain < CONVERGED_NATS:
                 break
             # features far off the others make a whole step go too far, and the next one back
             now = loss(coefficients)
-            while loss(coefficients - step) > now - 1e-4 * expected_gain and expected_gain > SETTLED_NATS:
+            while loss(coefficients - step) > now - 1e-4 * expected_gain and expected_gain > CONVERGED_NATS:
                 step, expected_gain = 0.5 * step, 0.5 * expected_gain
             coefficients = coefficients - step
         return cls(mean, deviation, coefficients)
@@ -109,28 +121,28 @@ class LostModel:
         x = (features - mean) / deviation
         return torch.cat([torch.ones(len(x), 1, dtype=x.dtype), x], dim=1)
 
-    def chance(self, features: Tensor) -> Tensor:
+    def probability(self, features: Tensor) -> Tensor:
         """Probability (n,)."""
         return torch.sigmoid(self._design(features, self.mean, self.deviation) @ self.coefficients)
 
 
 @dataclass(frozen=True)
 class ErrorModel:
-    """Learnt from particles with known poses (``fit``); without them (``unlearnt``), what the matches say themselves."""
+    """Calibrated on particles with known poses (``fit``); without them (``uncalibrated``) the errors are as the matches state."""
 
     scale: float
     """true over stated local error"""
-    lost: LostModel | None
-    lost_angle_rad: Tensor
-    """(u,) quantiles of the error of the lost"""
+    misassignment: MisassignmentModel | None
+    misassigned_angle_rad: Tensor
+    """(u,) quantiles of the error of misassigned particles"""
     level: float
-    """of the particles' own distributions, for what is promised"""
+    """the quantile of each particle's own distribution that has the nominal coverage"""
     shift_scale: float
     shift_bound_scale: float
     """bound of the shift's error over its root-mean-square"""
 
     @classmethod
-    def unlearnt(cls, uniform_angles_rad: Tensor, coverage: float) -> "ErrorModel":
+    def uncalibrated(cls, uniform_angles_rad: Tensor, coverage: float) -> "ErrorModel":
         """``uniform_angles_rad`` (u,): angles to a random rotation, the symmetry taken into account."""
         # Rayleigh's distribution for the shift: two equal deviations
         bound = math.sqrt(-math.log(1 - coverage)) if coverage < 1 else math.inf
@@ -141,31 +153,31 @@ class ErrorModel:
             coverage: float) -> "ErrorModel":
         """From n particles whose errors (n,) are known."""
         error_rad = error_rad.double()
-        is_near = error_rad <= LOST_ABOVE_RMS * evidence.rms_rad
+        is_near = error_rad <= MISASSIGNED_ABOVE_RMS * evidence.rms_rad
         near = is_near if is_near.any() else torch.ones_like(is_near)
-        stated = cls.unlearnt(uniform_angles_rad, coverage)
+        stated = cls.uncalibrated(uniform_angles_rad, coverage)
         middle = stated._local_angles(evidence[near]).median(1).values
         scale = float((error_rad[near] / middle).median())
-        is_lost = error_rad > LOST_ABOVE_RMS * max(scale, 1.0) * evidence.rms_rad
-        lost = LostModel.fit(evidence.features(), is_lost)
-        anywhere = stated.lost_angle_rad
-        copies = error_rad[is_lost].repeat_interleave(round(len(anywhere) / PRIOR_LOST))
-        # numpy's: torch's takes 16 million values at most, and many labelled particles may be lost
+        is_misassigned = error_rad > MISASSIGNED_ABOVE_RMS * max(scale, 1.0) * evidence.rms_rad
+        misassignment = MisassignmentModel.fit(evidence.features(), is_misassigned)
+        anywhere = stated.misassigned_angle_rad
+        copies = error_rad[is_misassigned].repeat_interleave(round(len(anywhere) / PRIOR_MISASSIGNED))
+        # numpy's: torch's takes 16 million values at most, and many labelled particles may be misassigned
         angles = torch.from_numpy(np.quantile(torch.cat([copies, anywhere]).numpy(),
-                                              (np.arange(N_LOST_SAMPLES) + 0.5) / N_LOST_SAMPLES))
+                                              (np.arange(N_MISASSIGNED_SAMPLES) + 0.5) / N_MISASSIGNED_SAMPLES))
         shift_rms = evidence.shift_deviation_angstrom.double().square().sum(1).sqrt()
         ratio = shift_error_angstrom.double() / shift_rms
         shift_scale = float(shift_error_angstrom.double().mean() / shift_rms.mean())
-        model = replace(stated, scale=scale, lost=lost, lost_angle_rad=angles, shift_scale=shift_scale,
+        model = replace(stated, scale=scale, misassignment=misassignment, misassigned_angle_rad=angles, shift_scale=shift_scale,
                         shift_bound_scale=conformal_quantile(ratio, coverage))
         return replace(model, level=conformal_quantile(model.reached_level(evidence, error_rad), coverage))
 
-    def chance_lost(self, evidence: Evidence) -> Tensor:
+    def misassignment_probability(self, evidence: Evidence) -> Tensor:
         """Probability (n,) that the pose is wrong, or the image no particle."""
-        by_fit = chance_lost(evidence.fit.double())
-        if self.lost is None:
+        by_fit = misassignment_probability(evidence.fit.double())
+        if self.misassignment is None:
             return by_fit
-        return 1 - (1 - by_fit) * (1 - self.lost.chance(evidence.features()))
+        return 1 - (1 - by_fit) * (1 - self.misassignment.probability(evidence.features()))
 
     def expected_error_deg(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         """Expected error and bound in degrees, (n,) each."""
@@ -198,17 +210,18 @@ class ErrorModel:
     def _local_angles(self, evidence: Evidence) -> Tensor:
         """Samples (n, s) of the error of right poses, in radians, unsorted; the same normal numbers for all."""
         normal = torch.randn(N_LOCAL_SAMPLES, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        deviation = self.scale * evidence.belief.local_deviation_rad.double()
+        deviation = self.scale * evidence.posterior.local_deviation_rad.double()
         return (deviation[:, None] * normal).norm(dim=-1).clamp_max(math.pi)
 
     def _distribution(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         """Angles (n, m), ascending, and their weights, which sum to 1."""
-        lost, belief = self.chance_lost(evidence)[:, None], evidence.belief
-        local, weight = self._local_angles(evidence), belief.weight.double() * (1 - lost)
-        n, u = len(lost), len(self.lost_angle_rad)
-        angle = torch.cat([local, belief.rival_angle_rad[:, 1:].double(), self.lost_angle_rad.expand(n, -1)], dim=1)
+        misassigned, posterior = self.misassignment_probability(evidence)[:, None], evidence.posterior
+        local, weight = self._local_angles(evidence), posterior.weight.double() * (1 - misassigned)
+        n, u = len(misassigned), len(self.misassigned_angle_rad)
+        angle = torch.cat([local, posterior.alternative_angle_rad[:, 1:].double(),
+                           self.misassigned_angle_rad.expand(n, -1)], dim=1)
         weight = torch.cat([(weight[:, :1] / N_LOCAL_SAMPLES).expand(-1, N_LOCAL_SAMPLES), weight[:, 1:],
-                            (lost / u).expand(-1, u)], dim=1)
+                            (misassigned / u).expand(-1, u)], dim=1)
         angle, order = angle.sort(dim=1)
         return angle, weight.gather(1, order) / weight.sum(1, keepdim=True)
 
@@ -223,22 +236,23 @@ def conformal_quantile(scores: Tensor, coverage: float) -> float:
 
 
 @dataclass(frozen=True)
-class HeldPromises:
-    """What models fitted without a particle promised of it, against its error: all in degrees, (n,) each."""
+class EmpiricalCoverage:
+    """Expected errors and bounds of models fitted without a particle, against its error: in degrees, (n,) each."""
 
     expected_error_deg: Tensor
     bound_deg: Tensor
     error_deg: Tensor
-    levels: tuple[float, ...]
-    held: tuple[float, ...]
-    """part of the particles that each level's bound holds for"""
+    nominal: tuple[float, ...]
+    """coverages asked for"""
+    empirical: tuple[float, ...]
+    """part of the particles within each bound"""
     shift_error_angstrom: Tensor
     shift_bound_angstrom: Tensor
 
 
 def cross_validated(evidence: Evidence, error_rad: Tensor, shift_error_angstrom: Tensor, uniform_angles_rad: Tensor,
-                    coverage: float, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> HeldPromises:
-    """Promised against held, each particle by a model that has not seen it."""
+                    coverage: float, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> EmpiricalCoverage:
+    """Nominal against empirical coverage, each particle by a model that has not seen it."""
     n, levels = len(error_rad), sorted({*levels, coverage})
     fold = torch.arange(n) % N_FOLDS
     expected, bound, shift_bound = torch.zeros(3, n)
@@ -252,5 +266,5 @@ def cross_validated(evidence: Evidence, error_rad: Tensor, shift_error_angstrom:
         for row, level in enumerate(levels):
             at_level = replace(model, level=conformal_quantile(reached, level))
             within[row, out] = torch.deg2rad(at_level.expected_error_deg(evidence[out])[1]) >= error_rad[out]
-    return HeldPromises(expected, bound, torch.rad2deg(error_rad).float(), tuple(levels),
+    return EmpiricalCoverage(expected, bound, torch.rad2deg(error_rad).float(), tuple(levels),
                         tuple(within.double().mean(1).tolist()), shift_error_angstrom.float(), shift_bound)

@@ -1,4 +1,4 @@
-"""From refined hypotheses to a belief about each pose: local Gaussians, rival hypotheses, and the chance to be lost."""
+"""From refined hypotheses to the posterior of each pose: a local Gaussian, alternative poses, and the probability of misassignment."""
 
 from dataclasses import dataclass
 
@@ -8,23 +8,26 @@ from torch import Tensor
 from ..geometry.symmetry import symmetric_distance_rad
 from ..matching.refine import RefinedPoses
 
+# hypotheses closer than this are the same pose (3 degrees)
 SAME_POSE_RAD = 0.05
-# of an image that says nothing: half a turn, and ten pixels
-MIN_INFORMATION, MIN_SHIFT_INFORMATION = 0.1, 0.01
+# rad^-2, of an image without information: a standard deviation of about half a turn
+MIN_INFORMATION = 0.1
+# px^-2, of an image without information: a standard deviation of ten pixels
+MIN_SHIFT_INFORMATION = 0.01
 # standard deviations below the population's usual fit at which a pose is as likely wrong as right
-LOST_AT_DEVIATIONS = 4.5
+MISASSIGNED_AT_DEVIATIONS = 4.5
 
 
 @dataclass(frozen=True)
-class Belief:
-    """What matching says of n particles before they are seen as a population.
+class MatchPosterior:
+    """The posterior of n poses from each match alone, before the particles are seen as a population.
 
-    ``weight`` (n, K) of the hypotheses, 0 for repetitions, sums to 1; ``rival_angle_rad`` (n, K) between the first
-    hypothesis and each; ``local_deviation_rad`` (n, 3) principal standard deviations of the first one's rotation.
+    ``weight`` (n, K) of the hypotheses, 0 for repetitions, sums to 1; ``alternative_angle_rad`` (n, K) from the best pose
+    to each; ``local_deviation_rad`` (n, 3) principal standard deviations of the best pose's rotation.
     """
 
     weight: Tensor
-    rival_angle_rad: Tensor
+    alternative_angle_rad: Tensor
     local_deviation_rad: Tensor
 
 
@@ -48,7 +51,7 @@ def rotation_information(information: Tensor) -> Tensor:
     return turn - cross @ torch.linalg.solve(move + ridge, cross.transpose(-1, -2))
 
 
-def belief(hypotheses: RefinedPoses, group: Tensor) -> Belief:
+def match_posterior(hypotheses: RefinedPoses, group: Tensor) -> MatchPosterior:
     """From hypotheses, best first (fields (n, K, ...)): Laplace weights, repetitions of one pose counted once."""
     n, k = hypotheses.score.shape
     ridge = 1e-3 * torch.eye(5, dtype=torch.float64, device=hypotheses.score.device)
@@ -61,7 +64,7 @@ def belief(hypotheses: RefinedPoses, group: Tensor) -> Belief:
         evidence[:, j] = evidence[:, j].masked_fill((earlier < SAME_POSE_RAD).any(1), -torch.inf)
     precision = torch.linalg.eigvalsh(rotation_information(hypotheses.information[:, 0].double()))
     deviation = precision.clamp_min(MIN_INFORMATION).rsqrt()
-    return Belief(torch.softmax(evidence, dim=1).float(), angle.float(), deviation.float())
+    return MatchPosterior(torch.softmax(evidence, dim=1).float(), angle.float(), deviation.float())
 
 
 def local_deviation_of_bingham(bingham: Tensor) -> Tensor:
@@ -80,10 +83,10 @@ def shift_deviation_px(information: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(of_move).clamp_min(MIN_SHIFT_INFORMATION).rsqrt()
 
 
-def chance_lost(fit: Tensor) -> Tensor:
+def misassignment_probability(fit: Tensor) -> Tensor:
     """Probability (n,) that a pose is wrong or the image is no particle, from the standardised fit (n,)."""
     deficit = (-fit).clamp_min(0)
-    return torch.sigmoid(0.5 * (deficit.square() - LOST_AT_DEVIATIONS ** 2))
+    return torch.sigmoid(0.5 * (deficit.square() - MISASSIGNED_AT_DEVIATIONS ** 2))
 
 
 def uniform_angles_rad(group: Tensor, n: int = 64) -> Tensor:

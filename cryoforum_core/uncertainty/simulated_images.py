@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry.poses import Poses
+from ..geometry.poses import Poses, shift_angstrom
 from ..imaging.ctf import CTFParameters, ctf_2d
 from ..imaging.fourier import displaced_out_of_box, fft_image, ifft_image, shell_index, shift_phase
 from ..imaging.noise import noise_power_spectrum
@@ -97,9 +97,13 @@ class SimulatedParticles:
         return self.source.pixel_size_angstrom
 
     @property
+    def particle_id(self) -> np.ndarray:
+        return np.arange(1, len(self) + 1)
+
+    @property
     def poses(self) -> Poses:
         matching_pixel = self.pixel_size_angstrom * self.box_size_px / self.source.model.volume.box_size_px
-        return Poses(self.quaternion, -self.displacement_px * matching_pixel)
+        return Poses(self.quaternion, shift_angstrom(self.displacement_px, matching_pixel))
 
     def batch(self, indices: np.ndarray | Tensor) -> ParticleBatch:
         """Images (n, B, B) in the state of the data set's own, with CTF and poses."""

@@ -57,13 +57,6 @@ PARTICLE_ATTRIBUTES = [EXPECTED_ERROR, ERROR_BOUND, REASON, PARTICLE_PROBABILITY
                        DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER]
 TEXT_ATTRIBUTES = (REASON, ALTERNATIVE)
 
-# what the engine calls kinds of images that hold no good particle
-NOT_A_PARTICLE, OVERLAP, OFF_CENTRE, OTHER_OBJECT = JUNK_REASONS = (
-    'not-a-particle', 'overlapping-neighbour', 'off-centre', 'another-object')
-AMBIGUOUS = 'ambiguous-orientation'
-NO_REASON = 'none'
-DEFAULT_COVERAGE = 0.9  # the engine's own
-
 SYMMETRY_HELP = ('Point group of the molecule in RELION notation: c1, c2, ..., d1, d2, ..., t, o, i (or i1 to i4). '
                  'See [[https://relion.readthedocs.io/en/latest/Reference/Conventions.html#symmetry]'
                  '[RELION conventions]].')

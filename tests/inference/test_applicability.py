@@ -7,7 +7,7 @@ import torch
 from cryoforum_core.config import ImageInputConfig
 from cryoforum_core.imaging.ctf import ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, low_pass_volume
-from cryoforum_core.inference.applicability import Applicability, judge_poses
+from cryoforum_core.inference.applicability import Applicability, assess_poses
 from cryoforum_core.inference.predict import applicability
 from cryoforum_core.inference.setup import prediction_setup
 from cryoforum_core.mrc import write_stack
@@ -135,7 +135,7 @@ def test_another_molecule_is_named_in_summary_log_and_report(images, network, fo
     assert abs(summary["promise_kept"]) < 0.4 and np.isfinite(summary["fit_median"])
     assert "does not apply" in caplog.text
     page = run.report.read_text()
-    assert 'class="alarm"' in page and "not the particles of this model" in page
+    assert 'class="alarm"' in page and "not particles of this molecule" in page
 
 
 def test_a_map_without_the_symmetry_asked_for(verdict, images):
@@ -145,6 +145,6 @@ def test_a_map_without_the_symmetry_asked_for(verdict, images):
 
 def test_poses_that_do_not_fit_though_the_map_does():
     good = Applicability(True, "none", "", {"promise_significance": 20.0})
-    assert judge_poses(good, 0.9).applies and judge_poses(good, 0.3).cause == "poses"
+    assert assess_poses(good, 0.9).applies and assess_poses(good, 0.3).cause == "poses"
     undecided = Applicability(True, "none", "", {"promise_significance": 2.0})
-    assert judge_poses(undecided, 0.3).applies
+    assert assess_poses(undecided, 0.3).applies

@@ -43,15 +43,15 @@ def test_a_symmetric_map_has_its_symmetry():
 
 
 def test_what_differs_from_the_training_is_said(simulated, network, tmp_path):
-    def doubts(particles, **options):
+    def mismatches(particles, **options):
         config = cf.PredictConfig(out=tmp_path / "run", particles=particles, model=network, device="cpu", **options)
-        return prediction_setup(config, cf.load_particles(particles, config), torch.device("cpu")).doubts
+        return prediction_setup(config, cf.load_particles(particles, config), torch.device("cpu")).mismatches
 
-    assert doubts(simulated("white")) == ()
-    size, = doubts(simulated("white"), pixel_size_angstrom=4.7)
+    assert mismatches(simulated("white")) == ()
+    size, = mismatches(simulated("white"), pixel_size_angstrom=4.7)
     assert "32 px of 5 A" in size
-    assert any("another spectrum" in text for text in doubts(simulated("coloured")))
-    assert any("symmetry c1, and c2" in text for text in doubts(simulated("white"), symmetry="c2"))
+    assert any("another spectrum" in text for text in mismatches(simulated("coloured")))
+    assert any("symmetry c1, and c2" in text for text in mismatches(simulated("white"), symmetry="c2"))
 
 
 def test_checkpoints_of_before_are_not_compared_with(simulated, network, tmp_path):
@@ -64,4 +64,4 @@ def test_checkpoints_of_before_are_not_compared_with(simulated, network, tmp_pat
         setup = prediction_setup(config, cf.load_particles(simulated("white"), config), torch.device("cpu"))
     finally:
         metadata.write_text(now)
-    assert setup.doubts == ()
+    assert setup.mismatches == ()

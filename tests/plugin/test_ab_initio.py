@@ -226,15 +226,15 @@ def test_summary_methods_and_links(done):
     assert "400 particles" in done.methods()[0]
 
 
-@pytest.mark.parametrize(("is_told_apart", "said"), [(True, "the right way round"), (False, "run again with its symmetry")])
+@pytest.mark.parametrize(("is_told_apart", "said"), [(True, "(C2) resolved"), (False, "run again with its symmetry")])
 def test_the_summary_says_where_half_a_turn_lays_the_map_on_itself(done, monkeypatch, tmp_path, is_told_apart, said):
-    assert "Half a turn" not in "\n".join(done.summary())
+    assert "Pseudo-symmetry" not in "\n".join(done.summary())
     summary = json.loads((Path(done._runDirectory()) / "summary.json").read_text())
     summary["near_half_turn"] = {"agreement": 0.9, "is_told_apart": is_told_apart}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     monkeypatch.setattr(done, "_runDirectory", lambda: str(tmp_path))
     text = "\n".join(done._summary())
-    assert "Half a turn" in text and said in text
+    assert "Pseudo-symmetry" in text and said in text
 
 
 def test_the_network_predicts_at_once(launch, imported, done):

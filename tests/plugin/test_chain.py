@@ -167,12 +167,13 @@ def test_reasons_and_examples_go_on_to_the_subset(predicted, subset, truth):
     source = findSource(subset)
     assert source.directory == predicted._runDirectory() and source.symmetry == "c1"
     page = Path(subset._selectedFile("report.html")).read_text()
-    assert "Kept and rejected beside their projections" in page
-    assert "Promised and held" in page and "simulated images of the map" in page and "Expected error, tested" in page
+    assert "Kept and rejected, with matching projections" in page
+    assert "Coverage of the error bounds" in page and "simulated images of the map" in page
+    assert "Calibration of the expected error" in page
     for particle in subset.outputParticlesRejected.iterItems():
         reason = particle.getAttributeValue("_cryoforumRejectionReason")
         assert reason == particle.getAttributeValue("_cryoforumReason") != "none"
-    assert "Error bounds are to hold for 90 %" in "\n".join(predicted.summary())
+    assert "Error bounds: nominal coverage 90 %" in "\n".join(predicted.summary())
 
 
 def test_relion_reconstructs_the_molecule(launch, predicted, subset, data):

@@ -9,7 +9,7 @@ from engine_data import engine_defaults
 
 ENGINE = Path(__file__).resolve().parents[2] / "cryoforum_core"
 # modules whose sentences a protocol's summary shows
-SAID_IN = ["ab_initio/hybrid.py", "ab_initio/end_to_end.py", "inference/applicability.py", "inference/training_set.py"]
+SAID_IN = ["ab_initio/hybrid.py", "ab_initio/end_to_end.py", "inference/applicability.py", "inference/mismatch.py"]
 
 
 @pytest.fixture(scope="module")

@@ -254,9 +254,17 @@ def test_symmetry_of_predict_must_be_that_of_the_network(predict):
 
 def test_particles_with_known_orientations_must_be_many_and_like_the_others(predict, imported):
     text = predict(known=imported("known", aligned=False, pixel_size_angstrom=3.0))
-    assert "At least 100 particles with known orientations are needed to learn errors from; the set has 4" in text
+    assert "At least 100 particles with known orientations are needed to calibrate error bounds" in text
     assert "must have the box and pixel size of the others, 16 px of 4.000 Å; they have 16 px of 3.000 Å" in text
     assert "have none: give the output of a 3D refinement" in text
+
+
+@pytest.mark.parametrize("coverage, fewest", [(0.9, 100), (0.995, 249), (0.999, 1249)])
+def test_more_confidence_needs_more_particles_with_known_orientations(predict, imported, coverage, fewest):
+    """As many as the engine asks for."""
+    for n, is_enough in ((fewest - 1, False), (fewest, True)):
+        text = predict(known=imported(f"{n} known", n=n), coverage=coverage)
+        assert (f"At least {fewest} particles with known orientations" not in text) is is_enough
 
 
 @pytest.mark.parametrize("coverage", [0, 1, 1.5])

@@ -1,4 +1,4 @@
-"""A published table through the command line, on sets so small that nothing converges but the known poses."""
+"""A published table through the command line, on sets so small that only runs with known poses converge."""
 
 import csv
 import json
@@ -28,14 +28,14 @@ def out(tmp_path_factory):
     """A method on the set with CTF; then more methods, seeds and a set without CTF, in the same directory."""
     out = tmp_path_factory.mktemp("benchmark") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        # its longest parts have tests of their own
+        # the longest parts have tests of their own
         patch.setitem(methods._OPTIONS, "hybrid", {"method": "hybrid", "seeds": 1, "skip": ("refinement",)})
         assert benchmark("--out", out, "--sets", "G", "--methods", "hybrid", *TINY) == 0
     before = {path: path.stat().st_mtime_ns for path in (out / "results").iterdir()}
     before |= {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/summary.json")}
     assert benchmark("--out", out, "--sets", "A", "--methods", "end-to-end", "per-image", *TINY, "--resume") == 0
     assert benchmark("--out", out, "--sets", "G", "--methods", "known", "--seeds", 2, *TINY, "--resume") == 0
-    assert before == {path: path.stat().st_mtime_ns for path in before}, "finished runs must not be done again"
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "finished runs must not be repeated"
     return out
 
 
@@ -44,68 +44,69 @@ def rows_of(out):
         return {(row["set"], row["method"]): row for row in csv.DictReader(file)}
 
 
-def test_every_set_and_method_has_its_row(out):
+def test_every_set_and_method_has_a_row(out):
     rows, summary = rows_of(out), json.loads((out / "summary.json").read_text())
     assert set(rows) == {("G", "hybrid"), ("G", "known"), ("A", "end-to-end"), ("A", "per-image")}
     assert summary["n_runs"] == len(summary["runs"]) == 5 and len(summary["rows"]) == 4 and summary["hardware"]
     assert rows["G", "known"]["n_runs"] == "2" and float(rows["G", "known"]["seconds_sd"]) >= 0
-    # an encoder is judged on images that it has not seen, too
+    # methods with an encoder have test errors, too
     assert float(rows["A", "end-to-end"]["test_median_error_modulo_deg"]) > 0
     assert rows["A", "per-image"]["test_median_error_modulo_deg"] == ""
     text = (out / "table.md").read_text()
     assert text.count("\n| A |") == text.count("\n| G |") == 2 and "216 training images of 24 px" in text
 
 
-def test_known_poses_are_right_and_their_map_is_the_ceiling(out):
+def test_known_poses_have_no_error_and_reach_the_map_from_true_poses(out):
     row = rows_of(out)["G", "known"]
     assert float(row["mean_error_deg"]) < 1e-2
     assert abs(float(row["shells_below_ceiling_0143"])) < 0.7
     assert float(row["ceiling_0143_angstrom"]) < 12  # Nyquist 8.5
 
 
-def test_sets_are_those_of_the_table(out):
-    clean, seen = (load_particles(out / f"sets/{name}/train_truth.star", require_poses=True) for name in "AG")
-    assert len(clean) == len(seen) == 216 and len(load_particles(out / "sets/A/test.star")) == 24
+def test_sets_match_the_published_table(out):
+    clean, with_ctf = (load_particles(out / f"sets/{name}/train_truth.star", require_poses=True) for name in "AG")
+    assert len(clean) == len(with_ctf) == 216 and len(load_particles(out / "sets/A/test.star")) == 24
     assert not clean.ctf.has_effect and not clean.poses.shift_angstrom.any()
-    defocus = seen.ctf.mean_defocus_angstrom
-    assert 4000 <= defocus.min() and defocus.max() <= 12000 and (seen.ctf.defocus_u_angstrom == seen.ctf.defocus_v_angstrom).all()
+    defocus = with_ctf.ctf.mean_defocus_angstrom
+    assert 4000 <= defocus.min() and defocus.max() <= 12000
+    assert (with_ctf.ctf.defocus_u_angstrom == with_ctf.ctf.defocus_v_angstrom).all()
     assert load_particles(out / "sets/G/train.star").poses is None
     with_noise, without = (json.loads((out / f"sets/{name}/simulated/summary.json").read_text())["snr"] for name in "GA")
     assert with_noise == pytest.approx(1.0, rel=0.05) and without is None
 
 
-def test_figures_and_page(out):
+def test_figures_and_report_are_written(out):
     for name in ("figure3.png", "figure4.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     page = (out / "report.html").read_text()
     assert "Benchmark: cryoposenet" in page and "poses per image" in page and "src=\"http" not in page
 
 
-def test_errors_against_known_poses_are_noted_while_it_trains(out):
+def test_pose_errors_are_recorded_during_training(out):
     header = (out / "runs/A_per-image_0/metrics.csv").read_text().splitlines()[0]
     assert "training_mean_error_deg" in header and "training_mean_error_modulo_deg" in header
 
 
-def test_sets_made_elsewhere(out, tmp_path, capsys):
-    """Tables without CTF columns, as of images projected without one."""
-    elsewhere = tmp_path / "sets"
+def test_sets_made_by_another_program(out, tmp_path, capsys):
+    """Tables without CTF columns, for images projected without CTF."""
+    external = tmp_path / "sets"
     for name in "AG":
         made = out / f"sets/{name}/simulated"
-        (elsewhere / name).mkdir(parents=True)
+        (external / name).mkdir(parents=True)
         for source, target in (("particles.star", "input.star"), ("truth.star", "particles.star")):
             table = ParticleTable.read(made / source)
             if name == "A":
                 blocks = tuple(without_ctf(block) for block in table.blocks)
                 table = ParticleTable(blocks, table.path)
-            save_table(table, elsewhere / name / target)
-        np.savez(elsewhere / name / "truth.npz", map=str(made / "map.mrc"))
-    arguments = ("--particles-of", elsewhere, "--methods", "known", "--minutes", 0.02)
+            save_table(table, external / name / target)
+        np.savez(external / name / "truth.npz", map=str(made / "map.mrc"))
+    arguments = ("--particles-of", external, "--methods", "known", "--minutes", 0.02)
     assert benchmark("--out", tmp_path / "run", "--sets", "A", "G", *arguments) == 0
     rows = rows_of(tmp_path / "run")
     assert max(float(rows[name, "known"]["mean_error_deg"]) for name in "AG") < 1e-2
     assert float(rows["A", "known"]["ceiling_0143_angstrom"]) < 10
-    shutil.rmtree(elsewhere / "G")
-    np.savez(elsewhere / "A/truth.npz", map="/nowhere/map.mrc")
+    shutil.rmtree(external / "G")
+    np.savez(external / "A/truth.npz", map="/nowhere/map.mrc")
     capsys.readouterr()
     assert benchmark("--out", tmp_path / "other", "--sets", "A", "G", *arguments) == 2
     error = capsys.readouterr().err
@@ -127,7 +128,7 @@ def without_ctf(block):
     (["--particles-of", "nowhere", "--sets", "B"], "error: --particles-of must hold a directory for each of --sets"),
     (["--scale", "huge"], "huge"),
 ])
-def test_bad_input_ends_with_2_and_writes_nothing(tmp_path, capsys, arguments, message):
+def test_bad_input_exits_with_2_and_writes_nothing(tmp_path, capsys, arguments, message):
     assert benchmark("--out", tmp_path / "run", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

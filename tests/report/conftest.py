@@ -1,4 +1,4 @@
-"""The example runs are made once; a report writes nothing into its run."""
+"""The example runs are made once: reports do not write into them."""
 
 import sys
 from pathlib import Path

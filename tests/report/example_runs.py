@@ -1,15 +1,16 @@
-"""Run directories with made-up but realistic values, small enough to be made in a moment."""
+"""Run directories with invented but realistic values, made in a moment."""
 
 import csv
 import json
 
 import numpy as np
 
-from cryoforum_core.selection.measures import measures_of
-from cryoforum_core.selection.selection import select, write_selection
 from cryoforum_core.mrc import write_map, write_stack
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.results.pose_results import PoseResults
 from cryoforum_core.run_directory import RunDirectory
+from cryoforum_core.selection.measures import measures_of
+from cryoforum_core.selection.selection import select, write_selection
 
 N, N_JUNK, BOX, PIXEL = 600, 90, 32, 6.0
 JUNK_KINDS = ("noise", "off-centre", "overlap", "other-molecule", "blank")
@@ -93,21 +94,22 @@ def train_run(path, final_median: float = 6.5, overfits: bool = False) -> RunDir
     return run
 
 
-def predict_run(path, preferred: float = 0.0, applies: bool = True, matched: bool = True, piled_junk: bool = False,
-                poor_view: bool = False, with_images: bool = False) -> tuple[RunDirectory, dict]:
+def predict_run(path, preferred: float = 0.0, applies: bool = True, matched: bool = True, clustered_junk: bool = False,
+                poor_direction: bool = False, with_images: bool = False) -> tuple[RunDirectory, dict]:
     """The run, and what is true of it: ``error_deg`` (N,) and ``kinds`` (N,).
 
-    piled_junk: all junk is given one view. poor_view: particles within 40 degrees of the pole are unsure.
+    clustered_junk: all junk has one viewing direction. poor_direction: particles within 40 degrees of the pole are
+    uncertain.
     """
     rng = np.random.default_rng(2)
     kinds, columns = junk_kinds(rng), particle_columns(rng, preferred)
-    junk, lost = kinds != "none", rng.random(N) < 0.05
-    if piled_junk:
+    junk, misassigned = kinds != "none", rng.random(N) < 0.05
+    if clustered_junk:
         columns["rlnAngleRot"][junk], columns["rlnAngleTilt"][junk] = 30.0, 100.0
-    if poor_view:
-        lost |= columns["rlnAngleTilt"] < 40
-    expected = np.where(junk | lost, np.exp(rng.normal(np.log(40), 0.5, N)), np.exp(rng.normal(np.log(1.5), 0.4, N)))
-    error = np.where(junk | lost, 180 * rng.random(N), expected * np.sqrt(rng.chisquare(3, N) / 3))
+    if poor_direction:
+        misassigned |= columns["rlnAngleTilt"] < 40
+    expected = np.where(junk | misassigned, np.exp(rng.normal(np.log(40), 0.5, N)), np.exp(rng.normal(np.log(1.5), 0.4, N)))
+    error = np.where(junk | misassigned, 180 * rng.random(N), expected * np.sqrt(rng.chisquare(3, N) / 3))
     score = np.where(junk, -10 * np.exp(rng.normal(0, 0.8, N)), rng.normal(0, 1.0, N))
     score = score if matched else np.full(N, np.nan)
     precision = (3 / np.deg2rad(expected) ** 2)[:, None]
@@ -116,7 +118,7 @@ def predict_run(path, preferred: float = 0.0, applies: bool = True, matched: boo
         "model_applies": applies, "model_applies_cause": "none" if applies else "another-molecule",
         "refinement": "adaptive",
         "model_applies_reason": "the matched map explains 92 % of the signal's amplitude" if applies else
-        "the images hold particles, and the map explains 3 % of what it would of its own: another molecule"})
+        "the images contain particles, but the map explains only 3 % of the expected power: another molecule"})
     arrays = {"particle_id": np.arange(1, N + 1), "quaternion": np.tile([0.0, 0, 0, 1], (N, 1)),
               "bingham": np.zeros((N, 4, 4)), "eigenvalues": precision * np.array([0.0, 1, 1.2, 1.5]),
               "expected_error_deg": expected, "error_bound_deg": 1.8 * expected, "match_score": score,
@@ -129,7 +131,7 @@ def predict_run(path, preferred: float = 0.0, applies: bool = True, matched: boo
         write_stack(run.path / "particles.mrcs", rng.normal(0, 1, (N, BOX, BOX)), PIXEL)
     if matched:
         _gallery(run, rng, expected, score)
-    # a turn in the plane changes a pose by just its angle
+    # an in-plane rotation changes a pose by exactly its angle
     known = columns | {"rlnAnglePsi": columns["rlnAnglePsi"] + error, "rlnCryoforumJunkKind": kinds,
                        "rlnOriginXAngst": columns["rlnOriginXAngst"] + rng.normal(0, 2, N)}
     ParticleTable.from_columns(known, OPTICS).write(run.path / "known.star")
@@ -149,7 +151,7 @@ def _gallery(run: RunDirectory, rng: np.random.Generator, expected: np.ndarray, 
 
 def select_run(path, predicted: RunDirectory, **criteria) -> RunDirectory:
     with np.load(predicted.orientation_posterior) as arrays:
-        measures, particle_id = measures_of(arrays), arrays["particle_id"]
+        measures, particle_id = measures_of(PoseResults.from_arrays(arrays)), arrays["particle_id"]
     selection = select(measures, **criteria)
     run = make_run(path, "select", {"run": str(predicted.path)}, selection.summary())
     write_selection(selection, measures, particle_id, ParticleTable.read(predicted.particles), run)
@@ -204,7 +206,8 @@ def ab_initio_run(path, method: str = "hybrid", converged: bool = True, hand: st
     predicted, _ = predict_run(path, matched=hybrid)
     rounds = [{"resolution_angstrom": 24.0, "pose_change_deg": None}, {"resolution_angstrom": 14.2,
                                                                        "pose_change_deg": 3.1}]
-    of_method = {"rounds": rounds, "seeds_agreement_deg": 5.0, "search_seconds": 70.0, "median_expected_error_deg": 1.8, "seeds": SEEDS,
+    of_method = {"rounds": rounds, "seeds_agreement_deg": 5.0, "search_seconds": 70.0,
+                 "median_expected_error_deg": 1.8, "seeds": SEEDS,
                  "stages": {"search": 70.0, "half maps": 20.0, "network": 60.0, "refinement": 40.0}} if hybrid else {}
     predicted.config.write_text(json.dumps({"job": "ab-initio", "out": str(path), "particles": "data/particles.star",
                                             "method": method, "symmetry": symmetry, "seeds": 3}))

@@ -1,4 +1,4 @@
-"""The page of ab-initio: what it says of a map that was found, of one that was not, and what to do next."""
+"""The page of ab-initio: converged runs, runs that did not converge, and the next steps."""
 
 import html
 import json
@@ -20,51 +20,51 @@ def page_of(run):
 
 
 def words(page):
-    return " ".join(page.verdict.sentences)
+    return " ".join(page.assessment.sentences)
 
 
 def titles(page):
     return [picture.title for picture in page.pictures]
 
 
-def test_a_map_that_was_found(runs):
+def test_converged_run_is_good_and_shows_map_searches_and_rounds(runs):
     page = page_of(runs["ab-initio"])
-    assert page.verdict.level == "good" and "14.2 Å" in words(page)
+    assert page.assessment.level == "good" and "14.2 Å" in words(page)
     assert page.facts["particles"] == str(N) and page.facts["hand"] == "unknown"
     assert {"The map", "Fourier shell correlation", "Expected error", "Viewing directions"} <= set(titles(page))
-    assert [table.title for table in page.tables] == ["Searches from random starts", "Half maps, round by round", "Stages"]
+    assert [table.title for table in page.tables] == ["Searches from random starts", "Refinement of the half maps", "Stages"]
     assert page.tables[1].rows == (("1", "24.0 Å", "-"), ("2", "14.2 Å", "3.10°"))
     assert page.tables[0].rows[0][-1] == "chosen" and page.tables[0].rows[2][-1] == "10.0°"
 
 
-def test_figures_that_no_search_has_are_left_out(tmp_path):
+def test_search_table_leaves_out_empty_columns(tmp_path):
     table = page_of(ab_initio_run(tmp_path / "run", seeds=[{"seed": 7, "score": 2.5, "structure": 1.25,
                                                             "angle_to_best_deg": 0.0, "chosen": True}])).tables[0]
-    assert table.header == ("start", "score", "of it structure", "angle to the best")
+    assert table.header == ("start", "log-evidence", "gain over a spherical map", "angle to the best")
     assert table.rows == (("7", "2.50", "1.25", "chosen"),)
 
 
-def test_end_to_end_shows_its_training_and_no_searches(runs):
+def test_end_to_end_run_shows_training_curves_and_no_searches(runs):
     page = page_of(runs["end-to-end"])
-    assert "Loss" in titles(page) and "Match with the map" not in titles(page) and not page.tables
+    assert "Loss" in titles(page) and "Match score" not in titles(page) and not page.tables
 
 
-def test_what_did_not_converge_is_poor_with_its_reason_and_another_attempt(tmp_path):
+def test_run_that_did_not_converge_failed_with_its_reason_and_another_attempt(tmp_path):
     run = ab_initio_run(tmp_path / "run", converged=False, symmetry="d2", seeds=[])
     page = page_of(run)
-    assert page.verdict.level == "poor" and "two best searches differ by 61 degrees." in words(page)
+    assert page.assessment.level == "poor" and "two best searches differ by 61 degrees." in words(page)
     again, without_symmetry = (step.command for step in page.next_steps)
     assert "--seeds 6" in again and "--symmetry d2" in again and "--symmetry c1" in without_symmetry
     assert "Searches from random starts" not in [table.title for table in page.tables]
 
 
-def test_after_four_starts_in_vain_a_longer_search_is_the_next_step(tmp_path):
+def test_after_four_failed_starts_a_longer_search_is_the_next_step(tmp_path):
     starts = [{"seed": i, "score": 1.0, "structure": 0.5, "angle_to_best_deg": 90.0, "chosen": i == 0} for i in range(4)]
     run = ab_initio_run(tmp_path / "run", converged=False, seeds=starts)
     assert "--search-steps 800" in page_of(run).next_steps[0].command
 
 
-def test_a_network_that_found_no_map_may_train_longer_or_the_search_may_try(tmp_path):
+def test_failed_end_to_end_run_suggests_hybrid_search_or_longer_training(tmp_path):
     page = page_of(ab_initio_run(tmp_path / "run", "end-to-end", converged=False))
     search, longer = (step.command for step in page.next_steps)
     assert "--method" not in search and "--method end-to-end" in longer and "--epochs 30" in longer
@@ -73,32 +73,32 @@ def test_a_network_that_found_no_map_may_train_longer_or_the_search_may_try(tmp_
 @pytest.mark.parametrize("change, said", [
     ({"resolution_angstrom": 40.0}, "blob"), ({"seeds_agreement_deg": 50.0}, "differ by 50.0°"),
     ({"seeds_agreement_deg": None}, None)])
-def test_doubts_are_told(tmp_path, change, said):
+def test_weak_maps_need_a_check(tmp_path, change, said):
     page = page_of(ab_initio_run(tmp_path / "run", **change))
-    assert page.verdict.level == ("good" if said is None else "caution")
+    assert page.assessment.level == ("good" if said is None else "caution")
     assert said is None or said in words(page)
 
 
-def test_unsure_orientations_are_told(tmp_path):
+def test_uncertain_orientations_are_mentioned(tmp_path):
     run = ab_initio_run(tmp_path / "run")
     with np.load(run.orientation_posterior) as arrays:
         arrays = dict(arrays)
     np.savez(run.orientation_posterior, **(arrays | {"expected_error_deg": 30 + arrays["expected_error_deg"]}))
-    assert "expected to be off by more than" in words(page_of(run))
+    assert "have an expected error above" in words(page_of(run))
 
 
-def test_the_limit_of_the_pixels_is_told(tmp_path):
-    assert "limit of the pixel size" in words(page_of(ab_initio_run(tmp_path / "a", resolution_angstrom=12.1)))
-    assert "limit of the pixel size" not in words(page_of(ab_initio_run(tmp_path / "b", resolution_angstrom=16.0)))
+def test_nyquist_limit_is_mentioned(tmp_path):
+    assert "Nyquist limit" in words(page_of(ab_initio_run(tmp_path / "a", resolution_angstrom=12.1)))
+    assert "Nyquist limit" not in words(page_of(ab_initio_run(tmp_path / "b", resolution_angstrom=16.0)))
 
 
-def test_what_the_network_is_worth_is_told(tmp_path):
-    for error, said in ((12.0, "can find the orientations of more"), (120.0, "has learnt little")):
+def test_note_says_whether_the_network_can_be_used(tmp_path):
+    for error, said in ((12.0, "can predict the orientations of further"), (120.0, "poorly trained")):
         notes = page_of(ab_initio_run(tmp_path / f"{error}", validation_median_error_deg=error)).notes
         assert said in notes[-1]
 
 
-def test_a_hand_that_is_known_needs_no_mirror(tmp_path):
+def test_known_hand_needs_no_mirroring(tmp_path):
     known = page_of(ab_initio_run(tmp_path / "a", hand="as in the reference"))
     unknown = page_of(ab_initio_run(tmp_path / "b"))
     assert "mirror image" in " ".join(unknown.notes)
@@ -107,19 +107,19 @@ def test_a_hand_that_is_known_needs_no_mirror(tmp_path):
     assert "Hand: as in the reference." in known.notes
 
 
-def test_a_map_that_half_a_turn_lays_on_itself_says_what_follows(tmp_path):
+def test_pseudo_symmetry_is_noted_with_its_consequence(tmp_path):
     def notes(name, **summary):
         return " ".join(page_of(ab_initio_run(tmp_path / name, **summary)).notes)
 
-    assert "Near symmetry" not in notes("none")
-    told = notes("told", near_half_turn={"agreement": 0.84, "is_told_apart": True})
-    assert "FSC 0.84" in told and "right way round" in told and "--symmetry" not in told
-    assert "--symmetry" in notes("not_told", near_half_turn={"agreement": 0.98, "is_told_apart": False})
+    assert "Pseudo-symmetry" not in notes("none")
+    resolved = notes("resolved", near_half_turn={"agreement": 0.84, "is_told_apart": True})
+    assert "FSC 0.84" in resolved and "images resolve it" in resolved and "--symmetry" not in resolved
+    assert "--symmetry" in notes("unresolved", near_half_turn={"agreement": 0.98, "is_told_apart": False})
 
 
 @pytest.mark.parametrize("method", ["hybrid", "end-to-end"])
-def test_a_wrong_hand_is_put_right_before_anything_else_and_with_its_orientations(tmp_path, method):
-    """Local searches from orientations of the other hand fail: a run with the mirrored map as hand has right ones."""
+def test_wrong_hand_is_corrected_first_and_with_its_orientations(tmp_path, method):
+    """Local searches from orientations of the opposite hand fail; a run with the mirrored map as hand reference does not."""
     run = ab_initio_run(tmp_path / "run", method, symmetry="c2")
     options = {"contrast": "dark", "frequency_marching": True, "skip": ["refinement"]}
     run.config.write_text(json.dumps(json.loads(run.config.read_text()) | options))
@@ -128,19 +128,19 @@ def test_a_wrong_hand_is_put_right_before_anything_else_and_with_its_orientation
               for word in ("--invert_hand", "--hand-reference", "cryoforum select", "relion_refine_mpi")}
     assert list(places.values()) == sorted(places.values())
     again = steps[places["--hand-reference"]]
-    assert "orientations change with it" in again.what
+    assert "do not fit it" in again.what
     given = parse(shlex.split(again.command.replace("\\\n", ""))[1:])
     assert given.hand_reference == run.path / "map_mirrored.mrc"
     assert given.symmetry == "c2" and given.contrast == "dark"
-    # the end-to-end method knows no hand
+    # the end-to-end method has no hand reference
     assert given.method == "hybrid" and given.seeds == (3 if method == "hybrid" else 2)
-    # ... and hybrid no marching, which earlier versions took without a word
+    # ... and hybrid no frequency marching, which earlier versions accepted silently
     assert not given.frequency_marching and len(given.skip) == (method == "hybrid")
 
 
-def test_commands_are_ones_that_the_command_line_takes(runs, tmp_path):
+def test_suggested_commands_are_accepted_by_the_command_line(runs, tmp_path):
     for run in (runs["ab-initio"], ab_initio_run(tmp_path / "run", converged=False),
-                ab_initio_run(tmp_path / "learnt", "end-to-end", converged=False)):
+                ab_initio_run(tmp_path / "end_to_end", "end-to-end", converged=False)):
         own = [shlex.split(step.command.replace("\\\n", "")) for step in page_of(run).next_steps]
         parsed = [parse(line[1:]) for line in own if line[0] == "cryoforum"]
         assert parsed and {config.job for config in parsed} <= {"select", "reconstruct", "ab-initio"}
@@ -150,20 +150,20 @@ def test_tables_and_notes_are_on_the_page(runs, tmp_path):
     write_report(runs["ab-initio"], tmp_path / "report.html")
     text = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
     rows = re.findall(r'<tr class="marked"><td>(.*?)</td>', text)
-    assert rows == ["0"] and "<td>half maps</td>" in text and "Hand: projections do not tell" in text
+    assert rows == ["0"] and "<td>half maps</td>" in text and "Hand: projections cannot distinguish" in text
 
 
-def test_a_run_with_few_files_and_figures_still_has_a_page(tmp_path):
+def test_run_with_few_files_and_figures_still_has_a_page(tmp_path):
     run = ab_initio_run(tmp_path / "run")
     for path in (run.map, run.fsc, run.orientation_posterior, run.particles):
         path.unlink()
     summary = {name: value for name, value in run.read_summary().items()
                if name in ("job", "seconds", "converged", "resolution_angstrom", "n_particles", "method")}
     run.summary.write_text(json.dumps(summary))
-    assert page_of(run).verdict.level == "good" and not page_of(run).pictures
+    assert page_of(run).assessment.level == "good" and not page_of(run).pictures
 
 
-def test_a_browser_on_the_live_page_is_led_to_the_report(tmp_path):
+def test_live_page_redirects_to_the_report(tmp_path):
     run = ab_initio_run(tmp_path / "run")
     write_report(run, run.report)
     assert not run.live.exists()

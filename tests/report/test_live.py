@@ -1,4 +1,4 @@
-"""The live page: whole at any time, quick, and true to what it is given, however little that is."""
+"""The live page: complete at any time, quick, and correct however little is known yet."""
 
 import base64
 import html
@@ -44,7 +44,7 @@ def rows_of(run):
     return [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL)]
 
 
-def test_everything_that_is_known_is_shown(run):
+def test_page_shows_everything_that_is_known(run):
     write_live(run, progress(), molecule(), 6.0, {"half maps": fsc(32)}, history(),
                {"images": np.zeros((8, 16, 16)), "projections": np.ones((8, 16, 16))})
     text = text_of(run)
@@ -58,7 +58,7 @@ def test_everything_that_is_known_is_shown(run):
     assert not re.search(r"https?://|<script|<link|@import|url\(", re.sub(r'src="data:.*?"', "", text))
 
 
-def test_the_loss_has_its_curve_where_there_is_one(run):
+def test_loss_is_plotted_where_there_is_one(run):
     learning = [progress(1, i / 50, 5.0 * i, resolution_angstrom=None, loss=1.0 / (1 + i)) for i in range(5)]
     write_live(run, progress(1, 0.2, 30.0, resolution_angstrom=None, loss=0.1), None, 6.0, {}, learning)
     assert re.findall(r"<h3>(.*?)</h3>", text_of(run)) == ["Stages", "Loss"]
@@ -66,37 +66,37 @@ def test_the_loss_has_its_curve_where_there_is_one(run):
 
 def test_stages_have_their_state_and_time(run):
     write_live(run, progress(), None, 6.0, {}, history())
-    assert rows_of(run) == [["1", "search", "done", "2 min"], ["2", "half maps", "now", "25 s"],
-                            ["3", "stage 3", "to come", ""], ["4", "stage 4", "to come", ""]]
+    assert rows_of(run) == [["1", "search", "done", "2 min"], ["2", "half maps", "running", "25 s"],
+                            ["3", "stage 3", "pending", ""], ["4", "stage 4", "pending", ""]]
     assert text_of(run).count('class="marked"') == 1
 
 
 def test_stages_are_named_where_they_are_known(run):
     write_live(run, progress(stages=STAGES), None, 6.0, {}, [])
-    assert [row[1:3] for row in rows_of(run)] == [["search", "done"], ["half maps", "now"], ["network", "to come"],
-                                                  ["refinement", "to come"]]
+    assert [row[1:3] for row in rows_of(run)] == [["search", "done"], ["half maps", "running"], ["network", "pending"],
+                                                  ["refinement", "pending"]]
 
 
-def test_a_run_that_goes_on_after_a_stop_has_no_history(run):
+def test_resumed_run_has_no_history(run):
     write_live(run, progress(3), None, 6.0, {}, [])
     assert [row[1] for row in rows_of(run)] == ["stage 1", "stage 2", "network", "stage 4"]
 
 
-def test_little_is_enough(run):
+def test_page_of_a_run_that_has_just_started(run):
     start = progress(1, 0.0, 0.0, seconds_left=None, resolution_angstrom=None, message="")
     write_live(run, start, None, 6.0, {}, [])
-    assert "<img" not in text_of(run) and "time left, about" in text_of(run)
+    assert "<img" not in text_of(run) and "time left (estimate)" in text_of(run)
     assert json.loads(run.progress.read_text()) == start
 
 
-def test_values_that_are_no_numbers_do_no_harm(run):
+def test_nan_and_infinite_values_do_no_harm(run):
     write_live(run, progress(resolution_angstrom=float("nan"), seconds_left=float("inf")), np.zeros((16, 16, 16)), 6.0,
                {"a": np.full(9, np.nan), "b": fsc(16)[:5]}, history())
     found = json.loads(run.progress.read_text(), parse_constant=pytest.fail)
     assert found["resolution_angstrom"] is None and found["seconds_left"] is None
 
 
-def test_a_finished_run_links_to_its_report(run):
+def test_finished_run_links_to_its_report(run):
     write_live(run, progress(4, 1.0), None, 6.0, {}, history())
     assert "finished" in text_of(run) and 'href="report.html"' in text_of(run)
     assert {row[2] for row in rows_of(run)} == {"done"} and 'class="marked"' not in text_of(run)
@@ -107,6 +107,6 @@ def test_text_of_the_run_cannot_become_html(run):
     assert "<script>" not in run.live.read_text()
 
 
-def test_it_needs_no_torch():
+def test_live_page_needs_no_torch():
     subprocess.run([sys.executable, "-c", "import cryoforum_core.report.live, sys; assert 'torch' not in sys.modules"],
                    check=True)

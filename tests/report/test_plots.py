@@ -1,4 +1,4 @@
-"""Figures hold the data that they are given, also where there is little or none of it."""
+"""Figures show the data they are given, even where there is little or none."""
 
 import subprocess
 import sys
@@ -22,13 +22,13 @@ def test_histogram_counts_every_value_on_every_scale(scale):
     assert {text.get_text() for text in figure.axes[0].get_legend().get_texts()} == {"kept", "rejected", "median"}
 
 
-def test_histogram_leaves_out_what_the_scale_cannot_show():
+def test_histogram_leaves_out_values_the_scale_cannot_show():
     figure = plots.histogram({"x": np.array([np.nan, -1.0, 0.0, 2.0, 3.0])}, "x", x_scale="log")
     assert bar_heights(figure).sum() == 2
 
 
 @pytest.mark.parametrize("values", [[], [4.0], [4.0] * 10, [np.nan]])
-def test_histogram_of_little_is_drawn(values):
+def test_histogram_of_few_values_is_drawn(values):
     figure = plots.histogram({"x": np.array(values)}, "x")
     assert bar_heights(figure).sum() == np.isfinite(values).sum()
     assert plots.to_svg(figure)
@@ -43,12 +43,12 @@ def test_svg_is_reproducible_and_png_has_its_size():
     assert (width, height) == tuple(int(50 * side) for side in plots.HALF_WIDTH)
 
 
-def test_curve_skips_values_that_are_missing():
+def test_curve_skips_missing_values():
     figure = plots.curves(np.arange(4.0), {"held out": np.array([np.nan, 3.0, np.nan, 1.0])}, "step", "error")
     assert figure.axes[0].lines[0].get_xydata().tolist() == [[1.0, 3.0], [3.0, 1.0]]
 
 
-def test_scatter_parts_what_is_highlighted():
+def test_scatter_separates_highlighted_points():
     x = np.arange(1.0, 101.0)
     figure = plots.scatter(x, 2 * x, "x", "y", highlighted=x > 90, highlighted_label="junk", with_median=True,
                            with_diagonal=True)
@@ -61,7 +61,7 @@ def test_scatter_parts_what_is_highlighted():
     assert median[:, 1] == pytest.approx(2 * median[:, 0])
 
 
-def test_shift_map_shows_displacements_which_are_minus_the_origins():
+def test_shift_map_shows_particle_positions_which_are_minus_the_origins():
     figure = plots.shift_map(np.array([[3.0, -4.0], [0.0, 1.0]]))
     assert figure.axes[0].collections[0].get_offsets().tolist() == [[-3.0, 4.0], [0.0, -1.0]]
     bottom, top = figure.axes[0].get_ylim()
@@ -108,7 +108,7 @@ def test_fsc_marks_the_resolution():
     assert vertical[0].get_xdata()[0] == pytest.approx(1 / 6.5)
 
 
-def test_bars_name_and_count_all():
+def test_bars_show_every_name_and_count():
     figure = plots.bars({"noise": 12, "blank": 3}, "rejected")
     assert [patch.get_width() for patch in figure.axes[0].patches] == [12, 3]
     assert [text.get_text() for text in figure.axes[0].texts] == ["12", "3"]
@@ -139,7 +139,7 @@ def test_drawing_touches_no_global_state_and_opens_no_window():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_courses_keep_their_colours_where_a_panel_lacks_one():
+def test_lines_keep_their_colours_where_a_panel_lacks_one():
     x = np.linspace(0, 1, 5)
     course = plots.Course(x, 1 - x, 0.1 * x)
     rows = {"loss": {"A": {"second": course}, "B": {"first": course, "second": course}}}
@@ -149,7 +149,7 @@ def test_courses_keep_their_colours_where_a_panel_lacks_one():
     assert first.get_ylim() == second.get_ylim() == (0, pytest.approx(1.05))
 
 
-def test_correlations_and_their_ceilings_are_drawn_in_every_panel():
+def test_fsc_curves_and_their_upper_limits_are_drawn_in_every_panel():
     frequency, fall = np.linspace(0, 0.2, 9), np.linspace(1, 0, 9)
     panels = {"hybrid": {"A": (0.9 * fall, fall), "B": (0.5 * fall, fall)}, "known": {"A": (fall, fall)}}
     figure = plots.fsc_grid(frequency, panels)
@@ -158,19 +158,19 @@ def test_correlations_and_their_ceilings_are_drawn_in_every_panel():
     assert plots.to_png(figure).startswith(b"\x89PNG")
 
 
-def test_table_of_pictures_leaves_places_empty():
+def test_image_table_leaves_missing_cells_empty():
     image = np.random.default_rng(0).standard_normal((8, 8))
     figure = plots.picture_table({"A": [image, None], "B": [image, image]}, ["image", "projection"])
     assert [len(axes.images) for axes in figure.axes] == [1, 0, 1, 1]
 
 
 @pytest.mark.parametrize("lower_is_better", [False, True])
-def test_what_is_kept_is_marked_beside_the_random_band_and_better_is_up(lower_is_better):
+def test_chosen_fraction_is_marked_and_better_is_up(lower_is_better):
     kept, best, random = np.array([100.0, 90.0, 80.0]), np.array([5.0, 5.2, 5.1]), np.array([5.0, 4.8, 4.5])
     figure = plots.kept_against_random(kept, best, random, np.array([0.0, 0.1, 0.2]), 1, "figure", "best by score",
                                        lower_is_better)
     axes, = figure.axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["best by score", "as many at random",
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["best by score", "random subset of this size",
                                                                            "kept: 90 %"]
     assert axes.yaxis_inverted() == lower_is_better
     assert any(line.get_xydata().tolist() == [[90.0, 5.2]] for line in axes.lines)

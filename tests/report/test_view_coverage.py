@@ -26,14 +26,14 @@ def test_directions_are_the_third_row_of_relions_matrix():
 
 
 @pytest.mark.parametrize("n", [200, 2000, 20000])
-def test_even_views_have_density_one_everywhere(n):
+def test_uniform_directions_have_density_one_everywhere(n):
     density = view_density(*even_angles(n))
     assert np.average(density, weights=area_weights(density)) == pytest.approx(1, rel=0.01)
     assert density.min() > 0.75 and density.max() < 1.3
     assert empty_fraction(density) == 0
 
 
-def test_one_view_is_a_peak_there_and_nothing_elsewhere():
+def test_one_direction_is_a_peak_there_and_nothing_elsewhere():
     density = view_density(np.full(5000, 45.0), np.full(5000, 60.0))  # tilt 60: latitude 30
     latitude, longitude = np.unravel_index(density.argmax(), density.shape)
     assert -90 + 180 * (latitude + 0.5) / len(density) == pytest.approx(30, abs=3)
@@ -48,7 +48,7 @@ def test_half_of_the_sphere_is_half_empty():
     assert 0.35 < empty_fraction(view_density(rot[tilt < 90], tilt[tilt < 90])) < 0.5
 
 
-def test_symmetry_spreads_views_over_the_equivalent_ones():
+def test_symmetry_adds_the_equivalent_directions():
     rot, tilt = even_angles(8000)
     unit = (np.abs(rot) < 45) & (tilt < 90)  # an asymmetric unit of D4 and more than one of C4
     assert empty_fraction(view_density(rot[unit], tilt[unit])) > 0.7
@@ -56,5 +56,5 @@ def test_symmetry_spreads_views_over_the_equivalent_ones():
     assert 0.35 < empty_fraction(view_density(rot[unit], tilt[unit], "c4")) < 0.5
 
 
-def test_no_particles_have_no_density():
+def test_density_without_particles_is_zero():
     assert view_density(np.array([]), np.array([])).max() == 0

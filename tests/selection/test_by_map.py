@@ -11,17 +11,17 @@ from cryoforum_core.cli import main
 from cryoforum_core.config import ImageInputConfig, SimulateConfig
 from cryoforum_core.errors import InputError
 from cryoforum_core.geometry.symmetry import symmetry_group
-from cryoforum_core.selection.by_map import ranked_rows, select_by_map
-from cryoforum_core.reconstruction.map_quality import HalfMapMaker
-from cryoforum_core.selection.selection import REASON_COLUMN, select
-from cryoforum_core.particles.preparation import ImagePreparation
 from cryoforum_core.jobs import simulate
 from cryoforum_core.mrc import write_map
 from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.particles.preparation import ImagePreparation
 from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.progress import Progress
+from cryoforum_core.reconstruction.map_quality import HalfMapMaker
 from cryoforum_core.run_directory import RunDirectory
+from cryoforum_core.selection.by_map import MapSelectionSetup, ranked_rows, select_by_map
+from cryoforum_core.selection.selection import REASON_COLUMN, select
 
 N, BOX, PIXEL = 400, 24, 6.0
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def chosen_by_map(particles, measures, group=None, is_matched=True, seed=0):
     ranked = ranked_rows(suggested, measures, particles.particle_id, particles)
     images = ImagePreparation.checked(particles, ImageInputConfig(contrast="bright", ctf_state="raw"), CPU)
     maker = HalfMapMaker(particles, images, symmetry_group("c1", torch.float32) if group is None else group, seed)
-    return select_by_map(suggested, measures, ranked, maker, is_matched, seed)
+    return select_by_map(suggested, measures, MapSelectionSetup(ranked, maker, is_matched), seed)
 
 
 def test_junk_goes_and_the_map_is_better_than_after_random_removal(make_set):

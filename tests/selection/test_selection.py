@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from cryoforum_core.errors import InputError
-from cryoforum_core.selection.measures import MEASURES, measures_of
-from cryoforum_core.selection.selection import REASON_COLUMN, best_with_rare_views, select, write_selection
-from cryoforum_core.junk.labels import Judged, alternative_columns, recentred
+from cryoforum_core.junk.labels import ImageLabels, alternative_columns, recentred
 from cryoforum_core.particles.star import read_star
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.results.pose_results import PoseResults
 from cryoforum_core.run_directory import RunDirectory
+from cryoforum_core.selection.measures import MEASURES, measures_of
+from cryoforum_core.selection.selection import REASON_COLUMN, best_with_rare_views, select, write_selection
 
 SCORE = np.array([0.30, 0.10, 0.25, 0.25, 0.40, 0.25])
 ERROR = np.array([3.0, 40.0, 5.0, 6.0, 1.0, 20.0])
@@ -53,22 +54,22 @@ def test_largest_error_alone_and_together_with_a_threshold():
 
 def test_the_other_orientation_of_those_that_have_one():
     other = np.full((3, 4), np.nan)
-    judged = Judged(np.array(["ambiguous-orientation"] * 3), np.zeros(3, dtype=int), np.full((3, 2), np.nan), other)
-    assert alternative_columns(judged, np.array([0, 2])) == {}
+    labels = ImageLabels(np.array(["ambiguous-orientation"] * 3), np.zeros(3, dtype=int), np.full((3, 2), np.nan), other)
+    assert alternative_columns(labels, np.array([0, 2])) == {}
     other[2] = [0, 0, 0, 1]
-    columns = alternative_columns(judged, np.array([0, 2]))
+    columns = alternative_columns(labels, np.array([0, 2]))
     assert [column.tolist() for column in columns.values()] == [[-999, -999, 0]] * 3
 
 
 def test_a_largest_error_leaves_out_junk_beside_any_measure_but_a_limit_of_the_probability_is_its_own():
     reason = np.array(["none", "overlapping-neighbour", "none"])
-    judged = Judged(reason, np.zeros(3, dtype=int), np.full((3, 2), np.nan), np.full((3, 4), np.nan))
+    labels = ImageLabels(reason, np.zeros(3, dtype=int), np.full((3, 2), np.nan), np.full((3, 4), np.nan))
     measures = {"match-score": np.array([0.0, 0.0, 0.0]), "expected-error": np.array([1.0, 1.0, 9.0]),
                 "particle-probability": np.array([1.0, 0.3, 1.0])}
     for options, kept in (({"measure": "match-score", "threshold": -4.0}, [0]), ({}, [0]),
                           ({"measure": "particle-probability"}, [0]),
                           ({"measure": "particle-probability", "threshold": 0.2}, [0, 1])):
-        assert select(measures, **options, max_error_deg=5.0, judged=judged).kept.tolist() == kept
+        assert select(measures, **options, max_error_deg=5.0, labels=labels).kept.tolist() == kept
 
 
 @pytest.mark.parametrize("criteria", [
@@ -181,7 +182,7 @@ def test_default_works_for_every_measure_of_the_posterior(name):
     precision = np.r_[np.exp(rng.normal(np.log(2.0), 0.4, 300)), np.exp(rng.normal(np.log(2000.0), 0.5, 1700))]
     error = np.rad2deg(np.sqrt(3 / precision))
     ascending = precision[:, None] * np.array([0.0, 1.0, 1.4, 2.0])
-    measures = measures_of({"eigenvalues": ascending, "expected_error_deg": error, "error_bound_deg": 2 * error})
+    measures = measures_of(PoseResults.from_arrays({"eigenvalues": ascending, "expected_error_deg": error, "error_bound_deg": 2 * error}))
     selection = select(measures, name)
     assert (selection.rejected < 300).sum() >= 295 and len(selection.rejected) <= 310
     kept_worst = MEASURES[name].quality(measures[name][selection.kept]).min()
@@ -194,13 +195,13 @@ def test_measures_take_the_networks_own_dispersions_and_leave_out_what_is_missin
     own, refined = np.array([[0.0, 2.0, 3.0, 5.0]]), np.array([[0.0, 100.0, 200.0, 300.0]])
     arrays = {"eigenvalues": refined, "network_eigenvalues": own, "expected_error_deg": np.array([4.0]),
               "match_score": np.array([np.nan])}
-    measures = measures_of(arrays)
+    measures = measures_of(PoseResults.from_arrays(arrays))
     assert measures["dispersion-max"] == [-2.0]
     assert measures["dispersion-trace"] == [-10.0]
     spacing = np.array([2.0, 1.0, 2.0])
     assert measures["dispersion-wigner"] == pytest.approx([np.sum(np.log(spacing) - np.pi * spacing**2 / 4)])
     assert "match-score" not in measures and "error-bound" not in measures
-    assert measures_of({"eigenvalues": refined})["dispersion-max"] == [-100.0]
+    assert measures_of(PoseResults.from_arrays({"eigenvalues": refined}))["dispersion-max"] == [-100.0]
 
 
 @pytest.fixture
@@ -275,10 +276,10 @@ def test_every_origin_of_a_recentred_table_is_the_new_one(names):
 def test_what_the_map_chooses_is_given_back_what_a_view_cannot_spare():
     """Ten good particles of one view, and two poorer ones and one of junk of another."""
     cone, reason = np.array([0] * 10 + [1] * 3), np.array(["none"] * 12 + ["another-object"])
-    judged = Judged(reason, cone, np.full((13, 2), np.nan), np.full((13, 4), np.nan))
+    labels = ImageLabels(reason, cone, np.full((13, 2), np.nan), np.full((13, 4), np.nan))
     measures = {"particle-probability": np.array([0.99] * 10 + [0.7, 0.6, 0.1])}
-    alone, none = best_with_rare_views(measures, "particle-probability", 10, judged, protect_views=False)
+    alone, none = best_with_rare_views(measures, "particle-probability", 10, labels, protect_views=False)
     assert alone.kept.tolist() == list(range(10)) and none == 0 and alone.n_short > 0
-    chosen, n_restored = best_with_rare_views(measures, "particle-probability", 10, judged)
+    chosen, n_restored = best_with_rare_views(measures, "particle-probability", 10, labels)
     assert chosen.kept.tolist() == list(range(11)) and n_restored == 1 and chosen.n_short == 0
     assert chosen.reason.tolist() == ["particle-probability=0.6<0.99", "another-object"]

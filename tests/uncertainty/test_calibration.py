@@ -12,15 +12,15 @@ from cryoforum_core.errors import InputError
 from cryoforum_core.imaging.fourier import ifft_image
 from cryoforum_core.imaging.masks import soft_circle
 from cryoforum_core.imaging.noise import noise_power_spectrum
-from cryoforum_core.particles.preparation import ImagePreparation
-from cryoforum_core.uncertainty.simulated_images import ImageSource, particles_like
 from cryoforum_core.matching.likelihood import contrast_from_poses, predicted
 from cryoforum_core.matching.matching_model import MatchingModel
 from cryoforum_core.mrc import write_stack
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_state import determine_image_state
+from cryoforum_core.particles.preparation import ImagePreparation
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.run_directory import RunDirectory
+from cryoforum_core.uncertainty.simulated_images import ImageSource, particles_like
 
 from ..matching.conftest import blobs
 
@@ -81,16 +81,18 @@ def test_the_run_says_what_was_promised_and_what_held(run):
     assert summary["error_bound_coverage"] == 0.8 and abs(summary["error_bound_held"] - 0.8) < 0.06
     assert summary["n_calibration_particles"] == 400 and "simulated" in summary["calibration_source"]
     rows = list(csv.DictReader((run.path / "calibration.csv").read_text().splitlines()))
-    assert all(abs(float(row["promised_fraction"]) - float(row["held_fraction"])) < 0.06 for row in rows)
+    assert all(abs(float(row["nominal_coverage"]) - float(row["empirical_coverage"])) < 0.06 for row in rows)
     page = run.report.read_text()
-    assert "Promised and held" in page and "quarter of defocus" in page and "Expected error, tested" in page
-    assert "bound of the shift for 80 %" in page
+    assert "Coverage of the error bounds" in page and "defocus quartile" in page
+    assert "Calibration of the expected error" in page
+    assert "80 % bound on the shift" in page
 
 
 def test_a_selection_repeats_what_its_particles_were_promised(run, folder):
     selection = cf.select(cf.SelectConfig(out=folder / "selection", run=run.path, keep_fraction=0.9))
     page = selection.report.read_text()
-    assert "Promised and held" in page and "400 simulated images of the map" in page and "Expected error, tested" in page
+    assert "Coverage of the error bounds" in page and "400 simulated images of the map" in page
+    assert "Calibration of the expected error" in page
 
 
 def test_labelled_particles_are_learnt_from_instead(folder, data, network):
@@ -157,10 +159,10 @@ def test_images_without_noise(folder, network, is_masked):
 
 
 def test_without_learning_the_matches_speak_for_themselves(folder, data, network):
-    run = cf.predict(cf.PredictConfig(out=folder / "unlearnt", particles=data.particles, model=network.path,
+    run = cf.predict(cf.PredictConfig(out=folder / "uncalibrated", particles=data.particles, model=network.path,
                                       refinement="local", calibrate=False))
     assert "error_bound_coverage" not in run.read_summary() and not (run.path / "calibration.csv").exists()
-    assert "Promised and held" not in run.report.read_text()
+    assert "Coverage of the error bounds" not in run.report.read_text()
 
 
 @pytest.mark.parametrize("contrast", ["bright", "dark"])

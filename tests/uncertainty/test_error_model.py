@@ -2,18 +2,19 @@ import math
 
 import pytest
 import torch
+
 from cryoforum_core.geometry.rotations import angular_distance_deg, compose, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.uncertainty.calibration import fewest_known, n_simulated
 from cryoforum_core.uncertainty.error_model import ErrorModel, Evidence, conformal_quantile, cross_validated
-from cryoforum_core.uncertainty.match_posterior import Belief, uniform_angles_rad
+from cryoforum_core.uncertainty.match_posterior import MatchPosterior, uniform_angles_rad
 
 UNIFORM = uniform_angles_rad(symmetry_group("c1"))
 
 
 def evidence(deviation_rad, fit=None):
     n = len(deviation_rad)
-    return Evidence(Belief(torch.ones(n, 1), torch.zeros(n, 1), deviation_rad), torch.zeros(n) if fit is None else fit,
+    return Evidence(MatchPosterior(torch.ones(n, 1), torch.zeros(n, 1), deviation_rad), torch.zeros(n) if fit is None else fit,
                     torch.full((n,), 0.1), torch.full((n, 2), 0.5))
 
 
@@ -32,7 +33,7 @@ def population(n, seed, understated=1.5):
 def test_without_known_particles_gaussian_errors_are_as_matches_say():
     deviation = torch.deg2rad(torch.tensor([[0.3, 0.5, 1.0]])).expand(4000, 3)
     true = (deviation * torch.randn(4000, 3, generator=torch.Generator().manual_seed(6))).norm(dim=1).rad2deg()
-    expected, bound = ErrorModel.unlearnt(UNIFORM, 0.9).expected_error_deg(evidence(deviation))
+    expected, bound = ErrorModel.uncalibrated(UNIFORM, 0.9).expected_error_deg(evidence(deviation))
     assert abs(expected[0] / true.mean() - 1) < 0.1
     assert 0.87 < (true <= bound).float().mean() < 0.93
 
@@ -41,14 +42,14 @@ def test_any_number_of_known_particles_may_be_lost():
     n = 40_000
     error_rad = torch.where(torch.arange(n) % 4 == 0, 0.015, 2.0)
     model = ErrorModel.fit(evidence(torch.full((n, 3), 0.01)), error_rad, torch.ones(n), UNIFORM, 0.9)
-    assert abs(model.lost_angle_rad.median() - 2.0) < 1e-6
+    assert abs(model.misassigned_angle_rad.median() - 2.0) < 1e-6
 
 
 def test_a_lost_particle_expects_the_error_of_a_random_pose():
     nothing_fits = evidence(torch.full((1, 3), 0.01), torch.full((1,), -20.0))
     for name, mean_deg in (("c1", 126.5), ("d2", 75.0)):
         group = symmetry_group(name)
-        expected, bound = ErrorModel.unlearnt(uniform_angles_rad(group), 0.9).expected_error_deg(nothing_fits)
+        expected, bound = ErrorModel.uncalibrated(uniform_angles_rad(group), 0.9).expected_error_deg(nothing_fits)
         random = random_quaternions(4000, torch.Generator().manual_seed(7))
         identity = torch.tensor([0.0, 0.0, 0.0, 1.0])
         angles = torch.stack([angular_distance_deg(compose(random, g), identity) for g in group]).amin(0)
@@ -76,7 +77,7 @@ def test_bounds_hold_as_often_as_promised_for_new_particles(coverage):
     within = model.expected_shift_error_angstrom(new)[1] >= shift_error
     assert abs(within.double().mean() - coverage) < 0.04
     # what the particles say themselves is not true of them
-    stated = ErrorModel.unlearnt(UNIFORM, coverage).expected_error_deg(new)[1]
+    stated = ErrorModel.uncalibrated(UNIFORM, coverage).expected_error_deg(new)[1]
     assert (torch.deg2rad(stated) >= error).double().mean() < coverage - 0.04
 
 
@@ -101,14 +102,14 @@ def test_nobody_lost_leaves_expectations_small():
     model = ErrorModel.fit(evidence(deviation), error, torch.ones(500), UNIFORM, 0.9)
     expected, bound = model.expected_error_deg(evidence(deviation))
     assert abs(expected[0] - torch.rad2deg(error).mean()) < 0.3 and bound[0] < 4
-    assert model.chance_lost(evidence(deviation)).max() < 0.01
+    assert model.misassignment_probability(evidence(deviation)).max() < 0.01
 
 
 def test_a_particle_unlike_all_known_ones_is_lost():
     model = ErrorModel.fit(*population(500, 5), UNIFORM, 0.9)
     junk = evidence(torch.full((1, 3), 0.01), torch.full((1,), -12.0))
     expected, bound = model.expected_error_deg(junk)
-    assert model.chance_lost(junk) > 0.99 and expected > 60 and bound > 120
+    assert model.misassignment_probability(junk) > 0.99 and expected > 60 and bound > 120
 
 
 def test_the_quantile_covers_a_further_value():
@@ -121,8 +122,8 @@ def test_the_quantile_covers_a_further_value():
 
 def test_promises_are_tested_on_particles_that_were_not_learnt_from():
     held = cross_validated(*population(1500, 8), UNIFORM, 0.9)
-    assert held.levels == (0.5, 0.8, 0.9, 0.95)
-    assert all(abs(promised - fraction) < 0.04 for promised, fraction in zip(held.levels, held.held, strict=True))
+    assert held.nominal == (0.5, 0.8, 0.9, 0.95)
+    assert all(abs(nominal - fraction) < 0.04 for nominal, fraction in zip(held.nominal, held.empirical, strict=True))
     assert abs((held.error_deg <= held.bound_deg).double().mean() - 0.9) < 0.03
 
 
@@ -132,12 +133,12 @@ def test_a_chance_to_be_lost_is_true_where_rivals_differ_by_far():
     n = 1500
     has_rival = torch.rand(n, generator=generator) < 0.02
     rival = torch.where(has_rival, 10 ** (-9 * torch.rand(n, generator=generator)), 1e-14)
-    belief = Belief(torch.stack([1 - rival, rival], 1), torch.tensor([0.0, 2.0]).expand(n, 2), torch.full((n, 3), 0.013))
+    belief = MatchPosterior(torch.stack([1 - rival, rival], 1), torch.tensor([0.0, 2.0]).expand(n, 2), torch.full((n, 3), 0.013))
     particles = Evidence(belief, torch.randn(n, generator=generator), 0.6 * torch.rand(n, generator=generator) + 0.1,
                          torch.full((n, 2), 0.5))
-    is_lost = torch.rand(n, generator=generator) < torch.where(has_rival, 0.15, 0.008)
-    error_rad = torch.where(is_lost, 1.0, 0.02)
+    is_misassigned = torch.rand(n, generator=generator) < torch.where(has_rival, 0.15, 0.008)
+    error_rad = torch.where(is_misassigned, 1.0, 0.02)
     model = ErrorModel.fit(particles, error_rad, torch.ones(n), UNIFORM, 0.9)
-    assert abs(model.lost.chance(particles.features()).sum() / is_lost.sum() - 1) < 0.02
+    assert abs(model.misassignment.probability(particles.features()).sum() / is_misassigned.sum() - 1) < 0.02
     expected = torch.deg2rad(model.expected_error_deg(particles)[0])
     assert abs(expected.mean() / error_rad.mean() - 1) < 0.1

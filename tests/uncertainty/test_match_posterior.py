@@ -1,4 +1,5 @@
 import torch
+
 from cryoforum_core.geometry.orientation_posterior import sample_bingham
 from cryoforum_core.geometry.rotations import (
     angular_distance_deg,
@@ -10,15 +11,15 @@ from cryoforum_core.geometry.rotations import (
     smallest_eigenvector,
 )
 from cryoforum_core.geometry.symmetry import symmetry_group
+from cryoforum_core.matching.refine import RefinedPoses
 from cryoforum_core.uncertainty.match_posterior import (
-    belief,
+    match_posterior,
     bingham_from_information,
-    chance_lost,
     local_deviation_of_bingham,
+    misassignment_probability,
     rotation_information,
     shift_deviation_px,
 )
-from cryoforum_core.matching.refine import RefinedPoses
 
 C1 = symmetry_group("c1")
 
@@ -55,17 +56,17 @@ def hypotheses(quaternion, score):
 def test_two_refinements_to_one_pose_count_once_and_rivals_by_their_likelihood():
     first, rival = random_quaternions(2, torch.Generator().manual_seed(4))
     nearly = compose(first, rotation_vector_to_quaternion(torch.tensor([0.01, 0.0, 0.0])))
-    beliefs = belief(hypotheses(torch.stack([first, nearly, rival])[None], torch.tensor([[50.0, 49.9, 49.0]])), C1)
+    posterior = match_posterior(hypotheses(torch.stack([first, nearly, rival])[None], torch.tensor([[50.0, 49.9, 49.0]])), C1)
     expected = torch.softmax(torch.tensor([50.0, 49.0]), 0)
-    torch.testing.assert_close(beliefs.weight[0], torch.stack([expected[0], torch.tensor(0.0), expected[1]]))
+    torch.testing.assert_close(posterior.weight[0], torch.stack([expected[0], torch.tensor(0.0), expected[1]]))
 
 
 def test_equivalent_poses_are_one_pose_under_symmetry():
     group = symmetry_group("d2")
     pose = random_quaternions(1, torch.Generator().manual_seed(5))
     both = torch.cat([pose, compose(pose, group[2:3])])[None]
-    assert belief(hypotheses(both, torch.tensor([[10.0, 10.0]])), group).weight[0, 0] == 1.0
-    assert abs(belief(hypotheses(both, torch.tensor([[10.0, 10.0]])), C1).weight[0, 0] - 0.5) < 1e-4
+    assert match_posterior(hypotheses(both, torch.tensor([[10.0, 10.0]])), group).weight[0, 0] == 1.0
+    assert abs(match_posterior(hypotheses(both, torch.tensor([[10.0, 10.0]])), C1).weight[0, 0] - 0.5) < 1e-4
 
 
 def test_bingham_and_match_have_the_same_deviations():
@@ -83,6 +84,6 @@ def test_deviation_of_the_displacement_when_the_rotation_is_unknown():
 
 
 def test_chance_to_be_lost_grows_where_the_fit_is_poor():
-    chance = chance_lost(torch.tensor([3.0, 0.0, -3.0, -4.5, -9.0]))
+    chance = misassignment_probability(torch.tensor([3.0, 0.0, -3.0, -4.5, -9.0]))
     assert chance[0] < 1e-3 and chance[1] == chance[0] and chance[3] == 0.5 and chance[4] > 0.999
     assert (chance.diff() >= 0).all()

@@ -20,11 +20,13 @@
 
 import re
 
+from ..engine_names import REFINEMENTS
+
 # choices of the forms: the engine's name -> what the form says
 CONTRAST = {'auto': 'automatic', 'bright': 'bright protein', 'dark': 'dark protein'}
 CTF_STATE = {'auto': 'as the set says', 'raw': 'not corrected', 'phase-flipped': 'phases flipped',
              'multiplied': 'multiplied by the CTF'}
-REFINEMENT = {'none': 'none', 'local': 'local', 'adaptive': 'adaptive'}
+REFINEMENT = {name: name for name in REFINEMENTS}
 
 # option -> label of the parameter, in whichever form has it
 LABELS = {
@@ -58,6 +60,17 @@ CHOICES = {'contrast': CONTRAST, 'ctf-state': CTF_STATE, 'refinement': REFINEMEN
 # no parameter of a form: a set says it itself
 PIXEL_SIZE = re.compile(r'\(rlnImagePixelSize, or --pixel-size-angstrom ([\d.]*\d)\)')
 OPTION = re.compile(r'--([a-z]+(?:-[a-z]+)*)(?: ([a-z]+(?:-[a-z]+)*))?')
+
+
+def newOnesLast(known, names):
+    """ The choices ``names`` of an engine in the order of a form: stored protocols know their choice by its place, so those
+    that were there first (known) stay where they are. """
+    return [*known, *(name for name in names if name not in known)]
+
+
+def meanings(records):
+    """ Lines "*name*: meaning" of a help text. """
+    return '\n'.join('*%s*: %s' % (record.name, record.meaning) for record in records.values())
 
 
 def inFormWords(text):

@@ -26,20 +26,20 @@ from pwem.objects import FSC, SetOfParticles, Volume
 from pwem.protocols import ProtInitialVolume
 
 from ..command import isFinished, projectFolder, readProgress, readSummary
+from .. import engine_names
 from ..constants import HALF_SET, SYMMETRY_HELP
 from ..convert import copyWithPredictions, readFsc, readHalfSets, readPoses, readPredictions
+from ..engine_names import AB_INITIO_METHODS, AB_INITIO_PARTICLES, STARTS_AGREE_DEG
 from ..objects import CryoForumNetwork
-from .form_words import inFormWords
+from .form_words import inFormWords, meanings, newOnesLast
 from .protocol_base import CryoForumBase
 
-METHODS = ['hybrid', 'end-to-end']
+METHODS = AB_INITIO_METHODS
 HYBRID, END_TO_END = range(2)
 # the published ones come first
-ENCODERS = ['cryoposenet', 'cryoforum', 'compact', 'polar']
-HEADS = ['s2s2', 'qcqp', 'qcqp-psd', 'quaternion', 'euler']
-MIN_PARTICLES = 200  # the engine's own limit
+ENCODERS = newOnesLast(['cryoposenet', 'cryoforum', 'compact', 'polar'], engine_names.ENCODERS)
+HEADS = newOnesLast(['s2s2', 'qcqp', 'qcqp-psd', 'quaternion', 'euler'], engine_names.HEADS)
 UNDETERMINED = 'undetermined'
-SEARCHES_AGREE_DEG = 15  # as the engine's report
 HALF_SET_COLUMN = 'rlnRandomSubset'  # where the engine says it has its half sets from, if not drawn
 
 
@@ -52,7 +52,7 @@ class outputs(Enum):
 
 class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
     """ Makes a first map from particles and their CTF alone, and finds the orientation and the shift of every
-    particle, with how far off it may be, in degrees. No reference, no orientations and no 2D classes are needed.
+    particle, with an error bound in degrees. No reference, no orientations and no 2D classes are needed.
 
     The outputs are ready for each other: the map with its half maps (RELION post-processing, a reference for
     refinement), the particles with orientations and uncertainties (*uncertainty subset*, RELION reconstruct and 3D
@@ -68,8 +68,8 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addParam('inputParticles', params.PointerParam, pointerClass='SetOfParticles', important=True,
                       label='Input particles',
                       help='Particles with CTF, at least %d; some thousands are better. Orientations they have are not '
-                           'used. Junk is no obstacle as long as it is the smaller part. Binned particles (4 to 8 Å) '
-                           'are enough for a first map, and much faster.' % MIN_PARTICLES)
+                           'used. Junk does no harm as long as it is the minority. Binned particles (4 to 8 Å) '
+                           'are enough for a first map, and much faster.' % AB_INITIO_PARTICLES)
         form.addParam('method', params.EnumParam, choices=METHODS, default=HYBRID,
                       display=params.EnumParam.DISPLAY_HLIST,
                       label='Method',
@@ -83,12 +83,12 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addParam('seeds', params.IntParam, default=2, validators=[params.Positive],
                       condition='method == %d' % HYBRID,
                       label='Random starts',
-                      help='Number of independent searches; the best is chosen by images held out. Several that agree '
-                           'are a sign of a right map. Each costs as much as the first. Where none of them finds a '
-                           'map that is sure, more are made, up to four in all.')
+                      help='Number of independent searches; the best is chosen by its fit to held-out images. Searches '
+                           'that agree indicate a correct map. Each takes as long as the first. If none finds a '
+                           'convincing map, more are made, up to four in all.')
         form.addParam('particleDiameter', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Particle diameter (Å)',
-                      help='Outside of a sphere of this diameter the map has no density. 0: 90 % of the box.')
+                      help='Diameter of the spherical solvent mask. 0: 90 % of the box.')
         form.addParam('maxShift', params.FloatParam, default=0, validators=[params.GE(0)],
                       condition='method == %d' % HYBRID,
                       label='Largest shift (Å)',
@@ -134,20 +134,16 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addParam('epochs', params.IntParam, default=30, validators=[params.Positive], **endToEnd,
                       label='Epochs', help='Passes over all images.')
         form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, **endToEnd, label='Encoder',
-                      help='Part of the network that reads the image.\n*cryoposenet*: three blocks of 3x3 convolutions '
-                           '(Nashed 2021).\n*cryoforum*: low-pass filter channels and a VGG-like network (Chung 2023).'
-                           '\n*compact* and *polar*: our own, fast and accurate when they learn from a map. *polar* '
-                           'with a weight of random projections of 1 finds orientations where the others do not.')
+                      help='Part of the network that reads the image. *polar* with a weight of random projections of 1 '
+                           'finds orientations that the others do not find.\n%s' % meanings(engine_names.ENCODERS))
         form.addParam('head', params.EnumParam, choices=HEADS, default=0, **endToEnd, label='Orientation head',
-                      help='How the network expresses an orientation. *s2s2*: two 3-vectors, made orthonormal (Nashed '
-                           '2021). *qcqp* and *qcqp-psd*: a symmetric 4x4 matrix whose smallest eigenvector is the '
-                           'orientation and whose eigenvalues tell the uncertainty (Chung 2023).')
+                      help='Rotation parametrisation.\n%s' % meanings(engine_names.HEADS))
         group = form.addGroup('Against mirror minima', **endToEnd)
         group.addParam('symmetricLoss', params.BooleanParam, default=False, **endToEnd, label='Symmetric loss?',
-                       help='Each image is also shown turned by 180 degrees, and the better of both counts.')
+                       help='Each image is also encoded after a rotation by 180 degrees; the better of the two counts.')
         group.addParam('nHeads', params.IntParam, default=1, validators=[params.Positive], **endToEnd,
                        label='Hypotheses for each image',
-                       help='The network gives so many orientations, of which only the best learns.')
+                       help='Orientations that the network proposes for each image; only the best is trained.')
         group.addParam('frequencyMarching', params.BooleanParam, default=False, **endToEnd,
                        label='Low frequencies first?', help='Images and map are compared at low resolution first.')
         group.addParam('randomPoseWeight', params.FloatParam, default=0, validators=[params.GE(0)], **endToEnd,
@@ -240,7 +236,8 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
 
     # --------------------------- INFO functions ------------------------------
     def _validate(self):
-        errors = self._validateParticles(MIN_PARTICLES) + self._validateGpu() + self._validateSymmetry(self._symmetry())
+        errors = self._validateParticles(AB_INITIO_PARTICLES) + self._validateGpu()
+        errors += self._validateSymmetry(self._symmetry())
         return errors + self._validateVolume(self._handReference()) + self._validateNetworkBox()
 
     def _warnings(self):
@@ -272,7 +269,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         lines = []
         if not summary['converged']:
             lines += ['*Did not converge*: %s' % self._reason(),
-                      'Neither the map nor the orientations are to be relied on.']
+                      'Neither the map nor the orientations should be relied on.']
         lines.append('Map of %d particles, symmetry %s; its half maps agree to *%.1f Å*.'
                      % (summary['n_particles'], summary['symmetry'], summary['resolution_angstrom']))
         if summary.get('median_expected_error_deg') is not None:
@@ -284,14 +281,16 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                          'these half maps.')
         if summary.get('seeds_agreement_deg') is not None:
             agreement = summary['seeds_agreement_deg']
-            lines.append('The best two searches agree to %.1f°.' % agreement if agreement <= SEARCHES_AGREE_DEG else
+            lines.append('The best two searches agree to %.1f°.' % agreement if agreement <= STARTS_AGREE_DEG else
                          '*The best two searches differ by %.0f°*: another random start may find another map.' % agreement)
         near = summary.get('near_half_turn')
         if near is not None:
-            lines.append('Half a turn lays the molecule nearly on itself; each image was put the right way round.'
+            lines.append('Pseudo-symmetry (C2) resolved: a rotation by 180° nearly superimposes the molecule on '
+                         'itself, and each image was assigned one of the two poses.'
                          if near['is_told_apart'] else
-                         '*Half a turn lays the map on itself*: if the molecule has a two-fold axis, run again with its '
-                         'symmetry; else orientations hold up to that half turn.')
+                         '*Pseudo-symmetry (C2) not resolved*: a rotation by 180° superimposes the map on itself. '
+                         'If the molecule has a two-fold axis, run again with its symmetry; otherwise orientations are '
+                         'determined only up to that rotation.')
         if summary.get('validation_median_error_deg') is not None:
             lines.append('The network alone is off by %.1f° (median) on images it has not seen.'
                          % summary['validation_median_error_deg'])
@@ -323,7 +322,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         if not hasattr(self, outputs.outputVolume.name) or not self._converged():
             return []
         how = ('a search from a random start, a neural network trained on its half maps, and matching'
-               if self.method == HYBRID else 'a neural network and a map that were learnt together')
+               if self.method == HYBRID else 'a neural network and a map that were trained together')
         return ['An ab initio map and orientations of %d particles (symmetry %s) were found with cryoforum by %s; the '
                 'half maps agreed to %.1f Å (FSC 0.143).'
                 % (self.outputParticles.getSize(), self._symmetry(), how,

@@ -28,13 +28,14 @@ from pyworkflow.constants import NEW
 
 from .. import Plugin
 from ..command import buildArguments, buildProgram, escapePercent, prepareRun, readSummary, tail
-from ..constants import DEFAULT_COVERAGE, SYMMETRY_HELP
+from ..constants import SYMMETRY_HELP
 from ..convert import validateStack, writeParticlesStar, writeReferenceMap
+from ..engine_names import DEFAULT_COVERAGE, LARGEST_FORM_COVERAGE, NETWORK_BOX_PX
 from .form_words import CONTRAST, CTF_STATE, inFormWords
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
 TOLERANCE = 0.01  # of pixel sizes and fields of view
-SMALLEST_BOX = 16  # px; the engine's own limit for what a network sees
+SMALLEST_BOX = NETWORK_BOX_PX
 EXIT_NOT_CONVERGED = 3  # the engine wrote all files, but the data did not determine the result
 
 CONTRASTS, CTF_STATES = list(CONTRAST), list(CTF_STATE)
@@ -65,20 +66,21 @@ class CryoForumBase:
 
     def _defineCoverageParam(self, form):
         form.addParam('coverage', params.FloatParam, default=DEFAULT_COVERAGE,
-                      validators=[params.Range(0.01, 0.999, error='must be between 0.01 and 0.999')],
+                      validators=[params.Range(0.01, LARGEST_FORM_COVERAGE, error='must be between 0.01 and %s'
+                                              % LARGEST_FORM_COVERAGE)],
                       expertLevel=params.LEVEL_ADVANCED,
                       label='Confidence of the error bound',
                       help='Every particle gets an expected error and an error bound, both in degrees. The '
-                           'orientations of this part of the particles are off by no more than their bound: with 0.9, '
-                           'those of 9 in 10. More confidence makes larger bounds. The report tells how well this held '
-                           'on particles whose orientations are known.')
+                           'confidence is the fraction of the particles whose error is within its bound: 0.9 means 9 in '
+                           '10. A higher confidence makes larger bounds. The report shows the empirical coverage, '
+                           'measured on particles whose orientations are known.')
 
     def _defineImageParams(self, form):
         form.addParam('contrast', params.EnumParam, choices=list(CONTRAST.values()),
                       default=0, expertLevel=params.LEVEL_ADVANCED,
                       label='Contrast of the images',
-                      help='RELION wants protein brighter than its surroundings. *automatic* measures it on the '
-                           'images and writes to the log what it found.')
+                      help='RELION expects protein to be brighter than its surroundings. *automatic*: measured on the '
+                           'images, and written to the log.')
         form.addParam('ctfState', params.EnumParam,
                       choices=list(CTF_STATE.values()),
                       default=CTF_STATE_AUTO, expertLevel=params.LEVEL_ADVANCED,
@@ -152,20 +154,20 @@ class CryoForumBase:
 
     @staticmethod
     def _boundLines(summary):
-        """ What the error bounds promise, and whether it held. """
+        """ Nominal and empirical coverage of the error bounds. """
         if summary.get('error_bound_coverage') is None:
             return []
-        return ['Error bounds are to hold for %.3g %% of the particles; on %s they held for *%.3g %%*.'
+        return ['Error bounds: nominal coverage %.3g %% of the particles; empirical coverage on %s: *%.3g %%*.'
                 % (100 * summary['error_bound_coverage'], summary['calibration_source'],
                    100 * summary['error_bound_held'])]
 
     def _unfinishedLines(self, what):
         """ For the summary of a run without output; what: its subject and verb, "The map is". """
         if self.isAborted():
-            return ['The run was stopped. To go on from where it was: *Edit*, run mode *Continue*, *Execute*.']
+            return ['The run was stopped. To continue from where it was: *Edit*, run mode *Continue*, *Execute*.']
         if self.isFailed():
-            return ['The run failed, and the error below says why. When its cause is mended, it goes on from where it was: '
-                    '*Edit*, run mode *Continue*, *Execute*.']
+            return ['The run failed, and the error below says why. After the cause is fixed, it continues from '
+                    'where it was: *Edit*, run mode *Continue*, *Execute*.']
         return ['%s not ready yet. The Output Log shows the progress with the time left.' % what]
 
     def _reportLines(self, runDirectory):

@@ -28,12 +28,12 @@ from pwem.protocols import EMProtocol
 from ..command import projectFolder, readSummary
 from ..constants import SYMMETRY_HELP
 from ..convert import copyWithPredictions, readPredictions, writeParticlesStar
+from ..engine_names import DEFAULT_COVERAGE, fewest_known
 from .form_words import REFINEMENT, inFormWords
 from .protocol_base import TOLERANCE, CryoForumBase
 
 REFINEMENTS = list(REFINEMENT)
 REFINE_NONE, REFINE_LOCAL, REFINE_ADAPTIVE = range(3)
-MIN_LABELLED = 100  # the engine's own
 
 
 class outputs(Enum):
@@ -41,10 +41,10 @@ class outputs(Enum):
 
 
 class CryoForumProtPredict(EMProtocol, CryoForumBase):
-    """ Finds the orientation and the shift of every particle with a trained network, and tells for each particle how
-    far off its orientation may be, in degrees.
+    """ Finds the orientation and the shift of every particle with a trained network, and gives each particle an
+    error bound for its orientation, in degrees.
 
-    The network's answer can be refined by matching the image against a map. The output keeps everything the input
+    The network's pose can be refined by matching the image against a map. The output keeps everything the input
     particles had; it is ready for RELION (reconstruct, 3D auto-refine with local searches) and for the protocol
     *uncertainty subset*, which removes particles without a trustworthy orientation.
     """
@@ -90,9 +90,10 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         form.addParam('calibrationParticles', params.PointerParam, pointerClass='SetOfParticles', allowsNull=True,
                       pointerCondition='hasAlignmentProj', expertLevel=params.LEVEL_ADVANCED,
                       label='Particles with known orientations (optional)',
-                      help='How large errors are is learnt from images of the map that are made like yours, or from '
-                           'these particles: at least %d with orientations that you trust, found with this map, of the '
-                           'same box and pixel size, and not used in training.' % MIN_LABELLED)
+                      help='Errors are calibrated on images of the map that are simulated like yours, or on '
+                           'these particles: at least %d (more for a confidence above 0.98) with orientations '
+                           'that you trust, found with this map, of the '
+                           'same box and pixel size, and not used in training.' % fewest_known(DEFAULT_COVERAGE))
         form.addParam('batchSize', params.IntParam, default=256, validators=[params.Positive],
                       expertLevel=params.LEVEL_ADVANCED,
                       label='Batch size', help='Images computed together; fewer take less memory.')
@@ -151,9 +152,13 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         if particles is None or known is None:
             return []
         errors = []
-        if known.getSize() < MIN_LABELLED:
-            errors.append('At least %d particles with known orientations are needed to learn errors from; the set has '
-                          '%d. Give more, or leave it empty.' % (MIN_LABELLED, known.getSize()))
+        coverage = self.coverage.get()
+        # one out of range has a message of its own
+        fewest = fewest_known(coverage if 0 < coverage < 1 else DEFAULT_COVERAGE)
+        if known.getSize() < fewest:
+            errors.append('At least %d particles with known orientations are needed to calibrate error bounds with a '
+                          'confidence of %g; the set has %d. Give more, lower the confidence, or leave the set out.'
+                          % (fewest, coverage, known.getSize()))
         if not known.hasAlignmentProj():
             errors.append('The particles with known orientations have none: give the output of a 3D refinement, or '
                           'leave it empty.')

@@ -31,11 +31,11 @@ from pwem.protocols import EMProtocol
 from pyworkflow.object import String
 
 from ..command import projectFolder, readSummary
-from ..constants import (AMBIGUOUS, CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER,
-                         ERROR_BOUND, EXPECTED_ERROR, FIGURE_OF_MERIT, JUNK_REASONS, MATCH_SCORE,
-                         PARTICLE_PROBABILITY, REASON, REJECTION_REASON, SYMMETRY_HELP)
+from .. import engine_names
+from ..constants import CENTRE_X, CENTRE_Y, EXPECTED_ERROR, MATCH_SCORE, REASON, REJECTION_REASON, SYMMETRY_HELP
 from ..convert import (readAttributes, readIds, readReasons, reopen, setAttribute, shiftToTransform,
                        validateStack, writeParticlesStar, writePosterior)
+from ..engine_names import CHOSEN_REASONS, MAP_PARTICLES, REASONS
 from .protocol_base import CryoForumBase, ctfStateOf
 from .source import findSource
 
@@ -46,35 +46,37 @@ CRITERIA = ['automatic (no junk)', 'what helps the map', 'reason (kinds of junk)
 RANKED = (AUTOMATIC, BY_MAP, KEEP_FRACTION, KEEP_COUNT, THRESHOLD)
 # those by which rare views can be protected: a limit is meant as it is
 PROTECTING = (AUTOMATIC, BY_MAP, KEEP_FRACTION, KEEP_COUNT)
-MINIMUM_FOR_MAPS = 160  # the engine's own
 
 
 @dataclass(frozen=True)
 class Measure:
-    """ A measure of trust: its attribute, what a person and the engine call it, and whether a higher value is better.
-    """
+    """ A measure of trust: its attribute, its label in the form, its name in the engine, and whether a higher value is
+    better. """
     attribute: str
     label: str
     engineName: str
     higherIsBetter: bool
 
 
-PROBABILITY_MEASURE = Measure(PARTICLE_PROBABILITY, 'probability to be a particle', 'particle-probability', True)
-MATCH_MEASURE = Measure(MATCH_SCORE, 'match score', 'match-score', True)
-ERROR_MEASURE = Measure(EXPECTED_ERROR, 'expected error (degrees)', 'expected-error', False)
-BOUND_MEASURE = Measure(ERROR_BOUND, 'error bound (degrees)', 'error-bound', False)
-MEASURES = [PROBABILITY_MEASURE, MATCH_MEASURE, ERROR_MEASURE, BOUND_MEASURE,
-            Measure(FIGURE_OF_MERIT, 'figure of merit', 'figure-of-merit', True),
-            Measure(DISPERSION_MAX, 'largest dispersion', 'dispersion-max', False),
-            Measure(DISPERSION_TRACE, 'sum of dispersions', 'dispersion-trace', False),
-            Measure(DISPERSION_WIGNER, 'Wigner log-likelihood of the dispersions', 'dispersion-wigner', False)]
+def _measureOf(record):
+    """ The attribute has the name of the engine's column, as Scipion writes it: rlnCryoforumX -> _cryoforumX. """
+    return Measure('_c' + record.column[len('rlnC'):], record.label + (' (%s)' % record.unit if record.unit else ''),
+                   record.name, record.higher_is_better)
+
+
+# a stored protocol knows its choice by number: new ones come last
+MEASURES = [_measureOf(record) for record in engine_names.MEASURES.values()]
+PROBABILITY_MEASURE, MATCH_MEASURE, ERROR_MEASURE, BOUND_MEASURE = (
+    next(measure for measure in MEASURES if measure.engineName == name) for name in (
+        engine_names.PARTICLE_PROBABILITY, engine_names.MATCH_SCORE, engine_names.EXPECTED_ERROR,
+        engine_names.ERROR_BOUND))
 # the form's list starts with the choice of the first of these that the particles have
 BEST_MEASURE = 0
 PREFERRED = [PROBABILITY_MEASURE, MATCH_MEASURE, ERROR_MEASURE]
 MEASURE_LABELS = ['the best that there is'] + [measure.label for measure in MEASURES]
 
-REASON_PARAMS = dict(zip((*JUNK_REASONS, AMBIGUOUS), (
-    'rejectNoParticle', 'rejectOverlap', 'rejectOffCentre', 'rejectOtherObject', 'rejectAmbiguous')))
+# kind of junk, or ambiguous orientation -> name of its parameter
+REASON_PARAMS = {name: REASONS[name].form_name for name in CHOSEN_REASONS}
 
 
 def measureIndex(measure):
@@ -103,13 +105,13 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                            'protocols: what is known of each particle are its attributes.')
         form.addParam('criterion', params.EnumParam, default=AUTOMATIC, choices=CRITERIA,
                       label='Keep by',
-                      help='*automatic (no junk)*: what is more likely junk than a particle is rejected. Where that is '
-                           'not known the border is found in the distribution of the measure; where it shows one '
-                           'population only, all are kept.\n'
+                      help='*automatic (no junk)*: rejects particles with a probability below 0.5. If the probability '
+                           'is not known, the distribution of the measure decides: the worse of two populations is '
+                           'rejected, and a single population is kept.\n'
                            '*what helps the map*: half maps of the best particles are compared with those of as many '
                            'at random; only what makes the map better is left out. Reads all images twice.\n'
                            '*reason (kinds of junk)*: as automatic, for the kinds of junk that you choose, and particles of '
-                           'ambiguous orientation if you wish.\n'
+                           'ambiguous orientation if chosen.\n'
                            '*best fraction* or *best number* of the particles, ranked by the measure.\n'
                            '*threshold*: particles whose measure is at least (scores) or at most (errors and '
                            'dispersions) the value.\n'
@@ -146,18 +148,9 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
 
     def _defineCriterionParams(self, form):
         line = form.addGroup('Reject', condition='criterion == %d' % BY_REASON)
-        for (reason, name), label, text in zip(REASON_PARAMS.items(), (
-                'Images without a particle?', 'Overlapping neighbours?', 'Off-centre particles?', 'Other objects?',
-                'Ambiguous orientations?'), (
-                'No power above the noise, or power that no particle has: ice, carbon, an edge, an empty image.',
-                'The particle matches, and there is another one beside it in the box.',
-                'Nothing matches at the centre; a particle lies aside. They are also an output, with the shift that '
-                'centres them.',
-                'There is something at the centre, but not this molecule in any orientation.',
-                'A particle that matches in another orientation about as well: no junk. The other orientation is an '
-                'attribute of what is rejected.')):
-            line.addParam(name, params.BooleanParam, default=reason != AMBIGUOUS, label=label, help=text,
-                          condition='criterion == %d' % BY_REASON)
+        for reason, name in REASON_PARAMS.items():
+            line.addParam(name, params.BooleanParam, default=REASONS[reason].is_junk, label=REASONS[reason].question,
+                          help=REASONS[reason].meaning, condition='criterion == %d' % BY_REASON)
         form.addParam('keepFraction', params.FloatParam, default=0.8,
                       validators=[params.GT(0, error='must be above 0'), params.LE(1, error='must be at most 1')],
                       condition='criterion == %d' % KEEP_FRACTION,
@@ -181,9 +174,9 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                            'when the orientations were found.')
         form.addParam('rejectJunk', params.BooleanParam, default=True,
                       condition='criterion in %s' % str([MAX_ERROR, MAX_BOUND]),
-                      label='Leave out junk, too?',
-                      help='Also rejects what is more likely junk than a particle, whatever its error. It has no effect '
-                           'where that is not known.')
+                      label='Reject junk, too?',
+                      help='Also rejects particles with a probability below 0.5, whatever their error. It has no effect '
+                           'if the probability is not known.')
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
@@ -309,9 +302,9 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         if not particles.hasAlignmentProj():
             errors.append('The particles have lost their orientations, so no maps can be made: choose another '
                           'criterion than "what helps the map".')
-        if particles.getSize() < MINIMUM_FOR_MAPS:
+        if particles.getSize() < MAP_PARTICLES:
             errors.append('At least %d particles are needed to compare maps; the set has %d. Choose another criterion '
-                          'than "what helps the map".' % (MINIMUM_FOR_MAPS, particles.getSize()))
+                          'than "what helps the map".' % (MAP_PARTICLES, particles.getSize()))
         return errors
 
     def _warnings(self):

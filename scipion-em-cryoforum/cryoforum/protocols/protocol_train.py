@@ -28,19 +28,17 @@ from pwem.protocols import EMProtocol
 from ..command import projectFolder, readSummary
 from ..constants import HALF_SET, SYMMETRY_HELP
 from ..convert import readAttributes
+from .. import engine_names
+from ..engine_names import ACTIVATIONS, HALF_SETS, LABELLED_PARTICLES, LOSSES, POOLINGS, PRECISIONS
 from ..objects import CryoForumNetwork
+from .form_words import meanings, newOnesLast
 from .protocol_base import CryoForumBase
 
 FROM_REFERENCE, FROM_ORIENTATIONS = 0, 1
 # a stored protocol knows its choice by number: new ones come last
-ENCODERS = ['compact', 'cryoforum', 'cryoposenet', 'polar']
-HEADS = ['qcqp', 'qcqp-psd', 's2s2', 'quaternion', 'euler']
-LOSSES = ['pairwise-to-own', 'own', 'pairwise', 'chordal']
-POOLINGS = ['auto', 'gem', 'average', 'max', 'flatten']
-ACTIVATIONS = ['auto', 'prelu', 'relu', 'silu']
-PRECISIONS = ['auto', 'float32', 'bfloat16']
-HALF_SETS = ['all', '1', '2']
-MIN_LABELLED = 50  # the engine's own limit
+ENCODERS = newOnesLast(['compact', 'cryoforum', 'cryoposenet', 'polar'], engine_names.ENCODERS)
+HEADS = newOnesLast(['qcqp', 'qcqp-psd', 's2s2', 'quaternion', 'euler'], engine_names.HEADS)
+WITHOUT_POOLING = [place for place, name in enumerate(ENCODERS) if engine_names.ENCODERS[name].pooling is None]
 
 
 class outputs(Enum):
@@ -48,8 +46,8 @@ class outputs(Enum):
 
 
 class CryoForumProtTrain(EMProtocol, CryoForumBase):
-    """ Trains a neural network that looks at a particle image and tells its orientation, its shift, and how far off
-    the orientation may be.
+    """ Trains a neural network that predicts the orientation and the shift of a particle image, and the uncertainty
+    of the orientation.
 
     It learns from simulated projections of a reference map, made with the CTFs and the noise of your particles, or
     from particles whose orientations are known (a refined set). The network then predicts the orientations of any
@@ -89,8 +87,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         group.addParam('maxMinutes', params.FloatParam, default=60, validators=[params.Positive],
                        label='Time (minutes)',
                        help='Training ends after this time at the latest; the learning rate is planned to be down by '
-                            'then. A few minutes do, on a CPU too, where *predict orientations* refines what the '
-                            'network says; a network that is to be good by itself gets better for half an hour and '
+                            'then. A few minutes are enough, also on a CPU, if *predict orientations* refines the '
+                            'network\'s poses; a network that is used alone improves for half an hour and '
                             'longer.\n'
                             'A training that was stopped goes on from its last checkpoint with *Continue*. To train a '
                             'finished network further, give it as *Start from network*.')
@@ -107,27 +105,22 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         new = dict(condition='startNetwork is None')
         form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=ENCODERS.index('polar'), **new,
                       label='Encoder',
-                      help='Part of the network that reads the image.\n*polar*: the default; it finds the '
-                           'particle\'s centre and knows what turned and mirrored images are, and needs the least '
-                           'training.\n*compact*: a plain, fast one.\n'
-                           '*cryoforum*: low-pass filter channels and a VGG-like network (Chung 2023).\n'
-                           '*cryoposenet*: three blocks of 3x3 convolutions (Nashed 2021).')
+                      help='Part of the network that reads the image; the default is *polar*.\n%s'
+                           % meanings(engine_names.ENCODERS))
         form.addParam('networkBox', params.IntParam, default=0, validators=[params.GE(0)], **new,
                       label='Network box (px)',
                       help='The images are Fourier-cropped to this even size before the network sees them. '
                            '0: the particles\' own box, at most 128 on a GPU and 32 on a CPU. Smaller is faster.')
         advanced = dict(new, expertLevel=params.LEVEL_ADVANCED)
         form.addParam('head', params.EnumParam, choices=HEADS, default=0, label='Orientation head', **advanced,
-                      help='How the network expresses an orientation. *qcqp*: a symmetric 4x4 matrix whose smallest '
-                           'eigenvector is the orientation and whose eigenvalues tell the uncertainty; *qcqp-psd*: '
-                           'the same, positive semi-definite. The others are those the papers compare with.')
+                      help='Rotation parametrisation.\n%s' % meanings(engine_names.HEADS))
         form.addParam('filterChannels', params.IntParam, default=5, validators=[params.GE(0)], **advanced,
                       label='Filter channels',
                       help='Low-pass filtered copies of the image that the network sees beside it; 0 for none.')
         form.addParam('width', params.IntParam, default=0, validators=[params.GE(0)], **advanced,
                       label='Width', help="Channels of the encoder's first block; 0: the encoder's own number.")
         form.addParam('pooling', params.EnumParam, choices=POOLINGS, default=0, expertLevel=params.LEVEL_ADVANCED,
-                      condition='startNetwork is None and encoder != %d' % ENCODERS.index('polar'), label='Pooling',
+                      condition='startNetwork is None and encoder not in %s' % WITHOUT_POOLING, label='Pooling',
                       help='How the last feature maps become one vector (gem: generalised mean); auto: the encoder\'s '
                            'own. *polar* has none.')
         form.addParam('activation', params.EnumParam, choices=ACTIVATIONS, default=0, **advanced,
@@ -139,16 +132,16 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
     def _defineTrainingParams(self, form):
         form.addSection(label='Training')
         form.addParam('augment', params.BooleanParam, default=True, label='Augment the images?',
-                      help='Rotates, shifts, scales and adds noise to the training images, the labels following.')
+                      help='Rotates, shifts and scales the training images and adds noise; the labels change accordingly.')
         form.addParam('realFraction', params.FloatParam, default=-1, expertLevel=params.LEVEL_ADVANCED,
                       condition='learnFrom == %d' % FROM_ORIENTATIONS, validators=[params.Range(-1, 1)],
                       label='Share of real images',
-                      help='Share of the particles\' own images in each batch, between 0 and 1; the others are '
-                           'simulated projections of the map that the particles make. -1: a half.')
+                      help='Fraction of the particles\' own images in each batch, between 0 and 1; the others are '
+                           'simulated projections of the map reconstructed from the particles. -1: one half.')
         form.addParam('shiftRms', params.FloatParam, default=0, expertLevel=params.LEVEL_ADVANCED,
                       validators=[params.GE(0)],
-                      label='Simulated displacements (Å)',
-                      help='Standard deviation of the displacement of simulated projections along x and y. '
+                      label='Simulated shifts (Å)',
+                      help='Standard deviation of the shift of simulated projections along x and y. '
                            '0: 4 % of the box.')
         form.addParam('halfSet', params.EnumParam, choices=['all particles', 'half 1', 'half 2'], default=0,
                       label='Particles to train with',
@@ -169,7 +162,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                       help="Largest learning rate of the one-cycle schedule. 0: the encoder's own.")
         form.addParam('precision', params.EnumParam, choices=PRECISIONS, default=0, **advanced,
                       label='Precision',
-                      help='Of the numbers in the encoder while it is trained; auto: bfloat16 on GPUs and on CPUs '
+                      help='Number format of the encoder in training; auto: bfloat16 on GPUs and on CPUs '
                            'that have units for it (AMX), where it is faster; float32 on others.')
         form.addParam('loss', params.EnumParam, choices=LOSSES, default=0, **advanced,
                       label='Orientation loss',
@@ -177,7 +170,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                            'error (Chung 2023).')
         form.addParam('binghamWeight', params.FloatParam, default=1., validators=[params.GE(0)], **advanced,
                       label='Weight of the Bingham likelihood',
-                      help='The term that gives the uncertainty its unit (degrees), and by which the network learns '
+                      help='The loss term that calibrates the uncertainty in degrees; with it the network learns '
                            'fastest.')
         form.addParam('shiftWeight', params.FloatParam, default=1., validators=[params.GE(0)], **advanced,
                       label='Weight of the shift loss', help='0: the network does not learn shifts.')
@@ -257,9 +250,9 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                         'of a refinement.' % (lacking, n, HALF_SET)]
             n = int((halves == int(half)).sum())
             which = 'half set %s has %d' % (half, n)
-        if self.learnFrom == FROM_ORIENTATIONS and n < MIN_LABELLED:
+        if self.learnFrom == FROM_ORIENTATIONS and n < LABELLED_PARTICLES:
             return ['At least %d particles are needed to learn from their orientations; %s. Give more, or learn from '
-                    'a reference map.' % (MIN_LABELLED, which)]
+                    'a reference map.' % (LABELLED_PARTICLES, which)]
         return [] if n else ['Half set %s has no particles: train with all particles.' % half]
 
     def _warnings(self):
@@ -329,7 +322,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         """ Of a new network; one to start from has its own. """
         encoder = ENCODERS[self.encoder.get()]
         # a choice of pooling that the form hides is none
-        pooling = 'auto' if encoder == 'polar' else POOLINGS[self.pooling.get()]
+        pooling = 'auto' if self.encoder.get() in WITHOUT_POOLING else POOLINGS[self.pooling.get()]
         return {'encoder': encoder, 'head': HEADS[self.head.get()],
                 'network_box_size_px': self.networkBox.get() or None,
                 'filter_channels': self.filterChannels.get(), 'width': self.width.get() or None,

@@ -53,7 +53,7 @@ class CryoForumOrientationsViewer(ParticlesViewer):
 
     def _definePageParams(self, form):
         form.addParam('showReport', params.LabelParam, important=True, label='Report (browser)',
-                      help='Verdict, what to do next, how reliable the stated errors are, and figures: one page, which '
+                      help='Assessment, what to do next, how reliable the stated errors are, and figures: one page, which '
                            'can be sent around.')
 
     def _defineParticleParams(self, form):
@@ -128,7 +128,7 @@ class CryoForumAbInitioViewer(CryoForumOrientationsViewer):
     def _definePageParams(self, form):
         form.addParam('showReport', params.LabelParam, important=True, label='Report, or live page (browser)',
                       help='While the protocol runs: the stage, the time left, and the map so far, on a page that '
-                           'reloads itself. At the end: verdict, what to do next, and figures.')
+                           'reloads itself. At the end: assessment, what to do next, and figures.')
         group = form.addGroup('Map')
         group.addParam('showMap', params.LabelParam, label='Slices and projections', help='Of the map, along x, y, z.')
         group.addParam('showVolume', params.LabelParam, label='Surface (ChimeraX)', help='The map in ChimeraX.')

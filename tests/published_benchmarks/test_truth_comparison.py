@@ -1,4 +1,4 @@
-"""The judge undoes frame, hand, centre and the near symmetry, and no more."""
+"""Frame, hand, centre and pseudo-symmetry are aligned before the comparison, and nothing else."""
 
 import gzip
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryoforum_core.published_benchmarks.judge import MapAgreement, PoseAlignment, map_agreement
+from cryoforum_core.published_benchmarks.truth_comparison import MapAgreement, PoseAlignment, map_agreement
 from cryoforum_core.published_benchmarks.published import CRYOPOSENET, MODEL, NEAR_SYMMETRY
 from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import compose, mirror_hand, quaternion_to_matrix, random_quaternions
@@ -30,25 +30,25 @@ def truth():
 
 
 @pytest.mark.parametrize("is_mirrored", [False, True])
-def test_frame_hand_and_centre_are_undone(known, truth, is_mirrored):
-    """The map in another frame, moved, of either hand, and the poses that belong to it."""
-    turn = random_quaternions(1, torch.Generator().manual_seed(3))[0].double()
+def test_frame_hand_and_centre_are_aligned(known, truth, is_mirrored):
+    """A map in another frame, shifted, of either hand, and its poses."""
+    rotation = random_quaternions(1, torch.Generator().manual_seed(3))[0].double()
     translation = torch.tensor([1.5, -2.0, 1.0], dtype=torch.float64)
-    volume = move_volume(known, turn, translation)
-    quaternion = compose(truth.quaternion, turn)
-    seen = (quaternion_to_matrix(quaternion) @ translation)[:, :2]
+    volume = move_volume(known, rotation, translation)
+    quaternion = compose(truth.quaternion, rotation)
+    shift_px = (quaternion_to_matrix(quaternion) @ translation)[:, :2]
     if is_mirrored:
         volume, quaternion = mirror_volume(volume), mirror_hand(quaternion)
-    found = Poses(quaternion, seen * PIXEL)
+    found = Poses(quaternion, shift_px * PIXEL)
     alignment = PoseAlignment.of(found, truth, NEAR_SYMMETRY)
     errors = alignment.errors(quaternion, truth.quaternion)
     assert max(errors.values()) < 0.1
     agreement = map_agreement(volume, known, PIXEL, alignment)
-    # turned twice by interpolation: not the last shells
+    # interpolated twice: without the last shells
     assert agreement.fsc[1:BOX // 3].min() > 0.98 and MapAgreement.of(volume, known).fsc[4:BOX // 3].mean() < 0.5
 
 
-def test_half_of_the_poses_at_the_other_of_two_near_equivalents(known, truth):
+def test_poses_at_the_pseudo_symmetry_mate_have_no_error_modulo_c2(known, truth):
     other = torch.arange(N) % 3 == 0
     quaternion = torch.where(other[:, None], compose(truth.quaternion, HALF_TURN), truth.quaternion)
     found = Poses(quaternion, truth.shift_angstrom)
@@ -58,21 +58,21 @@ def test_half_of_the_poses_at_the_other_of_two_near_equivalents(known, truth):
     assert errors["median_error_deg"] < 0.1 and errors["mean_error_deg"] == pytest.approx(180 / 3, abs=1)
 
 
-def test_a_map_turned_by_the_near_symmetry_is_turned_back(known, truth):
-    """Poses all at the other equivalent: the pose errors alone cannot tell, the map does."""
+def test_map_rotated_by_the_pseudo_symmetry_is_rotated_back(known, truth):
+    """All poses at the pseudo-symmetry mate: only the map shows it, not the pose errors."""
     found = Poses(compose(truth.quaternion, HALF_TURN), truth.shift_angstrom)
     volume = move_volume(known, HALF_TURN, torch.zeros(3))
     alignment = PoseAlignment.of(found, truth, NEAR_SYMMETRY)
     assert map_agreement(volume, known, PIXEL, alignment).fsc[1:BOX // 3].min() > 0.98
 
 
-def test_poses_that_mean_nothing_are_far_off(truth):
-    nonsense = Poses(random_quaternions(N, torch.Generator().manual_seed(9)).double(), truth.shift_angstrom)
-    errors = PoseAlignment.of(nonsense, truth, NEAR_SYMMETRY).errors(nonsense.quaternion, truth.quaternion)
+def test_random_poses_have_large_errors(truth):
+    unrelated = Poses(random_quaternions(N, torch.Generator().manual_seed(9)).double(), truth.shift_angstrom)
+    errors = PoseAlignment.of(unrelated, truth, NEAR_SYMMETRY).errors(unrelated.quaternion, truth.quaternion)
     assert errors["median_error_modulo_deg"] > 60
 
 
-def test_near_symmetry_lays_one_chain_on_the_other():
+def test_pseudo_symmetry_superposes_the_chains():
     """Kabsch's rotation of the alpha carbons of chain A onto those of chain B, about the common centre."""
     chains = {"A": [], "B": []}
     for line in gzip.open(MODEL, "rt"):

@@ -1,4 +1,5 @@
-"""Poses and map of a run against the truth: ab initio fixes neither frame nor hand nor centre, and 4AKE is nearly C2."""
+"""Poses and map of a run compared with the true ones. Ab initio determines neither frame nor hand nor centre, and 4AKE is
+pseudo-symmetric (C2)."""
 
 from dataclasses import dataclass
 
@@ -37,23 +38,23 @@ class MapAgreement:
 
 @dataclass(frozen=True, eq=False)
 class PoseAlignment:
-    """The frames of the true poses that found ones fit best: as they are, and modulo the near symmetry."""
+    """Best alignments of the frame of estimated poses to the true one: raw, and modulo the pseudo-symmetry."""
 
     raw: FrameAlignment
     modulo: FrameAlignment
     group: Tensor
-    """(2, 4): no turn and the near symmetry's"""
+    """(2, 4): identity and the pseudo-symmetry rotation"""
 
     @classmethod
-    def of(cls, found: Poses, truth: Poses, near_symmetry: tuple[float, ...]) -> "PoseAlignment":
-        group = torch.tensor([(0.0, 0.0, 0.0, 1.0), near_symmetry], dtype=torch.float64)
+    def of(cls, found: Poses, truth: Poses, pseudo_symmetry: tuple[float, ...]) -> "PoseAlignment":
+        group = torch.tensor([(0.0, 0.0, 0.0, 1.0), pseudo_symmetry], dtype=torch.float64)
         group = torch.nn.functional.normalize(group, dim=-1)
         found, truth = _double(found), _double(truth)
         return cls(align_poses(found, truth, group[:1], allow_mirror=True),
                    align_poses(found, truth, group, allow_mirror=True), group)
 
     def errors(self, found: Tensor, truth: Tensor) -> dict[str, float]:
-        """Median and mean in degrees of poses (N, 4) of the same frames, raw and modulo the near symmetry."""
+        """Median and mean error in degrees of poses (N, 4) in the aligned frame, raw and modulo the pseudo-symmetry."""
         found, truth = found.double(), truth.double()
         raw = rotation_errors_deg(self.raw.apply(found), truth, self.group[:1])
         modulo = rotation_errors_deg(self.modulo.apply(found), truth, self.group)
@@ -62,18 +63,18 @@ class PoseAlignment:
 
 
 def map_agreement(volume: Tensor, known: Tensor, pixel_size_angstrom: float, alignment: PoseAlignment) -> MapAgreement:
-    """The map brought onto the true one as its poses say, or with the near symmetry's turn more: whichever fits better.
+    """The map aligned to the true one by its poses, with or without the pseudo-symmetry rotation: whichever fits better.
 
-    A turn by the near symmetry hardly changes pose errors modulo it, but the fine details of the map.
+    That rotation does not change pose errors modulo C2, but it does change the fine details of the map.
     """
-    moves = [(frame.is_mirrored, frame.rotation, frame.translation_angstrom / pixel_size_angstrom)
+    alignments = [(frame.is_mirrored, frame.rotation, frame.translation_angstrom / pixel_size_angstrom)
              for frame in (alignment.raw, alignment.modulo)]
     half_turn = alignment.group[1]
-    # V(R (r - t)) turned by h is V(R h (r - h' t)), and h is its own inverse
-    moves += [(is_mirrored, compose(rotation, half_turn), quaternion_to_matrix(half_turn) @ translation)
-              for is_mirrored, rotation, translation in moves]
+    # V(R (r - t)) rotated by h is V(R h (r - h' t)), and h is its own inverse
+    alignments += [(is_mirrored, compose(rotation, half_turn), quaternion_to_matrix(half_turn) @ translation)
+              for is_mirrored, rotation, translation in alignments]
     agreements = [MapAgreement.of(move_volume(mirror_volume(volume) if is_mirrored else volume, rotation, translation),
-                                  known) for is_mirrored, rotation, translation in moves]
+                                  known) for is_mirrored, rotation, translation in alignments]
     return max(agreements, key=lambda agreement: float(agreement.fsc.mean()))
 
 

@@ -1,0 +1,40 @@
+"""Matched images as results: poses, posterior and evidence, in Angstrom and as arrays."""
+
+import numpy as np
+from torch import Tensor
+
+from ..geometry.poses import shift_angstrom
+from ..geometry.symmetry import symmetric_distance_rad
+from ..junk.labelling import strongest_alternative
+from ..matching.matcher import Matches
+from ..results.pose_results import Match, MatchEvidence, PoseResults
+from ..uncertainty.match_posterior import (
+    bingham_from_information,
+    match_posterior,
+    rotation_information,
+    shift_deviation_px,
+)
+
+
+def match_results(matches: Matches, particle_id: np.ndarray, group: Tensor, pixel_size_angstrom: float,
+                  network_quaternion: Tensor | None = None, features: tuple[Tensor, Tensor] | None = None) -> PoseResults:
+    """Results of n images from their matches at pixels of ``pixel_size_angstrom``, under a symmetry ``group`` (G, 4).
+
+    ``network_quaternion`` (n, 4): the network's own rotations; ``features``: of ``PowerMap.features``, where junk is to be
+    found.
+    """
+    best, posterior = matches.hypotheses[:, 0], match_posterior(matches.hypotheses, group)
+    angle = None if network_quaternion is None else symmetric_distance_rad(network_quaternion, best.quaternion, group)
+    junk_features, elsewhere_px = features or (None, None)
+    deviation = shift_deviation_px(best.information.double()).float() * pixel_size_angstrom
+    evidence = MatchEvidence(*map(_array, (
+        posterior.weight, posterior.alternative_angle_rad, posterior.local_deviation_rad, deviation,
+        strongest_alternative(matches.hypotheses, posterior), angle, junk_features, elsewhere_px)))
+    match = Match(_array(matches.quality.fit), _array(matches.quality.residual), _array(matches.searched), evidence=evidence)
+    bingham = bingham_from_information(best.quaternion, rotation_information(best.information))
+    return PoseResults(particle_id, _array(best.quaternion), _array(shift_angstrom(best.displacement_px, pixel_size_angstrom)),
+                       _array(bingham), match=match)
+
+
+def _array(values: Tensor | None) -> np.ndarray | None:
+    return None if values is None else values.cpu().numpy()

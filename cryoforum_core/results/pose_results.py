@@ -1,0 +1,235 @@
+"""What a run found out about its particles: poses, and, where they are known, match, errors, junk labels, the network's own.
+
+Arrays of numpy only, so that a report opens without torch. Row i of every array is one particle; ``orientation_posterior.npz``
+of a run is a ``PoseResults`` on disk.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..run_directory import atomic_path
+
+EXPECTED_ERROR_COLUMN = "rlnCryoforumExpectedError"
+ERROR_BOUND_COLUMN = "rlnCryoforumErrorBound"
+FIGURE_OF_MERIT_COLUMN = "rlnCryoforumFigureOfMerit"
+EXPECTED_SHIFT_ERROR_COLUMN = "rlnCryoforumExpectedShiftError"
+SHIFT_ERROR_BOUND_COLUMN = "rlnCryoforumShiftErrorBound"
+MATCH_SCORE_COLUMN = "rlnCryoforumMatchScore"
+REASON_COLUMN = "rlnCryoforumReason"
+PARTICLE_PROBABILITY_COLUMN = "rlnCryoforumParticleProbability"
+
+
+@dataclass(frozen=True, eq=False)
+class ParticleArrays:
+    """Arrays, or groups of arrays, of the same N particles; None where something is not known."""
+
+    def __getitem__(self, rows) -> "ParticleArrays":
+        """Those of ``rows``: a slice, indices or a mask (N,)."""
+        return replace(self, **{name: value[rows] for name, value in self._known()})
+
+    def put(self, rows: np.ndarray, other: "ParticleArrays") -> "ParticleArrays":
+        """A copy with the n particles of ``other`` in the place of ``rows`` (n,); what ``other`` lacks stays as it is."""
+        changed = {}
+        for name, value in self._known():
+            new = getattr(other, name)
+            if new is not None and isinstance(value, ParticleArrays):
+                changed[name] = value.put(rows, new)
+            elif new is not None:
+                changed[name] = value.copy()
+                changed[name][rows] = new
+        return replace(self, **changed)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["ParticleArrays"]) -> "ParticleArrays":
+        """All parts, one after the other; what one of them lacks is left out."""
+        joined = {}
+        for field in fields(cls):
+            values = [getattr(part, field.name) for part in parts]
+            if any(value is None for value in values):
+                joined[field.name] = None
+            elif isinstance(values[0], ParticleArrays):
+                joined[field.name] = type(values[0]).concatenate(values)
+            else:
+                joined[field.name] = np.concatenate(values)
+        return cls(**joined)
+
+    def _known(self) -> list[tuple[str, "np.ndarray | ParticleArrays"]]:
+        return [(field.name, value) for field in fields(self) if (value := getattr(self, field.name)) is not None]
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkPoses(ParticleArrays):
+    """What the network says before any matching."""
+
+    eigenvalues: np.ndarray
+    """(N, 4) of its Bingham matrix, ascending"""
+    quaternion: np.ndarray | None = None
+    """(N, 4)"""
+
+
+@dataclass(frozen=True, eq=False)
+class MatchEvidence(ParticleArrays):
+    """What the match of each particle alone says of its error and of other objects in its image; not kept after a run."""
+
+    weight: np.ndarray
+    """(N, K) posterior of the poses that were refined, 0 for repetitions; sums to 1"""
+    alternative_angle_rad: np.ndarray
+    """(N, K) from the best pose to each"""
+    local_deviation_rad: np.ndarray
+    """(N, 3) principal standard deviations of the best pose's rotation"""
+    shift_deviation_angstrom: np.ndarray
+    """(N, 2) principal standard deviations of its shift"""
+    strongest_alternative: np.ndarray
+    """(N, 4) the most likely other orientation"""
+    network_angle_rad: np.ndarray | None = None
+    """(N,) from the network's pose to the best one"""
+    junk_features: np.ndarray | None = None
+    """(N, s), see ``junk.features.FEATURES``"""
+    elsewhere_px: np.ndarray | None = None
+    """(N, 2) where in the box there is most power beyond the largest shift searched, px of the matching box"""
+
+
+@dataclass(frozen=True, eq=False)
+class Match(ParticleArrays):
+    """How well each particle matches the map at its pose."""
+
+    fit: np.ndarray | None = None
+    """(N,) score of the pose in standard deviations from the score that a particle should reach"""
+    residual: np.ndarray | None = None
+    """(N,) power that the pose leaves in the image, in standard deviations of the noise's"""
+    searched: np.ndarray | None = None
+    """bool (N,): all orientations were searched"""
+    match_score: np.ndarray | None = None
+    """(N,) the poorer of both, standardised by the set: 0 for a usual particle, below -4 hardly ever one"""
+    evidence: MatchEvidence | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorEstimates(ParticleArrays):
+    """How far off each pose may be: expected errors, and bounds that hold for the run's coverage. All (N,)."""
+
+    expected_error_deg: np.ndarray | None = None
+    error_bound_deg: np.ndarray | None = None
+    figure_of_merit: np.ndarray | None = None
+    """0 to 1"""
+    expected_shift_error_angstrom: np.ndarray | None = None
+    shift_error_bound_angstrom: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class JunkLabels(ParticleArrays):
+    """What each image is."""
+
+    reason: np.ndarray
+    """(N,) text: ``none`` for a particle, a kind of junk, or ``ambiguous-orientation``"""
+    particle_probability: np.ndarray | None = None
+    """(N,)"""
+    recentre_shift_angstrom: np.ndarray | None = None
+    """(N, 2) the origin that recentres an off-centre particle, else NaN"""
+    alternative_quaternion: np.ndarray | None = None
+    """(N, 4) the other orientation of an ambiguous one, else NaN"""
+
+
+@dataclass(frozen=True, eq=False)
+class Dispersions(ParticleArrays):
+    """Cryo-forum's three dispersions (N,), where a table has kept them and not the eigenvalues they come from."""
+
+    dispersion_max: np.ndarray | None = None
+    dispersion_trace: np.ndarray | None = None
+    dispersion_wigner: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PoseResults(ParticleArrays):
+    """Poses of N particles and what is known about them."""
+
+    particle_id: np.ndarray
+    """(N,) int64; results are joined by it, never by row"""
+    quaternion: np.ndarray
+    """(N, 4) of ``geometry.rotations``"""
+    shift_angstrom: np.ndarray
+    """(N, 2) with the sign of rlnOriginX/YAngst"""
+    bingham: np.ndarray | None = None
+    """(N, 4, 4): density ``exp(-q' A q)`` around the pose"""
+    eigenvalues: np.ndarray | None = None
+    """(N, 4) of ``bingham``, ascending"""
+    network: NetworkPoses | None = None
+    match: Match | None = None
+    errors: ErrorEstimates | None = None
+    junk: JunkLabels | None = None
+    dispersions: Dispersions | None = None
+
+    def __len__(self) -> int:
+        return len(self.particle_id)
+
+    @property
+    def evidence(self) -> MatchEvidence | None:
+        """Of a match that was just made."""
+        return None if self.match is None else self.match.evidence
+
+    def star_columns(self) -> dict[str, np.ndarray]:
+        """The columns beside the poses that a STAR file gets."""
+        columns = {}
+        if self.errors is not None:
+            columns = {EXPECTED_ERROR_COLUMN: self.errors.expected_error_deg, ERROR_BOUND_COLUMN: self.errors.error_bound_deg,
+                       FIGURE_OF_MERIT_COLUMN: self.errors.figure_of_merit,
+                       EXPECTED_SHIFT_ERROR_COLUMN: self.errors.expected_shift_error_angstrom,
+                       SHIFT_ERROR_BOUND_COLUMN: self.errors.shift_error_bound_angstrom}
+        if self.match is not None and self.match.match_score is not None and np.isfinite(self.match.match_score).all():
+            columns[MATCH_SCORE_COLUMN] = self.match.match_score
+        if self.junk is not None:
+            columns |= {REASON_COLUMN: self.junk.reason, PARTICLE_PROBABILITY_COLUMN: self.junk.particle_probability}
+        return {name: values for name, values in columns.items() if values is not None}
+
+    def save(self, path: Path, with_evidence: bool = False) -> None:
+        """An ``.npz`` file. Without a match ``fit``, ``residual`` and ``match_score`` are NaN in it."""
+        arrays = {}
+        for group, prefix in _PREFIXES.items():
+            part = self if group is None else getattr(self, group)
+            if part is not None:
+                arrays |= {prefix + name: value for name, value in part._known() if isinstance(value, np.ndarray)}
+        if self.match is None:
+            arrays |= {name: np.full(len(self), np.nan, np.float32) for name in ("fit", "residual", "match_score")}
+            arrays |= {"searched": np.zeros(len(self), bool)}
+        if with_evidence and self.evidence is not None:
+            arrays |= {_EVIDENCE_PREFIX + name: value for name, value in self.evidence._known()}
+        with atomic_path(path) as temporary:
+            np.savez(temporary, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "PoseResults":
+        """What ``save`` wrote, or another program with the same names: poses that are missing are NaN, groups None."""
+        with np.load(path, allow_pickle=False) as file:
+            return cls.from_arrays(dict(file))
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "PoseResults":
+        """By the names of ``orientation_posterior.npz``."""
+        n = len(arrays["particle_id"]) if "particle_id" in arrays else len(next(iter(arrays.values())))
+        own = {"particle_id": np.arange(1, n + 1), "quaternion": np.full((n, 4), np.nan),
+               "shift_angstrom": np.full((n, 2), np.nan)} | _named(cls, arrays, "")
+        groups = {group: kind(**found) for group, kind in _KINDS.items() if (found := _named(kind, arrays, _PREFIXES[group]))}
+        if evidence := _named(MatchEvidence, arrays, _EVIDENCE_PREFIX):
+            groups["match"] = replace(groups["match"], evidence=MatchEvidence(**evidence))
+        match = groups.get("match")
+        # a run without matching says so by NaN
+        if match is not None and match.evidence is None and all(
+                value is None or np.isnan(value).all() for value in (match.fit, match.match_score)):
+            groups["match"] = None
+        return cls(**own, **groups)
+
+
+_KINDS = {"network": NetworkPoses, "match": Match, "errors": ErrorEstimates, "junk": JunkLabels, "dispersions": Dispersions}
+# of the arrays' names in a file
+_PREFIXES = {None: "", "network": "network_", "match": "", "errors": "", "junk": "", "dispersions": ""}
+_EVIDENCE_PREFIX = "evidence_"
+
+
+def _named(kind: type, arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of a group by the names of its fields; nothing where one that it cannot be without is missing."""
+    found = {field.name: arrays[prefix + field.name] for field in fields(kind) if prefix + field.name in arrays}
+    needed = [field.name for field in fields(kind) if field.default is not None]
+    return found if kind is PoseResults or all(name in found for name in needed) else {}
