@@ -17,7 +17,7 @@ from ..inference.match_results import match_results
 from ..junk.features import PowerMap
 from ..junk.labelling import junk_labels, simulated_features
 from ..junk.simulation import JunkSimulation
-from ..matching.matcher import Matcher
+from ..matching.matcher import Matcher, StartingPoses
 from ..matching.matching_model import MatchingModel
 from ..model.orientation_head import PoseEstimate
 from ..particles.preparation import ImagePreparation
@@ -41,24 +41,6 @@ from .plan import AbInitioPlan
 MIN_CALIBRATION, MAX_CALIBRATION = 48, 128
 # a pose that another one replaces which is further away was wrong
 LOST_ABOVE_DEG = 10.0
-
-
-@dataclass(frozen=True)
-class KnownPoses:
-    """Hypotheses for n images, as ``Matcher`` takes them: the refined poses, best first, then the network's."""
-
-    quaternion: Tensor
-    """(n, K, 4)"""
-    displacement: Tensor
-    """(n, K, 2) in px of the matching box"""
-
-    def __getitem__(self, index) -> "KnownPoses":
-        return KnownPoses(self.quaternion[index], self.displacement[index])
-
-    def hypotheses(self, n_samples: int, limit_px: float, seed: int) -> tuple[Tensor, Tensor]:
-        """All of them; displacements within the limit."""
-        length = self.displacement.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        return self.quaternion, self.displacement * (limit_px / length).clamp_max(1.0)
 
 
 # plain tensors and dicts of them, as ``saved_state`` takes them
@@ -173,7 +155,7 @@ class FinalMatching:
             self._progress.update(len(some))
         return PoseResults.concatenate(parts)
 
-    def _starts(self, rows: np.ndarray) -> KnownPoses:
+    def _starts(self, rows: np.ndarray) -> StartingPoses:
         """The refined hypotheses of particles ``rows`` (n,), and the network's answer where there is one."""
         index = torch.from_numpy(rows).to(self.images.device)
         quaternion = self.refinement.poses.quaternion[index]
@@ -182,7 +164,7 @@ class FinalMatching:
             answer, moved = (x[rows].to(quaternion) for x in (self.network.quaternion, self.network.shift_angstrom))
             quaternion = torch.cat([quaternion, answer[:, None]], dim=1)
             displacement = torch.cat([displacement, (-moved / self.images.pixel_size_angstrom)[:, None]], dim=1)
-        return KnownPoses(quaternion, displacement)
+        return StartingPoses(quaternion, displacement)
 
 
 class _Shown(Progress):
