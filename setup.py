@@ -31,7 +31,8 @@ setup(
         "tqdm>=4.66",
         "safetensors>=0.4",
         "gemmi>=0.6.5",
+        "jaxtyping>=0.3.3",
     ],
-    extras_require={"test": ["pytest>=8", "scipy>=1.11", "starfile>=0.5.10", "pyflakes>=3.2"]},
+    extras_require={"test": ["pytest>=8", "scipy>=1.11", "starfile>=0.5.10", "pyflakes>=3.2", "beartype>=0.20"]},
     entry_points={"console_scripts": ["cryoforum = cryoforum_core.cli:main"]},
 )

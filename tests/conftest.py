@@ -1,12 +1,28 @@
 """The tests of the engine run in its environment, those in tests/plugin in Scipion's; each sees its own part only."""
 
+import importlib
 import importlib.util
 import signal
 
 HERE_IS_SCIPION = importlib.util.find_spec("pyworkflow") is not None
+# packages whose annotations tell the shapes of tensors
+SHAPES_CHECKED = [f"cryoforum_core.{name}" for name in ("geometry", "imaging", "matching")]
+
+
+def check_shapes():
+    """Types and shapes are checked at every call, in this process only: programs that tests start, and users, run the plain
+    functions. To be called before the first import of the package."""
+    # libraries first: those that a checked module is the first to import are compiled anew, which takes seconds
+    for library in ("torch", "roma", "torch_ctf"):
+        importlib.import_module(library)
+    from jaxtyping import install_import_hook
+    # the tower: where a float is wanted an int will do
+    install_import_hook(SHAPES_CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
 
 if not HERE_IS_SCIPION:
     collect_ignore = ["plugin"]
+    check_shapes()
 
 
 def pytest_configure(config):

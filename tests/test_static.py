@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from pyflakes.api import checkPath
+from pyflakes.messages import ForwardAnnotationSyntaxError
 from pyflakes.reporter import Reporter
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -15,7 +16,9 @@ class _Messages(Reporter):
         self.found = []
 
     def flake(self, message):
-        self.found.append(str(message))
+        # the shapes of annotations, as in Float[Tensor, "n 4"], are text and no code
+        if not isinstance(message, ForwardAnnotationSyntaxError):
+            self.found.append(str(message))
 
     def unexpectedError(self, filename, message):
         self.found.append(f"{filename}: {message}")

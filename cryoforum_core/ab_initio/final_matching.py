@@ -17,7 +17,7 @@ from ..inference.match_results import match_results
 from ..junk.features import PowerMap
 from ..junk.labelling import junk_labels, simulated_features
 from ..junk.simulation import JunkSimulation
-from ..matching.matcher import Matcher
+from ..matching.matcher import Matcher, StartingPoses
 from ..model.orientation_head import PoseEstimate
 from ..progress import Progress
 from ..results.gallery import write_gallery
@@ -44,24 +44,6 @@ Show = Callable[[float], None]
 
 
 @dataclass(frozen=True)
-class KnownPoses:
-    """Hypotheses for n images, as ``Matcher`` takes them: the refined poses, best first, then the network's."""
-
-    quaternion: Tensor
-    """(n, K, 4)"""
-    displacement: Tensor
-    """(n, K, 2) in px of the matching box"""
-
-    def __getitem__(self, index) -> "KnownPoses":
-        return KnownPoses(self.quaternion[index], self.displacement[index])
-
-    def hypotheses(self, n_samples: int, limit_px: float, seed: int) -> tuple[Tensor, Tensor]:
-        """All of them; displacements within the limit."""
-        length = self.displacement.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        return self.quaternion, self.displacement * (limit_px / length).clamp_max(1.0)
-
-
-@dataclass(frozen=True)
 class FinalImages:
     """All particles at the box of the final matching, the maps that they are matched to, and the poses found so far."""
 
@@ -76,7 +58,7 @@ class FinalImages:
            ) -> "FinalImages":
         return cls(plan, _scaled(plan, half_sets, refinement.pair), refinement, network)
 
-    def starts(self, rows: np.ndarray) -> KnownPoses:
+    def starts(self, rows: np.ndarray) -> StartingPoses:
         """The refined hypotheses of particles ``rows`` (n,), and the network's pose where there is one."""
         images, poses, index = self.scaled.images, self.refinement.poses, torch.from_numpy(rows).to(self.plan.device)
         quaternion, displacement = poses.quaternion[index], poses.displacement_px[index] * self.scaled.scale
@@ -84,7 +66,7 @@ class FinalImages:
             found, shift = (x[rows].to(quaternion) for x in (self.network.quaternion, self.network.shift_angstrom))
             quaternion = torch.cat([quaternion, found[:, None]], dim=1)
             displacement = torch.cat([displacement, displacement_px(shift, images.pixel_size_angstrom)[:, None]], dim=1)
-        return KnownPoses(quaternion, displacement)
+        return StartingPoses(quaternion, displacement)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .rotations import smallest_eigenvector
@@ -21,27 +22,29 @@ from .rotations import smallest_eigenvector
 _ROW, _COLUMN = (0, 1, 2, 3, 1, 2, 3, 2, 3, 3), (0, 0, 0, 0, 1, 1, 1, 2, 2, 3)
 
 
-def symmetric_from_10(vector: Tensor) -> Tensor:
+def symmetric_from_10(vector: Float[Tensor, "*batch 10"]) -> Float[Tensor, "*batch 4 4"]:
     """Ten numbers (..., 10) to the symmetric matrix (..., 4, 4) whose lower triangle, column by column, they are."""
     matrix = vector.new_zeros(*vector.shape[:-1], 4, 4)
     matrix[..., _ROW, _COLUMN] = vector
     return matrix + matrix.tril(-1).transpose(-1, -2)
 
 
-def psd_from_10(vector: Tensor) -> Tensor:
+def psd_from_10(vector: Float[Tensor, "*batch 10"]) -> Float[Tensor, "*batch 4 4"]:
     """Ten numbers (..., 10) to the positive semi-definite ``L L'`` (..., 4, 4), L lower triangular (Cryo-forum)."""
     lower = vector.new_zeros(*vector.shape[:-1], 4, 4)
     lower[..., _ROW, _COLUMN] = vector
     return lower @ lower.transpose(-1, -2)
 
 
-def isotropic_bingham(quaternion: Tensor, concentration: Tensor) -> Tensor:
+def isotropic_bingham(quaternion: Float[Tensor, "*batch 4"], concentration: Float[Tensor, " *batch"]
+                      ) -> Float[Tensor, "*batch 4 4"]:
     """``A = k (I - q q')`` (..., 4, 4): equally sure about all axes. Shapes (..., 4) and (...,)."""
     outer = quaternion[..., :, None] * quaternion[..., None, :]
     return concentration[..., None, None] * (torch.eye(4, dtype=outer.dtype, device=outer.device) - outer)
 
 
-def bingham_from_weights(quaternion: Tensor, weight: Tensor) -> Tensor:
+def bingham_from_weights(quaternion: Float[Tensor, "*batch m 4"], weight: Float[Tensor, "*batch m"]
+                         ) -> Float[Tensor, "*batch 4 4"]:
     """``A = -sum_j w_j q_j q_j'`` (..., 4, 4) from rotations (..., m, 4) and weights (..., m).
 
     Its smallest eigenvector is the weighted mean rotation (Markley et al. 2007, doi 10.2514/1.28949).
@@ -49,7 +52,7 @@ def bingham_from_weights(quaternion: Tensor, weight: Tensor) -> Tensor:
     return -torch.einsum("...m,...mi,...mj->...ij", weight, quaternion, quaternion)
 
 
-def eigenvalue_gaps(bingham: Tensor) -> Tensor:
+def eigenvalue_gaps(bingham: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 3"]:
     """The three precisions ``lambda_i - lambda_1`` (..., 3), ascending, of matrices (..., 4, 4)."""
     eigenvalues = torch.linalg.eigvalsh(bingham)
     return eigenvalues[..., 1:] - eigenvalues[..., :1]
@@ -73,7 +76,7 @@ def _log_spaced_nodes(scale: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return torch.expm1(v * growth) / scale, w * growth * torch.exp(v * growth) / scale
 
 
-def bingham_log_normalizer(eigenvalues: Tensor, n_nodes: int = 48) -> Tensor:
+def bingham_log_normalizer(eigenvalues: Float[Tensor, "*batch 4"], n_nodes: int = 48) -> Float[Tensor, " *batch"]:
     """log F (...,) for ascending eigenvalues (..., 4); exact to 1e-10 for gaps from 0 to 1e6, differentiable.
 
     In the coordinates ``(sqrt(1-t) e^(i a), sqrt(t) e^(i b))`` of the sphere both angles integrate to Bessel functions:
@@ -89,7 +92,8 @@ def bingham_log_normalizer(eigenvalues: Tensor, n_nodes: int = 48) -> Tensor:
     return (math.log(2 * math.pi ** 2) - first + integral.log()).to(eigenvalues.dtype)
 
 
-def bingham_negative_log_likelihood(bingham: Tensor, quaternion: Tensor) -> Tensor:
+def bingham_negative_log_likelihood(bingham: Float[Tensor, "*#batch 4 4"], quaternion: Float[Tensor, "*#batch 4"]
+                                    ) -> Float[Tensor, "..."]:
     """``q' A q + log F(A)`` (...,) of rotations (..., 4) under matrices (..., 4, 4).
 
     Finite, with finite gradients, also where eigenvalues coincide (only eigenvalues are differentiated).
@@ -136,7 +140,8 @@ def _error_distribution(gaps: Tensor, n_angles: int = 64) -> tuple[Tensor, Tenso
     return 2 * half_angle, cumulative / cumulative[:, -1:]
 
 
-def angular_error(eigenvalues: Tensor, coverage: float = 0.9, chunk: int = 2048) -> tuple[Tensor, Tensor]:
+def angular_error(eigenvalues: Float[Tensor, "n 4"], coverage: float = 0.9, chunk: int = 2048
+                  ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """What the distribution says about its own mode, from ascending eigenvalues (n, 4).
 
     Returns the expected angle in degrees (n,) between the mode and the true rotation, and the angle in degrees (n,)
@@ -157,7 +162,8 @@ def angular_error(eigenvalues: Tensor, coverage: float = 0.9, chunk: int = 2048)
     return tuple(torch.rad2deg(torch.cat(part)).to(eigenvalues.dtype) for part in (expected, bound))
 
 
-def sample_bingham(bingham: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+def sample_bingham(bingham: Float[Tensor, "batch 4 4"], n: int, generator: torch.Generator | None = None
+                   ) -> Float[Tensor, "batch {n} 4"]:
     """``n`` rotations (batch, n, 4) from each of the matrices (batch, 4, 4).
 
     Rejection from an angular central Gaussian envelope (Kent, Ganeiber and Mardia 2013, arXiv 1310.8110), exact; on
@@ -192,17 +198,17 @@ def _envelope_parameter(gaps: Tensor) -> Tensor:
     return 0.5 * (low + high)
 
 
-def dispersion_max(eigenvalues: Tensor) -> Tensor:
+def dispersion_max(eigenvalues: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
     """Cryo-forum's largest dispersion ``lambda_1 - lambda_2`` (...,): <= 0, lower is surer. Eigenvalues ascend."""
     return eigenvalues[..., 0] - eigenvalues[..., 1]
 
 
-def dispersion_trace(eigenvalues: Tensor) -> Tensor:
+def dispersion_trace(eigenvalues: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
     """Cryo-forum's sum of dispersions ``sum_i (lambda_1 - lambda_i)`` (...,): <= 0, lower is surer."""
     return (eigenvalues[..., :1] - eigenvalues).sum(-1)
 
 
-def dispersion_wigner(eigenvalues: Tensor) -> Tensor:
+def dispersion_wigner(eigenvalues: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
     """Cryo-forum's Wigner log-likelihood of the spacings, ``sum_i log s_i - pi s_i^2 / 4`` (...,): lower is surer."""
     spacing = eigenvalues.diff(dim=-1).clamp_min(torch.finfo(eigenvalues.dtype).tiny)
     return (spacing.log() - 0.25 * math.pi * spacing.square()).sum(-1)
@@ -212,20 +218,20 @@ def dispersion_wigner(eigenvalues: Tensor) -> Tensor:
 class OrientationPosterior:
     """What is believed about n particles' rotations. Angles in degrees."""
 
-    bingham: Tensor
+    bingham: Float[Tensor, "n 4 4"]
     """(n, 4, 4) symmetric; density exp(-q'Aq) / F(A)."""
-    quaternion: Tensor
+    quaternion: Float[Tensor, "n 4"]
     """(n, 4) the mode."""
-    eigenvalues: Tensor
+    eigenvalues: Float[Tensor, "n 4"]
     """(n, 4) of ``bingham``, ascending."""
-    expected_error_deg: Tensor
+    expected_error_deg: Float[Tensor, " n"]
     """(n,) expected angle between the mode and the true rotation."""
-    error_bound_deg: Tensor
+    error_bound_deg: Float[Tensor, " n"]
     """(n,) the truth is within this angle of the mode with probability ``coverage``."""
     coverage: float
 
     @classmethod
-    def from_bingham(cls, bingham: Tensor, quaternion: Tensor | None = None,
+    def from_bingham(cls, bingham: Float[Tensor, "n 4 4"], quaternion: Float[Tensor, "n 4"] | None = None,
                      coverage: float = 0.9) -> "OrientationPosterior":
         """From matrices (n, 4, 4). ``quaternion`` (n, 4): the mode, where it is known already."""
         eigenvalues = torch.linalg.eigvalsh(bingham)
@@ -234,13 +240,13 @@ class OrientationPosterior:
         return cls(bingham, mode, eigenvalues, expected, bound, coverage)
 
     @property
-    def gaps(self) -> Tensor:
+    def gaps(self) -> Float[Tensor, "n 3"]:
         """(n, 3) precisions lambda_i - lambda_1, ascending."""
         return self.eigenvalues[:, 1:] - self.eigenvalues[:, :1]
 
     def __len__(self) -> int:
         return len(self.bingham)
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "len {n} 4"]:
         """``n`` rotations (len, n, 4) from each posterior."""
         return sample_bingham(self.bingham, n, generator)

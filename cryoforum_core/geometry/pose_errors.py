@@ -8,6 +8,7 @@ all), mirrored, or moved. ``align_frame`` finds g and the hand by a vote, so tha
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .poses import Poses
@@ -39,15 +40,15 @@ class FrameAlignment:
     leaves origins as they are.
     """
 
-    rotation: Tensor
+    rotation: Float[Tensor, " 4"]
     """Quaternion (4,) that is composed on the right of the estimated poses."""
     is_mirrored: bool
     agreement: float
     """Weighted fraction (0 to 1) of the poses that agree with the alignment within some 15 degrees."""
-    translation_angstrom: Tensor | None = None
+    translation_angstrom: Float[Tensor, " 3"] | None = None
     """(3,) along (x, y, z) of the known frame; None where shifts were not compared."""
 
-    def apply(self, quaternion: Tensor) -> Tensor:
+    def apply(self, quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
         """Estimated poses (..., 4) in the frame of the known ones."""
         if self.is_mirrored:
             quaternion = mirror_hand(quaternion)
@@ -62,17 +63,19 @@ class FrameAlignment:
         return Poses(quaternion, poses.shift_angstrom + seen.to(poses.shift_angstrom))
 
 
-def rotation_errors_deg(estimated: Tensor, true: Tensor, group: Tensor) -> Tensor:
+def rotation_errors_deg(estimated: Float[Tensor, "n 4"], true: Float[Tensor, "n 4"], group: Float[Tensor, "g 4"]
+                        ) -> Float[Tensor, " n"]:
     """Angle in degrees between poses (N, 4), the smallest over the molecule's symmetry ``group`` (G, 4): (N,)."""
     return symmetric_distance_deg(estimated, true, group)
 
 
-def shift_errors_angstrom(estimated: Tensor, true: Tensor) -> Tensor:
+def shift_errors_angstrom(estimated: Float[Tensor, "n 2"], true: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
     """Distance between shifts (N, 2) in Angstrom: (N,)."""
     return (estimated - true).norm(dim=-1)
 
 
-def align_frame(estimated: Tensor, true: Tensor, group: Tensor, allow_mirror: bool = False) -> FrameAlignment:
+def align_frame(estimated: Float[Tensor, "n 4"], true: Float[Tensor, "n 4"], group: Float[Tensor, "g 4"],
+                allow_mirror: bool = False) -> FrameAlignment:
     """The frame of ``estimated`` (N, 4) against ``true`` (N, 4), over the symmetry ``group`` (G, 4) of the known map.
 
     Each pair proposes one turn; the turn that most pairs agree with is refined on those pairs. It stands a majority
@@ -85,7 +88,7 @@ def align_frame(estimated: Tensor, true: Tensor, group: Tensor, allow_mirror: bo
     return max(candidates, key=lambda candidate: candidate.agreement)
 
 
-def align_poses(estimated: Poses, true: Poses, group: Tensor, allow_mirror: bool = False) -> FrameAlignment:
+def align_poses(estimated: Poses, true: Poses, group: Float[Tensor, "g 4"], allow_mirror: bool = False) -> FrameAlignment:
     """As ``align_frame``, and the translation between the two maps, from the shifts of the poses that agree.
 
     Robust: least absolute distances, so that up to nearly half of those shifts may be wrong. The translation is zero
@@ -154,7 +157,7 @@ def _refine(rotation: Tensor, turns: Tensor, group: Tensor, width_deg: float) ->
     return compose(rotation, rotation_vector_to_quaternion(step))
 
 
-def error_summary(errors_deg: Tensor) -> dict[str, float]:
+def error_summary(errors_deg: Float[Tensor, " n"]) -> dict[str, float]:
     """Median, mean, and the fractions below 5 and 10 degrees of rotation errors (N,), N > 0."""
     return {
         "median_error_deg": float(errors_deg.median()),

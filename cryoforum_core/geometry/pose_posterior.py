@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .poses import Poses
@@ -17,10 +18,10 @@ class PosePosterior:
     """``quaternion`` (N, K, 4), ``shift_angstrom`` (N, K, 2), ``weight`` (N, K), which sums to 1; ``information``
     (N, 3, 3) about the rotation vector (rad, in the molecule's frame) near the first hypothesis, which counts for all."""
 
-    quaternion: Tensor
-    shift_angstrom: Tensor
-    weight: Tensor
-    information: Tensor
+    quaternion: Float[Tensor, "n k 4"]
+    shift_angstrom: Float[Tensor, "n k 2"]
+    weight: Float[Tensor, "n k"]
+    information: Float[Tensor, "n 3 3"]
 
     def __len__(self) -> int:
         return len(self.quaternion)
@@ -29,7 +30,7 @@ class PosePosterior:
         """The first hypotheses."""
         return Poses(self.quaternion[:, 0], self.shift_angstrom[:, 0])
 
-    def sample(self, rows: Tensor, generator: torch.Generator) -> Poses:
+    def sample(self, rows: Int[Tensor, " m"], generator: torch.Generator) -> Poses:
         """One pose for each of ``rows`` (n,), drawn from its posterior.
 
         In expectation over draws p of an image, a network that learns their likelihood under ``exp(-q'Aq) / F(A)``
@@ -44,7 +45,7 @@ class PosePosterior:
         turn = (axes @ (deviation * normal)[..., None])[..., 0].to(quaternion)
         return Poses(compose(quaternion, rotation_vector_to_quaternion(turn)), shift_angstrom)
 
-    def outer_product(self) -> Tensor:
+    def outer_product(self) -> Float[Tensor, "n 4 4"]:
         """``sum_j p_j q_j q_j'`` over the hypotheses themselves: (N, 4, 4)."""
         return torch.einsum("nk,nki,nkj->nij", self.weight, self.quaternion, self.quaternion)
 

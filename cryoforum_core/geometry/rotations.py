@@ -10,16 +10,17 @@ import math
 
 import roma
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def relion_euler_to_quaternion(euler_deg: Tensor) -> Tensor:
+def relion_euler_to_quaternion(euler_deg: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4"]:
     """RELION's (rot, tilt, psi) in degrees, shape (..., 3), to quaternions (..., 4)."""
     angles_rad = torch.deg2rad(euler_deg)
     return inverse(roma.euler_to_unitquat("ZYZ", angles_rad.unbind(-1)))
 
 
-def quaternion_to_relion_euler(quaternion: Tensor) -> Tensor:
+def quaternion_to_relion_euler(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3"]:
     """Quaternions (..., 4) to RELION's (rot, tilt, psi) in degrees (..., 3), tilt in [0, 180].
 
     At tilt 0 and 180 only one of rot and psi is determined; psi is set to 0 there.
@@ -35,51 +36,51 @@ def quaternion_to_relion_euler(quaternion: Tensor) -> Tensor:
     return torch.rad2deg(torch.stack([rot, tilt, psi], dim=-1))
 
 
-def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
+def quaternion_to_matrix(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
     """Unit quaternions (..., 4) to rotation matrices (..., 3, 3)."""
     return roma.unitquat_to_rotmat(quaternion)
 
 
-def matrix_to_quaternion(matrix: Tensor) -> Tensor:
+def matrix_to_quaternion(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
     """Rotation matrices (..., 3, 3) to unit quaternions (..., 4)."""
     return roma.rotmat_to_unitquat(matrix)
 
 
-def compose(first: Tensor, second: Tensor) -> Tensor:
+def compose(first: Float[Tensor, "*#batch 4"], second: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "... 4"]:
     """The quaternion of the matrix product ``R(first) @ R(second)``; shapes (..., 4) broadcast."""
     first, second = torch.broadcast_tensors(first, second)
     return roma.quat_product(first, second)
 
 
-def left_multiplication(quaternion: Tensor) -> Tensor:
+def left_multiplication(quaternion: Float[Tensor, " 4"]) -> Float[Tensor, "4 4"]:
     """The matrix (4, 4) of ``q -> compose(quaternion, q)``; quaternion: (4,)."""
     unit = torch.eye(4, dtype=quaternion.dtype, device=quaternion.device)
     return compose(quaternion.expand(4, 4), unit).T
 
 
-def inverse(quaternion: Tensor) -> Tensor:
+def inverse(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
     """The inverse rotation of unit quaternions (..., 4)."""
     return roma.quat_conjugation(quaternion)
 
 
-def rotation_vector_to_quaternion(rotation_vector_rad: Tensor) -> Tensor:
+def rotation_vector_to_quaternion(rotation_vector_rad: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4"]:
     """Axis times angle in radians (..., 3) to quaternions (..., 4)."""
     return roma.rotvec_to_unitquat(rotation_vector_rad)
 
 
-def quaternion_to_rotation_vector(quaternion: Tensor) -> Tensor:
+def quaternion_to_rotation_vector(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3"]:
     """Quaternions (..., 4) to axis times angle (at most pi) in radians (..., 3)."""
     return roma.unitquat_to_rotvec(quaternion)
 
 
-def in_plane_quaternion(angle_rad: Tensor) -> Tensor:
+def in_plane_quaternion(angle_rad: Float[Tensor, " *batch"]) -> Float[Tensor, "*batch 4"]:
     """The rotation about the beam that turns +x towards +y by ``angle_rad`` (...,): quaternions (..., 4)."""
     half = 0.5 * angle_rad
     zero = torch.zeros_like(half)
     return torch.stack([zero, zero, torch.sin(half), torch.cos(half)], dim=-1)
 
 
-def rotation_of_view(angle_rad: Tensor, is_mirrored: bool) -> Tensor:
+def rotation_of_view(angle_rad: Float[Tensor, " *batch"], is_mirrored: bool) -> Float[Tensor, "*batch 4"]:
     """What multiplies, on the left, the pose of an image that is mirrored (x and -x exchanged) or not, and then turned by
     ``angle_rad`` (...,), +x towards +y: quaternions (..., 4).
 
@@ -89,7 +90,7 @@ def rotation_of_view(angle_rad: Tensor, is_mirrored: bool) -> Tensor:
     return compose(rotation, rotation.new_tensor([0.0, 1.0, 0.0, 0.0])) if is_mirrored else rotation
 
 
-def angular_distance_rad(first: Tensor, second: Tensor) -> Tensor:
+def angular_distance_rad(first: Float[Tensor, "*#batch 4"], second: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "..."]:
     """Angle in [0, pi] between rotations (..., 4), broadcast; its gradient is finite, also at equality.
 
     ``4 asin(|q1 -+ q2| / 2)`` keeps digits at small angles, where acos of the dot product loses them.
@@ -103,20 +104,20 @@ def angular_distance_rad(first: Tensor, second: Tensor) -> Tensor:
     return 4.0 * torch.asin((0.5 * chord).clamp_max(1.0))
 
 
-def angular_distance_deg(first: Tensor, second: Tensor) -> Tensor:
+def angular_distance_deg(first: Float[Tensor, "*#batch 4"], second: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "..."]:
     """As ``angular_distance_rad``, in degrees."""
     return torch.rad2deg(angular_distance_rad(first, second))
 
 
 def random_quaternions(n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32,
-                       device: torch.device | str = "cpu") -> Tensor:
+                       device: torch.device | str = "cpu") -> Float[Tensor, "{n} 4"]:
     """``n`` rotations, uniform over SO(3): (n, 4)."""
     normal = torch.randn(n, 4, generator=generator, dtype=dtype,
                          device=generator.device if generator is not None else device)
     return torch.nn.functional.normalize(normal, dim=-1).to(device)
 
 
-def smallest_eigenvector(matrix: Tensor) -> Tensor:
+def smallest_eigenvector(matrix: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4"]:
     """The unit eigenvector (..., 4) of the smallest eigenvalue of symmetric matrices (..., 4, 4).
 
     The quaternion that minimises q'Aq: the quadratically constrained quadratic program of Peretroukhin et al. 2020
@@ -125,13 +126,13 @@ def smallest_eigenvector(matrix: Tensor) -> Tensor:
     return roma.symmatrix_to_projective_point(matrix)
 
 
-def s2s2_to_quaternion(vectors: Tensor) -> Tensor:
+def s2s2_to_quaternion(vectors: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 4"]:
     """Two 3-vectors (..., 6), orthonormalised (Gram-Schmidt, Zhou et al. 2019), to quaternions (..., 4)."""
     columns = vectors.reshape(*vectors.shape[:-1], 2, 3).transpose(-1, -2)
     return matrix_to_quaternion(roma.special_gramschmidt(columns))
 
 
-def mirror_hand(quaternion: Tensor) -> Tensor:
+def mirror_hand(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
     """Poses (..., 4) that belong to the map mirrored in z: RELION's (rot + 180, tilt, psi + 180)."""
     half_turn = quaternion.new_tensor([0.0, 0.0, 1.0, 0.0])
     return compose(half_turn, compose(quaternion, half_turn))

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .rotations import rotation_vector_to_quaternion
@@ -12,7 +13,8 @@ _PSI = 1.533751168755204288118041
 _PHI = math.sqrt(2)
 
 
-def super_fibonacci(n: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+def super_fibonacci(n: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+                    ) -> Float[Tensor, "{n} 4"]:
     """``n`` rotations that cover SO(3) evenly: quaternions (n, 4).
 
     Alexa, "Super-Fibonacci Spirals: Fast, Low-Discrepancy Sampling of SO(3)", CVPR 2022, algorithm 1.
@@ -31,7 +33,7 @@ def n_rotations_for_step(step_deg: float) -> int:
 
 
 def local_offsets(radius_deg: float, step_deg: float, dtype: torch.dtype = torch.float32,
-                  device: torch.device | str = "cpu") -> Tensor:
+                  device: torch.device | str = "cpu") -> Float[Tensor, "m 4"]:
     """Rotations within ``radius_deg`` of the identity, the identity first, nearest first: quaternions (m, 4).
 
     A body-centred cubic lattice of rotation vectors, neighbours ``step_deg`` apart: of the lattices it leaves the

@@ -9,6 +9,7 @@ import math
 import re
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
@@ -39,7 +40,8 @@ def normalise_name(name: str) -> str:
     return found
 
 
-def symmetry_group(name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+def symmetry_group(name: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+                   ) -> Float[Tensor, "g 4"]:
     """The rotations of a point group as quaternions (G, 4), the identity first.
 
     ``name``: cN, dN, t, o, i, i1, i2, i3 or i4 in either case. Raises InputError for any other name.
@@ -73,7 +75,8 @@ def _closure(generators: list[Tensor]) -> Tensor:
     return torch.stack(elements)
 
 
-def nearest_equivalent(quaternion: Tensor, reference: Tensor, group: Tensor) -> Tensor:
+def nearest_equivalent(quaternion: Float[Tensor, "*#batch 4"], reference: Float[Tensor, "*#batch 4"],
+                       group: Float[Tensor, "g 4"]) -> Float[Tensor, "... 4"]:
     """Of the equivalent poses q g, the one nearest to the reference, with the sign that makes their dot product >= 0.
 
     quaternion, reference: (..., 4), broadcast; group: (G, 4). Returns (..., 4), differentiable in ``quaternion``.
@@ -88,13 +91,15 @@ def nearest_equivalent(quaternion: Tensor, reference: Tensor, group: Tensor) -> 
     return compose(quaternion, group[best.squeeze(-1)] * sign)
 
 
-def symmetric_distance_rad(first: Tensor, second: Tensor, group: Tensor) -> Tensor:
+def symmetric_distance_rad(first: Float[Tensor, "*#batch 4"], second: Float[Tensor, "*#batch 4"], group: Float[Tensor, "g 4"]
+                           ) -> Float[Tensor, "..."]:
     """Smallest angle in radians between poses over the molecule's symmetry: (..., 4), (..., 4), (G, 4) -> (...,)."""
     if len(group) > 1:
         first = nearest_equivalent(first, second, group)
     return angular_distance_rad(first, second)
 
 
-def symmetric_distance_deg(first: Tensor, second: Tensor, group: Tensor) -> Tensor:
+def symmetric_distance_deg(first: Float[Tensor, "*#batch 4"], second: Float[Tensor, "*#batch 4"], group: Float[Tensor, "g 4"]
+                           ) -> Float[Tensor, "..."]:
     """As ``symmetric_distance_rad``, in degrees."""
     return torch.rad2deg(symmetric_distance_rad(first, second, group))

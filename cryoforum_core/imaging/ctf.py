@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 import torch
 import torch_ctf
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -16,13 +17,13 @@ from torch import Tensor
 class CTFParameters:
     """RELION's CTF fields and units, one value for each image: every field has shape (N,)."""
 
-    defocus_u_angstrom: Tensor
-    defocus_v_angstrom: Tensor
-    defocus_angle_deg: Tensor
-    phase_shift_deg: Tensor
-    voltage_kv: Tensor
-    spherical_aberration_mm: Tensor
-    amplitude_contrast: Tensor
+    defocus_u_angstrom: Float[Tensor, " n"]
+    defocus_v_angstrom: Float[Tensor, " n"]
+    defocus_angle_deg: Float[Tensor, " n"]
+    phase_shift_deg: Float[Tensor, " n"]
+    voltage_kv: Float[Tensor, " n"]
+    spherical_aberration_mm: Float[Tensor, " n"]
+    amplitude_contrast: Float[Tensor, " n"]
 
     def __len__(self) -> int:
         return len(self.defocus_u_angstrom)
@@ -48,11 +49,12 @@ class CTFParameters:
                          & (self.spherical_aberration_mm == 0) & (self.amplitude_contrast == 1)).all())
 
     @property
-    def mean_defocus_angstrom(self) -> Tensor:
+    def mean_defocus_angstrom(self) -> Float[Tensor, " n"]:
         return 0.5 * (self.defocus_u_angstrom + self.defocus_v_angstrom)
 
 
-def ctf_2d(parameters: CTFParameters, box_size_px: int, pixel_size_angstrom: float) -> Tensor:
+def ctf_2d(parameters: CTFParameters, box_size_px: int, pixel_size_angstrom: float
+           ) -> Float[Tensor, "n {box_size_px} {box_size_px}//2+1"]:
     """The CTF (N, B, B // 2 + 1) float32 on the grid of ``fft_image``, in [-1, 1]."""
     u, v = parameters.defocus_u_angstrom.double(), parameters.defocus_v_angstrom.double()
     # torch_ctf works in micrometres, wants U >= V (its square root of a negative difference is NaN), and counts the

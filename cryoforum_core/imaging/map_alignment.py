@@ -9,6 +9,7 @@ in all directions is taken out, since it agrees whatever the turn.
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from ..geometry.rotations import angular_distance_deg, compose, quaternion_to_matrix
@@ -39,9 +40,9 @@ class ReferenceAlignment:
     """Correlation of the map with the reference, the mean over the voxels of the shells used (whitened)."""
     score_mirrored: float
     """The same for the mirrored map."""
-    rotation: Tensor
+    rotation: Float[Tensor, " 4"]
     """Quaternion (4,), as of ``FrameAlignment`` and ``turn_volume``."""
-    translation_px: Tensor
+    translation_px: Float[Tensor, " 3"]
     """(3,) along (x, y, z) in pixels of the map."""
     is_mirrored: bool
 
@@ -51,13 +52,13 @@ class CentredMap:
     """A map centred on its density, masked, cropped in Fourier space and whitened, ready to be sampled."""
 
     transform: FourierVolume
-    centre_px: Tensor
+    centre_px: Float[Tensor, " 3"]
     """(3,): the centre of density, in pixels of the original map."""
     pixels_per_pixel: float
     """Pixels of the original map in one of the cropped one."""
 
     @classmethod
-    def of(cls, volume: Tensor, max_radius_px: float) -> "CentredMap":
+    def of(cls, volume: Float[Tensor, "d d d"], max_radius_px: float) -> "CentredMap":
         """From a map (b, b, b); ``max_radius_px``: the largest radius that will be sampled, cycles per box."""
         size, volume = len(volume), volume.float()
         centre = centre_of_mass_px(volume, _CENTRING_BOXES * size)
@@ -94,7 +95,7 @@ def amplitudes(transform: FourierVolume) -> FourierVolume:
     return FourierVolume(data, transform.box_size_px, transform.padding, transform.max_radius_px)
 
 
-def half_ball(max_radius_px: float, device: torch.device | str = "cpu") -> Tensor:
+def half_ball(max_radius_px: float, device: torch.device | str = "cpu") -> Float[Tensor, "m 3"]:
     """Whole frequencies (kx, ky, kz) (m, 3), kx >= 0, in the shells used that are not each other's Friedel mates."""
     reach = int(max_radius_px)
     axis = torch.arange(-reach, reach + 1, device=device, dtype=torch.float32)
@@ -104,12 +105,14 @@ def half_ball(max_radius_px: float, device: torch.device | str = "cpu") -> Tenso
     return k[first & (radius >= MIN_RADIUS_PX) & (radius <= max_radius_px)]
 
 
-def turned_samples(transform: FourierVolume, quaternion: Tensor, k: Tensor) -> Tensor:
+def turned_samples(transform: FourierVolume, quaternion: Float[Tensor, "n 4"], k: Float[Tensor, "m 3"]
+                   ) -> Complex[Tensor, "n m"]:
     """Values (n, m) of the transforms of the map turned by each of (n, 4), at ``k`` (m, 3)."""
     return transform.sample(k @ quaternion_to_matrix(quaternion).mT)
 
 
-def cross_correlation_peak(cross: Tensor, k: Tensor, box_size_px: int) -> tuple[Tensor, Tensor]:
+def cross_correlation_peak(cross: Complex[Tensor, "n m"], k: Float[Tensor, "m 3"], box_size_px: int
+                           ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, " n"]]:
     """Where ``sum_k Re(cross(k) exp(2 pi i k t / box))`` is largest: t (n, 3) in whole pixels, and the mean there (n,).
 
     cross: (n, m) at ``k`` (m, 3) of ``half_ball``.
@@ -131,7 +134,8 @@ def _displaced(cross: Tensor, k: Tensor, shift_px: Tensor, box_size_px: int) -> 
     return cross * torch.polar(torch.ones_like(angle), angle)
 
 
-def distinct(quaternion: Tensor, score: Tensor, most: int, apart_deg: float) -> Tensor:
+def distinct(quaternion: Float[Tensor, "n 4"], score: Float[Tensor, " n"], most: int, apart_deg: float
+             ) -> Int[Tensor, " kept"]:
     """Indices of the best-scored rotations (n, 4) that are at least ``apart_deg`` from each other, at most ``most``."""
     kept: list[int] = []
     for index in score.argsort(descending=True)[:20 * most].tolist():
@@ -142,13 +146,14 @@ def distinct(quaternion: Tensor, score: Tensor, most: int, apart_deg: float) -> 
     return torch.tensor(kept)
 
 
-def in_batches(quaternion: Tensor, samples_each: int) -> tuple[Tensor, ...]:
+def in_batches(quaternion: Float[Tensor, "n 4"], samples_each: int) -> tuple[Float[Tensor, "_ 4"], ...]:
     """Rotations (n, 4) in pieces of about a million samples."""
     return quaternion.split(max(1, _SAMPLES_AT_ONCE // samples_each))
 
 
 @torch.no_grad()
-def align_to_reference(volume: Tensor, reference: Tensor, max_radius_px: float = 10.0) -> ReferenceAlignment:
+def align_to_reference(volume: Float[Tensor, "b b b"], reference: Float[Tensor, "b b b"],
+                       max_radius_px: float = 10.0) -> ReferenceAlignment:
     """The turn, translation and hand that bring ``volume`` onto ``reference``, two maps (b, b, b) of one pixel size.
 
     Only frequencies up to ``max_radius_px`` cycles per box count. The molecule may lie anywhere in the box; the maps

@@ -1,6 +1,7 @@
 """Soft masks in real space."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,21 +20,22 @@ def _raised_cosine(radius: Tensor, edge_start: float, edge_px: float) -> Tensor:
 
 
 def soft_circle(box_size_px: int, radius_px: float, edge_px: float = 3.0,
-                device: torch.device | str = "cpu") -> Tensor:
+                device: torch.device | str = "cpu") -> Float[Tensor, "{box_size_px} {box_size_px}"]:
     """A disc of ``radius_px`` around the centre B // 2, falling to 0 over ``edge_px`` outside: (B, B)."""
     offset = torch.arange(box_size_px, device=device, dtype=torch.float32) - box_size_px // 2
     return _raised_cosine(torch.hypot(offset[:, None], offset[None, :]), radius_px, edge_px)
 
 
 def soft_sphere(box_size_px: int, radius_px: float, edge_px: float = 3.0,
-                device: torch.device | str = "cpu") -> Tensor:
+                device: torch.device | str = "cpu") -> Float[Tensor, "{box_size_px} {box_size_px} {box_size_px}"]:
     """A ball of ``radius_px`` around the centre D // 2, falling to 0 over ``edge_px`` outside: (D, D, D)."""
     squared = (torch.arange(box_size_px, device=device, dtype=torch.float32) - box_size_px // 2).square()
     radius = torch.sqrt(squared[:, None, None] + squared[None, :, None] + squared[None, None, :])
     return _raised_cosine(radius, radius_px, edge_px)
 
 
-def molecule_mask(volume: Tensor, level: float = 0.1, dilation_of_box: float = 0.05) -> Tensor:
+def molecule_mask(volume: Float[Tensor, "d d d"], level: float = 0.1, dilation_of_box: float = 0.05
+                  ) -> Float[Tensor, "d d d"]:
     """1 where the molecule is, 0 in the solvent, with a soft edge: (D, D, D), from a low-pass filtered map.
 
     Voxels above ``level`` times the map's 99.5th percentile, grown by ``dilation_of_box``, edge as wide again.
@@ -48,7 +50,7 @@ def molecule_mask(volume: Tensor, level: float = 0.1, dilation_of_box: float = 0
     return _blurred(grown, 0.5 * reach)[0, 0].to(volume.dtype)
 
 
-def molecule_outline(volume: Tensor, resolution_radius_px: float) -> Tensor:
+def molecule_outline(volume: Float[Tensor, "d d d"], resolution_radius_px: float) -> Float[Tensor, "d d d"]:
     """``molecule_mask`` of a map (D, D, D) that is good to ``resolution_radius_px`` cycles per box: drawn nearly as finely,
     and grown by half a period of that (``docs/decisions.md``, Ab initio)."""
     radius_px = max(_OUTLINE_RADIUS_PX, _OUTLINE_OF_RESOLUTION * resolution_radius_px)

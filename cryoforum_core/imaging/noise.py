@@ -1,6 +1,7 @@
 """The noise of the images: its power spectrum from the background, and whitening."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .fourier import fft_image, shell_average, shell_index
@@ -8,12 +9,12 @@ from .masks import soft_circle
 
 
 def background_mask(box_size_px: int, particle_radius_px: float, edge_px: float = 3.0,
-                    device: torch.device | str = "cpu") -> Tensor:
+                    device: torch.device | str = "cpu") -> Float[Tensor, "{box_size_px} {box_size_px}"]:
     """1 in the background, 0 within the particle's circle: (B, B)."""
     return 1.0 - soft_circle(box_size_px, particle_radius_px, edge_px, device)
 
 
-def noise_power_spectrum(images: Tensor, particle_radius_px: float) -> Tensor:
+def noise_power_spectrum(images: Float[Tensor, "n b b"], particle_radius_px: float) -> Float[Tensor, " b//2+1"]:
     """Mean of |fft_image(noise)|^2 over each shell (B // 2 + 1,), from the background of images (N, B, B).
 
     The background is what lies outside the particle's circle. Masking smooths the spectrum over a few shells and
@@ -28,6 +29,7 @@ def noise_power_spectrum(images: Tensor, particle_radius_px: float) -> Tensor:
     return torch.cat([spectrum[2:3], spectrum[2:3], spectrum[2:]]).clamp_min(torch.finfo(spectrum.dtype).tiny)
 
 
-def noise_weight(spectrum: Tensor, box_size_px: int) -> Tensor:
+def noise_weight(spectrum: Float[Tensor, " {box_size_px}//2+1"], box_size_px: int
+                 ) -> Float[Tensor, "{box_size_px} {box_size_px}//2+1"]:
     """1 / noise power on the grid of ``fft_image``: (B, B // 2 + 1)."""
     return 1.0 / spectrum[shell_index(box_size_px, spectrum.device)]

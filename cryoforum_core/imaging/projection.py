@@ -7,6 +7,7 @@ map by sinc^2, so the map is divided by it first.
 """
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,7 +16,8 @@ from .fourier import fft_volume, frequency_grid, half_plane_pixels, ifft_volume,
 from .masks import soft_sphere
 
 
-def gridding_correction(size: int, padding: int, device: torch.device | str = "cpu") -> Tensor:
+def gridding_correction(size: int, padding: int, device: torch.device | str = "cpu"
+                        ) -> Float[Tensor, "{size} {size} {size}"]:
     """The real-space factor sinc^2 along x, y and z of trilinear interpolation: (D, D, D)."""
     offset = (torch.arange(size, device=device) - size // 2) / (padding * size)
     window = torch.sinc(offset).square()
@@ -37,13 +39,13 @@ class FourierVolume:
     and z. Only radii up to ``max_radius_px`` (cycles per box) can be sampled.
     """
 
-    def __init__(self, data: Tensor, box_size_px: int, padding: float, max_radius_px: float):
+    def __init__(self, data: Float[Tensor, "1 channels z z x"], box_size_px: int, padding: float, max_radius_px: float):
         # channels last: the corners of one sample lie together in memory (2x faster on a CPU with 8 channels)
         self.data = data.contiguous(memory_format=torch.channels_last_3d)
         self.box_size_px, self.padding, self.max_radius_px = box_size_px, padding, max_radius_px
 
     @classmethod
-    def from_real(cls, volume: Tensor, padding: int = 2, max_radius_px: float | None = None,
+    def from_real(cls, volume: Float[Tensor, "d d d"], padding: int = 2, max_radius_px: float | None = None,
                   with_gradient: bool = False) -> "FourierVolume":
         """From a map (D, D, D) [z, y, x]; differentiable with respect to it."""
         size = volume.shape[-1]
@@ -85,12 +87,13 @@ class FourierVolume:
     def has_gradient(self) -> bool:
         return self.data.shape[1] == 8
 
-    def sample(self, points: Tensor) -> Tensor:
+    def sample(self, points: Float[Tensor, "n m 3"]) -> Complex[Tensor, "n m"]:
         """Complex values (n, m) at ``points`` (n, m, 3) = (kx, ky, kz) in cycles per box."""
         (real, imaginary), sign = self._interpolate(points, 2)
         return torch.complex(real, imaginary * sign)
 
-    def sample_with_gradient(self, points: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def sample_with_gradient(self, points: Float[Tensor, "n m 3"]) -> tuple[
+            Complex[Tensor, "n m"], tuple[Complex[Tensor, "n m"], Complex[Tensor, "n m"], Complex[Tensor, "n m"]]]:
         """Values (n, m), and their derivatives along kx, ky and kz per cycle per box, each (n, m)."""
         channels, sign = self._interpolate(points, 8)
         # where the mirrored point was sampled: the value is the conjugate, and the derivative minus the conjugate
@@ -105,8 +108,8 @@ class FourierVolume:
         sampled = functional.grid_sample(data, grid, align_corners=True)
         return tuple(channel.reshape(points.shape[:2]) for channel in sampled.unbind(1)), sign
 
-    def project(self, quaternion: Tensor, box_size_px: int | None = None,
-                max_radius_px: float | None = None) -> Tensor:
+    def project(self, quaternion: Float[Tensor, "n 4"], box_size_px: int | None = None,
+                max_radius_px: float | None = None) -> Complex[Tensor, "n b b//2+1"]:
         """Transforms (N, B, B // 2 + 1) of the projections along the beam, zero beyond ``max_radius_px``.
 
         ``quaternion``: (N, 4). With a smaller ``box_size_px`` the images are Fourier-cropped, sums kept.
@@ -122,7 +125,7 @@ class FourierVolume:
         return images
 
 
-def slice_points(quaternion: Tensor, k: Tensor) -> Tensor:
+def slice_points(quaternion: Float[Tensor, "n 4"], k: Float[Tensor, "m 2"]) -> Float[Tensor, "n m 3"]:
     """Where the pixels ``k`` (m, 2) = (kx, ky) of images with poses (N, 4) lie in the map's transform: (N, m, 3)."""
     matrix = quaternion_to_matrix(quaternion)
     return k @ matrix[:, :2, :]
@@ -170,7 +173,8 @@ class Reconstructor:
         # channels: real part and imaginary part of the numerator, weight
         self.sums = torch.zeros(1, 3, *shape, dtype=dtype, device=device)
 
-    def insert_points(self, values: Tensor, weights: Tensor, points: Tensor) -> None:
+    def insert_points(self, values: Complex[Tensor, "n m"], weights: Float[Tensor, "n m"], points: Float[Tensor, "n m 3"]
+                      ) -> None:
         """Adds complex ``values`` (n, m) and real ``weights`` (n, m) at ``points`` (n, m, 3) in cycles per box."""
         # each row gets sums of its own before they are added: 0.8 GB at 256 px
         max_rows = max(1, MAX_INSERTION_BYTES // (self.sums.numel() * self.sums.element_size()))
@@ -183,7 +187,9 @@ class Reconstructor:
             contribution, self.sums.expand(rows, -1, -1, -1, -1), grid.to(self.sums.dtype), 0, 0, True, [True, False])
         self.sums += added.sum(0, keepdim=True)
 
-    def insert(self, images_ft: Tensor, ctf: Tensor, quaternion: Tensor, weight: Tensor | None = None) -> None:
+    def insert(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"],
+               quaternion: Float[Tensor, "n 4"], weight: Float[Tensor, " n"] | Float[Tensor, "n b b//2+1"] | None = None
+               ) -> None:
         """Adds images (N, B, B // 2 + 1), centred and with shifts undone, with their CTFs and poses (N, 4).
 
         ``weight`` (N,) or (N, B, B // 2 + 1): how much each image counts, e.g. one over the noise power.
@@ -197,7 +203,7 @@ class Reconstructor:
         self.insert_points(weight * ctf * image, weight * ctf.square(),
                            slice_points(quaternion, k.to(quaternion.dtype)))
 
-    def volume(self, wiener: float = 1e-3) -> Tensor:
+    def volume(self, wiener: float = 1e-3) -> Float[Tensor, "d d d"]:
         """The map (D, D, D). No voxel's weight counts as less than ``wiener`` times the mean of its shell.
 
         The corners outside of the inscribed sphere are flat, as RELION leaves them.
@@ -211,7 +217,8 @@ class Reconstructor:
         floor = (wiener * mean).clamp_min(1e-30)
         return self._to_real(torch.where(inside, numerator / torch.maximum(weight, floor[shells]), 0))
 
-    def posterior_mean(self, signal_power: Tensor, max_radius_px: float | None = None) -> Tensor:
+    def posterior_mean(self, signal_power: Float[Tensor, " shells"], max_radius_px: float | None = None
+                       ) -> Float[Tensor, "d d d"]:
         """The map (D, D, D) expected under a Gaussian prior of ``signal_power`` (D // 2 + 1,) per Fourier voxel.
 
         Weights must be inverse noise variances (whitened images): ``numerator / (weight + 1 / power)``. Nothing beyond
@@ -224,7 +231,7 @@ class Reconstructor:
         precision = signal_power.clamp_min(1e-30).reciprocal()[shells]
         return self._to_real(torch.where(inside, numerator / (weight + precision), 0))
 
-    def shell_weight(self) -> Tensor:
+    def shell_weight(self) -> Float[Tensor, " shells"]:
         """Mean weight of the voxels in each shell (D // 2 + 1,), with the padded grid's finer steps."""
         radius, weight = self.radius_px(), self._symmetrised()[1]
         shells = radius.round().long().flatten()
@@ -232,7 +239,7 @@ class Reconstructor:
         sums = torch.bincount(shells, weight.flatten(), minlength=n_shells)
         return (sums / torch.bincount(shells, minlength=n_shells).clamp_min(1))[:n_shells].to(weight.dtype)
 
-    def radius_px(self) -> Tensor:
+    def radius_px(self) -> Float[Tensor, "z z x"]:
         """Radius of every voxel of ``sums`` in cycles per box."""
         reach = (self.sums.shape[-3] - 1) // 2
         kz = torch.arange(-reach, reach + 1, device=self.sums.device, dtype=self.sums.dtype) / self.padding

@@ -1,6 +1,7 @@
 """Maps brought to another pixel size and box."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -9,8 +10,8 @@ from .fourier import crop_volume, fft_volume, ifft_volume
 _MAX_EXTRA_PADDING = 64
 
 
-def resample_volume(volume: Tensor, pixel_size_angstrom: float, new_pixel_size_angstrom: float,
-                    new_box_size_px: int) -> Tensor:
+def resample_volume(volume: Float[Tensor, "d d d"], pixel_size_angstrom: float, new_pixel_size_angstrom: float,
+                    new_box_size_px: int) -> Float[Tensor, "{new_box_size_px} {new_box_size_px} {new_box_size_px}"]:
     """A map (D, D, D) on a grid of ``new_box_size_px`` voxels of ``new_pixel_size_angstrom``, centre on centre.
 
     Fourier cropping and padding change the pixel size in steps of 1 / D; the map is first padded with zeros to the D that

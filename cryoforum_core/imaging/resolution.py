@@ -1,12 +1,13 @@
 """Fourier shell correlation and the resolution read from it."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .fourier import fft_volume, volume_radius_px
 
 
-def fourier_shell_correlation(first: Tensor, second: Tensor) -> Tensor:
+def fourier_shell_correlation(first: Float[Tensor, "d d d"], second: Float[Tensor, "d d d"]) -> Float[Tensor, " d//2+1"]:
     """Correlation of two maps (D, D, D) in each shell of their transforms: (D // 2 + 1,), shell 0 included."""
     size = first.shape[-1]
     a, b = fft_volume(first.double()), fft_volume(second.double())
@@ -23,7 +24,8 @@ def fourier_shell_correlation(first: Tensor, second: Tensor) -> Tensor:
     return cross / torch.sqrt(shell_sum(a.abs().square()) * shell_sum(b.abs().square())).clamp_min(1e-300)
 
 
-def resolution_angstrom(fsc: Tensor, box_size_px: int, pixel_size_angstrom: float, threshold: float = 0.143) -> float:
+def resolution_angstrom(fsc: Float[Tensor, " shells"], box_size_px: int, pixel_size_angstrom: float,
+                        threshold: float = 0.143) -> float:
     """Where the FSC first falls below ``threshold``, interpolated between shells; the Nyquist limit if it never does."""
     extent_angstrom = box_size_px * pixel_size_angstrom
     for shell in range(1, len(fsc)):

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry.rotations import compose, quaternion_to_matrix, rotation_vector_to_quaternion
@@ -51,16 +52,17 @@ _REWEIGHTED_STEPS, _CENTRE_STEPS = 10, 2
 class SymmetryFrame:
     """``move_volume(volume, rotation, translation_px)`` has the group's axes where RELION has them."""
 
-    rotation: Tensor
+    rotation: Float[Tensor, " 4"]
     """Quaternion (4,), as of ``FrameAlignment`` and ``turn_volume``."""
-    translation_px: Tensor
+    translation_px: Float[Tensor, " 3"]
     """(3,) along (x, y, z) in pixels of the map."""
     score: float
     """Mean correlation, in the (whitened) shells used, of the map with its images under the operations."""
 
 
 @torch.no_grad()
-def symmetry_frame(volume: Tensor, group: Tensor, max_radius_px: float = 10.0, seed: int = 0) -> SymmetryFrame:
+def symmetry_frame(volume: Float[Tensor, "b b b"], group: Float[Tensor, "g 4"], max_radius_px: float = 10.0,
+                   seed: int = 0) -> SymmetryFrame:
     """Finds the axes and the centre of a map (b, b, b) that is symmetric under ``group`` (G, 4) in some frame.
 
     Only frequencies up to ``max_radius_px`` cycles per box count; choose it where the map's FSC is about 0.5. Of frames
@@ -78,7 +80,8 @@ def symmetry_frame(volume: Tensor, group: Tensor, max_radius_px: float = 10.0, s
 
 
 @torch.no_grad()
-def symmetry_score(transform: FourierVolume, group: Tensor, max_radius_px: float = 10.0, seed: int = 0) -> float:
+def symmetry_score(transform: FourierVolume, group: Float[Tensor, "g 4"], max_radius_px: float = 10.0, seed: int = 0
+                   ) -> float:
     """How symmetric a map is under ``group`` (G, 4) in its own frame and about its centre D // 2: 1 for a symmetric one."""
     orbits = _orbits(group.float(), max_radius_px, _N_SAMPLES, torch.Generator().manual_seed(seed))
     identity = group.new_tensor([[0.0, 0.0, 0.0, 1.0]]).float()

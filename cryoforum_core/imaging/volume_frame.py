@@ -1,6 +1,7 @@
 """Maps in another frame: turned, moved, or of the other hand; and where the density of a map lies."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry.rotations import quaternion_to_matrix
@@ -15,7 +16,7 @@ _DENSE_FRACTION = 0.2
 _DENSEST_SHARE = 0.01
 
 
-def turn_volume(volume: Tensor, quaternion: Tensor) -> Tensor:
+def turn_volume(volume: Float[Tensor, "d d d"], quaternion: Float[Tensor, " 4"]) -> Float[Tensor, "d d d"]:
     """The map ``W(r) = V(R r)`` (D, D, D) for the rotation R of ``quaternion`` (4,).
 
     If poses A belong to V, then A R belong to W. Interpolated in Fourier space; what lies outside the inscribed
@@ -30,7 +31,7 @@ def turn_volume(volume: Tensor, quaternion: Tensor) -> Tensor:
     return ifft_volume(turned_ft)
 
 
-def shift_volume(volume: Tensor, displacement_px: Tensor) -> Tensor:
+def shift_volume(volume: Float[Tensor, "d d d"], displacement_px: Float[Tensor, " 3"]) -> Float[Tensor, "d d d"]:
     """The map (D, D, D) with its content displaced by ``displacement_px`` (3,) along (x, y, z).
 
     Exact in Fourier space; what leaves the box comes in again on the other side.
@@ -39,7 +40,8 @@ def shift_volume(volume: Tensor, displacement_px: Tensor) -> Tensor:
     return ifft_volume(fft_volume(volume) * torch.polar(torch.ones_like(angle), angle))
 
 
-def move_volume(volume: Tensor, quaternion: Tensor, translation_px: Tensor) -> Tensor:
+def move_volume(volume: Float[Tensor, "d d d"], quaternion: Float[Tensor, " 4"], translation_px: Float[Tensor, " 3"]
+                ) -> Float[Tensor, "d d d"]:
     """The map turned, then displaced: ``W(r) = V(R (r - t))`` with R of ``quaternion`` (4,), t (3,) = (x, y, z).
 
     If poses A with displacements d (2,) belong to V, then A R with ``d - (A R t)_xy`` belong to W. RELION's origins are
@@ -50,12 +52,12 @@ def move_volume(volume: Tensor, quaternion: Tensor, translation_px: Tensor) -> T
     return turn_volume(shift_volume(volume, displacement_px), quaternion)
 
 
-def mirror_volume(volume: Tensor) -> Tensor:
+def mirror_volume(volume: Float[Tensor, "*batch d d d"]) -> Float[Tensor, "*batch d d d"]:
     """The map mirrored in z, (D, D, D) [z, y, x] with D even: the other hand. The centre D // 2 stays in its place."""
     return torch.roll(torch.flip(volume, dims=(-3,)), shifts=1, dims=-3)
 
 
-def centre_of_mass_px(volume: Tensor, mask_radius_px: float) -> Tensor:
+def centre_of_mass_px(volume: Float[Tensor, "d d d"], mask_radius_px: float) -> Float[Tensor, " 3"]:
     """Where the dense part of a map (D, D, D) lies relative to the centre D // 2: (3,) along (x, y, z) in pixels.
 
     The map is smoothed, and only what is denser than 0.2 of its densest percent counts, so that noise and ripples of

@@ -18,7 +18,7 @@ from ..junk.classifier import is_junk
 from ..junk.features import PowerMap
 from ..junk.labelling import junk_labels, simulated_features
 from ..junk.simulation import JunkSimulation
-from ..matching.matcher import Matcher, NetworkPoses
+from ..matching.matcher import Matcher, StartingPoses
 from ..matching.matching_model import MatchingModel
 from ..model.orientation_head import PoseEstimate
 from ..particles.dataset import Particles
@@ -177,13 +177,15 @@ class Predictor:
 
     def _batch(self, rows: np.ndarray, search_all: bool) -> PoseResults:
         setup, matcher = self.setup, self.matcher
-        network, particle_id = network_poses(setup, rows), setup.images.particles.particle_id[rows]
+        network, particle_id = network_estimate(setup, rows), setup.images.particles.particle_id[rows]
         if matcher is None:
-            shifts = shift_angstrom(network.displacement_px, setup.pixel_size_angstrom)
+            # by way of pixels, as with matching: the last digit of earlier results
+            shifts = shift_angstrom(displacement_px(network.shift_angstrom, setup.pixel_size_angstrom),
+                                    setup.pixel_size_angstrom)
             results = PoseResults(particle_id, *(x.cpu().numpy() for x in (network.quaternion, shifts, network.bingham)))
         else:
             transforms = setup.images.transforms(rows)
-            matches = matcher.match(*transforms, network, search_all)
+            matches = matcher.match(*transforms, starting_poses(setup, network, matcher.seed), search_all)
             features = None if self.power_map is None else self.power_map.features(matcher.model.images(*transforms),
                                                                                    matches.hypotheses[:, 0])
             results = match_results(matches, particle_id, setup.group, setup.pixel_size_angstrom, network.quaternion, features)
@@ -191,12 +193,17 @@ class Predictor:
             torch.linalg.eigvalsh(network.bingham).cpu().numpy(), network.quaternion.cpu().numpy()))
 
 
-def network_poses(setup: PredictionSetup, rows: np.ndarray) -> NetworkPoses:
-    """What the network says of ``rows`` (n,)."""
+def network_estimate(setup: PredictionSetup, rows: np.ndarray) -> PoseEstimate:
+    """What the network says of ``rows`` (n,), in single precision."""
     with torch.no_grad():
         estimate = setup.network(*setup.images.network_input(rows))
-    return NetworkPoses(estimate.quaternion.float(), estimate.bingham.float(),
-                        displacement_px(estimate.shift_angstrom.float(), setup.pixel_size_angstrom))
+    return PoseEstimate(estimate.quaternion.float(), estimate.bingham.float(), estimate.shift_angstrom.float())
+
+
+def starting_poses(setup: PredictionSetup, network: PoseEstimate, seed: int) -> StartingPoses:
+    """The network's rotations and samples of its posterior, for a matcher with that seed."""
+    return StartingPoses.of_network(network.quaternion, network.bingham,
+                                    displacement_px(network.shift_angstrom, setup.pixel_size_angstrom), seed)
 
 
 def _part(directory: Path, start: int) -> Path:
@@ -241,7 +248,7 @@ def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: Pred
     model = MatchingModel.estimate(setup.volume, images_ft, ctf, spectrum, setup.group, finest, max_shift_px)
     # the network alone is not asked for poses here: images are simulated with the contrast that matches show
     matcher = Matcher(model, adaptive=config.refinement != "local", seed=config.seed)
-    matcher.calibrate(images_ft, ctf, network_poses(setup, rows))
+    matcher.calibrate(images_ft, ctf, starting_poses(setup, network_estimate(setup, rows), config.seed))
     logger.info("Matching at %d px of %.3g A, to %.3g A; adapted on %d images: the map explains %.0f %% of the "
                 "signal's amplitude.", box, pixel_size_angstrom, box * pixel_size_angstrom / finest, len(rows),
                 100 * matcher.explained)

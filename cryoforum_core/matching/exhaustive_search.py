@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry.rotations import compose
@@ -28,7 +29,7 @@ class SearchGrid:
     model: MatchingModel
     references: GridReferences
     radius_px: float
-    displacement_px: Tensor
+    displacement_px: Float[Tensor, "t 2"]
     separation_rad: float
 
     @classmethod
@@ -59,7 +60,7 @@ class SearchGrid:
                                       1.2 * self.radius_px, keep)
 
 
-def asymmetric_unit(grid: Tensor, group: Tensor) -> Tensor:
+def asymmetric_unit(grid: Float[Tensor, "n 4"], group: Float[Tensor, "g 4"]) -> Float[Tensor, "kept 4"]:
     """The rotations (r, 4) of a grid (R, 4) that are nearer to the identity than their equivalents q g."""
     if len(group) == 1:
         return grid

@@ -8,6 +8,7 @@ Fourier plane the log-likelihood is ``-sum |y - c P s|^2`` up to a constant.
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ..imaging.fourier import half_plane_pixels, ifft_image, radius_px, shell_index
@@ -22,15 +23,16 @@ class MatchingImages:
     ``radius`` (m,) ascending.
     """
 
-    data: Tensor
-    transfer: Tensor
-    k: Tensor
-    radius: Tensor
+    data: Complex[Tensor, "n m"]
+    transfer: Float[Tensor, "n m"]
+    k: Float[Tensor, "m 2"]
+    radius: Float[Tensor, " m"]
     box_size_px: int
 
     @classmethod
-    def from_transforms(cls, images_ft: Tensor, ctf: Tensor, noise_spectrum: Tensor, max_radius_px: float,
-                        amplitude: Tensor | None = None) -> "MatchingImages":
+    def from_transforms(cls, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"],
+                        noise_spectrum: Float[Tensor, " b//2+1"], max_radius_px: float,
+                        amplitude: Float[Tensor, " b//2+1"] | None = None) -> "MatchingImages":
         """From transforms (n, B, B // 2 + 1), CTFs of the same shape and the noise power of each shell.
 
         ``amplitude`` (B // 2 + 1,): signal amplitude of the images over that of the map, in each shell.
@@ -60,27 +62,29 @@ class MatchingImages:
         m = int((self.radius <= max_radius_px).sum())
         return MatchingImages(self.data[:, :m], self.transfer[:, :m], self.k[:m], self.radius[:m], self.box_size_px)
 
-    def displacement_phase(self, displacement_px: Tensor) -> Tensor:
+    def displacement_phase(self, displacement_px: Float[Tensor, "*batch 2"]) -> Complex[Tensor, "*batch m"]:
         """Factors (..., m) that displace an image by (..., 2) px along (x, y)."""
         angle = (-2.0 * torch.pi / self.box_size_px) * (displacement_px @ self.k.T)
         return torch.polar(torch.ones_like(angle), angle)
 
 
-def predicted(images: MatchingImages, volume: FourierVolume, quaternion: Tensor, displacement_px: Tensor) -> Tensor:
+def predicted(images: MatchingImages, volume: FourierVolume, quaternion: Float[Tensor, "n 4"],
+              displacement_px: Float[Tensor, "n 2"]) -> Complex[Tensor, "n m"]:
     """The model's images ``c P s`` (n, m) for poses (n, 4) and displacements (n, 2), one for each image."""
     slices = volume.sample(slice_points(quaternion, images.k))
     return images.transfer * slices * images.displacement_phase(displacement_px)
 
 
-def log_likelihood_ratio(images: MatchingImages, volume: FourierVolume, quaternion: Tensor,
-                         displacement_px: Tensor) -> Tensor:
+def log_likelihood_ratio(images: MatchingImages, volume: FourierVolume, quaternion: Float[Tensor, "n 4"],
+                         displacement_px: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
     """Log-likelihood of each pose minus that of an empty image (n,): 0 when the map explains nothing."""
     model = predicted(images, volume, quaternion, displacement_px)
     return 2.0 * (images.data.conj() * model).real.sum(-1) - model.abs().square().sum(-1)
 
 
-def amplitude_from_power(images_ft: Tensor, ctf: Tensor, noise_spectrum: Tensor, map_power: Tensor,
-                         max_radius_px: float) -> Tensor:
+def amplitude_from_power(images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"],
+                         noise_spectrum: Float[Tensor, " b//2+1"], map_power: Float[Tensor, " b//2+1"],
+                         max_radius_px: float) -> Float[Tensor, " b//2+1"]:
     """Amplitude of the images' signal over that of the map (B // 2 + 1,), before any pose is known.
 
     Least squares over shells of ``image power - noise power = amplitude^2 x mean CTF^2 x map power``, one amplitude
@@ -98,13 +102,14 @@ def amplitude_from_power(images_ft: Tensor, ctf: Tensor, noise_spectrum: Tensor,
     return squared.clamp_min(floor).sqrt().expand(box_size_px // 2 + 1).clone()
 
 
-def explained_power(images: MatchingImages, model: Tensor) -> Tensor:
+def explained_power(images: MatchingImages, model: Complex[Tensor, "n m"]) -> Float[Tensor, "n m"]:
     """Power that ``model`` (n, m), as from ``predicted``, takes out of whitened images: (n, m), 0 on average for a model
     of the right size that has nothing in common with them, less than 0 for one that is too large."""
     return 2 * (images.data.conj() * model).real - model.abs().square()
 
 
-def amplitude_from_poses(images: MatchingImages, model: Tensor, taken_up: Tensor, smoothing_shells: int = 2) -> Tensor:
+def amplitude_from_poses(images: MatchingImages, model: Complex[Tensor, "n m"], taken_up: Float[Tensor, "n m"],
+                         smoothing_shells: int = 2) -> Float[Tensor, " shells"]:
     """Correction factor (B // 2 + 1,) to the amplitude in each shell, by regression of images on their predictions.
 
     ``model`` and ``taken_up`` (n, m) as from ``refine.predicted_at_refined``. Sums over neighbouring shells steady it; where
@@ -125,7 +130,8 @@ def amplitude_from_poses(images: MatchingImages, model: Tensor, taken_up: Tensor
     return factor.clamp(0.1 * overall.abs(), 10 * overall.abs())
 
 
-def contrast_from_poses(images: MatchingImages, model: Tensor, taken_up: Tensor | float) -> tuple[Tensor, Tensor]:
+def contrast_from_poses(images: MatchingImages, model: Complex[Tensor, "n m"], taken_up: Float[Tensor, "n m"] | float
+                        ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Regression of each image on its prediction: factor (n,), 1 on average for a model of the right size, and its variance
     (n,) by the noise. ``model`` and ``taken_up`` (n, m) as from ``refine.predicted_at_refined``; at poses that are not
     learnt from the images themselves nothing, 0, is taken up."""
@@ -133,7 +139,7 @@ def contrast_from_poses(images: MatchingImages, model: Tensor, taken_up: Tensor 
     return ((images.data.conj() * model).real - taken_up).sum(-1) / power, 0.5 / power
 
 
-def to_images(values: Tensor, images: MatchingImages) -> Tensor:
+def to_images(values: Complex[Tensor, "n m"], images: MatchingImages) -> Float[Tensor, "n b b"]:
     """Values (n, m) on the pixels of ``images`` as real images (n, B, B)."""
     box_size_px = images.box_size_px
     full = values.new_zeros(len(values), box_size_px, box_size_px // 2 + 1)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .likelihood import MatchingImages, predicted
@@ -21,8 +22,8 @@ class MatchQuality:
     ``residual`` (n,): power left where the map has its power, positive when the image shows something else, too.
     """
 
-    fit: Tensor
-    residual: Tensor
+    fit: Float[Tensor, " n"]
+    residual: Float[Tensor, " n"]
 
 
 def match_quality(images: MatchingImages, model: MatchingModel, poses: RefinedPoses) -> MatchQuality:

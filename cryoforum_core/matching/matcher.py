@@ -1,6 +1,6 @@
-"""Network poses refined against a map, and searched for again where the data say that they are wrong.
+"""Poses refined against a map, and searched for again where the data say that they are wrong.
 
-``local``: Gauss-Newton from the network's pose and from samples of its posterior. ``adaptive``: local for all; where the
+``local``: Gauss-Newton from the starting poses: a network's and samples of its posterior, or poses of an earlier round. ``adaptive``: local for all; where the
 match is not better than what chance reaches, or clearly poorer than that of the set's particles, an exhaustive search;
 where it is still poor, a finer one. Several hypotheses are kept until the finest resolution decides.
 """
@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from ..geometry.orientation_posterior import sample_bingham
@@ -33,25 +34,32 @@ LARGEST_OWN_FACTOR = 2.0
 
 
 @dataclass(frozen=True)
-class NetworkPoses:
-    """What the network says of n images: mode (n, 4), Bingham matrix (n, 4, 4), displacement (n, 2) in px of the
-    matching box."""
+class StartingPoses:
+    """K poses of each of n images that local matching starts from; displacements in px of the matching box."""
 
-    quaternion: Tensor
-    bingham: Tensor
-    displacement_px: Tensor
+    quaternion: Float[Tensor, "n k 4"]
+    displacement_px: Float[Tensor, "n k 2"]
 
-    def __getitem__(self, index) -> "NetworkPoses":
-        return NetworkPoses(self.quaternion[index], self.bingham[index], self.displacement_px[index])
+    @classmethod
+    def of_network(cls, quaternion: Float[Tensor, "n 4"], bingham: Float[Tensor, "n 4 4"],
+                   displacement_px: Float[Tensor, "n 2"], seed: int, n_samples: int = N_NETWORK_SAMPLES) -> "StartingPoses":
+        """A network's rotation first, then ``n_samples`` of its posterior, all at its displacement.
 
-    def hypotheses(self, n_samples: int, limit_px: float, seed: int) -> tuple[Tensor, Tensor]:
-        """The mode and samples of the posterior: (n, 1 + n_samples, 4), (n, 1 + n_samples, 2)."""
-        generator = torch.Generator(self.quaternion.device).manual_seed(seed)
-        samples = sample_bingham(self.bingham, n_samples, generator)
+        ``bingham``: the posterior of ``geometry.orientation_posterior``. The samples depend on ``seed`` and on which images
+        come together.
+        """
+        samples = sample_bingham(bingham, n_samples, torch.Generator(quaternion.device).manual_seed(seed))
+        return cls(torch.cat([quaternion[:, None], samples], dim=1),
+                   displacement_px[:, None].expand(-1, 1 + n_samples, -1))
+
+    def __getitem__(self, index) -> "StartingPoses":
+        """Those of some images: ``index`` is a slice, indices or a mask."""
+        return StartingPoses(self.quaternion[index], self.displacement_px[index])
+
+    def within(self, limit_px: float) -> "StartingPoses":
+        """Displacements longer than the limit are shortened to it."""
         length = self.displacement_px.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        displacement = self.displacement_px * (limit_px / length).clamp_max(1.0)
-        return (torch.cat([self.quaternion[:, None], samples], dim=1),
-                displacement[:, None].expand(-1, 1 + n_samples, -1))
+        return StartingPoses(self.quaternion, self.displacement_px * (limit_px / length).clamp_max(1.0))
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Matches:
 
     hypotheses: RefinedPoses
     quality: MatchQuality
-    searched: Tensor
+    searched: Bool[Tensor, " n"]
     """bool (n,): an exhaustive search was made"""
 
 
@@ -82,9 +90,10 @@ class Matcher:
         self.explained, self.contrast_deviation = 1.0, 0.0
         self._grids: dict[float, SearchGrid] = {}
 
-    def calibrate(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> None:
+    def calibrate(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"], start: StartingPoses
+                  ) -> None:
         """Adapts amplitude and noise to a sample (n, B, B // 2 + 1), and learns what a good and a chance match are."""
-        matches, local = self._first_match(images_ft, ctf, network)
+        matches, local = self._first_match(images_ft, ctf, start)
         for _ in range(2):
             images = self.model.images(images_ft, ctf)
             quality = match_quality(images, self.model, matches.hypotheses[:, 0])
@@ -122,10 +131,10 @@ class Matcher:
         self._brighten(1 / min(max(own.mean, 1 / LARGEST_OWN_FACTOR), LARGEST_OWN_FACTOR))
         self.contrast_deviation = max(0.0, self.contrast_deviation ** 2 - own.deviation ** 2) ** 0.5
 
-    def _first_match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses) -> tuple[Matches, RefinedPoses]:
-        """The best poses, and those found from the network's answer alone."""
+    def _first_match(self, images_ft: Tensor, ctf: Tensor, start: StartingPoses) -> tuple[Matches, RefinedPoses]:
+        """The best poses, and those found from the starting poses alone."""
         images = self.model.images(images_ft, ctf)
-        poses = local = self._local(images, network)
+        poses = local = self._local(images, start)
         if self.adaptive:
             poses = _merge(local, self._grid().search(images))
         return Matches(poses, match_quality(images, self.model, poses[:, 0]),
@@ -156,21 +165,22 @@ class Matcher:
         # slices do not depend on amplitude and noise: the grid outlives an adapted model
         return replace(self._grids[fine], model=self.model)
 
-    def _local(self, images: MatchingImages, network: NetworkPoses) -> RefinedPoses:
-        start = network.hypotheses(N_NETWORK_SAMPLES, self.model.max_displacement_px, self.seed)
-        return self.model.refine_from(images, *start, keep=KEPT_HYPOTHESES)
+    def _local(self, images: MatchingImages, start: StartingPoses) -> RefinedPoses:
+        start = start.within(self.model.max_displacement_px)
+        return self.model.refine_from(images, start.quaternion, start.displacement_px, keep=KEPT_HYPOTHESES)
 
     def search(self, images: MatchingImages) -> RefinedPoses:
         """The best poses of an exhaustive search, whatever a network may say; best first."""
         return self._grid().search(images)
 
-    def match(self, images_ft: Tensor, ctf: Tensor, network: NetworkPoses, search_all: bool = False) -> Matches:
-        """Poses of n images from transforms and CTFs (n, B, B // 2 + 1) and the network's answer.
+    def match(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"], start: StartingPoses,
+              search_all: bool = False) -> Matches:
+        """Poses of n images from transforms and CTFs (n, B, B // 2 + 1) and the poses to start from.
 
         ``search_all``: an adaptive matcher searches for every pose, not only for those whose match leaves doubts.
         """
         images = self.model.images(images_ft, ctf)
-        poses = self._local(images, network)
+        poses = self._local(images, start)
         quality = match_quality(images, self.model, poses[:, 0])
         searched = torch.zeros(len(images), dtype=torch.bool, device=images.transfer.device)
         if self.adaptive:
@@ -181,11 +191,11 @@ class Matcher:
             poses, quality = self._search(images, poses, quality, self._is_poor(quality), fine=True)
         return Matches(poses, quality, searched)
 
-    def is_particle(self, fit: Tensor) -> Tensor:
+    def is_particle(self, fit: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Whether matches of that quality (n,) are those of particles, as far as the sample's good ones tell: bool (n,)."""
         return fit >= self.usual_fit + SEARCH_BELOW_DEVIATIONS * self.fit_deviation
 
-    def find(self, images_ft: Tensor, ctf: Tensor) -> Matches:
+    def find(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"]) -> Matches:
         """Poses of n images of which nothing is known, by search; transforms and CTFs as for ``match``."""
         images = self.model.images(images_ft, ctf)
         poses = self._grid().search(images, keep=KEPT_HYPOTHESES)

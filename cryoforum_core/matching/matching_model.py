@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ..geometry.rotations import random_quaternions
@@ -21,16 +22,17 @@ class MatchingModel:
     """A map (with gradients), the noise power and the signal's amplitude in each shell, and the limits of matching."""
 
     volume: FourierVolume
-    noise_spectrum: Tensor
-    amplitude: Tensor
-    map_power: Tensor
+    noise_spectrum: Float[Tensor, " shells"]
+    amplitude: Float[Tensor, " shells"]
+    map_power: Float[Tensor, " shells"]
     """(B // 2 + 1,) mean of |P|^2 over views, in each shell"""
-    group: Tensor
+    group: Float[Tensor, "g 4"]
     max_radius_px: float
     max_displacement_px: float
 
     @classmethod
-    def estimate(cls, volume: Tensor, images_ft: Tensor, ctf: Tensor, noise_spectrum: Tensor, group: Tensor,
+    def estimate(cls, volume: Float[Tensor, "b b b"], images_ft: Complex[Tensor, "n b b//2+1"],
+                 ctf: Float[Tensor, "n b b//2+1"], noise_spectrum: Float[Tensor, " b//2+1"], group: Float[Tensor, "g 4"],
                  max_radius_px: float, max_displacement_px: float) -> "MatchingModel":
         """From a map (B, B, B) and a sample of the images' transforms and CTFs (n, B, B // 2 + 1)."""
         fourier_volume = FourierVolume.from_real(volume, max_radius_px=max_radius_px + 1, with_gradient=True)
@@ -39,7 +41,7 @@ class MatchingModel:
         amplitude = amplitude_from_power(images_ft, ctf, noise_spectrum, map_power, min(16.0, max_radius_px))
         return cls(fourier_volume, noise_spectrum, amplitude, map_power, group, max_radius_px, max_displacement_px)
 
-    def images(self, images_ft: Tensor, ctf: Tensor) -> MatchingImages:
+    def images(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"]) -> MatchingImages:
         """Transforms and CTFs (n, B, B // 2 + 1) as the likelihood sees them."""
         return MatchingImages.from_transforms(images_ft, ctf, self.noise_spectrum, self.max_radius_px, self.amplitude)
 
@@ -68,8 +70,8 @@ class MatchingModel:
         middle = (first * self.max_radius_px) ** 0.5
         return [MarchStage(first, keep[0], 4), MarchStage(middle, keep[1], 3), MarchStage(self.max_radius_px, keep[2], 5)]
 
-    def refine_from(self, images: MatchingImages, quaternion: Tensor, displacement_px: Tensor,
-                    first_radius_px: float = 8.0, keep: int = 2) -> RefinedPoses:
+    def refine_from(self, images: MatchingImages, quaternion: Float[Tensor, "n k 4"],
+                    displacement_px: Float[Tensor, "n k 2"], first_radius_px: float = 8.0, keep: int = 2) -> RefinedPoses:
         """Local matching from hypotheses (n, K, 4), (n, K, 2); best first, fields (n, min(K, keep), ...)."""
         hypotheses = quaternion.shape[1]
         counts = tuple(min(hypotheses, most) for most in (3 * keep, keep, keep))
@@ -77,7 +79,7 @@ class MatchingModel:
                      self.max_displacement_px)
 
 
-def simulated_transforms(model: MatchingModel, ctf: Tensor, seed: int) -> Tensor:
+def simulated_transforms(model: MatchingModel, ctf: Float[Tensor, "n b b//2+1"], seed: int) -> Complex[Tensor, "n b b//2+1"]:
     """Transforms (n, b, b // 2 + 1) of images as the model says they are, at random views, with CTFs of that shape.
 
     Unlike ``uncertainty.simulated_images`` they never leave the matching box: they are compared with transforms of a sample,

@@ -8,6 +8,7 @@ the map's transform is stored beside the transform (``FourierVolume.from_real(wi
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ..geometry.rotations import compose, rotation_vector_to_quaternion
@@ -24,10 +25,10 @@ class RefinedPoses:
     """``quaternion`` (n, 4), ``displacement_px`` (n, 2), ``score`` (n,) the log-likelihood ratio to an empty image,
     ``information`` (n, 5, 5) the Fisher information of (rotation vector in rad, displacement in px)."""
 
-    quaternion: Tensor
-    displacement_px: Tensor
-    score: Tensor
-    information: Tensor
+    quaternion: Float[Tensor, "*batch 4"]
+    displacement_px: Float[Tensor, "*batch 2"]
+    score: Float[Tensor, " *batch"]
+    information: Float[Tensor, "*batch 5 5"]
 
     def __getitem__(self, index) -> "RefinedPoses":
         return RefinedPoses(self.quaternion[index], self.displacement_px[index], self.score[index],
@@ -57,8 +58,8 @@ def _linearise(images: MatchingImages, volume: FourierVolume, quaternion: Tensor
     return score, 2.0 * (jacobian @ residual[..., None])[..., 0], 2.0 * (jacobian @ jacobian.transpose(1, 2))
 
 
-def fisher_information(images: MatchingImages, volume: FourierVolume, quaternion: Tensor,
-                       displacement_px: Tensor) -> Tensor:
+def fisher_information(images: MatchingImages, volume: FourierVolume, quaternion: Float[Tensor, "n 4"],
+                       displacement_px: Float[Tensor, "n 2"]) -> Float[Tensor, "n 5 5"]:
     """Fisher information (n, 5, 5) of (rotation vector in rad, displacement in px) at given poses.
 
     Its inverse is the Cramer-Rao bound for a known map and known noise.
@@ -66,7 +67,8 @@ def fisher_information(images: MatchingImages, volume: FourierVolume, quaternion
     return _linearise(images, volume, quaternion, displacement_px)[2]
 
 
-def predicted_at_refined(images: MatchingImages, volume: FourierVolume, poses: RefinedPoses) -> tuple[Tensor, Tensor]:
+def predicted_at_refined(images: MatchingImages, volume: FourierVolume, poses: RefinedPoses
+                         ) -> tuple[Complex[Tensor, "n m"], Float[Tensor, "n m"]]:
     """``likelihood.predicted`` (n, m) at refined poses (n, ...), and what these have gained from the noise: the part (n, m)
     of ``Re(conj(data) predicted)`` that regressions of images on their predictions must leave out.
 
@@ -88,8 +90,9 @@ def predicted_at_refined(images: MatchingImages, volume: FourierVolume, poses: R
     return torch.cat(predictions), torch.cat(taken_up)
 
 
-def refine(images: MatchingImages, volume: FourierVolume, quaternion: Tensor, displacement_px: Tensor,
-           iterations: int = 6, max_displacement_px: float = float("inf")) -> RefinedPoses:
+def refine(images: MatchingImages, volume: FourierVolume, quaternion: Float[Tensor, "n 4"],
+           displacement_px: Float[Tensor, "n 2"], iterations: int = 6, max_displacement_px: float = float("inf")
+           ) -> RefinedPoses:
     """Levenberg-Marquardt steps from poses (n, 4), (n, 2), one for each image; never ends below where it starts.
 
     ``volume`` needs gradients. Poses whose displacement would leave ``max_displacement_px`` do not take that step.

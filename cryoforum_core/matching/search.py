@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from ..geometry.rotations import angular_distance_rad
@@ -14,7 +15,7 @@ from .refine import RefinedPoses, refine
 HOPELESS_SCORE = 40.0
 
 
-def displacement_grid(max_displacement_px: float, step_px: float) -> Tensor:
+def displacement_grid(max_displacement_px: float, step_px: float) -> Float[Tensor, "t 2"]:
     """Displacements (T, 2) on a square lattice within a disc, (0, 0) included."""
     reach = int(max_displacement_px / step_px)
     axis = torch.arange(-reach, reach + 1, dtype=torch.float32) * step_px
@@ -29,12 +30,13 @@ class GridReferences:
     ``parts`` (2m, R): real above imaginary parts; ``power`` (m, R); ``quaternion`` (R, 4).
     """
 
-    quaternion: Tensor
-    parts: Tensor
-    power: Tensor
+    quaternion: Float[Tensor, "r 4"]
+    parts: Float[Tensor, "parts r"]
+    power: Float[Tensor, "m r"]
 
     @classmethod
-    def build(cls, volume: FourierVolume, quaternion: Tensor, k: Tensor, chunk: int = 4096) -> "GridReferences":
+    def build(cls, volume: FourierVolume, quaternion: Float[Tensor, "r 4"], k: Float[Tensor, "m 2"], chunk: int = 4096
+              ) -> "GridReferences":
         """Slices at pixels ``k`` (m, 2) for rotations (R, 4)."""
         m = len(k)
         parts = torch.empty(2 * m, len(quaternion), device=quaternion.device)
@@ -44,7 +46,8 @@ class GridReferences:
         return cls(quaternion, parts, parts[:m].square() + parts[m:].square())
 
 
-def score_grid(images: MatchingImages, references: GridReferences, displacement_px: Tensor) -> tuple[Tensor, Tensor]:
+def score_grid(images: MatchingImages, references: GridReferences, displacement_px: Float[Tensor, "t 2"]
+               ) -> tuple[Float[Tensor, "n r"], Integer[Tensor, "n r"]]:
     """Best log-likelihood ratio over displacements (T, 2) for each image and rotation (n, R), and its index (n, R)."""
     cross_data = images.transfer * images.data
     norm = images.transfer.square() @ references.power
@@ -60,8 +63,8 @@ def score_grid(images: MatchingImages, references: GridReferences, displacement_
     return best, which
 
 
-def distinct_best(score: Tensor, quaternion: Tensor, count: int, separation_rad: float,
-                  pool: int = 256) -> Tensor:
+def distinct_best(score: Float[Tensor, "n r"], quaternion: Float[Tensor, "r 4"], count: int, separation_rad: float,
+                  pool: int = 256) -> Int[Tensor, "n {count}"]:
     """Indices (n, count) of the best rotations that are at least ``separation_rad`` from each other.
 
     ``score`` (n, R), ``quaternion`` (R, 4). Greedy, among the ``pool`` best of each image; where the pool has fewer
@@ -90,8 +93,9 @@ class MarchStage:
     iterations: int
 
 
-def march(images: MatchingImages, volume: FourierVolume, quaternion: Tensor, displacement_px: Tensor,
-          stages: list[MarchStage], max_displacement_px: float, chunk_values: int = 1_000_000) -> RefinedPoses:
+def march(images: MatchingImages, volume: FourierVolume, quaternion: Float[Tensor, "n k 4"],
+          displacement_px: Float[Tensor, "n k 2"], stages: list[MarchStage], max_displacement_px: float,
+          chunk_values: int = 1_000_000) -> RefinedPoses:
     """Refines hypotheses (n, K, 4), (n, K, 2) at growing resolution; after each stage the best go on.
 
     Returns those of the last stage, best first: every field has leading shape (n, keep). A hypothesis that a stage left

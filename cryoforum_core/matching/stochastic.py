@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ..geometry.rotations import compose, random_quaternions
@@ -128,7 +129,7 @@ class StochasticSearch:
         fresh = self._shell_mean(left, images.radius).clamp_min(1.0)[:seen]
         self.noise_factor[:seen] = NOISE_MOMENTUM * self.noise_factor[:seen] + (1 - NOISE_MOMENTUM) * fresh
 
-    def volume(self, max_radius_px: float | None = None) -> Tensor:
+    def volume(self, max_radius_px: float | None = None) -> Float[Tensor, "b b b"]:
         """The current map (b, b, b), as if all images had been seen."""
         scale = len(self.images) / self.effective_images if self.effective_images else 1.0
         reconstructor = self._reconstructor()
@@ -188,7 +189,7 @@ class StochasticSearch:
         self.noise_factor = state["noise_factor"].to(self.device)
 
 
-def signal_power(images: MatchingImages) -> Tensor:
+def signal_power(images: MatchingImages) -> Float[Tensor, " shells"]:
     """Power of the map's transform in each shell (b // 2 + 1,), from what whitened images hold beyond their noise."""
     n_shells = images.box_size_px // 2 + 1
     shells = images.radius.round().long().clamp_max(n_shells - 1)
@@ -210,17 +211,17 @@ class GridPosterior:
     """
 
     images: MatchingImages
-    grid: Tensor
-    centre_px: Tensor
-    offsets_px: Tensor
-    weight: Tensor
-    log_evidence: Tensor
-    centred: Tensor
+    grid: Float[Tensor, "r 4"]
+    centre_px: Float[Tensor, "n 2"]
+    offsets_px: Float[Tensor, "t 2"]
+    weight: Float[Tensor, "n t r"]
+    log_evidence: Float[Tensor, " n"]
+    centred: Complex[Tensor, "n t m"]
     """(n, T, m) complex: transfer x data, moved back by centre and offset"""
 
     @classmethod
-    def of(cls, images: MatchingImages, volume: FourierVolume, grid: Tensor, centre_px: Tensor,
-           offsets_px: Tensor) -> "GridPosterior":
+    def of(cls, images: MatchingImages, volume: FourierVolume, grid: Float[Tensor, "r 4"],
+           centre_px: Float[Tensor, "n 2"], offsets_px: Float[Tensor, "t 2"]) -> "GridPosterior":
         """grid: (R, 4); centre_px: (n, 2); offsets_px: (T, 2)."""
         n, t, r = len(images), len(offsets_px), len(grid)
         slices = volume.sample(slice_points(grid, images.k))
@@ -236,21 +237,21 @@ class GridPosterior:
         evidence = (largest + total.log())[:, 0] - math.log(t * r)
         return cls(images, grid, centre_px, offsets_px, (weight / total).reshape(n, t, r), evidence, centred)
 
-    def mean_displacement_px(self) -> Tensor:
+    def mean_displacement_px(self) -> Float[Tensor, "n 2"]:
         """(n, 2)"""
         return self.centre_px + self.weight.sum(2) @ self.offsets_px
 
-    def best_rotation(self) -> Tensor:
+    def best_rotation(self) -> Float[Tensor, "n 4"]:
         """The rotation (n, 4) with the largest weight over all displacements."""
         return self.grid[self.weight.sum(1).argmax(1)]
 
-    def best_pose(self) -> tuple[Tensor, Tensor]:
+    def best_pose(self) -> tuple[Float[Tensor, "n 4"], Float[Tensor, "n 2"]]:
         """The rotation (n, 4) and displacement (n, 2) of the largest weight."""
         best = self.weight.flatten(1).argmax(1)
         offset, rotation = best // len(self.grid), best % len(self.grid)
         return self.grid[rotation], self.centre_px + self.offsets_px[offset]
 
-    def weighted_slices(self) -> tuple[Tensor, Tensor, Tensor]:
+    def weighted_slices(self) -> tuple[Complex[Tensor, "r m"], Float[Tensor, "r m"], Float[Tensor, "r m 3"]]:
         """Numerators (r, m), weights (r, m) and points (r, m, 3) to insert: each rotation's share of every image."""
         kept = torch.where(self.weight > SMALLEST_WEIGHT * self.weight.amax((1, 2), keepdim=True), self.weight, 0)
         kept = kept / kept.sum((1, 2), keepdim=True)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ..config import SimulateConfig
 from ..errors import InputError
+from ..geometry.poses import displacement_px
 from ..imaging.ctf import CTFParameters, ctf_2d
 from ..imaging.fourier import displaced_out_of_box, fft_image, ifft_image, radius_px, shift_phase
 from ..imaging.projection import FourierVolume
@@ -132,12 +133,12 @@ class ImageMaker:
         """Transforms of displaced projections; what is far from the centre leaves the box, and does not come in again
         at the other side."""
         poses = poses.to(self.device)
-        displacement_px = -poses.shift_angstrom / self.pixel_size_angstrom
+        offset_px = displacement_px(poses.shift_angstrom, self.pixel_size_angstrom)
         projections_ft = volume.project(poses.quaternion)
-        images_ft = projections_ft * shift_phase(displacement_px, self.box_size_px)
+        images_ft = projections_ft * shift_phase(offset_px, self.box_size_px)
         far = torch.from_numpy(np.flatnonzero(is_far)).to(self.device)
         if len(far):
-            images_ft[far] = displaced_out_of_box(projections_ft[far], displacement_px[far])
+            images_ft[far] = displaced_out_of_box(projections_ft[far], offset_px[far])
         return images_ft
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import JunkKind, SimulateConfig
-from ..geometry.poses import Poses
+from ..geometry.poses import Poses, shift_angstrom
 from ..geometry.rotations import random_quaternions, relion_euler_to_quaternion
 from ..imaging.ctf import CTFParameters
 
@@ -51,8 +51,8 @@ def plan_simulation(config: SimulateConfig, box_size_px: int, pixel_size_angstro
     displacement_px = torch.where(off_centre, _draw_ring(n, OFF_CENTRE_BOXES, generator) * box_size_px, displacement_px)
     companion_px = _draw_ring(n, OVERLAP_BOXES, generator) * box_size_px
     return SimulationPlan(
-        poses=Poses(quaternion, -displacement_px * pixel_size_angstrom),
-        companion=Poses(random_quaternions(n, generator), -companion_px * pixel_size_angstrom),
+        poses=Poses(quaternion, shift_angstrom(displacement_px, pixel_size_angstrom)),
+        companion=Poses(random_quaternions(n, generator), shift_angstrom(companion_px, pixel_size_angstrom)),
         ctf=_draw_ctf(config, generator), junk_kind=junk_kind,
         noise_seed=int(torch.randint(2**62, (), generator=generator)))
 

@@ -16,7 +16,7 @@ import torch
 
 from ..config import BenchmarkConfig, BenchmarkMethod, ImageInputConfig, PredictConfig, ReconstructConfig
 from ..errors import NotConverged
-from ..geometry.poses import Poses
+from ..geometry.poses import Poses, displacement_px
 from ..imaging.ctf import ctf_2d
 from ..imaging.fourier import ifft_image, shift_phase
 from ..imaging.projection import FourierVolume
@@ -143,7 +143,7 @@ class _Runner:
         one."""
         poses, box = found.poses[:1], found.box_size_px
         ctf = ctf_2d(found.ctf[:1], box, found.pixel_size_angstrom)
-        phase = shift_phase(-poses.shift_angstrom / found.pixel_size_angstrom, box)
+        phase = shift_phase(displacement_px(poses.shift_angstrom, found.pixel_size_angstrom), box)
         projection = ifft_image(FourierVolume.from_real(volume).project(poses.quaternion) * phase * ctf)[0]
         return {"image": found.images([0])[0].numpy(), "projection": projection.numpy(),
                 "found_slice": aligned[box // 2].numpy(), "true_slice": self.known[box // 2].numpy()}

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..geometry.poses import displacement_px
 from ..geometry.rotations import compose, in_plane_quaternion, inverse, left_multiplication, random_quaternions
 from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import fft_image, ifft_image, radius_px
@@ -180,8 +181,8 @@ class AutoEncoder(nn.Module):
 
     def decoded(self, transform: FourierVolume, quaternion: Tensor, shift_angstrom: Tensor, ctf: Tensor) -> Tensor:
         """Images (n, b, b) of poses, masked as the prepared images are."""
-        displacement_px = -shift_angstrom / self.pixel_size_angstrom if self.options.shifts else None
-        return decode(transform, quaternion, displacement_px, ctf) * self.mask
+        offset_px = displacement_px(shift_angstrom, self.pixel_size_angstrom) if self.options.shifts else None
+        return decode(transform, quaternion, offset_px, ctf) * self.mask
 
     @torch.no_grad()
     def winner(self, transform: FourierVolume, candidates: Candidates, batch: ImageBatch,

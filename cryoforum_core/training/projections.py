@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..geometry.poses import displacement_px
 from ..geometry.rotations import random_quaternions
 from ..imaging.ctf import CTFParameters
 from ..imaging.fourier import fft_image, ifft_image, shell_average, shell_index, shift_phase
@@ -161,7 +162,7 @@ class ProjectionStream:
         contrast = self.image_model.signal_scale * torch.exp(self.jitter * CONTRAST * normal(n, 1, 1))
         amplitude = noise * torch.exp(self.jitter * NOISE_AMPLITUDE * normal(n, 1, 1))
         clean = self.volume.project(quaternion, self.box_size_px) * ctf
-        clean = clean * shift_phase(-shift_angstrom / self.pixel_size_angstrom, self.box_size_px)
+        clean = clean * shift_phase(displacement_px(shift_angstrom, self.pixel_size_angstrom), self.box_size_px)
         noise_ft = fft_image(normal(n, self.box_size_px, self.box_size_px)) * self.noise_amplitude
         images = ifft_image(clean * contrast + noise_ft * amplitude)
         return TrainingBatch(images * self.mask, ctf, quaternion, shift_angstrom)

@@ -4,7 +4,7 @@ import torch
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px, shell_index
 from cryoforum_core.imaging.masks import soft_circle, soft_sphere
-from cryoforum_core.imaging.noise import noise_power_spectrum, whiten
+from cryoforum_core.imaging.noise import noise_power_spectrum, noise_weight
 from cryoforum_core.imaging.resolution import fourier_shell_correlation, resolution_angstrom
 
 
@@ -50,7 +50,7 @@ def test_noise_spectrum_of_coloured_noise_beside_a_particle():
     images = noise + 30.0 * soft_circle(box, 12.0)
     estimate = noise_power_spectrum(images, particle_radius_px=26.0)
     torch.testing.assert_close(estimate[3:31], true[3:31], rtol=0.12, atol=0)
-    power = whiten(fft_image(noise), estimate).abs().square().mean(0)
+    power = (noise_weight(estimate, box) * fft_image(noise).abs().square()).mean(0)
     inside = (radius_px(box) > 3) & (radius_px(box) < 31)
     assert abs(power[inside].mean() - 1) < 0.05
 

@@ -7,7 +7,7 @@ from cryoforum_core.geometry.rotations import (
     random_quaternions,
     rotation_vector_to_quaternion,
 )
-from cryoforum_core.matching.matcher import Matcher, NetworkPoses
+from cryoforum_core.matching.matcher import Matcher, StartingPoses
 from cryoforum_core.matching.likelihood import contrast_from_poses, predicted
 
 from ..matching.conftest import simulate
@@ -25,8 +25,12 @@ def network(images, error_deg, concentration, seed=0):
     generator = torch.Generator().manual_seed(seed)
     axis = torch.nn.functional.normalize(torch.randn(N, 3, generator=generator), dim=-1)
     quaternion = compose(images.quaternion, rotation_vector_to_quaternion(axis * torch.deg2rad(torch.tensor(error_deg))))
-    return NetworkPoses(quaternion, isotropic_bingham(quaternion, torch.full((N,), concentration)),
-                        torch.zeros_like(images.displacement_px))
+    return of_network(quaternion, concentration, torch.zeros_like(images.displacement_px))
+
+
+def of_network(quaternion, concentration, displacement_px, **options):
+    bingham = isotropic_bingham(quaternion, torch.full((len(quaternion),), concentration))
+    return StartingPoses.of_network(quaternion, bingham, displacement_px, seed=0, **options)
 
 
 def matched(images, poses, adaptive, images_ft=None):
@@ -76,8 +80,7 @@ def test_adaptive_matching_spares_particles_whose_match_is_good_already(images):
     mixed = network(images, 5.0, 200.0)
     lost = network(images, 120.0, 200.0)
     half = torch.arange(N) < N // 2
-    poses = NetworkPoses(torch.where(half[:, None], mixed.quaternion, lost.quaternion),
-                         torch.where(half[:, None, None], mixed.bingham, lost.bingham), mixed.displacement_px)
+    poses = StartingPoses(torch.where(half[:, None, None], mixed.quaternion, lost.quaternion), mixed.displacement_px)
     _, matches = matched(images, poses, adaptive=True)
     assert matches.searched[half].float().mean() < 0.35 < 0.7 < matches.searched[~half].float().mean()
 
@@ -110,18 +113,18 @@ def test_one_blank_image_does_not_disturb_the_others(images):
 
 def test_random_rotations_as_hypotheses_stay_within_the_largest_displacement():
     quaternion = random_quaternions(6, torch.Generator().manual_seed(1))
-    poses = NetworkPoses(quaternion, isotropic_bingham(quaternion, torch.full((6,), 5.0)), torch.full((6, 2), 30.0))
-    rotations, displacement = poses.hypotheses(4, limit_px=3.0, seed=0)
-    assert rotations.shape == (6, 5, 4) and displacement.shape == (6, 5, 2)
-    assert displacement.norm(dim=-1).max() <= 3.0 + 1e-5
-    assert torch.equal(rotations[:, 0], quaternion)
+    poses = of_network(quaternion, 5.0, torch.full((6, 2), 30.0), n_samples=4).within(3.0)
+    assert poses.quaternion.shape == (6, 5, 4) and poses.displacement_px.shape == (6, 5, 2)
+    assert poses.displacement_px.norm(dim=-1).max() <= 3.0 + 1e-5
+    assert torch.equal(poses.quaternion[:, 0], quaternion)
+    assert len(poses[:2].quaternion) == 2
 
 
 def test_lost_poses_do_not_lead_the_amplitude_astray():
     """More than half of them are lost; by the matches alone the amplitude is 7 % too large."""
     images = simulate(600, snr=0.03, seed=3)
     unknown = random_quaternions(600, torch.Generator().manual_seed(1))
-    poses = NetworkPoses(unknown, isotropic_bingham(unknown, torch.ones(600)), torch.zeros(600, 2))
+    poses = of_network(unknown, 1.0, torch.zeros(600, 2))
     matcher = Matcher(images.model(), adaptive=True)
     matcher.calibrate(images.images_ft[:256], images.ctf[:256], poses[:256])
     seen = matcher.model.images(images.images_ft, images.ctf)
