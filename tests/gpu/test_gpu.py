@@ -7,7 +7,7 @@ import torch
 import cryoforum_core as cf
 from cryoforum_core import jobs
 from cryoforum_core.ab_initio import final_matching
-from cryoforum_core.ab_initio import run as ab_initio
+from cryoforum_core.ab_initio import plan as ab_initio
 from cryoforum_core.config import (AbInitioConfig, EvaluateConfig, PredictConfig, ReconstructConfig, SelectConfig,
                                    SimulateConfig, TrainConfig)
 from cryoforum_core.errors import NotConverged
