@@ -59,7 +59,7 @@ logger = logging.getLogger("cryoforum")
 
 MAX_HELD_OUT, HELD_OUT_FRACTION, N_FOR_ESTIMATES = 500, 0.1, 1000
 N_CALIBRATION = 500
-# what convergence means (``docs/decisions.md``, End to end)
+# what convergence means (``docs/decisions/0030-convergence.md``)
 SMALLEST_SIGNAL, LEAST_DEVIATIONS, MOST_TURN_ERROR_DEG, LEAST_SHELLS = 0.02, 5.0, 25.0, 3
 # of projections of the map; the second where turns tell nothing, since the encoder follows them whatever it has learnt
 MOST_PROJECTION_ERROR_DEG, MOST_PROJECTION_ERROR_SEEING_ALL_VIEWS_DEG = 60.0, 15.0

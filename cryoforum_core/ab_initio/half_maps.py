@@ -34,7 +34,7 @@ _FSC_RANGE = (1e-3, 0.999)
 _SPARE_SHELLS = 3
 _REFINE_ITERATIONS = 3
 # At radius 12 one particle in ten of the noisiest sets fits a wrong pose better than its own, by 7 at most; the details
-# that tell come later (``docs/decisions.md``, Ab initio).
+# that tell come later (``docs/decisions/0039-alternative-poses.md``).
 N_HYPOTHESES, KEPT_WITHIN_SCORE, N_SEARCHED_HYPOTHESES = 4, 15.0, 16
 MAX_EXPLAINED_IMAGES, MIN_PROMISING_FSC = 1000, 0.3
 # posterior weights below this are not worth an insertion
@@ -135,7 +135,7 @@ class HalfMapPair:
         """The references with the solvent around the molecule flat: its noise would only mislead the matching.
 
         Solvent is three quarters of the sphere and more; taking it out lowered the error of poses from 1.31 to 1.06
-        times the Cramer-Rao bound (``docs/decisions.md``, Ab initio). Both half maps get one outline, as fine as they
+        times the Cramer-Rao bound (``docs/decisions/0037-solvent-mask.md``). Both half maps get one outline, as fine as they
         agree.
         """
         mask = molecule_outline(self.mean_reference, self.resolution_radius_px)
@@ -219,7 +219,7 @@ class HalfSetRefinement:
         NaN where the half maps agree in no shell after it, or nothing is to be explained.
 
         Half maps that started from one wrong map agree in what they made of it, far beyond the start, but hardly explain
-        an image there: 0.1 to 0.4, where right maps reach 0.8 and more (``docs/decisions.md``, Ab initio). What ice,
+        an image there: 0.1 to 0.4, where right maps reach 0.8 and more (``docs/decisions/0042-wrong-maps.md``). What ice,
         neighbours and junk hold lowers both parts.
         """
         shells = torch.arange(len(pair.fsc), device=pair.fsc.device)

@@ -405,7 +405,7 @@ class _HybridRun:
         """All particles matched; the maps that they were matched to; what each matching found again.
 
         Maps that held many lost poses are better without them, and errors learnt with the poorer maps are not those of
-        the end (``docs/decisions.md``, Ab initio): then all are matched to the better maps once more.
+        the end (``docs/decisions/0043-second-final-matching.md``): then all are matched to the better maps once more.
         """
         matching = self._all_matched(refinement, pair, answers, "matching all")
         found_again = [matching.found_again]
@@ -439,8 +439,8 @@ class _HybridRun:
         """The poses of the round after the last matching, and what is believed about them.
 
         That is the round's, too: the maps that images were matched to before, brought to the images' amplitude with their
-        noise, know the poses too well (``docs/decisions.md``, Ab initio). The errors were learnt with the spreads as they
-        were stated before: in that unit they stay, so that the median is the same.
+        noise, know the poses too well (``docs/decisions/0045-pose-errors.md``). The errors were learnt with the spreads as
+        they were stated before: in that unit they stay, so that the median is the same.
         """
         poses, information = self._poses(refinement), refinement.poses.information.double()
         deviation = torch.linalg.eigvalsh(information).clamp_min(0.1).rsqrt().float()

@@ -37,7 +37,7 @@ N_JUDGING_ROTATIONS = 4000
 MAX_STARTS = 4
 # log-evidence of a structure over that of its spherical average, per held-out image
 MIN_STRUCTURE_EVIDENCE = 1.0
-# ``explained`` of right maps is 0.78 and more, of wrong ones 0.5 and less (``docs/decisions.md``, Ab initio)
+# ``explained`` of right maps is 0.78 and more, of wrong ones 0.5 and less (``docs/decisions/0042-wrong-maps.md``)
 EXPLAINED_BY_RIGHT_MAPS = 0.6
 SAVE_EVERY_STEPS, SHOW_EVERY_STEPS = 50, 20
 

@@ -50,7 +50,7 @@ def molecule_mask(volume: Tensor, level: float = 0.1, dilation_of_box: float = 0
 
 def molecule_outline(volume: Tensor, resolution_radius_px: float) -> Tensor:
     """``molecule_mask`` of a map (D, D, D) that is good to ``resolution_radius_px`` cycles per box: drawn nearly as finely,
-    and grown by half a period of that (``docs/decisions.md``, Ab initio)."""
+    and grown by half a period of that (``docs/decisions/0037-solvent-mask.md``)."""
     radius_px = max(_OUTLINE_RADIUS_PX, _OUTLINE_OF_RESOLUTION * resolution_radius_px)
     return molecule_mask(low_pass_volume(volume, radius_px), dilation_of_box=0.5 / radius_px)
 

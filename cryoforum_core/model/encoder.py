@@ -20,8 +20,8 @@ DENSE_FEATURES = 512
 
 @dataclass(frozen=True)
 class EncoderDefaults:
-    """What an encoder's paper, or our measurement (``docs/decisions.md``, Encoder), chose. ``pooling``: None where there is
-    none to choose; ``width``: channels of the first block."""
+    """What an encoder's paper, or our measurement (``docs/decisions/0021-compact.md``), chose. ``pooling``: None where there
+    is none to choose; ``width``: channels of the first block."""
 
     pooling: str | None
     activation: str
@@ -134,7 +134,7 @@ class CryoPoseNetEncoder(ConvolutionalEncoder):
 
 class CompactEncoder(ConvolutionalEncoder):
     """A plain one: strided 4x4 convolutions down to a 4x4 map that is flattened (where a feature lies says how the particle is
-    turned), then two dense layers. Most weights are where they cost least; see ``docs/decisions.md``, Encoder."""
+    turned), then two dense layers. Most weights are where they cost least; see ``docs/decisions/0021-compact.md``."""
 
     def __init__(self, box_size_px: int, filter_channels: int, pooling: str, activation: str, width: int,
                  dropout: float):

@@ -19,7 +19,7 @@ from ..particles.preprocess import PreprocessSettings
 from ..particles.simulate import load_molecule
 
 MIN_LABELLED = 50
-# in minutes on a CPU the number of images seen limits a network, not their detail (``docs/decisions.md``, Encoder)
+# in minutes on a CPU the number of images seen limits a network, not their detail (``docs/decisions/0025-network-box.md``)
 CPU_BOX_SIZE_PX = 32
 
 
