@@ -97,7 +97,7 @@ JUNK_KINDS = tuple(SIMULATED_JUNK)
 
 @dataclass(frozen=True)
 class Encoder:
-    """The part of a network that reads the image, and what its paper, or our measurement (``docs/decisions.md``,
+    """The part of a network that reads the image, and what its paper, or our measurement (``docs/decisions/README.md``,
     Encoder), chose for it."""
 
     name: str

@@ -1,6 +1,6 @@
 """When a run has converged, what is left out where there is nothing to refine, and the sentences that say so.
 
-Reasons of the limits: ``docs/decisions.md``, Ab initio and End to end.
+Reasons of the limits: ``docs/decisions/README.md``, Ab initio and End to end.
 """
 
 import logging

@@ -80,7 +80,7 @@ def _matched(plan: AbInitioPlan, sets: HalfSets, refinement: Refinement, network
     """All particles matched, and the part of them whose pose each matching recovered.
 
     Maps that held many misassigned poses are better without them, and errors calibrated with the poorer maps are not those
-    of the end (``docs/decisions.md``, Ab initio): then all are matched to the better maps once more.
+    of the end (``docs/decisions/README.md``, Ab initio): then all are matched to the better maps once more.
     """
     matched = _matched_once(plan, sets, refinement, network, store, live, "matching all")
     recovered = [matched.recovered_fraction]
@@ -124,7 +124,7 @@ def _with_poses_of(poses: PoseHypotheses, results: PoseResults, calibration: Cal
     """With the poses of the round after the final matching, and their posterior.
 
     That is the round's, too: the maps that images were matched to before, brought to the images' amplitude with their
-    noise, know the poses too well (``docs/decisions.md``, Ab initio). The errors were calibrated with the spreads as they
+    noise, know the poses too well (``docs/decisions/README.md``, Ab initio). The errors were calibrated with the spreads as they
     were stated before: in that unit they stay, so that the median is the same.
     """
     best, information = poses.best_poses(pixel_size_angstrom), poses.information.double()

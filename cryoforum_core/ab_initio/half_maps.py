@@ -62,7 +62,7 @@ class HalfMapPair:
         """The references with the solvent around the molecule flat: its noise would only mislead the matching.
 
         Solvent is three quarters of the sphere and more; masking it lowered the error of poses from 1.31 to 1.06
-        times the Cramer-Rao bound (``docs/decisions.md``, Ab initio). Both half maps get the same mask, as fine as they
+        times the Cramer-Rao bound (``docs/decisions/README.md``, Ab initio). Both half maps get the same mask, as fine as they
         agree.
         """
         mask = molecule_outline(self.mean_reference, self.resolution_radius_px)

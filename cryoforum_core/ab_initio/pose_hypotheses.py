@@ -13,7 +13,7 @@ from ..matching.refine import RefinedPoses, refine
 from ..uncertainty.match_posterior import match_posterior, rotation_information
 
 # kept for each particle: at a radius of 12 cycles per box one particle in ten of the noisiest sets fits a wrong pose better
-# than its own; the details that tell come later (``docs/decisions.md``, Ab initio)
+# than its own; the details that tell come later (``docs/decisions/README.md``, Ab initio)
 N_HYPOTHESES = 4
 # a hypothesis is dropped when its log-likelihood is that much below the best: wrong poses were ahead by 7 at most
 KEPT_WITHIN_SCORE = 15.0

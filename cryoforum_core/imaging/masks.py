@@ -52,7 +52,7 @@ def molecule_mask(volume: Float[Tensor, "d d d"], level: float = 0.1, dilation_o
 
 def molecule_outline(volume: Float[Tensor, "d d d"], resolution_radius_px: float) -> Float[Tensor, "d d d"]:
     """``molecule_mask`` of a map (D, D, D) that is good to ``resolution_radius_px`` cycles per box: drawn nearly as finely,
-    and grown by half a period of that (``docs/decisions.md``, Ab initio)."""
+    and grown by half a period of that (``docs/decisions/0037-solvent-mask.md``)."""
     radius_px = max(_OUTLINE_RADIUS_PX, _OUTLINE_OF_RESOLUTION * resolution_radius_px)
     return molecule_mask(low_pass_volume(volume, radius_px), dilation_of_box=0.5 / radius_px)
 

@@ -112,7 +112,7 @@ class CryoPoseNetEncoder(ConvolutionalEncoder):
 
 class CompactEncoder(ConvolutionalEncoder):
     """A plain one: strided 4x4 convolutions down to a 4x4 map that is flattened (where a feature lies says how the particle is
-    turned), then two dense layers. Most weights are where they cost least; see ``docs/decisions.md``, Encoder."""
+    turned), then two dense layers. Most weights are where they cost least; see ``docs/decisions/README.md``, Encoder."""
 
     def __init__(self, box_size_px: int, filter_channels: int, pooling: str, activation: str, width: int,
                  dropout: float):

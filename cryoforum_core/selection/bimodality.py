@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-# Measured on simulated scores (docs/decisions.md, "The default of select"): narrower bandwidths find shallow valleys in
+# Measured on simulated scores (docs/decisions/0001-default-of-select.md): narrower bandwidths find shallow valleys in
 # heavy tails, wider ones miss a tenth of the particles at four standard deviations from the others.
 _BANDWIDTH_FACTOR = 0.6
 # density of the valley over that of the lower hill beside it

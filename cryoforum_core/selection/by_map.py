@@ -10,7 +10,7 @@ explain E (in units of the noise's variance, summed over the image) is a normal 
 best has some sqrt(2 ln M) sqrt(E), where a particle has E. So every image, whatever it shows, brings the share
 ``discount``, some sqrt(2 ln M / E), of what a particle brings, and that share is taken off in proportion to the number of
 images: ``MapQuality`` of as many at random, times the discount. Without it half maps of sets with a fifth of junk ask
-for all of the junk to be kept, while the true map gets worse (``docs/decisions.md``).
+for all of the junk to be kept, while the true map gets worse (``docs/decisions/0004-select-auto.md``).
 """
 
 import csv

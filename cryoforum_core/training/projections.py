@@ -119,7 +119,8 @@ def _variance(spectrum: Tensor, box_size_px: int) -> Tensor:
 def noise_factor(progress: float, snr: float) -> float:
     """Amplitude of the noise relative to the data's, log-linear from a signal-to-noise ratio of 10 to the data's own.
 
-    Nearly clean images first are what makes a network learn from noisy ones quickly (``docs/decisions.md``).
+    Nearly clean images first are what makes a network learn from noisy ones quickly
+    (``docs/decisions/0022-likelihood-loss.md``).
     """
     start = min(1.0, math.sqrt(snr / EASY_SNR))
     return start ** (1.0 - min(progress / NOISE_IS_FULL_AT, 1.0))
