@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..geometry.rotations import angular_distance_rad, compose, random_quaternions
 from ..imaging.fourier import resize_volume, shell_average
-from ..imaging.masks import molecule_outline, soft_sphere
+from ..imaging.masks import solvent_mask, soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..imaging.resolution import fourier_shell_correlation
 from ..matching.exhaustive_search import SearchGrid
@@ -139,7 +139,7 @@ class HalfMapPair:
         times the Cramer-Rao bound (``docs/decisions.md``, Ab initio). Both half maps get one outline, as fine as they
         agree.
         """
-        mask = molecule_outline(self.mean_reference, self.resolution_radius_px)
+        mask = solvent_mask(self.mean_reference, self.resolution_radius_px)
         return replace(self, reference=(self.reference[0] * mask, self.reference[1] * mask))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..geometry.rotations import compose, inverse, quaternion_to_matrix
 from ..geometry.symmetry import symmetry_group
 from ..imaging.fourier import resize_volume
-from ..imaging.masks import molecule_outline
+from ..imaging.masks import solvent_mask
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..imaging.resolution import fourier_shell_correlation
 from ..imaging.symmetry_frame import symmetry_frame
@@ -66,7 +66,7 @@ class NearHalfTurn:
 def near_half_turn(pair: HalfMapPair, box_size_px: int) -> NearHalfTurn | None:
     """The half turn that lays the map nearly on itself; None where there is no such. ``box_size_px``: the particles' own."""
     resolution_px = pair.resolution_radius_px
-    volume = pair.mean_reference * molecule_outline(pair.mean_reference, resolution_px)
+    volume = pair.mean_reference * solvent_mask(pair.mean_reference, resolution_px)
     group = symmetry_group("c2").to(volume)
     frame = symmetry_frame(volume, group, min(AXIS_RADIUS_PX, resolution_px))
     # W(r) = V(R (r - t)) has the axis in its middle: V is itself at R C R^-1 r + R (C t - t)
@@ -110,7 +110,7 @@ class _OddPart:
         self.images = replace(refinement.images, box_size_px=refinement.round_box_px(max_radius_px))
         self.box, self.device = self.images.box_size_px, self.images.device
         self.noise_spectrum = resized_spectrum(pair.noise_spectrum, refinement.box_size_px, self.box)
-        self.outline = resize_volume(molecule_outline(pair.mean_reference, pair.resolution_radius_px), self.box)
+        self.outline = resize_volume(solvent_mask(pair.mean_reference, pair.resolution_radius_px), self.box)
         self.even, self.power = self._even_part()
         self.generator = torch.Generator().manual_seed(seed)
         sample = torch.randperm(len(refinement.halves), generator=self.generator)[:MAX_IMAGES]

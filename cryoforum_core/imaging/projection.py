@@ -131,6 +131,7 @@ def slice_points(quaternion: Float[Tensor, "n 4"], k: Float[Tensor, "m 2"]) -> F
     return k @ matrix[:, :2, :]
 
 
+# memory for the sums that threads make side by side; beyond, fewer threads insert
 MAX_INSERTION_BYTES = 4 * 2**30
 
 

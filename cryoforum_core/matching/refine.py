@@ -15,8 +15,11 @@ from ..geometry.rotations import compose, rotation_vector_to_quaternion
 from ..imaging.projection import FourierVolume, slice_points
 from .likelihood import MatchingImages
 
+# longest step of a rotation, 9 degrees: beyond, the linear approximation of a slice does not hold
 MAX_STEP_RAD = 0.15
+# longest step of a displacement, for the same reason
 MAX_STEP_PX = 1.5
+# images whose derivatives are in memory at a time
 _CHUNK = 64
 
 
@@ -120,7 +123,7 @@ def _damped_step(right: Tensor, information: Tensor, damping: Tensor) -> Tensor:
     # a direction that the data say nothing about (a blank image) must not make the matrix singular
     diagonal = diagonal * damping[:, None] + 1e-6 * diagonal.amax(-1, keepdim=True) + 1e-12
     step = torch.linalg.solve(information + torch.diag_embed(diagonal), right)
-    turn, move = step[:, :3], step[:, 3:]
-    turn = turn * (MAX_STEP_RAD / turn.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
-    move = move * (MAX_STEP_PX / move.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
-    return torch.cat([turn, move], dim=-1)
+    rotation, shift = step[:, :3], step[:, 3:]
+    rotation = rotation * (MAX_STEP_RAD / rotation.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+    shift = shift * (MAX_STEP_PX / shift.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+    return torch.cat([rotation, shift], dim=-1)

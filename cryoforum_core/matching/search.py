@@ -11,7 +11,10 @@ from ..imaging.projection import FourierVolume, slice_points
 from .likelihood import MatchingImages
 from .refine import RefinedPoses, refine
 
-# in log-likelihood at a stage's resolution: finer resolution rarely turns a difference of e^40 around
+# distance of the displacements tried along x and y, as a fraction of the shortest wavelength: none is further than half of
+# it from the nearest, where the phase is off by 56 degrees
+DISPLACEMENT_STEP_OF_WAVE = 0.31
+# in log-likelihood at a stage's resolution: finer resolution rarely reverses a difference of e^40
 HOPELESS_SCORE = 40.0
 
 
