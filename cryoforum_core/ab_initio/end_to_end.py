@@ -21,7 +21,7 @@ from ..geometry.poses import Poses
 from ..geometry.rotations import random_quaternions
 from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import fft_image, ifft_image, shell_index
-from ..imaging.noise import noise_power_spectrum
+from ..imaging.noise_spectrum import noise_power_spectrum
 from ..imaging.resolution import resolution_angstrom
 from ..model.checkpoint import CheckpointMetadata, save_checkpoint
 from ..model.encoder import ENCODERS, MIN_BOX_SIZE_PX

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..geometry.pose_errors import align_frame, rotation_errors_deg
 from ..geometry.so3_grid import super_fibonacci
 from ..imaging.fourier import fft_volume, ifft_image, ifft_volume, volume_radius_px
-from ..imaging.noise import noise_power_spectrum
+from ..imaging.noise_spectrum import noise_power_spectrum
 from ..imaging.projection import FourierVolume
 from ..matching.likelihood import MatchingImages, explained_power, predicted
 from ..matching.refine import refine

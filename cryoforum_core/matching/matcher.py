@@ -8,7 +8,7 @@ resolution decides.
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Complex, Float
@@ -247,12 +247,9 @@ def _contrast(images: MatchingImages, model: MatchingModel, poses: RefinedPoses)
     return Contrast(mean, math.sqrt(max(0.0, float(((value - mean).square() - variance).mean()))))
 
 
-_FIELDS = ("quaternion", "displacement_px", "score", "information")
-
-
 def _merge(first: RefinedPoses, second: RefinedPoses) -> RefinedPoses:
     """The best hypotheses of both, best first; as many as the first has."""
-    both = RefinedPoses(*(torch.cat([getattr(first, name), getattr(second, name)], dim=1) for name in _FIELDS))
+    both = RefinedPoses.concatenate([first, second], dim=1)
     order = both.score.argsort(dim=1, descending=True)[:, :first.score.shape[1]]
     return both[torch.arange(len(order), device=order.device)[:, None], order]
 
@@ -263,4 +260,4 @@ def _replace_rows(poses: RefinedPoses, rows: Tensor, new: RefinedPoses) -> Refin
         old[rows] = fresh
         return old
 
-    return RefinedPoses(*(replaced(getattr(poses, name), getattr(new, name)) for name in _FIELDS))
+    return RefinedPoses(*(replaced(getattr(poses, field.name), getattr(new, field.name)) for field in fields(poses)))

@@ -5,7 +5,8 @@ A point p of the slice then moves by ``-w x p``, so the slice's derivative along
 the map's transform is stored beside the transform (``FourierVolume.from_real(with_gradient=True)``).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Complex, Float
@@ -32,6 +33,11 @@ class RefinedPoses:
     displacement_px: Float[Tensor, "*batch 2"]
     score: Float[Tensor, " *batch"]
     information: Float[Tensor, "*batch 5 5"]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["RefinedPoses"], dim: int = 0) -> "RefinedPoses":
+        """All fields of the parts, one after the other along an axis of the poses."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts], dim=dim) for field in fields(cls)))
 
     def __getitem__(self, index) -> "RefinedPoses":
         return RefinedPoses(self.quaternion[index], self.displacement_px[index], self.score[index],
