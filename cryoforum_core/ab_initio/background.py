@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ..imaging.fourier import ifft_image
-from ..imaging.noise import noise_power_spectrum
+from ..imaging.noise_spectrum import noise_power_spectrum
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION
 from ..particles.preparation import ImagePreparation
 

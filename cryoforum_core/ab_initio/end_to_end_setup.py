@@ -10,7 +10,7 @@ from ..config import AbInitioConfig
 from ..errors import InputError
 from ..geometry.rotations import random_quaternions
 from ..imaging.fourier import shell_index
-from ..imaging.noise import noise_power_spectrum
+from ..imaging.noise_spectrum import noise_power_spectrum
 from ..model.encoder import MIN_BOX_SIZE_PX
 from ..model.learnable_volume import LearnableVolume
 from ..model.network import NetworkConfig, OrientationNetwork

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..geometry.rotations import compose, random_quaternions
 from ..imaging.fourier import shell_average
-from ..imaging.masks import molecule_outline
+from ..imaging.masks import solvent_mask
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..imaging.resolution import fourier_shell_correlation
 from ..matching.likelihood import MatchingImages
@@ -65,7 +65,7 @@ class HalfMapPair:
         times the Cramer-Rao bound (``docs/decisions/README.md``, Ab initio). Both half maps get the same mask, as fine as they
         agree.
         """
-        mask = molecule_outline(self.mean_reference, self.resolution_radius_px)
+        mask = solvent_mask(self.mean_reference, self.resolution_radius_px)
         return replace(self, reference=(self.reference[0] * mask, self.reference[1] * mask))
 
     def masked_beyond(self, common_radius_px: float) -> "HalfMapPair":

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..geometry.rotations import compose, inverse, quaternion_to_matrix
 from ..geometry.symmetry import symmetry_group
-from ..imaging.masks import molecule_outline
+from ..imaging.masks import solvent_mask
 from ..imaging.resolution import fourier_shell_correlation
 from ..imaging.symmetry_frame import symmetry_frame
 from ..imaging.volume_frame import move_volume
@@ -47,7 +47,7 @@ class PseudoTwofold:
 def find_pseudo_twofold(pair: HalfMapPair, box_size_px: int) -> PseudoTwofold | None:
     """The pseudo-C2 symmetry of the map; None where it has none. ``box_size_px``: the particles' own."""
     resolution_px = pair.resolution_radius_px
-    volume = pair.mean_reference * molecule_outline(pair.mean_reference, resolution_px)
+    volume = pair.mean_reference * solvent_mask(pair.mean_reference, resolution_px)
     group = symmetry_group("c2").to(volume)
     frame = symmetry_frame(volume, group, min(AXIS_RADIUS_PX, resolution_px))
     # W(r) = V(R (r - t)) has the axis in its middle: V is itself at R C R^-1 r + R (C t - t)
@@ -71,5 +71,5 @@ def is_other_way_round(half_sets: HalfSets, refinement: Refinement, twofold: Pse
     """
     pair = refinement.pair
     images = half_sets.scaled(pair.noise_spectrum, next_radius_px(pair, max_radius_px))
-    mask = molecule_outline(pair.mean_reference, pair.resolution_radius_px)
+    mask = solvent_mask(pair.mean_reference, pair.resolution_radius_px)
     return AntisymmetricPart(images, refinement.poses, twofold.other, mask, seed).is_other_way_round()

@@ -1,4 +1,4 @@
-"""A 4x4 symmetric matrix as a belief about a rotation: the Bingham distribution on unit quaternions.
+"""The Bingham distribution on unit quaternions: a 4x4 symmetric matrix as a posterior of a rotation.
 
 Convention, stated once: the density of q on the unit sphere of R^4 is ``exp(-q' A q) / F(A)``, so that the mode is
 the eigenvector of A's **smallest** eigenvalue, A and ``A + c I`` are the same distribution, and q and -q are equally
@@ -19,7 +19,8 @@ from torch import Tensor
 from .rotations import smallest_eigenvector
 
 # lower triangle, column by column, as in roma.symmatrixvec_to_unitquat
-_ROW, _COLUMN = (0, 1, 2, 3, 1, 2, 3, 2, 3, 3), (0, 0, 0, 0, 1, 1, 1, 2, 2, 3)
+_ROW = (0, 1, 2, 3, 1, 2, 3, 2, 3, 3)
+_COLUMN = (0, 0, 0, 0, 1, 1, 1, 2, 2, 3)
 
 
 def symmetric_from_10(vector: Float[Tensor, "*batch 10"]) -> Float[Tensor, "*batch 4 4"]:
@@ -38,7 +39,7 @@ def psd_from_10(vector: Float[Tensor, "*batch 10"]) -> Float[Tensor, "*batch 4 4
 
 def isotropic_bingham(quaternion: Float[Tensor, "*batch 4"], concentration: Float[Tensor, " *batch"]
                       ) -> Float[Tensor, "*batch 4 4"]:
-    """``A = k (I - q q')`` (..., 4, 4): equally sure about all axes. Shapes (..., 4) and (...,)."""
+    """``A = k (I - q q')`` (..., 4, 4): equally certain about all axes. Shapes (..., 4) and (...,)."""
     outer = quaternion[..., :, None] * quaternion[..., None, :]
     return concentration[..., None, None] * (torch.eye(4, dtype=outer.dtype, device=outer.device) - outer)
 
@@ -199,24 +200,24 @@ def _envelope_parameter(gaps: Tensor) -> Tensor:
 
 
 def dispersion_max(eigenvalues: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
-    """Cryo-forum's largest dispersion ``lambda_1 - lambda_2`` (...,): <= 0, lower is surer. Eigenvalues ascend."""
+    """Cryo-forum's largest dispersion ``lambda_1 - lambda_2`` (...,): <= 0, lower is more certain. Eigenvalues ascend."""
     return eigenvalues[..., 0] - eigenvalues[..., 1]
 
 
 def dispersion_trace(eigenvalues: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
-    """Cryo-forum's sum of dispersions ``sum_i (lambda_1 - lambda_i)`` (...,): <= 0, lower is surer."""
+    """Cryo-forum's sum of dispersions ``sum_i (lambda_1 - lambda_i)`` (...,): <= 0, lower is more certain."""
     return (eigenvalues[..., :1] - eigenvalues).sum(-1)
 
 
 def dispersion_wigner(eigenvalues: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
-    """Cryo-forum's Wigner log-likelihood of the spacings, ``sum_i log s_i - pi s_i^2 / 4`` (...,): lower is surer."""
+    """Cryo-forum's Wigner log-likelihood of the spacings, ``sum_i log s_i - pi s_i^2 / 4`` (...,)."""
     spacing = eigenvalues.diff(dim=-1).clamp_min(torch.finfo(eigenvalues.dtype).tiny)
     return (spacing.log() - 0.25 * math.pi * spacing.square()).sum(-1)
 
 
 @dataclass(frozen=True)
 class OrientationPosterior:
-    """What is believed about n particles' rotations. Angles in degrees."""
+    """The posterior of n particles' rotations. Angles in degrees."""
 
     bingham: Float[Tensor, "n 4 4"]
     """(n, 4, 4) symmetric; density exp(-q'Aq) / F(A)."""

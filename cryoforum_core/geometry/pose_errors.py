@@ -1,7 +1,7 @@
 """How far estimated poses are from known ones: rotation, shift, and the frame and hand that images cannot fix.
 
-Two sets of poses of the same images may belong to maps that are turned against each other (A_est = A_true g, one g for
-all), mirrored, or moved. ``align_frame`` finds g and the hand by a vote, so that many wrong poses do not disturb it;
+Two sets of poses of the same images may belong to maps that are rotated against each other (A_est = A_true g, one g for
+all), mirrored, or shifted. ``align_frame`` finds g and the hand by a vote, so that many wrong poses do not disturb it;
 ``align_poses`` also finds the translation, which shows in the shifts.
 """
 
@@ -22,18 +22,25 @@ from .rotations import (
 )
 from .symmetry import nearest_equivalent, symmetric_distance_deg
 
-_N_HYPOTHESES, _N_VOTERS = 512, 2048
-# the vote counts a pose as right within this angle; the refinement narrows it down to the last value
+# rotations between the frames that are put to the vote: if one pose in ten is right, some 50 of them are near the true one
+_N_HYPOTHESES = 512
+# poses that vote: enough for a share of agreement to within a percent or two, whatever the size of the set
+_N_VOTERS = 2048
+# the vote counts a pose as right within this angle
 _VOTE_WIDTH_DEG = 15.0
+# the refinement starts as wide as the vote and narrows down to what good poses reach
 _REFINEMENT_WIDTHS_DEG = (15.0, 15.0, 10.0, 6.0, 4.0, 4.0)
-# shifts of poses that are right within this angle tell the translation; fewer of them could be fitted by accident
-_TRANSLATION_WIDTH_DEG, _FEWEST_FOR_TRANSLATION = 10.0, 10
+# the translation is fitted to the shifts of poses that are right within this angle
+_TRANSLATION_WIDTH_DEG = 10.0
+# a translation could fit the shifts of fewer poses by accident
+_FEWEST_FOR_TRANSLATION = 10
+# steps of iteratively reweighted least squares
 _REWEIGHTED_STEPS = 30
 
 
 @dataclass(frozen=True)
 class FrameAlignment:
-    """From the frame of estimated poses to that of known ones: mirrored if ``is_mirrored``, then turned, then moved.
+    """From the frame of estimated poses to that of known ones: mirrored if ``is_mirrored``, then rotated, then shifted.
 
     A map V of the estimated frame becomes ``W(r) = V(R (r - t))`` (``imaging.volume_frame.move_volume``) and a pose
     (A, origin) becomes ``(A R, origin + (A R t)_xy)``: origins are minus displacements. The mirror is that in z; it
@@ -78,7 +85,7 @@ def align_frame(estimated: Float[Tensor, "n 4"], true: Float[Tensor, "n 4"], gro
                 allow_mirror: bool = False) -> FrameAlignment:
     """The frame of ``estimated`` (N, 4) against ``true`` (N, 4), over the symmetry ``group`` (G, 4) of the known map.
 
-    Each pair proposes one turn; the turn that most pairs agree with is refined on those pairs. It stands a majority
+    Each pair proposes one rotation; the rotation that most pairs agree with is refined on those pairs. It stands a majority
     of wrong poses, as long as they do not agree with each other. Needs at least one pair.
     """
     estimated, true = estimated.double(), true.double()
@@ -124,32 +131,33 @@ def _translation(projector: Tensor, seen: Tensor) -> Tensor:
 
 def _align_one_hand(estimated: Tensor, true: Tensor, group: Tensor, is_mirrored: bool) -> FrameAlignment:
     group = group.to(true)
-    turns = compose(inverse(estimated), true)  # A_est turn = A_true; with symmetry any turn h of the group serves
-    rotation = _vote(turns, group)
+    # A_est g = A_true for each pair; with symmetry g h, h of the group, is as good
+    pairwise = compose(inverse(estimated), true)
+    rotation = _vote(pairwise, group)
     for width_deg in _REFINEMENT_WIDTHS_DEG:
-        rotation = _refine(rotation, turns, group, width_deg)
-    return FrameAlignment(rotation, is_mirrored, float(_agreement(rotation[None], turns, group)[0]))
+        rotation = _refine(rotation, pairwise, group, width_deg)
+    return FrameAlignment(rotation, is_mirrored, float(_agreement(rotation[None], pairwise, group)[0]))
 
 
 def _evenly(values: Tensor, most: int) -> Tensor:
     return values[torch.linspace(0, len(values) - 1, min(most, len(values))).round().long()]
 
 
-def _agreement(hypotheses: Tensor, turns: Tensor, group: Tensor) -> Tensor:
-    """Mean over turns (N, 4) of a Gaussian of their distance to each hypothesis (H, 4): (H,)."""
-    distance_deg = symmetric_distance_deg(_evenly(turns, _N_VOTERS), hypotheses[:, None], group)
+def _agreement(hypotheses: Tensor, pairwise: Tensor, group: Tensor) -> Tensor:
+    """Mean over the pairs' rotations (N, 4) of a Gaussian of their distance to each hypothesis (H, 4): (H,)."""
+    distance_deg = symmetric_distance_deg(_evenly(pairwise, _N_VOTERS), hypotheses[:, None], group)
     return torch.exp(-0.5 * (distance_deg / _VOTE_WIDTH_DEG) ** 2).mean(dim=-1)
 
 
-def _vote(turns: Tensor, group: Tensor) -> Tensor:
-    hypotheses = _evenly(turns, _N_HYPOTHESES)
-    votes = torch.cat([_agreement(some, turns, group) for some in hypotheses.split(16)])
+def _vote(pairwise: Tensor, group: Tensor) -> Tensor:
+    hypotheses = _evenly(pairwise, _N_HYPOTHESES)
+    votes = torch.cat([_agreement(some, pairwise, group) for some in hypotheses.split(16)])
     return hypotheses[votes.argmax()]
 
 
-def _refine(rotation: Tensor, turns: Tensor, group: Tensor, width_deg: float) -> Tensor:
-    """One step of the mean of the turns near ``rotation`` (4,); Tukey's weights leave out what is far off."""
-    near = nearest_equivalent(turns, rotation, group)
+def _refine(rotation: Tensor, pairwise: Tensor, group: Tensor, width_deg: float) -> Tensor:
+    """One step of the mean of the pairs' rotations near ``rotation`` (4,); Tukey's weights leave out what is far off."""
+    near = nearest_equivalent(pairwise, rotation, group)
     residual = quaternion_to_rotation_vector(compose(inverse(rotation), near))
     share = torch.rad2deg(residual.norm(dim=-1)) / (3 * width_deg)
     weight = (1 - share.square()).clamp_min(0).square()

@@ -1,4 +1,4 @@
-"""What is believed about the poses of N particles: some hypotheses, their weights, and how well the best is known."""
+"""The posterior of the poses of N particles: hypotheses, their weights, and how precise the best one is."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from .poses import Poses
 from .rotations import compose, rotation_vector_to_quaternion
 
-# an image that says nothing about a direction must not be turned by more than this
+# 20 degrees: the Gaussian approximation means nothing beyond, as for an image that leaves an axis undetermined
 _LARGEST_DEVIATION_RAD = 0.35
 
 
@@ -33,8 +33,8 @@ class PosePosterior:
     def sample(self, rows: Int[Tensor, " m"], generator: torch.Generator) -> Poses:
         """One pose for each of ``rows`` (n,), drawn from its posterior.
 
-        In expectation over draws p of an image, a network that learns their likelihood under ``exp(-q'Aq) / F(A)``
-        learns ``log F(A) + tr(A sum_j p_j q_j q_j')``: the posterior's ten numbers are all it is told, exactly.
+        A network trained on such draws q of an image, by their negative log-likelihood under ``exp(-q'Aq) / F(A)``,
+        minimises in expectation ``log F(A) + tr(A E[q q'])``: of the posterior only ``E[q q']``, ten numbers, counts.
         """
         rows = rows.to(self.weight.device)
         chosen = torch.multinomial(self.weight[rows], 1, generator=generator)[:, 0]
@@ -42,8 +42,8 @@ class PosePosterior:
         precision, axes = torch.linalg.eigh(self.information[rows].double())
         deviation = precision.clamp_min(_LARGEST_DEVIATION_RAD ** -2).rsqrt()
         normal = torch.randn(len(rows), 3, generator=generator, device=self.weight.device, dtype=torch.float64)
-        turn = (axes @ (deviation * normal)[..., None])[..., 0].to(quaternion)
-        return Poses(compose(quaternion, rotation_vector_to_quaternion(turn)), shift_angstrom)
+        vector_rad = (axes @ (deviation * normal)[..., None])[..., 0].to(quaternion)
+        return Poses(compose(quaternion, rotation_vector_to_quaternion(vector_rad)), shift_angstrom)
 
     def outer_product(self) -> Float[Tensor, "n 4 4"]:
         """``sum_j p_j q_j q_j'`` over the hypotheses themselves: (N, 4, 4)."""

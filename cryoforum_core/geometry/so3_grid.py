@@ -8,9 +8,9 @@ from torch import Tensor
 
 from .rotations import rotation_vector_to_quaternion
 
-# the positive real root of psi^4 = psi + 4 (Alexa 2022)
-_PSI = 1.533751168755204288118041
+# the two irrational numbers of the spirals, from Alexa 2022: the square root of 2 and the positive root of psi^4 = psi + 4
 _PHI = math.sqrt(2)
+_PSI = 1.533751168755204288118041
 
 
 def super_fibonacci(n: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"

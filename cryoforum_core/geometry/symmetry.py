@@ -17,8 +17,10 @@ from .rotations import angular_distance_rad, compose, inverse, rotation_vector_t
 
 KNOWN_GROUPS = "c1, c2, ... (any cN), d1, d2, ... (any dN), t, o, i (= i2), i1, i2, i3, i4"
 
+# the golden ratio: corners of an icosahedron are at (0, 1, golden ratio) and its cyclic permutations
 _GOLDEN = (1 + math.sqrt(5)) / 2
-_X, _Y, _Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+_X = (1.0, 0.0, 0.0)
+_Z = (0.0, 0.0, 1.0)
 # fold and axis of the generators; the axes need not have unit length
 _GENERATORS = {
     "t": [(3, _Z), (2, (0.0, math.sqrt(2), 1.0))],

@@ -1,9 +1,9 @@
-"""One map brought onto another of the same or a similar molecule: turn, translation and hand.
+"""One map brought onto another of the same or a similar molecule: rotation, translation and hand.
 
 The amplitudes of a map's transform do not know where the map lies, nor its hand, so one coarse search over all
-rotations serves both; the candidates it leaves are told apart with phases. Transforms are whitened (unit power in each
-shell) throughout: fine shells, which tell orientations apart, count as much per voxel as coarse ones. What is the same
-in all directions is taken out, since it agrees whatever the turn.
+rotations serves both; phases decide between the candidates it leaves. Transforms are whitened (unit power in each
+shell) throughout: fine shells, which distinguish orientations, count as much per voxel as coarse ones. What is the same
+in all directions is taken out, since it agrees whatever the rotation.
 """
 
 from dataclasses import dataclass
@@ -19,15 +19,25 @@ from .masks import soft_sphere
 from .projection import FourierVolume
 from .volume_frame import centre_of_mass_px, shift_volume
 
+# shells below, in cycles per box, hold hardly more than the size of the molecule
 MIN_RADIUS_PX = 1.5
+# largest radius of coarse searches, cycles per box: a step of 8 degrees moves it by one cycle
 COARSE_RADIUS_PX = 7.0
-"""Largest radius of coarse searches, cycles per box."""
+# step of coarse searches over all rotations
 COARSE_STEP_DEG = 8.0
+# radius and step of each level of a local search; the first is for the coarse radius, the others for the full one
 LEVELS_DEG = ((6.0, 3.0), (3.0, 1.2), (1.2, 0.5), (0.5, 0.2))
-"""Radius and step of each level of a local search; the first is for the coarse radius, the others for the full one."""
-_MASK_BOXES, _CENTRING_BOXES = 0.47, 0.45
-_N_CANDIDATES, _N_FINALISTS = 24, 4
+# radius of the mask in boxes: nearly the sphere inscribed in the box
+_MASK_BOXES = 0.47
+# density beyond this radius, in boxes, does not count for the centre of the map
+_CENTRING_BOXES = 0.45
+# amplitudes alone rank rotations roughly: so many go on to the search with phases
+_N_CANDIDATES = 24
+# phases rank them well: so many go on from level to level
+_N_FINALISTS = 4
+# complex values sampled in one piece: some 16 MB
 _SAMPLES_AT_ONCE = 2_000_000
+# the rotation by 180 degrees about z: a map mirrored in z, rotated by it, is the map inverted through its centre
 HALF_TURN_Z = (0.0, 0.0, 1.0, 0.0)
 
 
@@ -107,7 +117,7 @@ def half_ball(max_radius_px: float, device: torch.device | str = "cpu") -> Float
 
 def turned_samples(transform: FourierVolume, quaternion: Float[Tensor, "n 4"], k: Float[Tensor, "m 3"]
                    ) -> Complex[Tensor, "n m"]:
-    """Values (n, m) of the transforms of the map turned by each of (n, 4), at ``k`` (m, 3)."""
+    """Values (n, m) of the transforms of the map rotated by each of (n, 4), at ``k`` (m, 3)."""
     return transform.sample(k @ quaternion_to_matrix(quaternion).mT)
 
 
@@ -154,7 +164,7 @@ def in_batches(quaternion: Float[Tensor, "n 4"], samples_each: int) -> tuple[Flo
 @torch.no_grad()
 def align_to_reference(volume: Float[Tensor, "b b b"], reference: Float[Tensor, "b b b"],
                        max_radius_px: float = 10.0) -> ReferenceAlignment:
-    """The turn, translation and hand that bring ``volume`` onto ``reference``, two maps (b, b, b) of one pixel size.
+    """The rotation, translation and hand that bring ``volume`` onto ``reference``, two maps (b, b, b) of one pixel size.
 
     Only frequencies up to ``max_radius_px`` cycles per box count. The molecule may lie anywhere in the box; the maps
     may be noisy and of similar molecules. Where the two scores are close the hand is not determined (a molecule that is
@@ -196,7 +206,7 @@ def _align_one_hand(centred: CentredMap, reference: CentredMap, candidates: Tens
         order = best[2].argsort(descending=True)[:_N_FINALISTS]
         best = [values[order] for values in best]
     rotation, shift, score = best[0][0], best[1][0], best[2][0]
-    # the centred, turned map is displaced by ``shift`` from the centred reference
+    # the centred, rotated map is displaced by ``shift`` from the centred reference
     turned_centre = quaternion_to_matrix(rotation).T @ centred.centre_px
     translation = reference.centre_px - shift * centred.pixels_per_pixel - turned_centre
     return float(score), rotation, translation

@@ -7,8 +7,10 @@ from torch.nn import functional
 
 from .fourier import low_pass_volume
 
-# the outline is known well at this radius long before the details are; then it follows the resolution
-_OUTLINE_RADIUS_PX, _OUTLINE_OF_RESOLUTION = 10.0, 0.9
+# in cycles per box: maps show well where the solvent begins at this radius long before they show details
+_SOLVENT_MASK_RADIUS_PX = 10.0
+# at better resolution the mask follows it, a little behind
+_SOLVENT_MASK_OF_RESOLUTION = 0.9
 
 
 def _raised_cosine(radius: Tensor, edge_start: float, edge_px: float) -> Tensor:
@@ -50,10 +52,10 @@ def molecule_mask(volume: Float[Tensor, "d d d"], level: float = 0.1, dilation_o
     return _blurred(grown, 0.5 * reach)[0, 0].to(volume.dtype)
 
 
-def molecule_outline(volume: Float[Tensor, "d d d"], resolution_radius_px: float) -> Float[Tensor, "d d d"]:
+def solvent_mask(volume: Float[Tensor, "d d d"], resolution_radius_px: float) -> Float[Tensor, "d d d"]:
     """``molecule_mask`` of a map (D, D, D) that is good to ``resolution_radius_px`` cycles per box: drawn nearly as finely,
     and grown by half a period of that (``docs/decisions/0037-solvent-mask.md``)."""
-    radius_px = max(_OUTLINE_RADIUS_PX, _OUTLINE_OF_RESOLUTION * resolution_radius_px)
+    radius_px = max(_SOLVENT_MASK_RADIUS_PX, _SOLVENT_MASK_OF_RESOLUTION * resolution_radius_px)
     return molecule_mask(low_pass_volume(volume, radius_px), dilation_of_box=0.5 / radius_px)
 
 

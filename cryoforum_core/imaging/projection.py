@@ -24,13 +24,6 @@ def gridding_correction(size: int, padding: int, device: torch.device | str = "c
     return window[:, None, None] * window[None, :, None] * window[None, None, :]
 
 
-def _pad_volume(volume: Tensor, padding: int) -> Tensor:
-    size = volume.shape[-1]
-    padded_size = padding * size
-    before = padded_size // 2 - size // 2
-    return functional.pad(volume, (before, padded_size - size - before) * 3)
-
-
 class FourierVolume:
     """The padded transform of a map, ready to be sliced.
 
@@ -63,7 +56,9 @@ class FourierVolume:
 
     @staticmethod
     def _half_transform(volume: Tensor, padding: int, max_radius_px: float) -> Tensor:
-        volume_ft = fft_volume(_pad_volume(volume, padding))
+        size, padded_size = volume.shape[-1], padding * volume.shape[-1]
+        before = padded_size // 2 - size // 2
+        volume_ft = fft_volume(functional.pad(volume, (before, padded_size - size - before) * 3))
         reach = _reach(padding, max_radius_px)
         # the outermost neighbours of a sample may lie beyond the Nyquist limit of the padded grid, where FFT order
         # wraps around; they have almost no weight
@@ -131,6 +126,7 @@ def slice_points(quaternion: Float[Tensor, "n 4"], k: Float[Tensor, "m 2"]) -> F
     return k @ matrix[:, :2, :]
 
 
+# memory for the sums that threads make side by side; beyond, fewer threads insert
 MAX_INSERTION_BYTES = 4 * 2**30
 
 

@@ -29,7 +29,7 @@ def resolution_angstrom(fsc: Float[Tensor, " shells"], box_size_px: int, pixel_s
     """Where the FSC first falls below ``threshold``, interpolated between shells; the Nyquist limit if it never does."""
     extent_angstrom = box_size_px * pixel_size_angstrom
     for shell in range(1, len(fsc)):
-        # also where it is no number: nothing agrees there
+        # also where it is NaN: nothing agrees there
         if not fsc[shell] >= threshold:
             before, after = float(fsc[shell - 1]), float(fsc[shell])
             fraction = (before - threshold) / (before - after) if before > after else 0.0

@@ -1,8 +1,8 @@
 """The axes and the centre of a symmetric molecule in a map that was made without its symmetry, in an arbitrary frame.
 
-For a symmetry operation g of the wanted frame and a turn R, the map has g's axis at R where its transform at R k and at
+For a symmetry operation g of the wanted frame and a rotation R, the map has g's axis at R where its transform at R k and at
 R g k is the same but for a phase linear in k, which holds the centre. Amplitudes alone, which do not know the
-centre, leave a few candidates for R; phases tell them apart, find the centre and refine both. Score throughout is the
+centre, leave a few candidates for R; phases decide between them, find the centre and refine both. Score throughout is the
 mean correlation of the map with its images under the operations, the operations but the identity: 1 for a symmetric map
 without noise, about 0 for noise, whatever the group's order.
 """
@@ -39,13 +39,22 @@ Measured in a box of 32 up to shell 10. Without the symmetry: the 30S ribosome a
 D2: 0.99 almost without noise, 0.62 to 0.66 with noise at which the FSC against the clean map is 0.5 at shell 10.
 """
 
+# half the step of a search over all rotations: directions of one axis are few enough
 _DIRECTION_STEP_DEG = 4.0
-_N_CANDIDATES, _N_FINALISTS = 24, 4
-# points of the transform at which a frame is judged, counting all that are equivalent under the group
-_N_SAMPLES_COARSE, _N_SAMPLES = 900, 2400
+# amplitudes alone rank frames roughly: so many go on to the search with phases
+_N_CANDIDATES = 24
+# phases rank them well: so many go on from level to level
+_N_FINALISTS = 4
+# points of the transform at which a candidate is scored, counting all that are equivalent under the group
+_N_SAMPLES_COARSE = 900
+# the same for the levels with phases, whose differences are smaller
+_N_SAMPLES = 2400
+# most operations whose translations are looked for by cross-correlation; together they fix the centre
 _N_OPERATIONS = 8
-"""Most operations whose translations are looked for by cross-correlation; together they fix the centre."""
-_REWEIGHTED_STEPS, _CENTRE_STEPS = 10, 2
+# steps of iteratively reweighted least squares over the operations
+_REWEIGHTED_STEPS = 10
+# Gauss-Newton steps of a centre that is known to within a pixel
+_CENTRE_STEPS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +75,7 @@ def symmetry_frame(volume: Float[Tensor, "b b b"], group: Float[Tensor, "g 4"], 
     """Finds the axes and the centre of a map (b, b, b) that is symmetric under ``group`` (G, 4) in some frame.
 
     Only frequencies up to ``max_radius_px`` cycles per box count; choose it where the map's FSC is about 0.5. Of frames
-    that are equivalent for the group (turns about the axis of a C group, the three axes of D2, T's two places in O) any
+    that are equivalent for the group (rotations about the axis of a C group, the three axes of D2, T's two places in O) any
     is found. Along the axis of a C group the centre of density stays in the middle; for C1 that is all there is to do.
     """
     group = group.to(device=volume.device, dtype=torch.float32)
@@ -127,7 +136,7 @@ def _frames(group: Tensor) -> Tensor:
         count = math.ceil(2 * math.pi / math.radians(_DIRECTION_STEP_DEG) ** 2)
         z = (torch.arange(count, device=group.device) + 0.5) / count
         around = math.pi * (3 - math.sqrt(5)) * torch.arange(count, device=group.device)
-        # turning z to the direction: about the horizontal axis at a right angle to it
+        # rotating z to the direction: about the horizontal axis at a right angle to it
         axis = torch.stack([-torch.sin(around), torch.cos(around), torch.zeros_like(z)], dim=-1)
         return rotation_vector_to_quaternion(axis * torch.acos(z)[:, None])
     grid = super_fibonacci(n_rotations_for_step(COARSE_STEP_DEG), device=group.device)
@@ -159,8 +168,8 @@ def _centre_by_correlation(transform: FourierVolume, rotation: Tensor, group: Te
     An operation h about the point c takes r to ``h r + (1 - h) c``; cross-correlations peak at that translation.
     """
     some = 1 + torch.randperm(len(group) - 1, generator=generator)[:_N_OPERATIONS].to(group.device)
-    turn = quaternion_to_matrix(rotation)
-    operations = turn @ quaternion_to_matrix(group[some]) @ turn.T
+    frame = quaternion_to_matrix(rotation)
+    operations = frame @ quaternion_to_matrix(group[some]) @ frame.T
     k = half_ball(max_radius_px, group.device)
     cross = transform.sample(k[None]) * transform.sample(k @ operations.mT).conj()
     shift = cross_correlation_peak(cross, k, transform.box_size_px)[0]

@@ -1,4 +1,4 @@
-"""Maps in another frame: turned, moved, or of the other hand; and where the density of a map lies."""
+"""Maps in another frame: rotated, shifted, or of the other hand; and where the density of a map lies."""
 
 import torch
 from jaxtyping import Float
@@ -11,9 +11,10 @@ from .projection import FourierVolume
 
 # standard deviation of the Gaussian that smooths a map before its dense part is told from noise, in cycles per box
 _SMOOTHING_RADIUS_PX = 4.0
-# what is below this part of the densest voxels counts as solvent and noise
-_DENSE_FRACTION = 0.2
+# the densest hundredth of the voxels sets the scale of density: a single voxel would be noise
 _DENSEST_SHARE = 0.01
+# what is below this fraction of that density counts as solvent and noise
+_DENSE_FRACTION = 0.2
 
 
 def turn_volume(volume: Float[Tensor, "d d d"], quaternion: Float[Tensor, " 4"]) -> Float[Tensor, "d d d"]:
@@ -42,12 +43,12 @@ def shift_volume(volume: Float[Tensor, "d d d"], displacement_px: Float[Tensor, 
 
 def move_volume(volume: Float[Tensor, "d d d"], quaternion: Float[Tensor, " 4"], translation_px: Float[Tensor, " 3"]
                 ) -> Float[Tensor, "d d d"]:
-    """The map turned, then displaced: ``W(r) = V(R (r - t))`` with R of ``quaternion`` (4,), t (3,) = (x, y, z).
+    """The map rotated, then displaced: ``W(r) = V(R (r - t))`` with R of ``quaternion`` (4,), t (3,) = (x, y, z).
 
     If poses A with displacements d (2,) belong to V, then A R with ``d - (A R t)_xy`` belong to W. RELION's origins are
     minus displacements: they become ``origin + (A R t)_xy``.
     """
-    # displaced first: a molecule in the middle of its box is turned with smaller errors of interpolation
+    # displaced first: a molecule in the middle of its box is rotated with smaller errors of interpolation
     displacement_px = quaternion_to_matrix(quaternion.to(volume)) @ translation_px.to(volume)
     return turn_volume(shift_volume(volume, displacement_px), quaternion)
 

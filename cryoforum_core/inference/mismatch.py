@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..imaging.noise import noise_power_spectrum
+from ..imaging.noise_spectrum import noise_power_spectrum
 from ..imaging.projection import FourierVolume
 from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_score
 from ..model.checkpoint import CheckpointMetadata

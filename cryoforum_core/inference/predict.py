@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import PredictConfig
 from ..geometry.poses import displacement_px, shift_angstrom
 from ..imaging.fourier import ifft_image
-from ..imaging.noise import noise_power_spectrum
+from ..imaging.noise_spectrum import noise_power_spectrum
 from ..junk.classifier import is_junk
 from ..junk.features import PowerMap
 from ..junk.labelling import junk_labels, simulated_features

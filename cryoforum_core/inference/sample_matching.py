@@ -21,7 +21,7 @@ from ..imaging.fourier import (
     with_shell_power,
 )
 from ..imaging.masks import soft_sphere
-from ..imaging.noise import noise_power_spectrum
+from ..imaging.noise_spectrum import noise_power_spectrum
 from ..matching.exhaustive_search import SearchGrid
 from ..matching.likelihood import MatchingImages, amplitude_from_power, predicted
 from ..matching.matching_model import MatchingModel, simulated_transforms

@@ -11,15 +11,22 @@ from ..geometry.so3_grid import n_rotations_for_step, super_fibonacci
 from .likelihood import MatchingImages
 from .matching_model import MatchingModel
 from .refine import RefinedPoses
-from .search import GridReferences, displacement_grid, distinct_best, score_grid
+from .search import DISPLACEMENT_STEP_OF_WAVE, GridReferences, displacement_grid, distinct_best, score_grid
 
-# radius of the exhaustive search in cycles per box: a particle that fills two thirds of its box turns its outermost
-# features by one pixel there in some 4 degrees, the distance to the nearest node of a 7.5-degree grid
-SEARCH_RADIUS_PX = 10.0
+# Step of the grid of rotations.
 SEARCH_STEP_DEG = 7.5
-# Of the 70S ribosome's poses at SNR 0.05 that the search above leaves wrong, one at radius 12 finds 90 % (6 degrees, 64
-# hypotheses), at radius 14 98 % (7.5 degrees) and 99 % (5 degrees, in twice the time).
-FINE_SEARCH_RADIUS_PX, FINE_SEARCH_STEP_DEG, N_FINE_HYPOTHESES = 14.0, 7.5, 64
+# Radius of the exhaustive search in cycles per box: rotations of some 4 degrees, the distance to the nearest node of that
+# grid, displace the outermost features of a particle that fills two thirds of its box by one pixel there.
+SEARCH_RADIUS_PX = 10.0
+# Hypotheses of an image that are refined.
+N_HYPOTHESES = 16
+# The fine search. Of the 70S ribosome's poses at SNR 0.05 that the search above leaves wrong, one at radius 12 finds 90 %
+# (6 degrees, 64 hypotheses), at radius 14 98 % (7.5 degrees) and 99 % (5 degrees, in twice the time).
+FINE_SEARCH_RADIUS_PX = 14.0
+# as measured above
+FINE_SEARCH_STEP_DEG = 7.5
+# as measured above
+N_FINE_HYPOTHESES = 64
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,13 @@ class SearchGrid:
         pixels = MatchingImages.from_transforms(
             torch.zeros(1, box_size_px, box_size_px // 2 + 1, dtype=torch.complex64, device=device),
             torch.zeros(1, box_size_px, box_size_px // 2 + 1, device=device), model.noise_spectrum, radius_px)
-        displacement = displacement_grid(model.max_displacement_px, 0.31 * box_size_px / radius_px).to(device)
+        step_px = DISPLACEMENT_STEP_OF_WAVE * box_size_px / radius_px
+        displacement = displacement_grid(model.max_displacement_px, step_px).to(device)
         return cls(model, GridReferences.build(model.volume, grid, pixels.k), radius_px, displacement,
                    float(torch.deg2rad(torch.tensor(1.4 * step_deg))))
 
-    def search(self, images: MatchingImages, n_hypotheses: int = 16, keep: int = 2, chunk: int = 64) -> RefinedPoses:
+    def search(self, images: MatchingImages, n_hypotheses: int = N_HYPOTHESES, keep: int = 2,
+               chunk: int = 64) -> RefinedPoses:
         """The best poses anywhere: hypotheses from the grid, refined; best first, fields (n, keep, ...)."""
         low = images.up_to(self.radius_px)
         quaternion, displacement = [], []

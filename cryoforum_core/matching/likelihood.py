@@ -133,8 +133,8 @@ def amplitude_from_poses(images: MatchingImages, model: Complex[Tensor, "n m"], 
 def contrast_from_poses(images: MatchingImages, model: Complex[Tensor, "n m"], taken_up: Float[Tensor, "n m"] | float
                         ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Regression of each image on its prediction: factor (n,), 1 on average for a model of the right size, and its variance
-    (n,) by the noise. ``model`` and ``taken_up`` (n, m) as from ``refine.predicted_at_refined``; at poses that are not
-    learnt from the images themselves nothing, 0, is taken up."""
+    (n,) by the noise. ``model`` and ``taken_up`` (n, m) as from ``refine.predicted_at_refined``; at poses that were not
+    refined against the images themselves it is 0."""
     power = model.abs().square().sum(-1).clamp_min(1e-12)
     return ((images.data.conj() * model).real - taken_up).sum(-1) / power, 0.5 / power
 

@@ -1,20 +1,27 @@
 """Poses refined against a map, and searched for again where the data say that they are wrong.
 
-``local``: Gauss-Newton from the starting poses: a network's and samples of its posterior, or poses of an earlier round. ``adaptive``: local for all; where the
-match is not better than what chance reaches, or clearly poorer than that of the set's particles, an exhaustive search;
-where it is still poor, a finer one. Several hypotheses are kept until the finest resolution decides.
+``local``: Gauss-Newton from the starting poses, which are a network's with samples of its posterior, or those of an earlier
+round. ``adaptive``: local for all; where the match is not better than what chance reaches, or clearly poorer than that of
+the set's particles, an exhaustive search; where it is still poor, a finer one. Several hypotheses are kept until the finest
+resolution decides.
 """
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from ..geometry.orientation_posterior import sample_bingham
-from .exhaustive_search import FINE_SEARCH_RADIUS_PX, FINE_SEARCH_STEP_DEG, N_FINE_HYPOTHESES, SearchGrid
+from .exhaustive_search import (
+    FINE_SEARCH_RADIUS_PX,
+    FINE_SEARCH_STEP_DEG,
+    N_FINE_HYPOTHESES,
+    N_HYPOTHESES,
+    SearchGrid,
+)
 from .likelihood import MatchingImages, contrast_from_poses
 from .match_quality import MatchQuality, match_quality
 from .matching_model import MatchingModel, simulated_transforms
@@ -22,15 +29,21 @@ from .refine import RefinedPoses, predicted_at_refined
 
 logger = logging.getLogger("cryoforum")
 
+# samples of a network's posterior beside its mode
 N_NETWORK_SAMPLES = 7
+# hypotheses that matching returns: the best pose and alternatives to it
 KEPT_HYPOTHESES = 3
-# in standard deviations of the fit of the sample's good particles
-SEARCH_BELOW_DEVIATIONS, FINE_SEARCH_BELOW_DEVIATIONS = -2.5, -1.75
+# an exhaustive search is made below this fit, in standard deviations of that of the sample's good particles: normal noise
+# sends less than 1 % of them there
+SEARCH_BELOW_DEVIATIONS = -2.5
+# a fine search below this one, after the first: normal noise sends 4 % of them there
+FINE_SEARCH_BELOW_DEVIATIONS = -1.75
+# images of noise that are searched; the best of their scores is what chance reaches
 N_CHANCE_IMAGES = 48
 # a match that much less likely than another of the same image is not the right one
 WRONG_BY_LOG_LIKELIHOOD = 10.0
-# what lost poses do to the contrast is held to be no more than that
-LARGEST_OWN_FACTOR = 2.0
+# misassigned poses are taken to change the contrast by no more than this factor
+LARGEST_CONTRAST_CORRECTION = 2.0
 
 
 @dataclass(frozen=True)
@@ -85,51 +98,51 @@ class Matcher:
 
     def __init__(self, model: MatchingModel, adaptive: bool, seed: int = 0):
         self.model, self.adaptive, self.seed = model, adaptive, seed
-        self.usual_fit, self.fit_deviation, self.chance_score = 0.0, 1.0, 0.0
-        self.wrong_below = -math.inf
+        self.median_fit, self.fit_deviation, self.chance_score = 0.0, 1.0, 0.0
+        self.best_misassigned_fit = -math.inf
         self.explained, self.contrast_deviation = 1.0, 0.0
         self._grids: dict[float, SearchGrid] = {}
 
     def calibrate(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"], start: StartingPoses
                   ) -> None:
-        """Adapts amplitude and noise to a sample (n, B, B // 2 + 1), and learns what a good and a chance match are."""
+        """Adapts amplitude and noise to a sample (n, B, B // 2 + 1), and measures the fit of good and of chance matches."""
         matches, local = self._first_match(images_ft, ctf, start)
         for _ in range(2):
             images = self.model.images(images_ft, ctf)
             quality = match_quality(images, self.model, matches.hypotheses[:, 0])
-            # junk must not lower the amplitude: the better half of the sample speaks for the particles
+            # junk must not lower the amplitude: it is fitted to the better half of the sample
             good = quality.fit >= quality.fit.median()
             self.model, explained = self.model.adapted(images[good], matches.hypotheses[good, 0])
             self.explained *= explained
         images = self.model.images(images_ft, ctf)
         refined = self.model.refine_from(images, matches.hypotheses.quaternion, matches.hypotheses.displacement_px)
-        # the better half has the better contrast, by chance, too: all particles together say what it is
+        # the better half has the better contrast, partly by chance: the contrast is that of all particles
         contrast = _contrast(images, self.model, refined[:, 0])
-        self._brighten(contrast.mean)
+        self._scale_contrast(contrast.mean)
         self.contrast_deviation = contrast.deviation / contrast.mean
         if self.adaptive:
-            self._allow_for_lost_poses(ctf)
+            self._correct_for_misassigned_poses(ctf)
         images = self.model.images(images_ft, ctf)
         fit = match_quality(images, self.model, refined[:, 0]).fit
-        self.usual_fit, self.fit_deviation = _usual_fit(fit)
+        self.median_fit, self.fit_deviation = _median_and_deviation(fit)
         if self.adaptive:
             self.chance_score = self._chance_score(images[:N_CHANCE_IMAGES])
-            self.wrong_below = self._best_wrong_fit(images, local, refined, fit)
+            self.best_misassigned_fit = self._best_misassigned_fit(images, local, refined, fit)
 
-    def _brighten(self, factor: float) -> None:
-        self.model = self.model.brighter(factor)
+    def _scale_contrast(self, factor: float) -> None:
+        self.model = self.model.with_contrast_scaled(factor)
         self.explained *= factor
 
-    def _allow_for_lost_poses(self, ctf: Tensor) -> None:
-        """Brightens a model whose contrast a regression found, by what the same regression misses in images of the model.
+    def _correct_for_misassigned_poses(self, ctf: Tensor) -> None:
+        """Corrects the contrast that a regression found by what the same regression finds in images of contrast 1.
 
-        Lost poses lower what a regression finds; that they are those which fit best raises it. Images of the model, with
-        CTFs (n, ...) and of contrast 1, suffer both as well.
+        Misassigned poses lower the contrast found; that each is the best fit of its image raises it. Images simulated from
+        the model, with CTFs (n, ...), suffer from both in the same way.
         """
         images = self.model.images(simulated_transforms(self.model, ctf, self.seed), ctf)
-        own = _contrast(images, self.model, self.search(images)[:, 0])
-        self._brighten(1 / min(max(own.mean, 1 / LARGEST_OWN_FACTOR), LARGEST_OWN_FACTOR))
-        self.contrast_deviation = max(0.0, self.contrast_deviation ** 2 - own.deviation ** 2) ** 0.5
+        found = _contrast(images, self.model, self.search(images)[:, 0])
+        self._scale_contrast(1 / min(max(found.mean, 1 / LARGEST_CONTRAST_CORRECTION), LARGEST_CONTRAST_CORRECTION))
+        self.contrast_deviation = max(0.0, self.contrast_deviation ** 2 - found.deviation ** 2) ** 0.5
 
     def _first_match(self, images_ft: Tensor, ctf: Tensor, start: StartingPoses) -> tuple[Matches, RefinedPoses]:
         """The best poses, and those found from the starting poses alone."""
@@ -140,11 +153,11 @@ class Matcher:
         return Matches(poses, match_quality(images, self.model, poses[:, 0]),
                        torch.full((len(images),), self.adaptive)), local
 
-    def _best_wrong_fit(self, images: MatchingImages, local: RefinedPoses, best: RefinedPoses, fit: Tensor) -> float:
+    def _best_misassigned_fit(self, images: MatchingImages, local: RefinedPoses, best: RefinedPoses, fit: Tensor) -> float:
         """The best fit in the sample of a local match that a search has shown to be wrong; -inf where there is none.
 
         The spread of the fits alone is no limit: images of different contrast, as several micrographs have, spread so
-        widely that a wrong pose hides among them. Junk, which has no right pose, says nothing here.
+        widely that a misassigned pose passes among them. Junk, which has no right pose, is left out.
         """
         local = self.model.refine_from(images, local.quaternion, local.displacement_px)[:, 0]
         wrong = self.is_particle(fit) & (best.score[:, 0] - local.score > WRONG_BY_LOG_LIKELIHOOD)
@@ -170,75 +183,73 @@ class Matcher:
         return self.model.refine_from(images, start.quaternion, start.displacement_px, keep=KEPT_HYPOTHESES)
 
     def search(self, images: MatchingImages) -> RefinedPoses:
-        """The best poses of an exhaustive search, whatever a network may say; best first."""
+        """The best poses of an exhaustive search, whatever the starting poses; best first."""
         return self._grid().search(images)
 
     def match(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"], start: StartingPoses,
               search_all: bool = False) -> Matches:
         """Poses of n images from transforms and CTFs (n, B, B // 2 + 1) and the poses to start from.
 
-        ``search_all``: an adaptive matcher searches for every pose, not only for those whose match leaves doubts.
+        ``search_all``: an adaptive matcher searches for every pose, not only where the match is poor.
         """
         images = self.model.images(images_ft, ctf)
         poses = self._local(images, start)
         quality = match_quality(images, self.model, poses[:, 0])
         searched = torch.zeros(len(images), dtype=torch.bool, device=images.transfer.device)
         if self.adaptive:
-            doubtful = ~self.is_particle(quality.fit) | (quality.fit <= self.wrong_below) | (
+            poor = ~self.is_particle(quality.fit) | (quality.fit <= self.best_misassigned_fit) | (
                 poses.score[:, 0] < self.chance_score) | search_all
-            poses, quality = self._search(images, poses, quality, doubtful, fine=False)
-            searched |= doubtful
-            poses, quality = self._search(images, poses, quality, self._is_poor(quality), fine=True)
+            poses, quality = self._search(images, poses, quality, poor, fine=False)
+            searched |= poor
+            poses, quality = self._search(images, poses, quality, self._needs_fine_search(quality), fine=True)
         return Matches(poses, quality, searched)
 
     def is_particle(self, fit: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Whether matches of that quality (n,) are those of particles, as far as the sample's good ones tell: bool (n,)."""
-        return fit >= self.usual_fit + SEARCH_BELOW_DEVIATIONS * self.fit_deviation
+        return fit >= self.median_fit + SEARCH_BELOW_DEVIATIONS * self.fit_deviation
 
     def find(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"]) -> Matches:
         """Poses of n images of which nothing is known, by search; transforms and CTFs as for ``match``."""
         images = self.model.images(images_ft, ctf)
         poses = self._grid().search(images, keep=KEPT_HYPOTHESES)
         quality = match_quality(images, self.model, poses[:, 0])
-        poses, quality = self._search(images, poses, quality, self._is_poor(quality), fine=True)
+        poses, quality = self._search(images, poses, quality, self._needs_fine_search(quality), fine=True)
         return Matches(poses, quality, torch.ones(len(images), dtype=torch.bool, device=images.transfer.device))
 
-    def _is_poor(self, quality: MatchQuality) -> Tensor:
-        return quality.fit < self.usual_fit + FINE_SEARCH_BELOW_DEVIATIONS * self.fit_deviation
+    def _needs_fine_search(self, quality: MatchQuality) -> Tensor:
+        return quality.fit < self.median_fit + FINE_SEARCH_BELOW_DEVIATIONS * self.fit_deviation
 
     def _search(self, images: MatchingImages, poses: RefinedPoses, quality: MatchQuality, wanted: Tensor,
                 fine: bool) -> tuple[RefinedPoses, MatchQuality]:
         rows = torch.nonzero(wanted)[:, 0]
         if not len(rows):
             return poses, quality
-        found = self._grid(fine).search(images[rows], n_hypotheses=N_FINE_HYPOTHESES if fine else 16, keep=KEPT_HYPOTHESES)
+        n_hypotheses = N_FINE_HYPOTHESES if fine else N_HYPOTHESES
+        found = self._grid(fine).search(images[rows], n_hypotheses, keep=KEPT_HYPOTHESES)
         poses = _replace_rows(poses, rows, _merge(poses[rows], found))
         return poses, match_quality(images, self.model, poses[:, 0])
 
 
-def _usual_fit(fit: Tensor) -> tuple[float, float]:
+def _median_and_deviation(fit: Tensor) -> tuple[float, float]:
     """Median and deviation of fits (n,); the deviation that of the better half, which junk does not reach."""
-    usual = float(fit.median())
-    spread = fit[fit >= usual] - usual
-    return usual, max(1.0, 1.4826 * float(spread.median()))
+    median = float(fit.median())
+    spread = fit[fit >= median] - median
+    return median, max(1.0, 1.4826 * float(spread.median()))
 
 
 def _contrast(images: MatchingImages, model: MatchingModel, poses: RefinedPoses) -> Contrast:
     """Of those of the images, at poses (n, ...), that look like particles."""
     fit = match_quality(images, model, poses).fit
-    usual, deviation = _usual_fit(fit)
-    some = fit >= usual + SEARCH_BELOW_DEVIATIONS * deviation
+    median, deviation = _median_and_deviation(fit)
+    some = fit >= median + SEARCH_BELOW_DEVIATIONS * deviation
     value, variance = (x[some] for x in contrast_from_poses(images, *predicted_at_refined(images, model.volume, poses)))
     mean = float((value / variance).sum() / (1 / variance).sum())
     return Contrast(mean, math.sqrt(max(0.0, float(((value - mean).square() - variance).mean()))))
 
 
-_FIELDS = ("quaternion", "displacement_px", "score", "information")
-
-
 def _merge(first: RefinedPoses, second: RefinedPoses) -> RefinedPoses:
     """The best hypotheses of both, best first; as many as the first has."""
-    both = RefinedPoses(*(torch.cat([getattr(first, name), getattr(second, name)], dim=1) for name in _FIELDS))
+    both = RefinedPoses.concatenate([first, second], dim=1)
     order = both.score.argsort(dim=1, descending=True)[:, :first.score.shape[1]]
     return both[torch.arange(len(order), device=order.device)[:, None], order]
 
@@ -249,4 +260,4 @@ def _replace_rows(poses: RefinedPoses, rows: Tensor, new: RefinedPoses) -> Refin
         old[rows] = fresh
         return old
 
-    return RefinedPoses(*(replaced(getattr(poses, name), getattr(new, name)) for name in _FIELDS))
+    return RefinedPoses(*(replaced(getattr(poses, field.name), getattr(new, field.name)) for field in fields(poses)))

@@ -25,7 +25,7 @@ class MatchingModel:
     noise_spectrum: Float[Tensor, " shells"]
     amplitude: Float[Tensor, " shells"]
     map_power: Float[Tensor, " shells"]
-    """(B // 2 + 1,) mean of |P|^2 over views, in each shell"""
+    """(B // 2 + 1,) mean of |P|^2 over viewing directions, in each shell"""
     group: Float[Tensor, "g 4"]
     max_radius_px: float
     max_displacement_px: float
@@ -60,8 +60,8 @@ class MatchingModel:
         relative = torch.where(counts > 0, sums / counts.clamp_min(1), 1.0)
         return replace(self, amplitude=self.amplitude * factor, noise_spectrum=self.noise_spectrum * relative), overall
 
-    def brighter(self, factor: float) -> "MatchingModel":
-        """The model of images that have so many times the contrast."""
+    def with_contrast_scaled(self, factor: float) -> "MatchingModel":
+        """The model of images with ``factor`` times the contrast."""
         return replace(self, amplitude=self.amplitude * factor)
 
     def stages(self, first_radius_px: float, keep: tuple[int, int, int]) -> list[MarchStage]:
@@ -80,7 +80,7 @@ class MatchingModel:
 
 
 def simulated_transforms(model: MatchingModel, ctf: Float[Tensor, "n b b//2+1"], seed: int) -> Complex[Tensor, "n b b//2+1"]:
-    """Transforms (n, b, b // 2 + 1) of images as the model says they are, at random views, with CTFs of that shape.
+    """Transforms (n, b, b // 2 + 1) of images as the model says they are, at random poses, with CTFs of that shape.
 
     Unlike ``uncertainty.simulated_images`` they never leave the matching box: they are compared with transforms of a sample,
     and are not prepared as files are.

@@ -5,7 +5,8 @@ A point p of the slice then moves by ``-w x p``, so the slice's derivative along
 the map's transform is stored beside the transform (``FourierVolume.from_real(with_gradient=True)``).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Complex, Float
@@ -15,8 +16,11 @@ from ..geometry.rotations import compose, rotation_vector_to_quaternion
 from ..imaging.projection import FourierVolume, slice_points
 from .likelihood import MatchingImages
 
+# longest step of a rotation, 9 degrees: beyond, the linear approximation of a slice does not hold
 MAX_STEP_RAD = 0.15
+# longest step of a displacement, for the same reason
 MAX_STEP_PX = 1.5
+# images whose derivatives are in memory at a time
 _CHUNK = 64
 
 
@@ -29,6 +33,11 @@ class RefinedPoses:
     displacement_px: Float[Tensor, "*batch 2"]
     score: Float[Tensor, " *batch"]
     information: Float[Tensor, "*batch 5 5"]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["RefinedPoses"], dim: int = 0) -> "RefinedPoses":
+        """All fields of the parts, one after the other along an axis of the poses."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts], dim=dim) for field in fields(cls)))
 
     def __getitem__(self, index) -> "RefinedPoses":
         return RefinedPoses(self.quaternion[index], self.displacement_px[index], self.score[index],
@@ -120,7 +129,7 @@ def _damped_step(right: Tensor, information: Tensor, damping: Tensor) -> Tensor:
     # a direction that the data say nothing about (a blank image) must not make the matrix singular
     diagonal = diagonal * damping[:, None] + 1e-6 * diagonal.amax(-1, keepdim=True) + 1e-12
     step = torch.linalg.solve(information + torch.diag_embed(diagonal), right)
-    turn, move = step[:, :3], step[:, 3:]
-    turn = turn * (MAX_STEP_RAD / turn.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
-    move = move * (MAX_STEP_PX / move.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
-    return torch.cat([turn, move], dim=-1)
+    rotation, shift = step[:, :3], step[:, 3:]
+    rotation = rotation * (MAX_STEP_RAD / rotation.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+    shift = shift * (MAX_STEP_PX / shift.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+    return torch.cat([rotation, shift], dim=-1)

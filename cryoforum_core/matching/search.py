@@ -11,7 +11,10 @@ from ..imaging.projection import FourierVolume, slice_points
 from .likelihood import MatchingImages
 from .refine import RefinedPoses, refine
 
-# in log-likelihood at a stage's resolution: finer resolution rarely turns a difference of e^40 around
+# distance of the displacements tried along x and y, as a fraction of the shortest wavelength: none is further than half of
+# it from the nearest, where the phase is off by 56 degrees
+DISPLACEMENT_STEP_OF_WAVE = 0.31
+# in log-likelihood at a stage's resolution: finer resolution rarely reverses a difference of e^40
 HOPELESS_SCORE = 40.0
 
 
@@ -111,7 +114,9 @@ def march(images: MatchingImages, volume: FourierVolume, quaternion: Float[Tenso
         starts = quaternion.flatten(0, 1), displacement_px.flatten(0, 1)
         parts = [refine(limited[image[some]], volume, starts[0][some], starts[1][some], stage.iterations,
                         max_displacement_px) for some in rows.split(chunk)]
-        result = _best(_scatter(_concatenate(parts), rows, *starts), n, hypotheses, stage.keep)
+        refined = _scatter(RefinedPoses.concatenate(parts), rows, *starts)
+        order = refined.score.reshape(n, hypotheses).argsort(dim=1, descending=True)[:, :stage.keep]
+        result = refined[order + hypotheses * torch.arange(n, device=order.device)[:, None]]
         quaternion, displacement_px, hypotheses = result.quaternion, result.displacement_px, result.score.shape[1]
         image = torch.arange(n, device=rows.device).repeat_interleave(hypotheses)
         alive = (result.score >= result.score[:, :1] - HOPELESS_SCORE).flatten()
@@ -125,15 +130,3 @@ def _scatter(refined: RefinedPoses, rows: Tensor, quaternion: Tensor, displaceme
     return RefinedPoses(quaternion.index_copy(0, rows, refined.quaternion),
                         displacement_px.index_copy(0, rows, refined.displacement_px),
                         score.index_copy(0, rows, refined.score), information.index_copy(0, rows, refined.information))
-
-
-def _concatenate(parts: list[RefinedPoses]) -> RefinedPoses:
-    return RefinedPoses(*(torch.cat([getattr(part, name) for part in parts])
-                          for name in ("quaternion", "displacement_px", "score", "information")))
-
-
-def _best(refined: RefinedPoses, n: int, hypotheses: int, keep: int) -> RefinedPoses:
-    score = refined.score.reshape(n, hypotheses)
-    order = score.argsort(dim=1, descending=True)[:, :keep]
-    flat = order + hypotheses * torch.arange(n, device=order.device)[:, None]
-    return refined[flat]

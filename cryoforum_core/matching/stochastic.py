@@ -19,13 +19,13 @@ from ..geometry.so3_grid import super_fibonacci
 from ..imaging.masks import soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from .likelihood import MatchingImages, predicted
-from .search import displacement_grid
+from .search import DISPLACEMENT_STEP_OF_WAVE, displacement_grid
 
-# a displacement that moves the finest wave by a third of its length is the next one worth trying
-DISPLACEMENT_STEP_OF_WAVE = 0.31
-# posterior weights below this part of an image's largest are left out
+# posterior weights below this fraction of an image's largest are left out
 SMALLEST_WEIGHT = 1e-3
+# the prior's power in a shell is at least this fraction of its largest: shells that show no signal yet stay open to it
 _MIN_PRIOR_OF_LARGEST = 1e-3
+# weight of earlier steps in the running estimate of the noise: a memory of some ten steps
 NOISE_MOMENTUM = 0.9
 # entries of the posterior for each rotation above which matrix products beat picking single entries
 _DENSE_ABOVE = 30
@@ -114,14 +114,14 @@ class StochasticSearch:
         counts = torch.bincount(shells, minlength=n_shells)
         return torch.where(counts > 0, sums / counts.clamp_min(1), 1.0)
 
-    def _with_doubt(self, images: MatchingImages) -> MatchingImages:
-        """The images with what the map cannot explain yet counted as noise, so that no image is surer of its pose than
-        the map deserves: for images with little noise this is what lets a search change its mind."""
+    def _with_map_errors(self, images: MatchingImages) -> MatchingImages:
+        """The images with what the map does not explain yet counted as noise, so that no posterior is narrower than the map
+        warrants: with little noise in the images, poses would otherwise stay where the first maps put them."""
         shells = images.radius.round().long().clamp_max(len(self.noise_factor) - 1)
         scale = self.noise_factor[shells].rsqrt()
         return replace(images, data=images.data * scale, transfer=images.transfer * scale)
 
-    def _learn_noise(self, images: MatchingImages, posterior: "GridPosterior", volume: FourierVolume) -> None:
+    def _update_noise(self, images: MatchingImages, posterior: "GridPosterior", volume: FourierVolume) -> None:
         """Follows the power that the best poses leave, relative to the noise of the background, which it never is below."""
         rotation, displacement_px = posterior.best_pose()
         left = (images.data - predicted(images, volume, rotation, displacement_px)).abs().square().mean(0)
@@ -141,8 +141,8 @@ class StochasticSearch:
         """Each pass over the images is a permutation of its own."""
         n, size = len(self.images), min(self.settings.batch_images, len(self.images))
         per_pass = n // size
-        turn, place = divmod(self.step_number, per_pass)
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + turn) * 4 + 1)
+        n_pass, place = divmod(self.step_number, per_pass)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + n_pass) * 4 + 1)
         return torch.randperm(n, generator=generator)[place * size:(place + 1) * size].to(self.device)
 
     def step(self) -> StepFigures:
@@ -158,9 +158,9 @@ class StochasticSearch:
         jitter = (torch.rand(2, generator=generator) - 0.5) * step_px
         reach = min(settings.max_displacement_px, max(1.01 * step_px, settings.local_displacement_px))
         offsets = (displacement_grid(reach, step_px) + jitter).to(self.device)
-        posterior = GridPosterior.of(self._with_doubt(images), volume, grid, self.displacement_px[rows], offsets)
+        posterior = GridPosterior.of(self._with_map_errors(images), volume, grid, self.displacement_px[rows], offsets)
         self._insert(posterior)
-        self._learn_noise(images, posterior, volume)
+        self._update_noise(images, posterior, volume)
         self._centre(rows, posterior.mean_displacement_px())
         self.step_number += 1
         return StepFigures(posterior.log_evidence.mean().item(), posterior.weight.amax((1, 2)).mean().item(), radius_px)

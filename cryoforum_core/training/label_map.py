@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..geometry.rotations import compose
 from ..imaging.fourier import crop_volume, fft_image, fft_volume, ifft_volume, shift_phase, volume_radius_px
-from ..imaging.masks import molecule_outline, soft_sphere
+from ..imaging.masks import solvent_mask, soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor
 from ..imaging.resolution import fourier_shell_correlation, resolution_angstrom
 
@@ -49,7 +49,7 @@ class LabelMap:
         resolution_radius_px = self.box_size_px / resolution_angstrom(fsc, self.box_size_px, 1.0)
         if resolution_radius_px < _MASKED_FROM_RADIUS_PX:
             return volume
-        return volume * molecule_outline(volume, resolution_radius_px)
+        return volume * solvent_mask(volume, resolution_radius_px)
 
 
 def network_volume(volume: Tensor, box_size_px: int) -> FourierVolume:

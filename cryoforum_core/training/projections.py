@@ -17,7 +17,7 @@ from ..geometry.poses import displacement_px
 from ..geometry.rotations import random_quaternions
 from ..imaging.ctf import CTFParameters
 from ..imaging.fourier import fft_image, ifft_image, shell_average, shell_index, shift_phase
-from ..imaging.noise import noise_power_spectrum
+from ..imaging.noise_spectrum import noise_power_spectrum
 from ..imaging.projection import FourierVolume
 
 # training on projections starts at this signal-to-noise ratio: nearly clean images

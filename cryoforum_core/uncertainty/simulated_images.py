@@ -13,7 +13,7 @@ from torch import Tensor
 from ..geometry.poses import Poses, shift_angstrom
 from ..imaging.ctf import CTFParameters, ctf_2d
 from ..imaging.fourier import displaced_out_of_box, fft_image, ifft_image, shell_index, shift_phase
-from ..imaging.noise import noise_power_spectrum
+from ..imaging.noise_spectrum import noise_power_spectrum
 from ..matching.matching_model import MatchingModel
 from ..particles.dataset import ParticleBatch
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION, ImageState

@@ -4,7 +4,7 @@ import torch
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px, shell_index
 from cryoforum_core.imaging.masks import soft_circle, soft_sphere
-from cryoforum_core.imaging.noise import noise_power_spectrum, noise_weight
+from cryoforum_core.imaging.noise_spectrum import noise_power_spectrum, noise_weight
 from cryoforum_core.imaging.resolution import fourier_shell_correlation, resolution_angstrom
 
 

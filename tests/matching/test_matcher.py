@@ -53,9 +53,9 @@ def test_local_matching_improves_a_good_network(images):
 
 
 def test_local_matching_cannot_repair_what_adaptive_matching_finds(images):
-    lost = network(images, 100.0, 100.0)
-    _, local = matched(images, lost, adaptive=False)
-    _, adaptive = matched(images, lost, adaptive=True)
+    misassigned = network(images, 100.0, 100.0)
+    _, local = matched(images, misassigned, adaptive=False)
+    _, adaptive = matched(images, misassigned, adaptive=True)
     assert (errors_deg(images, local) < 10).float().mean() < 0.5
     assert (errors_deg(images, adaptive) < 10).float().mean() > 0.9
     assert adaptive.searched.float().mean() > 0.5
@@ -76,16 +76,16 @@ def test_two_micrographs_of_different_contrast_are_both_searched(images):
     assert (errors_deg(images, found) < 10).float().mean() > 0.85
 
 
-def test_adaptive_matching_spares_particles_whose_match_is_good_already(images):
+def test_adaptive_matching_does_not_search_for_particles_that_match_well_already(images):
     mixed = network(images, 5.0, 200.0)
-    lost = network(images, 120.0, 200.0)
+    misassigned = network(images, 120.0, 200.0)
     half = torch.arange(N) < N // 2
-    poses = StartingPoses(torch.where(half[:, None, None], mixed.quaternion, lost.quaternion), mixed.displacement_px)
+    poses = StartingPoses(torch.where(half[:, None, None], mixed.quaternion, misassigned.quaternion), mixed.displacement_px)
     _, matches = matched(images, poses, adaptive=True)
     assert matches.searched[half].float().mean() < 0.35 < 0.7 < matches.searched[~half].float().mean()
 
 
-def test_noise_among_the_particles_is_told_by_its_fit(images):
+def test_noise_among_the_particles_has_a_poorer_fit(images):
     images_ft = images.images_ft.clone()
     noise = torch.randn(*images_ft[60:].shape, 2, generator=torch.Generator().manual_seed(3))
     images_ft[60:] = torch.view_as_complex(noise) * (images.noise_spectrum.mean() / 2).sqrt()
@@ -120,8 +120,8 @@ def test_random_rotations_as_hypotheses_stay_within_the_largest_displacement():
     assert len(poses[:2].quaternion) == 2
 
 
-def test_lost_poses_do_not_lead_the_amplitude_astray():
-    """More than half of them are lost; by the matches alone the amplitude is 7 % too large."""
+def test_misassigned_poses_do_not_bias_the_amplitude():
+    """More than half of them are misassigned; by the matches alone the amplitude is 7 % too large."""
     images = simulate(600, snr=0.03, seed=3)
     unknown = random_quaternions(600, torch.Generator().manual_seed(1))
     poses = of_network(unknown, 1.0, torch.zeros(600, 2))

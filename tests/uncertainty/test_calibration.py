@@ -11,7 +11,7 @@ import cryoforum_core as cf
 from cryoforum_core.errors import InputError
 from cryoforum_core.imaging.fourier import ifft_image
 from cryoforum_core.imaging.masks import soft_circle
-from cryoforum_core.imaging.noise import noise_power_spectrum
+from cryoforum_core.imaging.noise_spectrum import noise_power_spectrum
 from cryoforum_core.matching.likelihood import contrast_from_poses, predicted
 from cryoforum_core.matching.matching_model import MatchingModel
 from cryoforum_core.mrc import write_stack

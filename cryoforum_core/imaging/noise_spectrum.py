@@ -1,4 +1,4 @@
-"""The noise of the images: its power spectrum from the background, and whitening."""
+"""The power spectrum of the noise, from the background of the images, and weights by it."""
 
 import torch
 from jaxtyping import Float
