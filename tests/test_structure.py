@@ -41,6 +41,7 @@ LONG_MODULES = {
 SUBJECTS = {
     "test_bad_input.py": "input that every job must refuse or survive",
     "test_layers.py": "imports of all modules",
+    "test_documents.py": "links of the documents, and paths to them in the code",
     "test_static.py": "undefined and unused names in all modules",
     "test_structure.py": "this file",
     "gpu/test_gpu.py": "all jobs on a GPU; skipped where there is none",
