@@ -280,7 +280,7 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
         others = [name for method, names in self.OPTIONS_OF.items() if method != self.method for name in names]
         given = [f"--{name.replace('_', '-')}" for name in others if getattr(self, name) != fields[name].default]
         if given:
-            raise ValueError(f"--method {self.method} has no option {' and '.join(given)}; leave them out, or choose "
+            raise ValueError(f"--method {self.method} does not have {' and '.join(given)}; leave them out, or choose "
                              "the other method")
         return self
 

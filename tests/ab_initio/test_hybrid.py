@@ -141,7 +141,7 @@ def test_bad_input_is_told_at_once(folder, data):
 def test_options_of_the_other_method_are_refused(folder, data):
     for method, options, complaint in (("hybrid", {"poses": "known", "n_heads": 4}, "--poses and --n-heads"),
                                        ("end-to-end", {"hand_reference": data.map}, "--hand-reference")):
-        with pytest.raises(ValueError, match=f"{method} does not know {complaint}"):
+        with pytest.raises(ValueError, match=f"{method} does not have {complaint}"):
             AbInitioConfig(out=folder / "x", particles=data.particles, method=method, **options)
 
 
