@@ -1,4 +1,4 @@
-"""A round: every image matched to the map of its half set, the noise estimated anew, and both half maps reconstructed."""
+"""A round: every image matched to the map of its half set, the noise re-estimated, and both half maps reconstructed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
