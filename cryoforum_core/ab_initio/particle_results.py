@@ -8,15 +8,9 @@ from torch import Tensor
 
 from ..geometry.poses import Poses
 from ..model.orientation_head import PoseEstimate
-from ..results.pose_results import Match, MatchEvidence, NetworkPoses, PoseResults
+from ..results.pose_results import NetworkPoses, PoseResults
 from ..uncertainty.calibration import Calibration, with_errors
 from .plan import AbInitioPlan
-
-# names in a kept state -> fields of the evidence; the names are those of runs that were stopped by earlier versions
-_EVIDENCE_KEYS = {"weight": "weight", "rival_angle_rad": "alternative_angle_rad", "local_deviation_rad": "local_deviation_rad",
-                  "shift_deviation_angstrom": "shift_deviation_angstrom", "alternative_quaternion": "strongest_alternative",
-                  "junk_statistics": "junk_features", "elsewhere_px": "elsewhere_px"}
-
 
 def of_poses(particle_id: np.ndarray, poses: Poses) -> PoseResults:
     """N poses about whose errors nothing is known."""
@@ -41,15 +35,10 @@ def with_estimated_errors(results: PoseResults, network: PoseEstimate | None, pl
 
 def to_state(results: PoseResults) -> dict[str, Tensor]:
     """Matched results as plain tensors, as ``saved_state`` takes them."""
-    arrays = {"quaternion": results.quaternion, "shift_angstrom": results.shift_angstrom, "bingham": results.bingham,
-              "fit": results.match.fit, "residual": results.match.residual, "searched": results.match.searched}
-    arrays |= {key: getattr(results.evidence, name) for key, name in _EVIDENCE_KEYS.items()}
-    return {key: torch.from_numpy(values) for key, values in arrays.items()}
+    return {name: torch.from_numpy(values) for name, values in results.arrays(with_evidence=True).items()}
 
 
 def from_state(state: dict[str, Tensor], particle_id: np.ndarray) -> PoseResults:
     """What ``to_state`` made of the results of these particles (n,)."""
-    arrays = {key: values.cpu().numpy() for key, values in state.items()}
-    evidence = MatchEvidence(**{name: arrays[key] for key, name in _EVIDENCE_KEYS.items()})
-    match = Match(arrays["fit"], arrays["residual"], arrays["searched"], evidence=evidence)
-    return PoseResults(particle_id, arrays["quaternion"], arrays["shift_angstrom"], arrays["bingham"], match=match)
+    arrays = {name: values.cpu().numpy() for name, values in state.items()}
+    return PoseResults.from_arrays(arrays | {"particle_id": particle_id})

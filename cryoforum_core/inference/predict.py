@@ -210,8 +210,17 @@ def _part(directory: Path, start: int) -> Path:
     return directory / f"{start:010d}.npz"
 
 
+def _load_part(path: Path, particles: Particles) -> PoseResults:
+    """A part of this run; those of earlier versions hold rows in the place of particle ids."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    if "row" in arrays:
+        arrays["particle_id"] = particles.particle_id[arrays["row"]]
+    return PoseResults.from_arrays(arrays)
+
+
 def _read_parts(directory: Path, particles: Particles) -> PoseResults:
-    results = PoseResults.concatenate([PoseResults.load(path) for path in sorted(directory.glob("*.npz"))])
+    results = PoseResults.concatenate([_load_part(path, particles) for path in sorted(directory.glob("*.npz"))])
     if not np.array_equal(results.particle_id, particles.particle_id):
         raise RuntimeError(f"the parts in {directory} do not cover the {len(particles)} particles once each")
     return results

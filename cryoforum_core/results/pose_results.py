@@ -184,8 +184,8 @@ class PoseResults(ParticleArrays):
             columns |= {REASON_COLUMN: self.junk.reason, PARTICLE_PROBABILITY_COLUMN: self.junk.particle_probability}
         return {name: values for name, values in columns.items() if values is not None}
 
-    def save(self, path: Path, with_evidence: bool = False) -> None:
-        """An ``.npz`` file. Without a match ``fit``, ``residual`` and ``match_score`` are NaN in it."""
+    def arrays(self, with_evidence: bool = False) -> dict[str, np.ndarray]:
+        """By the names of ``orientation_posterior.npz``. Without a match ``fit``, ``residual`` and ``match_score`` are NaN."""
         arrays = {}
         for group, prefix in _PREFIXES.items():
             part = self if group is None else getattr(self, group)
@@ -196,8 +196,12 @@ class PoseResults(ParticleArrays):
             arrays |= {"searched": np.zeros(len(self), bool)}
         if with_evidence and self.evidence is not None:
             arrays |= {_EVIDENCE_PREFIX + name: value for name, value in self.evidence._known()}
+        return arrays
+
+    def save(self, path: Path, with_evidence: bool = False) -> None:
+        """An ``.npz`` file of ``arrays``."""
         with atomic_path(path) as temporary:
-            np.savez(temporary, **arrays)
+            np.savez(temporary, **self.arrays(with_evidence))
 
     @classmethod
     def load(cls, path: Path) -> "PoseResults":
@@ -207,7 +211,9 @@ class PoseResults(ParticleArrays):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "PoseResults":
-        """By the names of ``orientation_posterior.npz``."""
+        """By the names of ``orientation_posterior.npz``, or of what runs of earlier versions left when they were stopped."""
+        if "weight" in arrays:
+            arrays = {_EARLIER_NAMES.get(name, name): values for name, values in arrays.items()}
         n = len(arrays["particle_id"]) if "particle_id" in arrays else len(next(iter(arrays.values())))
         own = {"particle_id": np.arange(1, n + 1), "quaternion": np.full((n, 4), np.nan),
                "shift_angstrom": np.full((n, 2), np.nan)} | _named(cls, arrays, "")
@@ -226,6 +232,13 @@ _KINDS = {"network": NetworkPoses, "match": Match, "errors": ErrorEstimates, "ju
 # of the arrays' names in a file
 _PREFIXES = {None: "", "network": "network_", "match": "", "errors": "", "junk": "", "dispersions": ""}
 _EVIDENCE_PREFIX = "evidence_"
+# of the evidence in the unfinished runs of versions that did not mark it: their alternative_quaternion was no junk label
+_EARLIER_NAMES = {"weight": "evidence_weight", "rival_angle_rad": "evidence_alternative_angle_rad",
+                  "local_deviation_rad": "evidence_local_deviation_rad",
+                  "shift_deviation_angstrom": "evidence_shift_deviation_angstrom",
+                  "alternative_quaternion": "evidence_strongest_alternative",
+                  "network_angle_rad": "evidence_network_angle_rad", "junk_statistics": "evidence_junk_features",
+                  "elsewhere_px": "evidence_elsewhere_px"}
 
 
 def _named(kind: type, arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

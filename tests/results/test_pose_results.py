@@ -102,3 +102,12 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     np.savez(tmp_path / "objects.npz", particle_id=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle"):
         PoseResults.load(tmp_path / "objects.npz")
+
+
+def test_what_a_stopped_run_of_an_earlier_version_left_is_read():
+    """Its evidence had names of its own, and one of them is that of a junk label now."""
+    results = replace(example(), junk=None)
+    earlier = {"weight": "weight", "rival_angle_rad": "alternative_angle_rad", "local_deviation_rad": "local_deviation_rad",
+               "shift_deviation_angstrom": "shift_deviation_angstrom", "alternative_quaternion": "strongest_alternative"}
+    arrays = results.arrays() | {name: getattr(results.evidence, field) for name, field in earlier.items()}
+    assert_same(PoseResults.from_arrays(arrays), results)
