@@ -17,9 +17,9 @@ LANES = {
     ],
     "predict": [
         ("particles", ".star, .mrcs", True),
-        ("whitened images and CTF", "particles/preparation", False),
+        ("transforms and CTF", "particles/preparation", False),
         ("network: first poses", "model/network", False),
-        ("matching to the map", "matching/matcher, search, refine", False),
+        ("whitening, matching to the map", "matching/likelihood, matcher, refine", False),
         ("errors and junk labels", "uncertainty/calibration, junk/", False),
         ("particles.star, orientation_posterior.npz", "results/pose_results", True),
     ],
@@ -42,7 +42,7 @@ LANES = {
 HANDED_ON = [(("train", 5), ("predict", 2)), (("predict", 5), ("select, reconstruct", 0)),
              (("ab initio", 5), ("select, reconstruct", 0))]
 
-BOX_WIDTH, BOX_HEIGHT, STEP_X, STEP_Y, LEFT, TOP = 172, 62, 196, 122, 16, 40
+BOX_WIDTH, BOX_HEIGHT, STEP_X, STEP_Y, LEFT, TOP = 204, 62, 228, 122, 16, 40
 WIDTH, HEIGHT = LEFT + 5 * STEP_X + BOX_WIDTH + 16, TOP + 3 * STEP_Y + BOX_HEIGHT + 16
 FILE_FILL, STEP_FILL, LINE = "#eef3f8", "#ffffff", "#39556f"
 
@@ -52,7 +52,7 @@ def place(lane: str, column: int) -> tuple[int, int]:
     return LEFT + column * STEP_X, TOP + list(LANES).index(lane) * STEP_Y
 
 
-def two_lines(text: str, longest: int = 25) -> list[str]:
+def two_lines(text: str, longest: int = 28) -> list[str]:
     """The text, broken at a blank where it is too long for a box."""
     if len(text) <= longest:
         return [text]
