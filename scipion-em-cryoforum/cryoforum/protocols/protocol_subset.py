@@ -73,7 +73,7 @@ PROBABILITY_MEASURE, MATCH_MEASURE, ERROR_MEASURE, BOUND_MEASURE = (
 # the form's list starts with the choice of the first of these that the particles have
 BEST_MEASURE = 0
 PREFERRED = [PROBABILITY_MEASURE, MATCH_MEASURE, ERROR_MEASURE]
-MEASURE_LABELS = ['the best that there is'] + [measure.label for measure in MEASURES]
+MEASURE_LABELS = ['best available'] + [measure.label for measure in MEASURES]
 
 # kind of junk, or ambiguous orientation -> name of its parameter
 REASON_PARAMS = {name: REASONS[name].form_name for name in CHOSEN_REASONS}
@@ -122,7 +122,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         form.addParam('measure', params.EnumParam, choices=MEASURE_LABELS, default=BEST_MEASURE,
                       condition='criterion in %s' % list(RANKED),
                       label='Measure',
-                      help='*the best that there is*: the probability to be a particle, else the match score, else the '
+                      help='*best available*: the probability to be a particle, else the match score, else the '
                            'expected error.\n'
                            '*probability to be a particle*: 0 to 1; finds junk best. Known after adaptive refinement '
                            'and ab initio.\n'
