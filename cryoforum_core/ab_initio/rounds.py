@@ -48,7 +48,7 @@ def global_round(half_sets: HalfSets, references: tuple[Tensor, Tensor], noise_s
         return lambda images, rows: grid.search(images, N_SEARCHED_HYPOTHESES, keep=N_HYPOTHESES)
 
     return _round(half_sets.scaled(noise_spectrum, max_radius_px), PoseHypotheses.empty(len(half_sets), half_sets.device),
-                  references, noise_spectrum, matching, "search all", show)
+                  references, noise_spectrum, matching, "global search", show)
 
 
 def local_round(half_sets: HalfSets, before: Refinement, max_radius_px: float, show: Show = show_nothing) -> Refinement:
@@ -59,7 +59,7 @@ def local_round(half_sets: HalfSets, before: Refinement, max_radius_px: float, s
         return lambda images, rows: refine_hypotheses(images, model, poses.quaternion[rows],
                                                       poses.displacement_px[rows] * scaled.scale, poses.score[rows])
 
-    return _round(scaled, poses, before.pair.reference, before.pair.noise_spectrum, matching, "refine all", show)
+    return _round(scaled, poses, before.pair.reference, before.pair.noise_spectrum, matching, "local refinement", show)
 
 
 def reconstruct(half_sets: HalfSets, poses: PoseHypotheses, noise_spectrum: Tensor, max_radius_px: float,
