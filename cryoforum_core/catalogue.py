@@ -180,7 +180,7 @@ class Measure:
 
 
 MEASURES = {measure.name: measure for measure in (
-    Measure(PARTICLE_PROBABILITY, "probability to be a particle", "rlnCryoforumParticleProbability", True, own_limit=0.5),
+    Measure(PARTICLE_PROBABILITY, "particle probability", "rlnCryoforumParticleProbability", True, own_limit=0.5),
     Measure(MATCH_SCORE, "match score", "rlnCryoforumMatchScore", True, usual_limit=-4.0),
     Measure(EXPECTED_ERROR, "expected error", "rlnCryoforumExpectedError", False, "degrees"),
     Measure(ERROR_BOUND, "error bound", "rlnCryoforumErrorBound", False, "degrees"),

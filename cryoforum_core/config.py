@@ -308,7 +308,7 @@ class SelectConfig(JobConfig):
     run: Path
     """Run of predict or ab-initio."""
     measure: MeasureName = "auto"
-    """Measure by which particles are ranked; auto: the first of these that the run has: the probability to be a particle,
+    """Measure by which particles are ranked; auto: the first of these that the run has: the particle probability,
     the match score, the expected error."""
     auto: bool = False
     """Choose by the map: half maps of the best fractions by --measure are compared with those of equally many random

@@ -2,7 +2,7 @@
 
 Images of particles and of four kinds of junk are simulated with the set's own CTFs, noise and box, and matched as the set's
 images are. Their features (module ``features``) make one normal distribution for each kind (quadratic discriminant
-analysis); an image's probability to be a particle follows by Bayes's rule, with the shares of the kinds estimated by
+analysis); an image's particle probability follows by Bayes's rule, with the shares of the kinds estimated by
 expectation-maximisation on the set itself (Saerens, Latinne and Decaestecker, Neural Computation 14, 2002), and the
 particles' own distribution adapted to the set in the same steps. The width of a pose's posterior is no feature: a good
 particle in a viewing direction that is hard to align is no junk.

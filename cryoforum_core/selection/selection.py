@@ -69,7 +69,7 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
            labels: ImageLabels | None = None, protect_views: bool = True) -> Selection:
     """Chooses rows by one criterion, or by two limits together (``threshold`` and ``max_error_deg``).
 
-    measures: (n,) each, by the names of ``MEASURES``. ``auto`` is the probability to be a particle, else the match
+    measures: (n,) each, by the names of ``MEASURES``. ``auto`` is the particle probability, else the match
     score, else the expected error: the first that the run has. keep_fraction and keep_count keep exactly so many, of
     equal values the earlier rows. threshold is the worst value kept. Without a criterion particles
     with a probability below 0.5 are rejected; other measures are divided where they are bimodal (``find_valley``), else
@@ -197,7 +197,7 @@ def best_first(measure: Measure, values: np.ndarray) -> np.ndarray:
 
 def _by_populations(measure: Measure, values: np.ndarray, protected: ImageLabels | None) -> Selection:
     if measure.own_limit is not None:
-        explanation = f"Rejected are particles with a {measure.label} below 0.5."
+        explanation = f"Rejected: images with a {measure.label} below 0.5."
         return _by_limits([(measure, values, measure.own_limit)], explanation)
     finite = np.isfinite(values)
     valley = find_valley(measure.quality(scaled(measure, values[finite])))

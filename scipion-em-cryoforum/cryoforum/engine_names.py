@@ -132,7 +132,7 @@ Measure = namedtuple('Measure', 'name label column higher_is_better unit usual_l
 MEASURES = {record[0]: record for record in (
     Measure(
         'particle-probability',
-        'probability to be a particle',
+        'particle probability',
         'rlnCryoforumParticleProbability',
         True,
         '',

@@ -215,7 +215,7 @@ def cleaned(launch, judged):
 
 
 def test_junk_is_rejected_with_its_reason(cleaned):
-    """Without a word from the user: by the probability to be a particle. An ambiguous orientation is no junk."""
+    """Without a word from the user: by the particle probability. An ambiguous orientation is no junk."""
     kept, rejected = cleaned.outputParticles, cleaned.outputParticlesRejected
     assert kept.getSize() == 64 and rejected.getSize() == 16
     assert set(values(kept, "_cryoforumReason").values()) == {"none", "ambiguous-orientation"}
@@ -304,7 +304,7 @@ def test_criteria_that_the_particles_do_not_allow_are_refused(project, predicted
 
     assert any("adaptive refinement" in text for text in problems_of(project, predicted, criterion=BY_REASON))
     unknown = problems_of(project, predicted, measure=PROBABILITY)
-    assert any("no probability to be a particle" in text for text in unknown)
+    assert any("no particle probability" in text for text in unknown)
     assert any("At least 160 particles" in text for text in problems_of(project, judged, criterion=BY_MAP))
     none = dict.fromkeys(["rejectNoParticle", "rejectOverlap", "rejectOffCentre", "rejectOtherObject"], False)
     assert any("No kind of junk" in text for text in problems_of(project, judged, criterion=BY_REASON, **none))
@@ -523,7 +523,7 @@ def test_a_limit_that_is_not_known_is_no_new_run(project, predicted, subset):
     viewer.limitMeasure.set(2)
     runs_before = len(project.getRuns())
     assert type(viewer._showLimit()[0]).__name__ == "MessageView"
-    assert "no probability to be a particle" in viewer._makeSubset()[0].getMessage()
+    assert "no particle probability" in viewer._makeSubset()[0].getMessage()
     assert len(project.getRuns()) == runs_before
 
 

@@ -122,9 +122,9 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         form.addParam('measure', params.EnumParam, choices=MEASURE_LABELS, default=BEST_MEASURE,
                       condition='criterion in %s' % list(RANKED),
                       label='Measure',
-                      help='*best available*: the probability to be a particle, else the match score, else the '
+                      help='*best available*: the particle probability, else the match score, else the '
                            'expected error.\n'
-                           '*probability to be a particle*: 0 to 1; finds junk best. Known after adaptive refinement '
+                           '*particle probability*: 0 to 1; finds junk best. Known after adaptive refinement '
                            'and ab initio.\n'
                            '*match score*: how well the image agrees with the map at its orientation, and how little '
                            'else is in it. 0 is a usual particle, below -4 it is hardly ever one. Known after '
@@ -162,7 +162,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                       condition='criterion == %d' % THRESHOLD,
                       label='Threshold',
                       help='A value of the measure: see its column in the table of the input set (Analyze results). '
-                           'Usual: 0.5 for the probability to be a particle, -4 for the match score.')
+                           'Usual: 0.5 for the particle probability, -4 for the match score.')
         form.addParam('maxError', params.FloatParam, default=10, validators=[params.Positive],
                       condition='criterion == %d' % MAX_ERROR,
                       label='Largest expected error (degrees)',
