@@ -14,7 +14,7 @@ import numpy as np
 
 from ..catalogue import NOT_A_PARTICLE
 from .features import FEATURES
-from .labels import PARTICLE, REASONS
+from .rejection import PARTICLE, REASONS
 
 # of expectation-maximisation: the shares of the kinds have converged long before
 N_ITERATIONS = 20

@@ -18,7 +18,7 @@ from ..results.write import poses_of
 from ..uncertainty.match_posterior import MatchPosterior
 from .classifier import Classification, classify, has_foreign_power
 from .features import FEATURES
-from .labels import PARTICLE, REASONS
+from .rejection import PARTICLE, REASONS
 from .simulation import JunkSimulation
 
 logger = logging.getLogger("cryoforum")

@@ -16,7 +16,7 @@ from ..matching.matching_model import MatchingModel
 from ..particles.preparation import ImagePreparation
 from ..uncertainty.simulated_images import ImageSource, SimulatedParticles, particles_like
 from .features import PowerMap
-from .labels import PARTICLE, REASONS
+from .rejection import PARTICLE, REASONS
 
 # of the simulated images; the kinds of junk share the rest evenly
 PARTICLE_SHARE = 1 / 3

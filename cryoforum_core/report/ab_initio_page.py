@@ -17,7 +17,7 @@ from .prediction_page import missing_directions, pose_pictures
 from .reasons import junk_label_tables
 from .run_files import RunFiles, angles_deg
 from .training_page import training_curves
-from .view_coverage import view_density
+from .viewing_directions import view_density
 
 METHODS = {"hybrid": "search, then training of a network and refinement",
            "end-to-end": "network and map trained together"}

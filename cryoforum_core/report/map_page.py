@@ -8,7 +8,7 @@ from ..mrc import read_map
 from . import plots
 from .page import Assessment, NextStep, Page, Picture, significant
 from .run_files import RunFiles, angles_deg
-from .view_coverage import view_density
+from .viewing_directions import view_density
 
 _FEW_SHELLS = 8
 _NEAR_NYQUIST = 1.1

@@ -23,7 +23,7 @@ from .page import (
 )
 from .reasons import junk_label_tables
 from .run_files import RunFiles, angles_deg, defocus_um
-from .view_coverage import empty_fraction, view_density
+from .viewing_directions import empty_fraction, view_density
 
 GOOD_BELOW_DEG, USEFUL_BELOW_DEG = 4.0, 12.0
 UNCERTAIN_ABOVE_DEG = 20.0

@@ -27,7 +27,7 @@ from .page import (
 )
 from .reasons import MEANINGS, REASON_HEADER, reason_rows
 from .run_files import RunFiles, angles_deg, column
-from .view_coverage import view_density
+from .viewing_directions import view_density
 
 _MUCH_REJECTED = 0.4
 _N_EXAMPLES, _EXAMPLES_PER_ROW, _DISPLAY_SIGMA_PX = 20, 10, 1.0

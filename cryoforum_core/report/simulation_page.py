@@ -8,7 +8,7 @@ from . import plots
 from .map_page import map_picture
 from .page import Assessment, NextStep, Page, Picture, beside, command, percent, significant
 from .run_files import JUNK_KIND_COLUMN, RunFiles, angles_deg, defocus_um
-from .view_coverage import view_density
+from .viewing_directions import view_density
 
 _PER_ROW = 10
 _DISPLAY_SIGMA_PX = 1.0

@@ -27,7 +27,7 @@ from ..catalogue import MAP_GROUPS, MAP_PARTICLES, Measure
 from ..config import ImageInputConfig
 from ..errors import InputError
 from ..geometry.symmetry import symmetry_group
-from ..junk.labels import ImageLabels
+from ..junk.rejection import ImageLabels
 from ..particles.dataset import Particles, load_particles
 from ..particles.preparation import ImagePreparation
 from ..progress import Progress

@@ -7,7 +7,7 @@ import torch
 
 from ..config import SelectConfig
 from ..errors import InputError
-from ..junk.labels import ImageLabels
+from ..junk.rejection import ImageLabels
 from ..particles.table import ParticleTable
 from ..problems import Problems
 from ..results.pose_results import PoseResults

@@ -17,7 +17,7 @@ from ..catalogue import (
     Measure,
 )
 from ..errors import InputError
-from ..junk.labels import ImageLabels, alternative_columns, recentred
+from ..junk.rejection import ImageLabels, alternative_columns, recentred
 from ..junk.view_cones import N_CONES, protected_best, quotas, shares
 from ..particles.dataset import PARTICLE_ID_COLUMNS
 from ..particles.image_stack import save_table

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..geometry.rotations import compose
 from ..imaging.fourier import crop_volume, fft_image, fft_volume, ifft_volume, shift_phase, volume_radius_px
-from ..imaging.masks import solvent_mask, soft_sphere
+from ..imaging.masks import soft_sphere, solvent_mask
 from ..imaging.projection import FourierVolume, Reconstructor
 from ..imaging.resolution import fourier_shell_correlation, resolution_angstrom
 

@@ -21,6 +21,7 @@ from ..interruption import stop_asked, stop_between_steps
 from ..progress import Progress
 from ..run_directory import atomic_path
 from ..saved_state import load_state, save_state
+from .schedules import one_cycle
 
 logger = logging.getLogger("cryoforum")
 
@@ -34,12 +35,6 @@ MIN_STEPS_BETWEEN_EVALUATIONS = 25
 N_METRIC_ROWS = 200
 # figures beside the progress bar
 _SHOWN = ("loss", "validation_median_error_deg")
-# fraction of the training in which the rate rises; half of what torch's OneCycleLR has by default
-WARM_UP = 0.15
-# the peak rate over that at the start, as OneCycleLR's div_factor
-START_DIVISOR = 25.0
-# the peak rate over that at the end; OneCycleLR's final_div_factor, which it takes relative to the start
-END_DIVISOR = 1e4
 # second moments over 100 steps: AdamW's default of 1,000 is as long as many of these trainings
 ADAM_BETAS = (0.9, 0.99)
 # no single batch may throw the weights far off
@@ -102,16 +97,6 @@ class LoopResult:
     seconds: float
     best_loss: float
     reason: str
-
-
-def one_cycle(progress: float, peak: float) -> float:
-    """The learning rate at a fraction of the training: cosine up for 15 %, cosine down for the rest (Smith 2018)."""
-    progress = min(max(progress, 0.0), 1.0)
-    if progress < WARM_UP:
-        start = peak / START_DIVISOR
-        return start + (peak - start) * 0.5 * (1 - math.cos(math.pi * progress / WARM_UP))
-    end = peak / END_DIVISOR
-    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
 def progress_of(step: int, seconds: float, settings: LoopSettings) -> float:

@@ -10,6 +10,7 @@ from ..geometry.orientation_posterior import bingham_log_normalizer
 from ..geometry.rotations import compose
 from ..geometry.symmetry import nearest_equivalent, symmetric_distance_rad
 from ..model.orientation_head import PoseEstimate
+from .schedules import orientation_weights
 
 
 def own_error(estimate: Tensor, truth: Tensor, group: Tensor) -> Tensor:
@@ -61,18 +62,6 @@ def displacement_error(estimate: PoseEstimate, truth_angstrom: Tensor, box_size_
     if estimate.first_shift_angstrom is not None:
         error = error + shift_error(estimate.first_shift_angstrom, truth_angstrom, box_size_angstrom)
     return error
-
-
-def orientation_weights(loss: str, progress: float) -> dict[str, float]:
-    """Weights of the terms at a fraction ``progress`` in [0, 1] of the training.
-
-    ``pairwise-to-own`` is Cryo-forum's schedule: ``(1 - e)`` for a pair, ``e / 2`` for each of its two own errors (so e
-    for their mean), with ``e = progress ^ 0.5``.
-    """
-    if loss == "pairwise-to-own":
-        e = min(max(progress, 0.0), 1.0) ** 0.5
-        return {"pairwise": 1.0 - e, "own": e}
-    return {loss: 1.0}
 
 
 def orientation_loss(loss: str, progress: float, estimate: Tensor, truth: Tensor, group: Tensor) -> Tensor:

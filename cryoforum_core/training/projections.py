@@ -5,7 +5,6 @@ noise. The scale and the noise spectrum are estimated from the data set (``estim
 """
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,10 +19,6 @@ from ..imaging.fourier import fft_image, ifft_image, shell_average, shell_index,
 from ..imaging.noise_spectrum import noise_power_spectrum
 from ..imaging.projection import FourierVolume
 
-# training on projections starts at this signal-to-noise ratio: nearly clean images
-EASY_SNR = 10.0
-# fraction of the training after which the noise is that of the data
-NOISE_IS_FULL_AT = 0.6
 # standard deviation of the logarithm of the contrast from image to image: thickness of the ice
 CONTRAST = 0.2
 # standard deviation of the logarithm of the noise's amplitude: images are normalised by a background of finite area
@@ -114,16 +109,6 @@ def _variance(spectrum: Tensor, box_size_px: int) -> Tensor:
     mates = torch.full_like(power[0], 2.0)
     mates[0] = mates[-1] = 1.0
     return ((power * mates).sum() - power[0, 0]) / box_size_px ** 4
-
-
-def noise_factor(progress: float, snr: float) -> float:
-    """Amplitude of the noise relative to the data's, log-linear from a signal-to-noise ratio of 10 to the data's own.
-
-    Nearly clean images first are what makes a network learn from noisy ones quickly
-    (``docs/decisions/0022-likelihood-loss.md``).
-    """
-    start = min(1.0, math.sqrt(snr / EASY_SNR))
-    return start ** (1.0 - min(progress / NOISE_IS_FULL_AT, 1.0))
 
 
 class ProjectionStream:

@@ -15,7 +15,8 @@ from ..imaging.ctf import CTFParameters
 from ..particles.dataset import ParticleBatch, Particles
 from .augment import random_turns, turn_images, turn_labels, vary_grey_values
 from .loop import step_generator
-from .projections import NOISE_IS_FULL_AT, ProjectionStream, TrainingBatch, noise_factor
+from .projections import ProjectionStream, TrainingBatch
+from .schedules import NOISE_IS_FULL_AT, noise_factor
 
 
 class ParticleStream:

@@ -21,7 +21,8 @@ from .inputs import TrainingInputs, check_inputs
 from .label_map import network_volume
 from .loop import LoopResult, LoopSettings, TrainingTask, step_generator, train_network
 from .objective import Objective
-from .projections import NOISE_IS_FULL_AT, ImageModel, ProjectionStream, TrainingBatch
+from .projections import ImageModel, ProjectionStream, TrainingBatch
+from .schedules import NOISE_IS_FULL_AT
 from .streams import MixedStream, ParticleStream
 from .views import ParticleViews
 

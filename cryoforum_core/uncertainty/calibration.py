@@ -25,7 +25,8 @@ from ..particles.preparation import ImagePreparation
 from ..results.pose_results import ErrorEstimates, PoseResults
 from ..results.write import poses_of
 from ..run_directory import RunDirectory, atomic_path
-from .error_model import EmpiricalCoverage, ErrorModel, Evidence, cross_validated
+from .coverage import EmpiricalCoverage, cross_validated
+from .error_model import ErrorModel, Evidence
 from .match_posterior import MatchPosterior, local_deviation_of_bingham, misassignment_probability, uniform_angles_rad
 from .simulated_images import ImageSource, particles_like
 

@@ -6,11 +6,10 @@ spread, and the probability of misassignment. The bound is then calibrated by di
 (Chernozhukov, Wuethrich and Zhu, PNAS 2021): it is the quantile of each particle's own distribution at the level that covers
 the nominal part of the known particles. For exchangeable particles its coverage is at least nominal, but for the few
 parameters of the distribution that are fitted to the same particles; the empirical coverage on particles that a model has
-not seen (``cross_validated``) goes with every run.
+not seen (``coverage.cross_validated``) goes with every run.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,8 +34,6 @@ MAX_NEWTON_STEPS = 100
 CONVERGED_NATS = 1e-9
 # pseudo-count: a tenth of a misassigned particle keeps the regression finite where the known particles show none
 PRIOR_MISASSIGNED = 0.1
-# of the cross-validation
-N_FOLDS = 5
 # smallest total weight of the alternatives, so that its logarithm is finite
 MIN_ALTERNATIVE_WEIGHT = 1e-13
 # particles at a time: their distributions take 16 MB
@@ -233,38 +230,3 @@ def conformal_quantile(scores: Tensor, coverage: float) -> float:
     if rank > len(scores):
         return math.inf
     return float(scores.double().sort().values[rank - 1])
-
-
-@dataclass(frozen=True)
-class EmpiricalCoverage:
-    """Expected errors and bounds of models fitted without a particle, against its error: in degrees, (n,) each."""
-
-    expected_error_deg: Tensor
-    bound_deg: Tensor
-    error_deg: Tensor
-    nominal: tuple[float, ...]
-    """coverages asked for"""
-    empirical: tuple[float, ...]
-    """part of the particles within each bound"""
-    shift_error_angstrom: Tensor
-    shift_bound_angstrom: Tensor
-
-
-def cross_validated(evidence: Evidence, error_rad: Tensor, shift_error_angstrom: Tensor, uniform_angles_rad: Tensor,
-                    coverage: float, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> EmpiricalCoverage:
-    """Nominal against empirical coverage, each particle by a model that has not seen it."""
-    n, levels = len(error_rad), sorted({*levels, coverage})
-    fold = torch.arange(n) % N_FOLDS
-    expected, bound, shift_bound = torch.zeros(3, n)
-    within = torch.zeros(len(levels), n, dtype=torch.bool)
-    for number in range(N_FOLDS):
-        out = fold == number
-        model = ErrorModel.fit(evidence[~out], error_rad[~out], shift_error_angstrom[~out], uniform_angles_rad, coverage)
-        expected[out], bound[out] = model.expected_error_deg(evidence[out])
-        shift_bound[out] = model.expected_shift_error_angstrom(evidence[out])[1]
-        reached = model.reached_level(evidence[~out], error_rad[~out])
-        for row, level in enumerate(levels):
-            at_level = replace(model, level=conformal_quantile(reached, level))
-            within[row, out] = torch.deg2rad(at_level.expected_error_deg(evidence[out])[1]) >= error_rad[out]
-    return EmpiricalCoverage(expected, bound, torch.rad2deg(error_rad).float(), tuple(levels),
-                        tuple(within.double().mean(1).tolist()), shift_error_angstrom.float(), shift_bound)

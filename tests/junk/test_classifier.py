@@ -13,7 +13,7 @@ from cryoforum_core.geometry.rotations import random_quaternions
 from cryoforum_core.junk.classifier import classify
 from cryoforum_core.junk.features import FEATURES, PowerMap
 from cryoforum_core.junk.labelling import is_ambiguous, strongest_alternative
-from cryoforum_core.junk.labels import REASONS, ImageLabels
+from cryoforum_core.junk.rejection import REASONS, ImageLabels
 from cryoforum_core.matching.likelihood import predicted
 from cryoforum_core.matching.refine import RefinedPoses
 from cryoforum_core.particles.table import ParticleTable

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cryoforum_core.errors import InputError
-from cryoforum_core.junk.labels import ImageLabels, alternative_columns, recentred
+from cryoforum_core.junk.rejection import ImageLabels, alternative_columns, recentred
 from cryoforum_core.particles.star import read_star
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.results.pose_results import PoseResults

@@ -38,8 +38,8 @@ from cryoforum_core.training.autoencoder import (
     turn_errors_deg,
     unexplained_power,
 )
-from cryoforum_core.training.loop import LoopSettings, train_network
 from cryoforum_core.training.learnable_poses import PoseAdam, PoseTable, tangent_gradient
+from cryoforum_core.training.loop import LoopSettings, train_network
 from cryoforum_core.training.prepared_images import EpochStream, PreparedImages
 
 BOX, PIXEL = 16, 6.0

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from cryoforum_core.errors import InputError, Interrupted
-from cryoforum_core.training.loop import (LoopSettings, MetricsFile, TrainingTask, one_cycle, progress_of,
-                                          step_generator, train_network)
+from cryoforum_core.training.loop import LoopSettings, MetricsFile, TrainingTask, progress_of, step_generator, train_network
 
 
 class Problem(TrainingTask):
@@ -51,15 +50,6 @@ def weights(problem: Problem) -> torch.Tensor:
 def read_metrics(directory) -> list[dict]:
     with open(directory / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def test_the_schedule_is_a_function_of_progress_alone():
-    rates = [one_cycle(progress / 100, 1e-3) for progress in range(101)]
-    assert rates == [one_cycle(progress / 100, 1e-3) for progress in range(101)]
-    assert max(rates) == pytest.approx(1e-3) and rates.index(max(rates)) == 15
-    assert rates[0] == pytest.approx(4e-5) and rates[-1] == pytest.approx(1e-7)
-    assert all(a < b for a, b in zip(rates[:15], rates[1:16])) and all(a > b for a, b in zip(rates[15:], rates[16:]))
-    assert one_cycle(2.0, 1e-3) == one_cycle(1.0, 1e-3)
 
 
 def test_progress_is_by_steps_or_by_time_whichever_is_further():

@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from cryoforum_core.geometry.orientation_posterior import bingham_negative_log_likelihood, symmetric_from_10
-from cryoforum_core.geometry.rotations import (angular_distance_rad, compose, quaternion_to_matrix, random_quaternions,
-                                               rotation_vector_to_quaternion, smallest_eigenvector)
+from cryoforum_core.geometry.rotations import (
+    angular_distance_rad,
+    compose,
+    quaternion_to_matrix,
+    random_quaternions,
+    rotation_vector_to_quaternion,
+    smallest_eigenvector,
+)
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.training import losses
 
@@ -86,14 +92,6 @@ def test_gradients_are_finite_at_the_truth():
                 for name in ("own", "pairwise", "chordal", "pairwise-to-own"))
     total.backward()
     assert torch.isfinite(estimate.grad).all()
-
-
-def test_schedule_starts_with_pairs_and_ends_with_own_errors():
-    assert losses.orientation_weights("pairwise-to-own", 0.0) == {"pairwise": 1.0, "own": 0.0}
-    assert losses.orientation_weights("pairwise-to-own", 1.0) == {"pairwise": 0.0, "own": 1.0}
-    quarter = losses.orientation_weights("pairwise-to-own", 0.25)
-    assert quarter["pairwise"] == pytest.approx(0.5) and quarter["own"] == pytest.approx(0.5)
-    assert losses.orientation_weights("chordal", 0.3) == {"chordal": 1.0}
 
 
 def test_orientation_loss_mixes_the_terms_by_the_schedule():

@@ -9,7 +9,6 @@ from cryoforum_core.particles.image_state import ImageState
 from cryoforum_core.training import precision
 from cryoforum_core.training.supervised import plan_training
 
-
 N_STEPS, N_BATCHES = 20, 8
 
 

@@ -1,6 +1,5 @@
 """Simulated images like a data set's own: the estimated signal and noise are those that went in."""
 
-import math
 
 import pytest
 import torch
@@ -9,8 +8,7 @@ from cryoforum_core.errors import InputError
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, shell_average, shell_index, shift_phase
 from cryoforum_core.training.loop import step_generator
-from cryoforum_core.training.projections import (NOISE_IS_FULL_AT, ImageModel, ProjectionStream, TrainingBatch,
-                                                 estimate_image_model, noise_factor)
+from cryoforum_core.training.projections import ImageModel, ProjectionStream, TrainingBatch, estimate_image_model
 
 BOX, PIXEL_SIZE = 24, 6.0
 
@@ -101,14 +99,6 @@ def test_the_mask_is_applied_last(stream):
     mask[10:14, 10:14] = 1
     images = stream(coloured(1.0), mask=mask).batch(3, torch.Generator().manual_seed(0)).images
     assert images[:, mask == 0].abs().max() == 0 and images[:, mask == 1].abs().min() > 0
-
-
-def test_noise_grows_from_a_ratio_of_ten_to_the_datas_own():
-    factors = [noise_factor(progress / 20, snr=0.1) for progress in range(21)]
-    assert factors[0] == pytest.approx(0.1) and factors[-1] == 1.0
-    assert all(a <= b for a, b in zip(factors, factors[1:]))
-    assert noise_factor(NOISE_IS_FULL_AT, 0.1) == 1.0 and noise_factor(0.3, 0.1) == pytest.approx(math.sqrt(0.1))
-    assert noise_factor(0.0, snr=40.0) == 1.0  # never more noise than the data have
 
 
 def test_batches_are_joined(stream):

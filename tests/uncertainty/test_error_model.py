@@ -6,7 +6,8 @@ import torch
 from cryoforum_core.geometry.rotations import angular_distance_deg, compose, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.uncertainty.calibration import fewest_known, n_simulated
-from cryoforum_core.uncertainty.error_model import ErrorModel, Evidence, conformal_quantile, cross_validated
+from cryoforum_core.uncertainty.coverage import cross_validated
+from cryoforum_core.uncertainty.error_model import ErrorModel, Evidence, conformal_quantile
 from cryoforum_core.uncertainty.match_posterior import MatchPosterior, uniform_angles_rad
 
 UNIFORM = uniform_angles_rad(symmetry_group("c1"))

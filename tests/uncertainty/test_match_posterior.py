@@ -13,9 +13,9 @@ from cryoforum_core.geometry.rotations import (
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.matching.refine import RefinedPoses
 from cryoforum_core.uncertainty.match_posterior import (
-    match_posterior,
     bingham_from_information,
     local_deviation_of_bingham,
+    match_posterior,
     misassignment_probability,
     rotation_information,
     shift_deviation_px,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cryoforum_core.geometry.rotations import quaternion_to_matrix, relion_euler_to_quaternion
-from cryoforum_core.report.view_coverage import empty_fraction, view_density, view_directions
+from cryoforum_core.report.viewing_directions import empty_fraction, view_density, view_directions
 
 
 def even_angles(n: int) -> tuple[np.ndarray, np.ndarray]:
