@@ -50,21 +50,21 @@ class Reason:
 
 # in the order of the classifier's output
 JUNK = (
-    Reason(NOT_A_PARTICLE, "No power above the noise, or power that no particle has: ice, carbon, an edge, an empty image.",
+    Reason(NOT_A_PARTICLE, "No signal above the noise, or signal unlike a particle's: ice, carbon, an edge, an empty image.",
            "Nothing: leave it out.", "Images without a particle?", "rejectNoParticle"),
     Reason(OVERLAP, "The particle matches, but a neighbour overlaps it.", "Leave it out, or mask tightly.",
            "Overlapping neighbours?", "rejectOverlap"),
     Reason(OFF_CENTRE, "Nothing matches at the centre of the box; a particle lies off-centre.",
            "Extract it again with the origins of recentre.star.", "Off-centre particles?", "rejectOffCentre"),
     Reason(OTHER_OBJECT, "There is something at the centre, but it is not this molecule in any orientation.",
-           "Look at a map of these: another state or another molecule?", "Other objects?", "rejectOtherObject"),
+           "Reconstruct these: another conformation or another molecule?", "Other objects?", "rejectOtherObject"),
 )
 OTHER_REASONS = (
     Reason(AMBIGUOUS, "A good match, but another orientation is about as likely. This is not junk.",
            "Keep it unless errors must be small; the other orientation is in rejected.star.",
            "Ambiguous orientations?", "rejectAmbiguous", is_junk=False),
     Reason(BEYOND_LIMIT, "A good match, but its expected error is above the limit that was set.",
-           "Keep it for a coarser map.", is_junk=False),
+           "Keep it if a map at lower resolution is enough.", is_junk=False),
 )
 REASONS = {reason.label: reason for reason in (*JUNK, *OTHER_REASONS)}
 JUNK_REASONS = tuple(reason.label for reason in JUNK)

@@ -58,8 +58,8 @@ class ImageInputConfig(BaseModel):
     contrast: Literal[*catalogue.CONTRASTS] = "auto"
     """Whether protein is brighter or darker than its surroundings; auto: measured on the images and written to the log."""
     ctf_state: Literal[*catalogue.CTF_STATES] = "auto"
-    """CTF correction that the images have had: raw (none), phase-flipped, or multiplied by the CTF; none: the images were
-    simulated without a CTF and need no CTF columns. auto: as the images show."""
+    """CTF correction already applied to the images. raw: not corrected; phase-flipped; multiplied: multiplied by the CTF;
+    none: the images contain no CTF (simulated without one), so that no CTF columns are needed; auto: from the images."""
     pixel_size_angstrom: PositiveFloat | None = None
     """Pixel size of the images, if the particles' file does not give it."""
 
@@ -186,7 +186,7 @@ class PredictConfig(JobConfig, ImageInputConfig):
     particles: Path
     """STAR or .cs file."""
     model: Path
-    """Run of train, or its checkpoint directory."""
+    """Trained network: run of train, or its checkpoint directory."""
     reference: Path | None = None
     """Map to match against; default: the one the network was trained with."""
     refinement: Literal[*catalogue.REFINEMENTS] = "adaptive"
@@ -201,8 +201,8 @@ class PredictConfig(JobConfig, ImageInputConfig):
     coverage: Coverage = DEFAULT_COVERAGE
     """Nominal coverage of the error bounds: the fraction of particles whose error is within its bound."""
     calibrate: bool = True
-    """Calibrate the errors on images of the map, simulated like the set's own; without it they are uncalibrated, as the
-    matches give them."""
+    """Calibrate expected errors and bounds on projections of the map, simulated with the CTFs and noise of your particles;
+    otherwise the uncalibrated errors of the matching are reported."""
     calibration_particles: Path | None = None
     """Particles with trusted poses in the map's frame, not used in training, on which the errors are calibrated instead."""
     batch_size: PositiveInt = 256
@@ -311,17 +311,17 @@ class SelectConfig(JobConfig):
     """Measure by which particles are ranked; auto: the first of these that the run has: the particle probability,
     the match score, the expected error."""
     auto: bool = False
-    """Choose by the map: half maps of the best fractions by --measure are compared with those of equally many random
-    particles, and a fraction is kept only if its map is better; needs the images. Without this and without a criterion,
-    select rejects particles with a probability below 0.5; with other measures it separates two populations, and keeps all
-    if there is only one."""
+    """Let the map decide how many particles to keep: half maps of the best fractions, ranked by --measure, are compared with
+    those of equally many random particles, and particles are rejected only if that makes the half maps better. Needs the
+    images. Without this and without a criterion, images with a particle probability below 0.5 are rejected; other measures
+    are divided between two populations, and all particles are kept if there is only one."""
     reasons: tuple[RejectedReason, ...] = JUNK_REASONS
     """Kinds of junk to reject, also with a limit on the errors; kinds that are not named are kept. Particles of ambiguous
     orientation are not junk, and are rejected only if named. Off-centre particles are also written to recentre.star, with
     the origins that recentre them, for a new extraction."""
     protect_views: bool = True
-    """Protect rare viewing directions: the share of a cone of directions falls by no more than the share of junk found in
-    it. Does not apply to --threshold and --max-error-deg."""
+    """Protect rare viewing directions: no cone of directions loses more of its share of the particles than the fraction of
+    junk found in it. Does not apply to --threshold and --max-error-deg."""
     keep_fraction: Fraction | None = None
     """Keep the best particles, this fraction of all."""
     keep_count: PositiveInt | None = None

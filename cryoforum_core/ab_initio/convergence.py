@@ -67,7 +67,7 @@ class HybridAssessment:
         """Whether the run converged, and why, in sentences."""
         problems = self._problems()
         return not problems, " ".join(problems) or (
-            f"Two half sets, refined apart, agree to {self._resolution_angstrom:.3g} A, beyond the "
+            f"Two half sets, refined independently, agree to {self._resolution_angstrom:.3g} A, beyond the "
             f"{self._common_angstrom:.3g} A of their common start, and held-out images confirm the structure.")
 
     @property

@@ -67,7 +67,7 @@ def is_other_way_round(half_sets: HalfSets, refinement: Refinement, twofold: Pse
     """For each image whether its other orientation is the right one, bool (N,), or for each the other way; None where
     held-out images do not confirm that there is a difference.
 
-    All images decide this together, as they do in classifications, before the half sets are refined apart again.
+    All images decide this together, as they do in classifications, before the half sets are refined independently again.
     """
     pair = refinement.pair
     images = half_sets.scaled(pair.noise_spectrum, next_radius_px(pair, max_radius_px))

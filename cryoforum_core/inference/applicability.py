@@ -186,8 +186,9 @@ class _Assessment:
         return self.relative_gain(gain) >= MIN_RELATIVE_GAIN and self._is_better(gain, self.stated)
 
     def _another_molecule(self) -> str:
-        return (f"the images hold particles, and the map explains {100 * max(self.relative_gain(self.stated), 0):.0f} % of what "
-                "it would if they were its own (chance taken away); no other contrast, CTF state or pixel size does "
+        return ("the images hold particles, but the map fits them only "
+                f"{100 * max(self.relative_gain(self.stated), 0):.0f} % as well as simulated projections of itself (corrected "
+                "for chance); no other contrast, CTF state or pixel size does "
                 "better: another molecule, or mostly junk. Train a network for these particles, or look at the "
                 "pictures of particles in the report and clean the set")
 
@@ -212,7 +213,7 @@ class _Assessment:
             return ("nothing speaks against it, but at this noise the sample of "
                     f"{len(self.sample.rows)} images hardly tells one molecule from another")
         percent = 100 * min(self.relative_gain(self.stated), 1.0)
-        return f"the map explains {percent:.0f} % of what it would of its own projections (chance taken away)"
+        return f"the map fits the images {percent:.0f} % as well as simulated projections of itself (corrected for chance)"
 
     def _pixel_size(self, poses) -> Applicability:
         """The pixel size at which the map fits best, from given poses."""

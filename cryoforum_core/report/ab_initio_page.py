@@ -216,7 +216,8 @@ def _seeds(summary: dict) -> Table | None:
                                     for row in found]
     chosen = next((i for i, row in enumerate(found) if row.get("chosen")), None)
     caption = ("Starts that agree within a few degrees found the same map; one that agrees with no other may be wrong. In "
-               "held-out images, correct maps explain at least 0.7 of the power of fine details, wrong ones less than 0.5.")
+               "held-out images, correct maps usually explain at least 0.7 of the power of fine details, wrong ones less than "
+               "0.5; values in between are inconclusive.")
     return Table("Searches from random starts", caption, tuple(columns), tuple(zip(*columns.values(), strict=True)),
                  chosen)
 
@@ -258,9 +259,9 @@ def _notes(files: RunFiles) -> tuple[str, ...]:
     if not _hand_is_known(files.summary):
         notes.append("Hand: projections cannot distinguish a molecule from its mirror image, so the map may have either "
                      "hand. Alpha helices are right-handed in the correct one. With a map of known hand "
-                     "(--hand-reference), the run determines the hand itself. If you mirror the map afterwards "
-                     "(relion_image_handler --invert_hand), the orientations change as well: rlnAngleRot changes sign, "
-                     "and rlnAngleTilt becomes 180 minus rlnAngleTilt.")
+                     "(--hand-reference), the run determines the hand itself. The orientations of this run do not "
+                     "match a mirrored map (relion_image_handler --invert_hand): to use them with it, change the sign of "
+                     "rlnAngleRot and replace rlnAngleTilt by 180 minus rlnAngleTilt.")
     else:
         notes.append(f"Hand: {files.summary['hand']}.")
     near = files.summary.get("near_half_turn")

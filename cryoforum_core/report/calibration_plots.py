@@ -19,7 +19,7 @@ def error_calibration(files: RunFiles) -> tuple[list[Table], list[Picture]]:
     with np.load(files.run.calibration, allow_pickle=False) as arrays:
         known = dict(arrays)
     picture = Picture(
-        "Calibration of the expected error", "On the dashed line, the expected error equals the mean true error. Each "
+        "Calibration of the expected error", "The dashed line is perfect calibration. Each "
         "particle was assessed by an error model fitted without it (cross-validation).",
         plots.reliability(known["expected_error_deg"], np.maximum(known["error_deg"], _FLOOR_DEG),
                           "expected error (degrees)", "true error (degrees)"))

@@ -116,7 +116,7 @@ def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
     return (NextStep("Remove junk and uncertain orientations",
                      command("select", run=files.path, out=beside(files.path, "select")),
                      "cryoforum - uncertainty subset, with this run's outputParticles"),
-            NextStep("Reconstruct all particles (RELION reads particles.star as well)",
+            NextStep("Reconstruct all particles (RELION can read particles.star, too)",
                      command("reconstruct", particles=files.run.particles, symmetry=files.symmetry,
                              out=beside(files.path, "map")),
                      "relion - reconstruct, with this run's outputParticles"))
@@ -133,8 +133,8 @@ def pose_pictures(files: RunFiles, results: PoseResults, table: ParticleTable | 
     if score is not None and np.isfinite(score).any():
         pictures += _score_pictures(score, expected, defocus_um(table))
     if density is not None:
-        pictures.append(Picture("Viewing directions", "Uniform colour is uniform coverage; dark regions are missing "
-                                "viewing directions, bright ones preferred orientations.",
+        pictures.append(Picture("Viewing directions", "Uniform colour means evenly sampled directions; dark regions "
+                                "are missing viewing directions, bright ones preferred orientations.",
                                 plots.view_maps({"all particles": density})))
     pictures.append(Picture("Shifts", "Position of each particle relative to the image centre (minus rlnOriginX/YAngst). A "
                             "sharp edge means that the maximum shift of the search is too small.",

@@ -100,7 +100,7 @@ def _assessment(summary: dict, densities: dict[str, np.ndarray] | None) -> Asses
         level = "caution"
         sentences.append("Some viewing directions lost more than half of their particles; see the plots below.")
     if (short := summary.get("n_short_of_view_shares")) is not None and summary["n_rejected"]:
-        sentences.append("No group of viewing directions lost more than its junk." if short == 0 else
+        sentences.append("No group of viewing directions lost more particles than its junk." if short == 0 else
                          f"Some groups of viewing directions lost more than their junk: {short:,} particles in all.")
     return Assessment(level, tuple(sentences))
 
@@ -194,7 +194,7 @@ def _cones(summary: dict) -> list[Picture]:
         return []
     before, after = np.array(cones["before"]), np.array(cones["after"])
     return [Picture("Share of each group of viewing directions", "One point for each of 48 cones of viewing "
-                    "directions. On or above the line, a cone lost nothing; cones below it contained junk.", plots.scatter(
+                    "directions. Cones on or above the line kept their share; cones below it contained junk.", plots.scatter(
                         before, after, "share of all particles (%)", "share of kept particles (%)", with_diagonal=True))]
 
 
@@ -233,8 +233,8 @@ def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTab
                                 plots.histogram(values, label, marks, x_scale=scale)))
     if measure not in _ERRORS and (values := _both(kept, rejected, _EXPECTED_ERROR_COLUMN)) is not None:
         marks = {} if max_error_deg is None else {f"threshold {degrees(max_error_deg)}": max_error_deg}
-        pictures.append(Picture("Expected error of both", "Rejected images should lie at the right: their "
-                                "orientations are uncertain, too.",
+        pictures.append(Picture("Expected error of kept and rejected particles", "Rejected images should lie at "
+                                "the right: their orientations are uncertain, too.",
                                 plots.histogram(values, "expected error (degrees)", marks, x_scale="log")))
     return pictures
 

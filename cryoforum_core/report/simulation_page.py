@@ -48,8 +48,8 @@ def _pictures(files: RunFiles, truth: ParticleTable | None) -> list[Picture]:
         pictures.append(map_picture(*read_map(files.run.map)))
     angles, defocus = angles_deg(truth), defocus_um(truth)
     if angles is not None:
-        pictures.append(Picture("Viewing directions", "Uniform colour is uniform coverage; a bright spot is the preferred "
-                                "orientation that was requested.",
+        pictures.append(Picture("Viewing directions", "Uniform colour means evenly sampled directions; a bright spot "
+                                "is the preferred orientation that was requested.",
                                 plots.view_maps({"all particles": view_density(*angles)})))
     if defocus is not None:
         pictures.append(Picture("Defocus", "Spread uniformly over the requested range.",
