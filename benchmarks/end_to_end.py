@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from results_page import cpu_hardware, record
 
-from cryoforum_core.ab_initio.end_to_end import end_to_end
+from cryoforum_core.ab_initio.end_to_end.run import end_to_end
 from cryoforum_core.ab_initio.plan import plan_ab_initio
 from cryoforum_core.config import AbInitioConfig, SimulateConfig
 from cryoforum_core.geometry.pose_errors import align_frame, rotation_errors_deg

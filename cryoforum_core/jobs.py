@@ -219,7 +219,7 @@ def reconstruct(config: ReconstructConfig) -> RunDirectory:
     """Map, half maps and FSC: map.mrc, map_half1.mrc, map_half2.mrc, fsc.csv."""
     from .geometry.symmetry import symmetry_group
     from .particles.dataset import load_particles
-    from .particles.preparation import ImagePreparation
+    from .particles.image_preparation import ImagePreparation
     from .reconstruction.reconstruct import reconstruct as reconstruct_map
 
     with _Inputs(config) as inputs:

@@ -10,14 +10,14 @@ LANES = {
     "train": [
         ("particles, and a map or known poses", ".star, .mrcs, .mrc", True),
         ("read and check", "particles/dataset, training/inputs", False),
-        ("images as the network sees them", "particles/preprocess", False),
+        ("images as the network sees them", "particles/image_preparation", False),
         ("batches: particles, projections", "training/streams, projections", False),
         ("training", "training/loop, losses; model/network", False),
         ("checkpoint/", "model/checkpoint", True),
     ],
     "predict": [
         ("particles", ".star, .mrcs", True),
-        ("transforms and CTF", "particles/preparation", False),
+        ("transforms and CTF", "particles/image_preparation", False),
         ("network: first poses", "model/network", False),
         ("whitening, matching to the map", "matching/likelihood, matcher, refine", False),
         ("errors and junk labels", "uncertainty/calibration, junk/", False),
@@ -31,11 +31,11 @@ LANES = {
     ],
     "ab initio": [
         ("particles", ".star, .mrcs", True),
-        ("random starts", "search_stage; matching/stochastic", False),
-        ("half sets refined", "half_map_stage", False),
-        ("network, end to end", "network_stage; training/", False),
-        ("final matching, errors, junk", "final_matching_stage", False),
-        ("map, poses, checkpoint/", "map_stage", True),
+        ("random starts", "stages/search; matching/stochastic", False),
+        ("half sets refined", "stages/half_maps", False),
+        ("network, end to end", "stages/network; training/", False),
+        ("final matching, errors, junk", "stages/final_matching", False),
+        ("map, poses, checkpoint/", "stages/maps", True),
     ],
 }
 # (lane, place) -> (lane, place): what one job leaves for another

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+
 from cryoforum_core.errors import InputError
 from cryoforum_core.saved_state import load_state, save_state
 

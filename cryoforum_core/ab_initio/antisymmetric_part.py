@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..geometry.pose_hypotheses import PoseHypotheses
 from ..imaging.fourier import resize_volume
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..matching.likelihood import MatchingImages, predicted
 from ..progress import Progress
-from .half_maps import RoundSums, matching_model
+from .half_map_pair import RoundSums, matching_model
 from .half_sets import BATCH_IMAGES, RoundImages
-from .pose_hypotheses import PoseHypotheses
 
 logger = logging.getLogger("cryoforum")
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ..imaging.fourier import ifft_image
 from ..imaging.noise_spectrum import noise_power_spectrum
+from ..particles.image_preparation import ImagePreparation
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION
-from ..particles.preparation import ImagePreparation
 
 # enough for a smooth spectrum
 N_NOISE_IMAGES = 1000

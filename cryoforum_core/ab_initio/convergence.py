@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from ..catalogue import STARTS_AGREE_DEG
 from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW
-from .half_maps import HalfMapPair
+from .half_map_pair import HalfMapPair
 from .plan import AbInitioPlan
-from .search_stage import SearchOutcome
+from .stages.search import SearchOutcome
 
 logger = logging.getLogger("cryoforum")
 

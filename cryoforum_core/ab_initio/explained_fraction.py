@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor
 
+from ..geometry.pose_hypotheses import PoseHypotheses
 from ..imaging.fourier import resize_volume
 from ..imaging.projection import FourierVolume
 from ..matching.likelihood import MatchingImages, explained_power, predicted
-from .half_maps import HalfMapPair
+from .half_map_pair import HalfMapPair
 from .half_sets import HalfSets, batches
-from .pose_hypotheses import PoseHypotheses
 from .rounds import Refinement
 
 # of each half set: their mean is known to a few per cent

@@ -11,8 +11,8 @@ from ..imaging.fourier import resize_volume
 from ..imaging.masks import soft_sphere
 from ..matching.likelihood import MatchingImages
 from ..matching.matching_model import MatchingModel
-from ..particles.preparation import ImagePreparation
-from .half_maps import HalfMapPair, matching_model, resized_spectrum
+from ..particles.image_preparation import ImagePreparation
+from .half_map_pair import HalfMapPair, matching_model, resized_spectrum
 
 # what is matched at once: more images take memory and save no time
 BATCH_IMAGES = 256

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from ..progress import format_duration
 from ..run_directory import RunDirectory
 from .convergence import left_out
-from .final_matching_stage import match_finally
-from .half_map_stage import refine_half_maps
-from .live import LiveRun
-from .map_stage import write_maps_and_results
-from .network_stage import train_network
+from .live_run import LiveRun
 from .plan import AbInitioPlan
-from .search_stage import search
-from .stage_store import StageStore
+from .stages.final_matching import match_finally
+from .stages.half_maps import refine_half_maps
+from .stages.maps import write_maps_and_results
+from .stages.network import train_network
+from .stages.search import search
+from .stages.store import StageStore
 from .summary import hybrid_summary
 from .time_estimate import estimated_seconds
 

@@ -12,6 +12,7 @@ from ..results.pose_results import NetworkPoses, PoseResults
 from ..uncertainty.calibration import Calibration, with_errors
 from .plan import AbInitioPlan
 
+
 def of_poses(particle_id: np.ndarray, poses: Poses) -> PoseResults:
     """N poses about whose errors nothing is known."""
     flat = np.broadcast_to(np.eye(4, dtype=np.float32), (len(poses), 4, 4)).copy()

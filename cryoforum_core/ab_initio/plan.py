@@ -11,11 +11,11 @@ from ..catalogue import AB_INITIO_PARTICLES
 from ..config import AbInitioConfig
 from ..geometry.symmetry import normalise_name, symmetry_group
 from ..particles.dataset import Particles
+from ..particles.image_preparation import ImagePreparation, matching_map
 from ..particles.image_state import ImageState
-from ..particles.preparation import ImagePreparation, matching_map
 from ..problems import Problems
+from ..training.image_batches import PreparedImages
 from ..training.inputs import check_network_box
-from ..training.prepared_images import PreparedImages
 
 MIN_PARTICLES = AB_INITIO_PARTICLES.value
 # at the Nyquist frequency itself a shell of the box is not whole

@@ -14,7 +14,7 @@ from ..imaging.resolution import fourier_shell_correlation
 from ..imaging.symmetry_frame import symmetry_frame
 from ..imaging.volume_frame import move_volume
 from .antisymmetric_part import AntisymmetricPart
-from .half_maps import HalfMapPair, next_radius_px
+from .half_map_pair import HalfMapPair, next_radius_px
 from .half_sets import HalfSets
 from .rounds import Refinement
 

@@ -12,16 +12,16 @@ from ..geometry.pose_errors import align_frame, rotation_errors_deg
 from ..geometry.so3_grid import super_fibonacci
 from ..imaging.fourier import fft_volume, ifft_volume, volume_radius_px
 from ..imaging.projection import FourierVolume
+from ..matching.exhaustive_search import displacement_grid
 from ..matching.likelihood import MatchingImages, explained_power, predicted
 from ..matching.refine import refine
-from ..matching.search import displacement_grid
 from ..matching.stochastic import (
     DISPLACEMENT_STEP_OF_WAVE,
     GridPosterior,
     StochasticSearch,
     StochasticSettings,
 )
-from ..particles.preparation import ImagePreparation
+from ..particles.image_preparation import ImagePreparation
 from ..progress import Progress
 from ..saved_state import load_state, save_state
 from .background import background_spectrum
@@ -49,7 +49,7 @@ _READ_AT_ONCE = 500
 _MAX_GRID_VALUES = 3e7
 # log-evidence of a structure over that of its spherical average, per held-out image
 MIN_STRUCTURE_EVIDENCE = 1.0
-# ``explained`` of right maps is 0.78 and more, of wrong ones 0.5 and less (``docs/decisions/README.md``, Ab initio)
+# ``explained_fraction`` of right maps is 0.78 and more, of wrong ones 0.5 and less (``docs/decisions/README.md``, Ab initio)
 EXPLAINED_BY_RIGHT_MAPS = 0.6
 # structure must be so many standard errors above zero, too
 MIN_STRUCTURE_ERRORS = 4
@@ -88,7 +88,7 @@ class SearchImages:
 @dataclass(frozen=True)
 class SearchResult:
     """A finished search: its map (b, b, b) and the held-out images' log-evidence, with that of the spherical average
-    taken off (``structure``, mean and standard error) and as it is (``score``); ``explained``: the part of what
+    taken off (``structure``, mean and standard error) and as it is (``score``); ``explained_fraction``: the part of what
     held-out images hold beyond noise, in the shells after the first radius, that the map explains."""
 
     seed: int
@@ -96,7 +96,7 @@ class SearchResult:
     score: float
     structure: float
     structure_error: float
-    explained: float
+    explained_fraction: float
     held_out_quaternion: Tensor
 
     @property
@@ -106,7 +106,7 @@ class SearchResult:
     @property
     def is_settled(self) -> bool:
         """Whether other starts are not likely to find a better map."""
-        return self.found_structure and self.explained > EXPLAINED_BY_RIGHT_MAPS
+        return self.found_structure and self.explained_fraction > EXPLAINED_BY_RIGHT_MAPS
 
 
 def search_settings(images: SearchImages, steps: int, mask_radius_fraction: float,

@@ -7,15 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..geometry.pose_hypotheses import N_HYPOTHESES, PoseHypotheses
 from ..geometry.rotations import angular_distance_rad
 from ..matching.exhaustive_search import SearchGrid
 from ..matching.likelihood import MatchingImages, predicted
 from ..matching.matching_model import MatchingModel
 from ..matching.refine import RefinedPoses
 from ..progress import Progress
-from .half_maps import HalfMapPair, RoundSums
+from .half_map_pair import HalfMapPair, RoundSums
 from .half_sets import HalfSets, RoundImages, batches
-from .pose_hypotheses import N_HYPOTHESES, PoseHypotheses, refine_hypotheses
+from .hypothesis_refinement import refine_hypotheses, store_hypotheses
 
 # nodes of the search that are refined before the best are kept
 N_SEARCHED_HYPOTHESES = 16
@@ -95,7 +96,7 @@ def _match_batch(scaled: RoundImages, images: MatchingImages, rows: np.ndarray, 
     """Puts what is found for particles ``rows`` (n,) into ``poses``, and what it leaves unexplained into ``sums``."""
     half_sets, index = scaled.half_sets, torch.from_numpy(rows).to(scaled.half_sets.device)
     found = match(images, index)
-    poses.store(index, found, half_sets.box_size_px / scaled.box_size_px, half_sets.group)
+    store_hypotheses(poses, index, found, half_sets.box_size_px / scaled.box_size_px, half_sets.group)
     best = found[:, 0]
     sums.add_residual(images, predicted(images, model.volume, best.quaternion, best.displacement_px))
 

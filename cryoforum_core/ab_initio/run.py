@@ -1,7 +1,7 @@
 """The job: the method that was asked for."""
 
 from ..run_directory import RunDirectory
-from .end_to_end import end_to_end
+from .end_to_end.run import end_to_end
 from .hybrid import hybrid
 from .plan import AbInitioPlan, OnEvaluate
 

@@ -8,12 +8,12 @@ from ..imaging.resolution import resolution_angstrom
 from ..reconstruction.reconstruct import HalfMaps
 from ..training.loop import LoopResult
 from .convergence import EndToEndAssessment, HybridAssessment, gained_radius_px
-from .end_to_end_setup import EndToEndSetup
-from .final_matching_stage import FinalOutcome
-from .half_map_stage import RefinedHalfSets
-from .network_stage import TrainedNetwork
+from .end_to_end.setup import EndToEndSetup
 from .plan import AbInitioPlan
-from .search_stage import SearchOutcome
+from .stages.final_matching import FinalOutcome
+from .stages.half_maps import RefinedHalfSets
+from .stages.network import TrainedNetwork
+from .stages.search import SearchOutcome
 
 
 def hybrid_summary(plan: AbInitioPlan, found: SearchOutcome, refined: RefinedHalfSets, network: TrainedNetwork | None,

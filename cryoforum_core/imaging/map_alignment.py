@@ -51,7 +51,7 @@ class ReferenceAlignment:
     score_mirrored: float
     """The same for the mirrored map."""
     rotation: Float[Tensor, " 4"]
-    """Quaternion (4,), as of ``FrameAlignment`` and ``turn_volume``."""
+    """Quaternion (4,), as of ``FrameAlignment`` and ``rotate_volume``."""
     translation_px: Float[Tensor, " 3"]
     """(3,) along (x, y, z) in pixels of the map."""
     is_mirrored: bool

@@ -62,7 +62,7 @@ class SymmetryFrame:
     """``move_volume(volume, rotation, translation_px)`` has the group's axes where RELION has them."""
 
     rotation: Float[Tensor, " 4"]
-    """Quaternion (4,), as of ``FrameAlignment`` and ``turn_volume``."""
+    """Quaternion (4,), as of ``FrameAlignment`` and ``rotate_volume``."""
     translation_px: Float[Tensor, " 3"]
     """(3,) along (x, y, z) in pixels of the map."""
     score: float

@@ -17,7 +17,7 @@ _DENSEST_SHARE = 0.01
 _DENSE_FRACTION = 0.2
 
 
-def turn_volume(volume: Float[Tensor, "d d d"], quaternion: Float[Tensor, " 4"]) -> Float[Tensor, "d d d"]:
+def rotate_volume(volume: Float[Tensor, "d d d"], quaternion: Float[Tensor, " 4"]) -> Float[Tensor, "d d d"]:
     """The map ``W(r) = V(R r)`` (D, D, D) for the rotation R of ``quaternion`` (4,).
 
     If poses A belong to V, then A R belong to W. Interpolated in Fourier space; what lies outside the inscribed
@@ -50,7 +50,7 @@ def move_volume(volume: Float[Tensor, "d d d"], quaternion: Float[Tensor, " 4"],
     """
     # displaced first: a molecule in the middle of its box is rotated with smaller errors of interpolation
     displacement_px = quaternion_to_matrix(quaternion.to(volume)) @ translation_px.to(volume)
-    return turn_volume(shift_volume(volume, displacement_px), quaternion)
+    return rotate_volume(shift_volume(volume, displacement_px), quaternion)
 
 
 def mirror_volume(volume: Float[Tensor, "*batch d d d"]) -> Float[Tensor, "*batch d d d"]:

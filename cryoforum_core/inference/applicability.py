@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..imaging.fourier import ifft_image, radius_px
 from ..imaging.masks import soft_circle
+from ..particles.image_preparation import ImagePreparation
 from ..particles.image_state import ImageState
-from ..particles.preparation import ImagePreparation
 from .sample_matching import Assumption, Gain, SampleMatching
 
 logger = logging.getLogger("cryoforum")
@@ -125,17 +125,17 @@ def _apart(first: Gain, second: Gain) -> float:
     return float((a.mean() - b.mean()) / torch.sqrt(a.var() / len(a) + b.var() / len(b)).clamp_min(1e-12))
 
 
-def assess_poses(map_applies: Applicability, explained: float) -> Applicability:
+def assess_poses(map_applies: Applicability, explained_amplitude: float) -> Applicability:
     """The assessment of a map that applies, with what it explains of the images at the predicted poses.
 
-    ``explained``: the map's amplitude regressed on these, over the one that the images' power asks for.
+    ``explained_amplitude``: the map's amplitude regressed on these, over the one that the images' power asks for.
     """
-    figures = map_applies.figures | {"explained_amplitude": explained}
+    figures = map_applies.figures | {"explained_amplitude": explained_amplitude}
     undecided = map_applies.figures["promise_significance"] < SIGNIFICANT
-    if explained >= EXPLAINED_AMPLITUDE_ABOVE or undecided:
+    if explained_amplitude >= EXPLAINED_AMPLITUDE_ABOVE or undecided:
         return replace(map_applies, figures=figures)
     return Applicability(False, "poses", "the map fits these particles when their poses are searched for, and explains "
-                         f"{100 * explained:.0f} % of the signal's amplitude only at the poses found from the network's "
+                         f"{100 * explained_amplitude:.0f} % of the signal's amplitude only at the poses found from the network's "
                          "poses. Use --refinement adaptive, or train the network longer", figures)
 
 

@@ -11,7 +11,7 @@ from ..imaging.noise_spectrum import noise_power_spectrum
 from ..imaging.projection import FourierVolume
 from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_score
 from ..model.checkpoint import CheckpointMetadata
-from ..particles.preparation import ImagePreparation
+from ..particles.image_preparation import ImagePreparation
 
 FIELD_OF_VIEW_TOLERANCE = 0.01
 # a network is trained with noise that varies by 10 % from image to image, of the spectrum of its set

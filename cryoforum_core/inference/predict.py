@@ -22,8 +22,8 @@ from ..matching.matcher import Matcher, StartingPoses
 from ..matching.matching_model import MatchingModel
 from ..model.orientation_head import PoseEstimate
 from ..particles.dataset import Particles
+from ..particles.image_preparation import ImagePreparation
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION
-from ..particles.preparation import ImagePreparation
 from ..progress import Progress
 from ..results import pose_results
 from ..results.gallery import write_gallery
@@ -84,7 +84,7 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     matcher = simulating if config.refinement != "none" else None
     applicable = applicability(config, setup)
     if matcher is not None and applicable.applies:
-        applicable = assess_poses(applicable, matcher.explained)
+        applicable = assess_poses(applicable, matcher.explained_amplitude)
     if not applicable.applies:
         logger.warning("This model does not apply to these particles (%s): %s.", applicable.cause, applicable.reason)
     run.parts.mkdir(exist_ok=True)
@@ -260,7 +260,7 @@ def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: Pred
     matcher.calibrate(images_ft, ctf, starting_poses(setup, network_estimate(setup, rows), config.seed))
     logger.info("Matching at %d px of %.3g A, to %.3g A; adapted on %d images: the map explains %.0f %% of the "
                 "signal's amplitude.", box, pixel_size_angstrom, box * pixel_size_angstrom / finest, len(rows),
-                100 * matcher.explained)
+                100 * matcher.explained_amplitude)
     return matcher
 
 

@@ -26,8 +26,8 @@ from ..matching.exhaustive_search import SearchGrid
 from ..matching.likelihood import MatchingImages, amplitude_from_power, predicted
 from ..matching.matching_model import MatchingModel, simulated_transforms
 from ..matching.refine import RefinedPoses, refine
+from ..particles.image_preparation import ImagePreparation
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION, ImageState
-from ..particles.preparation import ImagePreparation
 
 # a coarse search finds most poses, which is enough: the expected gain is searched for in the same way
 SEARCH_STEP_DEG = 10.0

@@ -14,8 +14,7 @@ from ..errors import InputError
 from ..geometry.symmetry import normalise_name, symmetry_group
 from ..model.checkpoint import load_checkpoint
 from ..particles.dataset import Particles, load_particles
-from ..particles.preparation import ImagePreparation, checked_image_state, matching_map
-from ..particles.preprocess import PreprocessSettings
+from ..particles.image_preparation import ImagePreparation, PreprocessSettings, checked_image_state, matching_map
 from ..problems import Problems
 from .mismatch import mismatches
 from .predict import PredictionSetup

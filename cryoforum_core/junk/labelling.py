@@ -10,9 +10,9 @@ from torch import Tensor
 from ..catalogue import AMBIGUOUS, JUNK_PARTICLES, NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT
 from ..geometry.poses import displacement_px, shift_angstrom
 from ..imaging.fourier import shift_phase
-from ..matching.matcher import WRONG_BY_LOG_LIKELIHOOD, Matcher
+from ..matching.matcher import MISASSIGNED_ABOVE_LOG_LIKELIHOOD_GAIN, Matcher
 from ..matching.refine import RefinedPoses
-from ..particles.preparation import ImagePreparation
+from ..particles.image_preparation import ImagePreparation
 from ..results.pose_results import JunkLabels, PoseResults
 from ..results.write import poses_of
 from ..uncertainty.match_posterior import MatchPosterior
@@ -98,7 +98,7 @@ def _with_off_centre(classes: Classification, results: PoseResults, rows: np.nda
         if len(some):
             displacement, score = _match_off_centre(images, matcher, rows[some], elsewhere_px[some])
             # in noise alone the best pose at one place may be far better than at another, and is still no match
-            better[some] = (score - here[some] > WRONG_BY_LOG_LIKELIHOOD) & (score > matcher.chance_score)
+            better[some] = (score - here[some] > MISASSIGNED_ABOVE_LOG_LIKELIHOOD_GAIN) & (score > matcher.chance_score)
             found_px[some[better[some]]] = displacement[better[some]]
     others = [kind for kind, name in enumerate(REASONS) if name not in (PARTICLE, OFF_CENTRE)]
     second = np.array(REASONS)[others][classes.probability[:, others].argmax(1)]

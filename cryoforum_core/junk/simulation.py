@@ -13,7 +13,7 @@ from ..imaging.fourier import fft_volume, ifft_volume, with_shell_power
 from ..imaging.projection import FourierVolume
 from ..matching.matcher import Matcher
 from ..matching.matching_model import MatchingModel
-from ..particles.preparation import ImagePreparation
+from ..particles.image_preparation import ImagePreparation
 from ..uncertainty.simulated_images import ImageSource, SimulatedParticles, particles_like
 from .features import PowerMap
 from .rejection import PARTICLE, REASONS

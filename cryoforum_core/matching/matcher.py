@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from ..geometry.orientation_posterior import sample_bingham
+from ..geometry.bingham import sample_bingham
 from .exhaustive_search import (
     FINE_SEARCH_RADIUS_PX,
     FINE_SEARCH_STEP_DEG,
@@ -41,7 +41,7 @@ FINE_SEARCH_BELOW_DEVIATIONS = -1.75
 # images of noise that are searched; the best of their scores is what chance reaches
 N_CHANCE_IMAGES = 48
 # a match that much less likely than another of the same image is not the right one
-WRONG_BY_LOG_LIKELIHOOD = 10.0
+MISASSIGNED_ABOVE_LOG_LIKELIHOOD_GAIN = 10.0
 # misassigned poses are taken to change the contrast by no more than this factor
 LARGEST_CONTRAST_CORRECTION = 2.0
 
@@ -100,7 +100,7 @@ class Matcher:
         self.model, self.adaptive, self.seed = model, adaptive, seed
         self.median_fit, self.fit_deviation, self.chance_score = 0.0, 1.0, 0.0
         self.best_misassigned_fit = -math.inf
-        self.explained, self.contrast_deviation = 1.0, 0.0
+        self.explained_amplitude, self.contrast_deviation = 1.0, 0.0
         self._grids: dict[float, SearchGrid] = {}
 
     def calibrate(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"], start: StartingPoses
@@ -113,7 +113,7 @@ class Matcher:
             # junk must not lower the amplitude: it is fitted to the better half of the sample
             good = quality.fit >= quality.fit.median()
             self.model, explained = self.model.adapted(images[good], matches.hypotheses[good, 0])
-            self.explained *= explained
+            self.explained_amplitude *= explained
         images = self.model.images(images_ft, ctf)
         refined = self.model.refine_from(images, matches.hypotheses.quaternion, matches.hypotheses.displacement_px)
         # the better half has the better contrast, partly by chance: the contrast is that of all particles
@@ -131,7 +131,7 @@ class Matcher:
 
     def _scale_contrast(self, factor: float) -> None:
         self.model = self.model.with_contrast_scaled(factor)
-        self.explained *= factor
+        self.explained_amplitude *= factor
 
     def _correct_for_misassigned_poses(self, ctf: Tensor) -> None:
         """Corrects the contrast that a regression found by what the same regression finds in images of contrast 1.
@@ -160,7 +160,7 @@ class Matcher:
         widely that a misassigned pose passes among them. Junk, which has no right pose, is left out.
         """
         local = self.model.refine_from(images, local.quaternion, local.displacement_px)[:, 0]
-        wrong = self.is_particle(fit) & (best.score[:, 0] - local.score > WRONG_BY_LOG_LIKELIHOOD)
+        wrong = self.is_particle(fit) & (best.score[:, 0] - local.score > MISASSIGNED_ABOVE_LOG_LIKELIHOOD_GAIN)
         if not wrong.any():
             return -math.inf
         return float(match_quality(images, self.model, local).fit[wrong].max())

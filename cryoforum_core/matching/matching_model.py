@@ -9,9 +9,9 @@ from torch import Tensor
 from ..geometry.rotations import random_quaternions
 from ..imaging.fourier import fft_image, shell_average, shell_index, shift_phase
 from ..imaging.projection import FourierVolume
+from .frequency_marching import MarchStage, march
 from .likelihood import MatchingImages, amplitude_from_poses, amplitude_from_power
 from .refine import RefinedPoses, predicted_at_refined
-from .search import MarchStage, march
 
 # standard deviation of simulated shifts along x and y, as a part of the largest one searched
 SHIFT_RMS_OF_LARGEST = 0.3

@@ -18,8 +18,8 @@ from ..geometry.rotations import compose, random_quaternions
 from ..geometry.so3_grid import super_fibonacci
 from ..imaging.masks import soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
+from .exhaustive_search import DISPLACEMENT_STEP_OF_WAVE, displacement_grid
 from .likelihood import MatchingImages, predicted
-from .search import DISPLACEMENT_STEP_OF_WAVE, displacement_grid
 
 # posterior weights below this fraction of an image's largest are left out
 SMALLEST_WEIGHT = 1e-3

@@ -33,7 +33,7 @@ class CheckpointMetadata:
     network: NetworkConfig
     symmetry: str = "c1"
     preprocessing: dict = field(default_factory=dict)
-    """Settings of ``particles.preprocess``: prediction prepares images as training did."""
+    """Settings of ``particles.image_preparation``: prediction prepares images as training did."""
     noise_spectrum: list[float] | None = None
     """Noise power per Fourier shell of the prepared images, (B // 2 + 1,) of the network's box."""
     signal_scale: float | None = None

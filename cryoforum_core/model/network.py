@@ -56,7 +56,8 @@ class OrientationNetwork(nn.Module):
         box_size_angstrom = config.box_size_px * config.pixel_size_angstrom
         self.head = OrientationHead(self.encoder.out_features, config.head, box_size_angstrom)
         # weight of the posteriors of all views of an image together, in posteriors of one; calibrated on held-out images
-        self.register_buffer("worth_of_views", torch.ones(()))
+        self.register_buffer("ensemble_weight", torch.ones(()))
+        self.register_load_state_dict_pre_hook(_read_earlier_names)
         self.to(memory_format=torch.channels_last)  # 1.6 times faster on a CPU
 
     @property
@@ -64,16 +65,16 @@ class OrientationNetwork(nn.Module):
         return self.head.box_size_angstrom
 
     @property
-    def sees_all_views(self) -> bool:
+    def is_equivariant(self) -> bool:
         """Whether the encoder is equivariant to in-plane rotation and mirroring."""
         return isinstance(self.encoder, PolarEncoder)
 
     def forward(self, images: Tensor, ctf: Tensor) -> PoseEstimate:
-        """Images (n, B, B) and CTFs (n, B, B // 2 + 1), as ``particles.preprocess`` makes them, to poses."""
+        """Images (n, B, B) and CTFs (n, B, B // 2 + 1), as ``particles.image_preparation`` makes them, to poses."""
         return self.head(self.encoder(images, ctf))
 
     def predict(self, images: Tensor, ctf: Tensor, group: Tensor | None = None) -> PoseEstimate:
-        """As ``forward``, with a calibrated posterior: see ``worth_of_views``.
+        """As ``forward``, with a calibrated posterior: see ``ensemble_weight``.
 
         An encoder that is equivariant to rotation and mirroring is shown the image once. Any other is shown it, its
         rotations by 90, 180 and 270 degrees, and the mirror images of these four: errors 15 to 20 %
@@ -81,13 +82,13 @@ class OrientationNetwork(nn.Module):
 
         A view multiplies the pose on the left by a known rotation r (``rotation_of_view``). As q' = L q with a matrix L
         of r, the eight posteriors A' are eight posteriors ``L' A' L`` of the image's pose. Their
-        noise is the same, so they do not count as eight: ``worth_of_views`` is the weight of their mean. For a molecule
+        noise is the same, so they do not count as eight: ``ensemble_weight`` is the weight of their mean. For a molecule
         with the symmetry ``group`` (G, 4) the eight may peak at different equivalent poses: they are rotated to that of
         the first.
         """
-        if self.sees_all_views:
+        if self.is_equivariant:
             seen = self(images, ctf)
-            return PoseEstimate(seen.quaternion, seen.bingham * self.worth_of_views, seen.shift_angstrom)
+            return PoseEstimate(seen.quaternion, seen.bingham * self.ensemble_weight, seen.shift_angstrom)
         bingham, shift_angstrom, first = 0.0, 0.0, None
         for is_mirrored in (False, True):
             if is_mirrored:
@@ -105,12 +106,18 @@ class OrientationNetwork(nn.Module):
                 bingham = bingham + answer / _N_VIEWS
                 in_plane = quaternion_to_matrix(rotation)[:2, :2].to(seen.shift_angstrom)
                 shift_angstrom = shift_angstrom + seen.shift_angstrom @ in_plane / _N_VIEWS
-                images, ctf = quarter_turn(images), ctf_of_view(quarter_turn, ctf)
-        bingham = bingham * self.worth_of_views
+                images, ctf = rotate_90_deg(images), ctf_of_view(rotate_90_deg, ctf)
+        bingham = bingham * self.ensemble_weight
         return PoseEstimate(smallest_eigenvector(bingham), bingham, shift_angstrom)
 
 
-def quarter_turn(images: Tensor) -> Tensor:
+def _read_earlier_names(_: nn.Module, state: dict[str, Tensor], prefix: str, *_others) -> None:
+    """Weights as earlier versions wrote them: ``ensemble_weight`` was ``worth_of_views``."""
+    if prefix + "worth_of_views" in state:
+        state[prefix + "ensemble_weight"] = state.pop(prefix + "worth_of_views")
+
+
+def rotate_90_deg(images: Tensor) -> Tensor:
     """Images (..., B, B) rotated by 90 degrees, +x towards +y, about the pixel B // 2; without interpolation."""
     return images.transpose(-1, -2).flip(-1).roll(1, -1)
 

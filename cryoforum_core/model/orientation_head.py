@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..geometry.orientation_posterior import isotropic_bingham, psd_from_10, symmetric_from_10
+from ..geometry.bingham import isotropic_bingham, psd_from_10, symmetric_from_10
 from ..geometry.rotations import relion_euler_to_quaternion, s2s2_to_quaternion, smallest_eigenvector
-from .polar import SHIFT_UNIT_OF_BOX, FeaturesOfViews
+from .polar import SHIFT_UNIT_OF_BOX, EquivariantFeatures
 
 # rotation parametrisations: numbers of the linear layer, a concentration included where there is no matrix
 N_OUTPUTS = {"qcqp": 10, "qcqp-psd": 10, "s2s2": 7, "quaternion": 5, "euler": 4}
@@ -63,9 +63,9 @@ class OrientationHead(nn.Module):
         # one common unit of A: precisions reach thousands while a layer's outputs are of order one
         self.log_scale = nn.Parameter(torch.tensor(2.0))
 
-    def forward(self, features: Tensor | FeaturesOfViews) -> PoseEstimate:
+    def forward(self, features: Tensor | EquivariantFeatures) -> PoseEstimate:
         """Features (n, F), or those of several views of each image, to poses of n images; always computed in float32."""
-        of_views = isinstance(features, FeaturesOfViews)
+        of_views = isinstance(features, EquivariantFeatures)
         values = features.values if of_views else features
         with torch.autocast(values.device.type, enabled=False):
             values = values.float()
@@ -76,7 +76,7 @@ class OrientationHead(nn.Module):
             quaternion = smallest_eigenvector(bingham) if quaternion is None else quaternion
             return PoseEstimate(quaternion, bingham, shift_of_box * self.box_size_angstrom)
 
-    def _joined(self, features: FeaturesOfViews, bingham: Tensor, shift_of_box: Tensor) -> PoseEstimate:
+    def _joined(self, features: EquivariantFeatures, bingham: Tensor, shift_of_box: Tensor) -> PoseEstimate:
         """Joins the views (n, V, ...): a posterior A of the pose L q of a view is the posterior L' A L of q.
 
         Their mean, in which concentrated posteriors count more.

@@ -30,7 +30,7 @@ SHIFT_UNIT_OF_BOX = 0.25
 
 
 @dataclass(frozen=True)
-class FeaturesOfViews:
+class EquivariantFeatures:
     """Features of V views of n images; ``OrientationHead`` joins them."""
 
     values: Tensor
@@ -156,14 +156,14 @@ class PolarEncoder(nn.Module):
         # no shift at first: images must not be shifted at random
         nn.init.zeros_(self.centre.weight), nn.init.zeros_(self.centre.bias)
 
-    def forward(self, images: Tensor, ctf: Tensor) -> FeaturesOfViews:
+    def forward(self, images: Tensor, ctf: Tensor) -> EquivariantFeatures:
         """Images (n, B, B) and CTFs (n, B, B // 2 + 1) to features of 2 ``N_ANGLES`` views."""
         images_ft = fft_image(images) * torch.where(ctf < 0, -self.inside, self.inside)
         centre_of_box = self._centre(images_ft)
         # detached: the centre has a loss of its own, from which it is trained faster than through the pose
         centred_ft = images_ft * shift_phase(centre_of_box.detach() * self.box_size_px, self.box_size_px)
         features = self.dropout(self.circles(self.front.filtered(centred_ft)))
-        return FeaturesOfViews(features, self.circles.pose_matrices, self.circles.shift_matrices, centre_of_box)
+        return EquivariantFeatures(features, self.circles.pose_matrices, self.circles.shift_matrices, centre_of_box)
 
     def _centre(self, images_ft: Tensor) -> Tensor:
         """The shift (n, 2), as a part of the box and with the sign of rlnOriginX/Y, from low frequencies alone."""

@@ -26,10 +26,10 @@ from ..report.benchmark_page import write_figures
 from ..report.benchmark_results import Result, read_results, result_path, write_result
 from ..run_directory import RunDirectory
 from .data_sets import DataSet, prepared_set
-from .truth_comparison import MapAgreement, PoseAlignment, map_agreement
 from .methods import ab_initio_config, errors_on_evaluate, has_encoder, refinement
 from .published import CRYOPOSENET, NEAR_SYMMETRY
 from .table import write_table
+from .truth_comparison import MapAgreement, PoseAlignment, map_agreement
 
 logger = logging.getLogger("cryoforum")
 

@@ -9,10 +9,10 @@ import torch
 from ..config import AbInitioConfig, BenchmarkConfig, BenchmarkMethod
 from ..geometry.poses import Poses
 from ..training.autoencoder import AutoEncoder
-from ..training.prepared_images import PreparedImages
+from ..training.image_batches import PreparedImages
 from .data_sets import DataSet, box_size_px
-from .truth_comparison import PoseAlignment
 from .published import NEAR_SYMMETRY, SCALES
+from .truth_comparison import PoseAlignment
 
 # the images of CryoPoseNet are centred, and its method estimates no shifts
 _OPTIONS: dict[BenchmarkMethod, dict] = {

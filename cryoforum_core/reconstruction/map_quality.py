@@ -11,7 +11,7 @@ from ..imaging.masks import soft_sphere
 from ..imaging.projection import Reconstructor
 from ..imaging.resolution import fourier_shell_correlation, resolution_angstrom
 from ..particles.dataset import Particles
-from ..particles.preparation import ImagePreparation
+from ..particles.image_preparation import ImagePreparation
 from ..progress import Progress
 from .reconstruct import BATCH_IMAGES, WIENER, half_sets, insert_particles
 
@@ -74,7 +74,7 @@ class HalfMapMaker:
         return MapQuality(fsc, float(information),
                           resolution_angstrom(correlation, box, self._images.pixel_size_angstrom))
 
-    def explained(self, quality: MapQuality, n: int) -> float:
+    def explained_power(self, quality: MapQuality, n: int) -> float:
         """E of the average of the n particles that the half maps were made of."""
         fsc = np.clip(quality.fsc, -_LARGEST_FSC, _LARGEST_FSC)[1:-1]
         return float((self._values_per_shell[1:-1] * 2 * fsc / (1 - fsc)).sum() / n)

@@ -3,11 +3,11 @@
 import numpy as np
 
 from ..particles.table import ParticleTable
+from ..results.gallery import Gallery, read_gallery
 from ..results.pose_results import PoseResults
 from . import plots
 from .calibration_plots import error_calibration
 from .error_plots import error_histogram, expected_against_true, shift_error_histogram
-from .gallery import Gallery, read_gallery
 from .page import (
     Alarm,
     Assessment,

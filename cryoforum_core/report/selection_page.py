@@ -8,10 +8,10 @@ from ..catalogue import ERROR_BOUND, EXPECTED_ERROR, PARTICLE_PROBABILITY
 from ..particles.image_stack import ImageStack, locate_images
 from ..particles.table import ParticleTable
 from ..problems import Problems
+from ..results.gallery import Gallery, read_gallery
 from ..run_directory import RunDirectory
 from . import plots
 from .calibration_plots import error_calibration
-from .gallery import Gallery, read_gallery
 from .page import (
     Assessment,
     Level,

@@ -1,6 +1,7 @@
-"""Examples of a set's images beside the map's projections at their poses, for reports and viewers."""
+"""Examples of a set's images beside the map's projections at their poses, for reports and viewers: ``gallery.npz``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,36 @@ from ..geometry.poses import displacement_px
 from ..imaging.fourier import ifft_image
 from ..matching.likelihood import predicted, to_images
 from ..matching.matching_model import MatchingModel
-from ..particles.preparation import ImagePreparation
+from ..particles.image_preparation import ImagePreparation
 from ..run_directory import atomic_path
 from .pose_results import PoseResults
 from .write import poses_of
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """k examples. ``images`` and ``projections`` (k, B, B) [y, x], protein bright, the projections with the particle's
+    pose, shift and CTF; ``kind`` (k,) best, median, worst, or a reason of select; ``match_score`` and
+    ``expected_error_deg`` (k,)."""
+
+    images: np.ndarray
+    projections: np.ndarray
+    kind: np.ndarray
+    particle_id: np.ndarray
+    match_score: np.ndarray
+    expected_error_deg: np.ndarray
+
+    def of(self, kinds: Sequence[str]) -> "Gallery":
+        """The examples of some kinds, in the order of the kinds."""
+        rows = np.concatenate([np.flatnonzero(self.kind == kind) for kind in kinds]) if kinds else np.array([], dtype=int)
+        return Gallery(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+
+
+def read_gallery(path: Path | str) -> Gallery:
+    """Reads the arrays of a gallery.npz, which holds no pickled objects."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return Gallery(**{name: arrays[name] for name in Gallery.__dataclass_fields__})
+
 
 N_EXAMPLES = 8
 

@@ -29,7 +29,7 @@ from ..errors import InputError
 from ..geometry.symmetry import symmetry_group
 from ..junk.rejection import ImageLabels
 from ..particles.dataset import Particles, load_particles
-from ..particles.preparation import ImagePreparation
+from ..particles.image_preparation import ImagePreparation
 from ..progress import Progress
 from ..reconstruction.map_quality import HalfMapMaker, MapQuality
 from ..run_directory import RunDirectory, atomic_path
@@ -188,7 +188,7 @@ def _compare(maker: HalfMapMaker, ranked: np.ndarray, counts: np.ndarray, measur
         best = _best_qualities(maker, ranked, counts, progress)
         random_counts, random = _random_qualities(maker, ranked, progress, np.random.default_rng([seed, 0xA07]))
     # the best half holds least junk, and junk would make the particles look as if they explained less
-    explained = maker.explained(best[0], counts[0])
+    explained = maker.explained_power(best[0], counts[0])
     discount = _discount(explained, maker.n_symmetric) if is_matched else 0.0
     levels = _levels(counts, best, random_counts, random, discount)
     chosen, explanation = _choose(levels, discount, measure)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..catalogue import ERROR_BOUND, EXPECTED_ERROR, MATCH_SCORE, MEASURES, PARTICLE_PROBABILITY, Measure
-from ..geometry.orientation_posterior import dispersion_max, dispersion_trace, dispersion_wigner
+from ..geometry.bingham import dispersion_max, dispersion_trace, dispersion_wigner
 from ..results.pose_results import Dispersions, ErrorEstimates, Match, PoseResults
 
 _TINY = 1e-30

@@ -20,7 +20,7 @@ CONTRAST = 0.2
 NOISE = 0.2
 
 
-def turn_images(images: Tensor, angle_rad: Tensor, displacement_px: Tensor, magnification: Tensor) -> Tensor:
+def transform_images(images: Tensor, angle_rad: Tensor, displacement_px: Tensor, magnification: Tensor) -> Tensor:
     """Images (n, B, B) rotated about their centres (+x towards +y) and magnified, then shifted by (x, y) in pixels.
 
     angle, magnification: (n,); displacement: (n, 2). Sampled from the image on a grid twice as fine, so that the
@@ -53,9 +53,9 @@ def _on_finer_grid(images: Tensor) -> Tensor:
     return 4.0 * ifft_image(fine)
 
 
-def turn_labels(quaternion: Tensor, shift_angstrom: Tensor, angle_rad: Tensor, displacement_angstrom: Tensor,
+def transform_labels(quaternion: Tensor, shift_angstrom: Tensor, angle_rad: Tensor, displacement_angstrom: Tensor,
                 magnification: Tensor) -> tuple[Tensor, Tensor]:
-    """The pose (n, 4) and origin (n, 2) of particles after ``turn_images``: the rotation multiplies on the left, and the
+    """The pose (n, 4) and origin (n, 2) of particles after ``transform_images``: the rotation multiplies on the left, and the
     origin is minus the displacement."""
     cos, sin = (magnification * torch.cos(angle_rad)), (magnification * torch.sin(angle_rad))
     x, y = shift_angstrom.unbind(-1)
@@ -63,7 +63,7 @@ def turn_labels(quaternion: Tensor, shift_angstrom: Tensor, angle_rad: Tensor, d
     return compose(in_plane_quaternion(angle_rad), quaternion), turned - displacement_angstrom
 
 
-def random_turns(n: int, box_size_px: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def random_transforms(n: int, box_size_px: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Angles in radians (n,), displacements in pixels (n, 2) and magnifications (n,)."""
     options = {"generator": generator, "device": generator.device}
     angle = 2 * math.pi * torch.rand(n, **options)

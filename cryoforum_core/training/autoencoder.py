@@ -22,13 +22,13 @@ from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import fft_image, ifft_image, radius_px
 from ..imaging.projection import FourierVolume
 from ..model.learnable_volume import LearnableVolume, decode
-from ..model.network import OrientationNetwork, ctf_of_view, quarter_turn
+from ..model.network import OrientationNetwork, ctf_of_view, rotate_90_deg
 from ..model.orientation_head import OrientationHead, PoseEstimate
+from .image_batches import EpochStream, ImageBatch, PreparedImages
 from .learnable_poses import JointOptimizer, PoseAdam, PoseTable
 from .loop import ADAM_BETAS, LoopSettings, TrainingTask, train_network
 from .losses import bingham_loss, displacement_error, own_error
 from .precision import mixed_precision
-from .prepared_images import EpochStream, ImageBatch, PreparedImages
 
 # frequency marching starts at this radius, as a part of the box; the Nyquist frequency is at a half
 FIRST_RADIUS_OF_BOX = 1 / 8
@@ -165,7 +165,7 @@ class AutoEncoder(nn.Module):
         answers = self.poses_of_heads(batch.images, batch.ctf)
         if self.options.symmetric_loss:
             # a CTF is the same rotated by 180 degrees
-            twins = self.poses_of_heads(quarter_turn(quarter_turn(batch.images)), batch.ctf)
+            twins = self.poses_of_heads(rotate_90_deg(rotate_90_deg(batch.images)), batch.ctf)
             answers += [_turned_back(answer) for answer in twins]
         return Candidates(*(torch.stack([getattr(answer, name) for answer in answers], dim=1)
                             for name in ("quaternion", "bingham", "shift_angstrom")))
@@ -281,7 +281,7 @@ class EndToEndObjective:
 
 
 @torch.no_grad()
-def turn_errors_deg(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:
+def equivariance_errors_deg(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:
     """How far the poses of images and of their copies rotated by 90 degrees are from differing by just that rotation.
 
     Angles in degrees (n,). No label is needed, and wrong solutions show: a network that has found its poses follows in-plane
@@ -289,7 +289,7 @@ def turn_errors_deg(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:
     """
     transform, errors = model.volume.transform(), []
     for batch in batches:
-        turned = ImageBatch(batch.rows, quarter_turn(batch.images), ctf_of_view(quarter_turn, batch.ctf))
+        turned = ImageBatch(batch.rows, rotate_90_deg(batch.images), ctf_of_view(rotate_90_deg, batch.ctf))
         found, again = (model.poses(part, transform)[0].quaternion for part in (batch, turned))
         angle_rad = torch.tensor(0.5 * math.pi, device=found.device)
         expected = compose(in_plane_quaternion(angle_rad).to(found), found)
@@ -412,7 +412,7 @@ def fine_tune_end_to_end(network: OrientationNetwork, volume: Tensor, images: Pr
     (``imaging.fourier.crop_volume``) and of any grey values: they are fitted to the images. ``images``: the set as the
     network sees it, for instance ``PreparedImages(preparation.network_input, len(particles), b)``; ``rows`` of it are
     trained on (one half set, for half maps that share nothing), ``held_out`` assess it. ``mask`` (b, b): the mask that
-    prepared images carry (``ParticleViews.mask``). ``group`` (G, 4): the symmetry. The training takes
+    prepared images carry (``TrainingParticles.mask``). ``group`` (G, 4): the symmetry. The training takes
     ``max_minutes``, writes ``metrics_path``, and can be interrupted and resumed (``state_path``; remove it when done).
 
     Returns copies with the best held-out loss of the training. Whether that is better than it was, the caller decides:

@@ -16,7 +16,7 @@ from ..model.checkpoint import CheckpointMetadata, load_checkpoint
 from ..model.encoder import ENCODERS, MIN_BOX_SIZE_PX
 from ..model.network import NetworkConfig, OrientationNetwork
 from ..particles.dataset import Particles
-from ..particles.preprocess import PreprocessSettings
+from ..particles.image_preparation import PreprocessSettings
 from ..particles.simulate import load_molecule
 from ..problems import Problems
 

@@ -6,7 +6,7 @@ A symmetry operation acts on the right, so every distance is the smallest over `
 import torch
 from torch import Tensor
 
-from ..geometry.orientation_posterior import bingham_log_normalizer
+from ..geometry.bingham import bingham_log_normalizer
 from ..geometry.rotations import compose
 from ..geometry.symmetry import nearest_equivalent, symmetric_distance_rad
 from ..model.orientation_head import PoseEstimate

@@ -64,11 +64,11 @@ class Objective:
 
     @torch.no_grad()
     def calibrate(self, network: OrientationNetwork, batches: list[TrainingBatch]) -> None:
-        """Sets ``worth_of_views``, from a half to eight: the likeliest weight on held-out images."""
+        """Sets ``ensemble_weight``, from a half to eight: the likeliest weight on held-out images."""
         network.eval()
-        network.worth_of_views.fill_(1.0)
+        network.ensemble_weight.fill_(1.0)
         bingham = torch.cat([network.predict(batch.images, batch.ctf, self.group).bingham for batch in batches])
         truth = torch.cat([batch.quaternion for batch in batches])
         candidates = torch.logspace(-1, 3, 41, base=2.0)
         loss = torch.stack([bingham_loss(worth * bingham, truth, self.group).mean() for worth in candidates])
-        network.worth_of_views.fill_(candidates[loss.argmin()])
+        network.ensemble_weight.fill_(candidates[loss.argmin()])

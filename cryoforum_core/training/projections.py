@@ -1,6 +1,6 @@
 """Endless simulated images of a map, like a data set's own: its CTFs, its noise spectrum, its signal-to-noise ratio.
 
-What is assumed of a prepared image (``particles.preprocess``): scale x CTF x projection, shifted, plus stationary
+What is assumed of a prepared image (``particles.image_preparation``): scale x CTF x projection, shifted, plus stationary
 noise. The scale and the noise spectrum are estimated from the data set (``estimate_image_model``).
 """
 

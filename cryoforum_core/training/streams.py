@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry.pose_posterior import PosePosterior
+from ..geometry.pose_hypotheses import PoseHypotheses
 from ..imaging.ctf import CTFParameters
 from ..particles.dataset import ParticleBatch, Particles
-from .augment import random_turns, turn_images, turn_labels, vary_grey_values
+from .augment import random_transforms, transform_images, transform_labels, vary_grey_values
 from .loop import step_generator
 from .projections import ProjectionStream, TrainingBatch
 from .schedules import NOISE_IS_FULL_AT, noise_factor
@@ -24,14 +24,15 @@ class ParticleStream:
 
     ``prepare`` makes network images (n, b, b) of a ParticleBatch, not yet masked by ``mask`` (b, b), ``ctf_of`` their
     CTFs (n, b, b // 2 + 1); ``noise_amplitude`` (b, b // 2 + 1) is that of their noise, relative to white noise.
-    ``posterior`` of all particles' poses: where it is given, each draw of an image comes with a label drawn from it.
+    ``hypotheses`` of all particles' poses: where they are given, each draw of an image comes with a label drawn from their
+    posterior.
     """
 
     def __init__(self, particles: Particles, rows: np.ndarray, prepare: Callable[[ParticleBatch], Tensor],
                  ctf_of: Callable[[CTFParameters], Tensor], mask: Tensor, network_pixel_size_angstrom: float,
-                 noise_amplitude: Tensor, device: torch.device | str = "cpu", posterior: PosePosterior | None = None):
+                 noise_amplitude: Tensor, device: torch.device | str = "cpu", hypotheses: PoseHypotheses | None = None):
         self.particles, self.rows, self.device = particles, rows, device
-        self.posterior = None if posterior is None else posterior.to(device)
+        self.hypotheses = None if hypotheses is None else hypotheses.to(device)
         self.prepare, self.ctf_of = prepare, ctf_of
         self.mask, self.noise_amplitude = mask.to(device), noise_amplitude.to(device)
         self.pixel_size_angstrom = network_pixel_size_angstrom
@@ -52,12 +53,13 @@ class ParticleStream:
             return self.at(rows)
         batch = self.particles.batch(rows).to(self.device)
         images = self.prepare(batch)
-        poses = batch.poses if self.posterior is None else self.posterior.sample(torch.from_numpy(rows), generator)
+        poses = batch.poses if self.hypotheses is None else self.hypotheses.sample(
+            torch.from_numpy(rows), self.particles.pixel_size_angstrom, generator)
         angle_rad, displacement_px, magnification = (
-            x.to(self.device) for x in random_turns(n, images.shape[-1], generator))
-        images = turn_images(images, angle_rad, displacement_px, magnification)
+            x.to(self.device) for x in random_transforms(n, images.shape[-1], generator))
+        images = transform_images(images, angle_rad, displacement_px, magnification)
         images = vary_grey_values(images, self.noise_amplitude, generator)
-        quaternion, shift_angstrom = turn_labels(poses.quaternion, poses.shift_angstrom, angle_rad,
+        quaternion, shift_angstrom = transform_labels(poses.quaternion, poses.shift_angstrom, angle_rad,
                                                  displacement_px * self.pixel_size_angstrom, magnification)
         turned = replace(batch.ctf, defocus_angle_deg=batch.ctf.defocus_angle_deg + torch.rad2deg(angle_rad))
         return TrainingBatch(images * self.mask, self.ctf_of(turned), quaternion, shift_angstrom)

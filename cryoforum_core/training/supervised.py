@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..geometry.pose_posterior import PosePosterior
+from ..geometry.pose_hypotheses import PoseHypotheses
 from ..geometry.symmetry import normalise_name
 from ..model.checkpoint import REFERENCE, CheckpointMetadata, save_checkpoint
 from ..model.encoder import ENCODERS
@@ -24,7 +24,7 @@ from .objective import Objective
 from .projections import ImageModel, ProjectionStream, TrainingBatch
 from .schedules import NOISE_IS_FULL_AT
 from .streams import MixedStream, ParticleStream
-from .views import ParticleViews
+from .training_particles import TrainingParticles
 
 logger = logging.getLogger("cryoforum")
 
@@ -48,7 +48,7 @@ class TrainingPlan:
 
     config: TrainConfig
     inputs: TrainingInputs
-    views: ParticleViews
+    views: TrainingParticles
     network: OrientationNetwork
     objective: Objective
     stream: MixedStream
@@ -67,10 +67,10 @@ def train(config: TrainConfig, run: RunDirectory, particles: Particles, device: 
 
 
 def plan_training(config: TrainConfig, particles: Particles, device: torch.device | str = "cpu",
-                  state: ImageState | None = None, posterior: PosePosterior | None = None) -> TrainingPlan:
+                  state: ImageState | None = None, hypotheses: PoseHypotheses | None = None) -> TrainingPlan:
     """Checks the input, estimates noise and signal, and prepares network and batches.
 
-    ``state`` of the images' contrast and CTF: measured where it is None. ``posterior``: labels that are not certain;
+    ``state`` of the images' contrast and CTF: measured where it is None. ``hypotheses``: labels that are not certain;
     the particles' poses are its best. Raises one InputError with all problems of
     options, map and checkpoint.
     """
@@ -78,13 +78,13 @@ def plan_training(config: TrainConfig, particles: Particles, device: torch.devic
     inputs = check_inputs(config, particles, device)
     torch.manual_seed(config.seed)
     network = (inputs.parent or OrientationNetwork(inputs.network)).to(device)
-    views = ParticleViews(particles, inputs.settings, state or determine_image_state(particles, config), device)
+    views = TrainingParticles(particles, inputs.settings, state or determine_image_state(particles, config), device)
     fraction = particle_fraction(config, particles)
     rows, held_out = _split(inputs.rows, config) if fraction else (inputs.rows, inputs.rows[:0])
     volume = views.map_of_labels(rows, inputs.group, config.seed) if inputs.volume is None else inputs.volume
     image_model = views.image_model(rows, volume, config.seed)
     logger.info("Signal-to-noise ratio at the network's box: %.3g.", image_model.snr)
-    labelled = views.labelled(rows, image_model, posterior) if fraction else None
+    labelled = views.labelled(rows, image_model, hypotheses) if fraction else None
     simulated = _simulated(config, views, rows, volume, image_model) if fraction < 1 else None
     stream = MixedStream(config.seed, config.batch_size, labelled, simulated, fraction, config.augment,
                          anneal=inputs.parent is None and simulated is not None)
@@ -111,7 +111,7 @@ def _split(rows: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarra
     return np.sort(shuffled[n_held_out:]), np.sort(shuffled[:n_held_out])
 
 
-def _simulated(config: TrainConfig, views: ParticleViews, rows: np.ndarray, volume: Tensor,
+def _simulated(config: TrainConfig, views: TrainingParticles, rows: np.ndarray, volume: Tensor,
                image_model: ImageModel) -> ProjectionStream:
     settings = views.settings
     return ProjectionStream(network_volume(volume, settings.box_size_px), views.particles.ctf[torch.from_numpy(rows)],
@@ -119,7 +119,7 @@ def _simulated(config: TrainConfig, views: ParticleViews, rows: np.ndarray, volu
                             _shift_rms_angstrom(config, views), views.mask, config.augment, views.device)
 
 
-def _shift_rms_angstrom(config: TrainConfig, views: ParticleViews) -> float:
+def _shift_rms_angstrom(config: TrainConfig, views: TrainingParticles) -> float:
     return config.shift_rms_angstrom or SHIFT_RMS_OF_BOX * views.extent_angstrom
 
 

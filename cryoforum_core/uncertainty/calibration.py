@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..catalogue import fewest_known
 from ..config import DEFAULT_COVERAGE
-from ..geometry.orientation_posterior import OrientationPosterior
+from ..geometry.bingham import OrientationPosterior
 from ..geometry.pose_errors import rotation_errors_deg, shift_errors_angstrom
 from ..geometry.poses import Poses, displacement_px
 from ..geometry.rotations import (
@@ -21,7 +21,7 @@ from ..geometry.rotations import (
     random_quaternions,
     rotation_vector_to_quaternion,
 )
-from ..particles.preparation import ImagePreparation
+from ..particles.image_preparation import ImagePreparation
 from ..results.pose_results import ErrorEstimates, PoseResults
 from ..results.write import poses_of
 from ..run_directory import RunDirectory, atomic_path

@@ -16,9 +16,8 @@ from ..imaging.fourier import displaced_out_of_box, fft_image, ifft_image, shell
 from ..imaging.noise_spectrum import noise_power_spectrum
 from ..matching.matching_model import MatchingModel
 from ..particles.dataset import ParticleBatch
+from ..particles.image_preparation import ImagePreparation, effective_ctf
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION, ImageState
-from ..particles.preparation import ImagePreparation
-from ..particles.preprocess import effective_ctf
 
 N_NOISE_IMAGES = 256
 MIN_CONTRAST = 0.2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cryoforum_core.ab_initio.convergence import EndToEndAssessment, HybridAssessment, max_projection_error_deg
-from cryoforum_core.ab_initio.search_stage import SearchOutcome
+from cryoforum_core.ab_initio.stages.search import SearchOutcome
 from cryoforum_core.model.network import NetworkConfig, OrientationNetwork
 
 BOX, PIXEL = 16, 6.0
@@ -67,5 +67,5 @@ def test_held_out_images_say_whether_end_to_end_converged(loss, of_noise, deviat
 @pytest.mark.parametrize("encoder, projection_error_deg, converged", [
     ("polar", 12.0, True), ("polar", 18.0, False), ("compact", 30.0, True), ("compact", 70.0, False)])
 def test_an_equivariant_encoder_must_find_projections(encoder, projection_error_deg, converged):
-    limit = max_projection_error_deg(OrientationNetwork(NetworkConfig(BOX, PIXEL, encoder, width=4)).sees_all_views)
+    limit = max_projection_error_deg(OrientationNetwork(NetworkConfig(BOX, PIXEL, encoder, width=4)).is_equivariant)
     assert EndToEndAssessment(0.12, 0.5, 0.10, 50.0, 0.0, projection_error_deg, 7.0, limit).convergence()[0] is converged

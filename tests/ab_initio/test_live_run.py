@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from cryoforum_core.ab_initio.live import LiveRun
+from cryoforum_core.ab_initio.live_run import LiveRun
 from cryoforum_core.run_directory import RunDirectory
 
 SHARES = {"search": 1.0, "half maps": 1.0, "network": 2.0}

@@ -7,27 +7,28 @@ from hybrid_runs import resumed, stop
 
 import cryoforum_core as cf
 from cryoforum_core import jobs
-from cryoforum_core.ab_initio import half_map_stage, hybrid
+from cryoforum_core.ab_initio import hybrid
 from cryoforum_core.ab_initio.background import background_spectrum
-from cryoforum_core.ab_initio.half_maps import HalfMapPair
+from cryoforum_core.ab_initio.half_map_pair import HalfMapPair
 from cryoforum_core.ab_initio.half_sets import HalfSets
-from cryoforum_core.ab_initio.pose_hypotheses import PoseHypotheses
 from cryoforum_core.ab_initio.pseudo_symmetry import PseudoTwofold, find_pseudo_twofold, is_other_way_round
 from cryoforum_core.ab_initio.rounds import reconstruct
-from cryoforum_core.published_benchmarks.published import MODEL, NEAR_SYMMETRY
+from cryoforum_core.ab_initio.stages import half_maps
 from cryoforum_core.config import AbInitioConfig
 from cryoforum_core.geometry.pose_errors import align_frame, rotation_errors_deg
+from cryoforum_core.geometry.pose_hypotheses import PoseHypotheses
 from cryoforum_core.geometry.poses import displacement_px
 from cryoforum_core.geometry.rotations import angular_distance_deg, quaternion_to_matrix, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.imaging.volume_frame import move_volume
-from cryoforum_core.particles.preparation import ImagePreparation
 from cryoforum_core.matching.likelihood import MatchingImages, predicted
 from cryoforum_core.mrc import read_map, write_map
 from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.particles.image_preparation import ImagePreparation
 from cryoforum_core.particles.image_state import ImageState
 from cryoforum_core.particles.simulate import DEFAULT_MODEL, load_molecule
+from cryoforum_core.published_benchmarks.published import MODEL, NEAR_SYMMETRY
 from cryoforum_core.saved_state import load_state
 
 N, BOX, RADIUS_PX = 600, 32, 14.0
@@ -85,7 +86,7 @@ def test_half_maps_show_each_image_the_right_way_round_also_after_a_stop(folder,
     config = AbInitioConfig(out=folder / "run", particles=adenylate_kinase.particles, search_steps=100, seeds=1,
                             device="cpu")
     with monkeypatch.context() as patched:
-        patched.setattr(half_map_stage, "is_other_way_round", stop)
+        patched.setattr(half_maps, "is_other_way_round", stop)
         with pytest.raises(KeyboardInterrupt):
             jobs.ab_initio(config)
     n_rounds = len(load_state(folder / "run/stages/rounds.pt")["rounds"])
@@ -93,7 +94,7 @@ def test_half_maps_show_each_image_the_right_way_round_also_after_a_stop(folder,
     with pytest.raises(KeyboardInterrupt):
         jobs.ab_initio(resumed(config))
     kept = load_state(folder / "run/stages/half_maps.pt")
-    assert len(kept["rounds"]) == n_rounds + half_map_stage.ROUNDS_AFTER_RESOLVING
+    assert len(kept["rounds"]) == n_rounds + half_maps.ROUNDS_AFTER_RESOLVING
     near = kept["rounds"][-1]["near_half_turn"]
     assert near["is_told_apart"] and near["agreement"] > 0.7
     truth = load_particles(adenylate_kinase.truth, require_poses=True).poses.quaternion.double()

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cryoforum_core.errors import InputError
+from cryoforum_core.evaluation.evaluation import compare_poses, join_rows, read_two_maps, write_evaluation
 from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import (
     compose,
@@ -15,10 +16,9 @@ from cryoforum_core.geometry.rotations import (
     rotation_vector_to_quaternion,
 )
 from cryoforum_core.geometry.symmetry import symmetry_group
-from cryoforum_core.imaging.volume_frame import mirror_volume, move_volume, turn_volume
+from cryoforum_core.imaging.volume_frame import mirror_volume, move_volume, rotate_volume
 from cryoforum_core.mrc import write_map
 from cryoforum_core.particles.table import ParticleTable
-from cryoforum_core.evaluation.evaluation import compare_poses, join_rows, read_two_maps, write_evaluation
 from cryoforum_core.run_directory import RunDirectory
 
 N = 400
@@ -106,7 +106,7 @@ def test_map_in_another_frame_is_aligned_before_the_fsc(tmp_path, true, is_mirro
     volume = sum(torch.exp(-((x - c[0])**2 + (y - c[1])**2 + (z - c[2])**2) / 3) for c in centres)
     rotation = random_quaternions(1, torch.Generator().manual_seed(9))[0]
     # another frame: the map and its poses rotated (and mirrored)
-    other_map, quaternion = turn_volume(volume, rotation), compose(true.quaternion, rotation)
+    other_map, quaternion = rotate_volume(volume, rotation), compose(true.quaternion, rotation)
     if is_mirrored:
         other_map, quaternion = mirror_volume(other_map), mirror_hand(quaternion)
     write_map(tmp_path / "estimated.mrc", other_map.numpy(), 3.0)

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from cryoforum_core.geometry.rotations import inverse
 from cryoforum_core.evaluation import self_test
 from cryoforum_core.evaluation.self_test import Check, run_self_test
+from cryoforum_core.geometry.rotations import inverse
 
 
 def test_all_checks_pass_within_20_seconds():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from cryoforum_core.geometry import rotations as rot
 
 

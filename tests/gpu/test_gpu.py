@@ -3,16 +3,23 @@
 import numpy as np
 import pytest
 import torch
+from pretend_gpu import GPU, pretended_gpu
 
 import cryoforum_core as cf
 from cryoforum_core import jobs
-from cryoforum_core.ab_initio import final_matching
+from cryoforum_core.ab_initio import matching_to_half_maps
 from cryoforum_core.ab_initio import plan as ab_initio
-from cryoforum_core.config import (AbInitioConfig, EvaluateConfig, PredictConfig, ReconstructConfig, SelectConfig,
-                                   SimulateConfig, TrainConfig)
+from cryoforum_core.config import (
+    AbInitioConfig,
+    EvaluateConfig,
+    PredictConfig,
+    ReconstructConfig,
+    SelectConfig,
+    SimulateConfig,
+    TrainConfig,
+)
 from cryoforum_core.errors import NotConverged
 from cryoforum_core.particles.dataset import load_particles
-from pretend_gpu import GPU, pretended_gpu
 
 
 def test_the_pretence_refuses_what_a_gpu_refuses():
@@ -77,7 +84,7 @@ def test_orientations_are_found_selected_and_judged(data, network, refinement):
 def test_ab_initio(data, options, monkeypatch):
     """The hybrid method ends with the search of every pose that ``predict --refinement adaptive`` does, too."""
     # the same work for fewer images
-    monkeypatch.setattr(final_matching, "n_simulated", lambda *_: 40)
+    monkeypatch.setattr(matching_to_half_maps, "n_simulated", lambda *_: 40)
     monkeypatch.setattr(ab_initio, "MIN_PARTICLES", 60)
     run = data.path.parent / options.get("method", "hybrid")
     few = data.path / "few.star"

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px, shell_index
 from cryoforum_core.imaging.masks import soft_circle, soft_sphere

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import starfile
 import torch
+
 from cryoforum_core.geometry.rotations import random_quaternions, relion_euler_to_quaternion
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, shift_phase

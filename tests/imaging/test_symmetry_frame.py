@@ -14,7 +14,7 @@ from cryoforum_core.geometry.symmetry import symmetric_distance_deg, symmetry_gr
 from cryoforum_core.imaging.fourier import fft_volume
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_frame
-from cryoforum_core.imaging.volume_frame import move_volume, turn_volume
+from cryoforum_core.imaging.volume_frame import move_volume, rotate_volume
 from cryoforum_core.particles.atomic_model import default_pixel_size_angstrom, potential_map, read_atomic_model
 
 BOX, SHELL = 32, 10
@@ -52,7 +52,7 @@ def in_some_frame(volume, generator):
 
 
 def symmetrised(volume, group):
-    return torch.stack([turn_volume(volume, operation) for operation in group]).mean(0)
+    return torch.stack([rotate_volume(volume, operation) for operation in group]).mean(0)
 
 
 def tilt_of_axis_deg(turn):
@@ -88,7 +88,7 @@ def test_moved_map_is_the_original_but_for_what_the_group_leaves_open():
     frame = symmetry_frame(volume, symmetry_group("d3"))
     moved = move_volume(volume, frame.rotation, frame.translation_px)
     half_turn = rotation_vector_to_quaternion(torch.tensor([0.0, 0.0, torch.pi]))
-    agreement = [fourier_shell_correlation(turn_volume(moved, operation), original)[2:9].min()
+    agreement = [fourier_shell_correlation(rotate_volume(moved, operation), original)[2:9].min()
                  for operation in (torch.tensor([0.0, 0.0, 0.0, 1.0]), half_turn)]
     assert max(agreement) > 0.75
 

@@ -3,7 +3,7 @@ import torch
 from cryoforum_core.geometry.rotations import compose, mirror_hand, random_quaternions
 from cryoforum_core.imaging.fourier import ifft_image
 from cryoforum_core.imaging.projection import FourierVolume
-from cryoforum_core.imaging.volume_frame import mirror_volume, turn_volume
+from cryoforum_core.imaging.volume_frame import mirror_volume, rotate_volume
 
 BOX = 40
 
@@ -22,15 +22,15 @@ def projections(volume, quaternion):
 def test_turned_map_has_the_turned_poses():
     generator = torch.Generator().manual_seed(0)
     poses, turn = random_quaternions(5, generator), random_quaternions(1, generator)[0]
-    before, after = projections(blobs(), poses), projections(turn_volume(blobs(), turn), compose(poses, turn))
+    before, after = projections(blobs(), poses), projections(rotate_volume(blobs(), turn), compose(poses, turn))
     assert (before - after).abs().max() < 0.01 * before.max()
-    unturned = projections(turn_volume(blobs(), turn), poses)
+    unturned = projections(rotate_volume(blobs(), turn), poses)
     assert (before - unturned).abs().max() > 0.2 * before.max()
 
 
 def test_no_turn_leaves_the_map():
     volume = blobs()
-    same = turn_volume(volume, torch.tensor([0.0, 0.0, 0.0, 1.0]))
+    same = rotate_volume(volume, torch.tensor([0.0, 0.0, 0.0, 1.0]))
     # points on the grid are not interpolated, and the correction for interpolation (sinc^2) remains
     assert (same - volume).abs().max() < 0.02 * volume.max()
 

@@ -1,9 +1,10 @@
 """Verdicts on sets whose fault is known, from the images that ``simulate`` makes."""
 
-import cryoforum_core as cf
 import numpy as np
 import pytest
 import torch
+
+import cryoforum_core as cf
 from cryoforum_core.config import ImageInputConfig
 from cryoforum_core.imaging.ctf import ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, low_pass_volume

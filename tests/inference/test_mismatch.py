@@ -2,12 +2,13 @@
 
 import json
 
-import cryoforum_core as cf
 import pytest
 import torch
+
+import cryoforum_core as cf
 from cryoforum_core.geometry.symmetry import symmetry_group
-from cryoforum_core.inference.setup import prediction_setup
 from cryoforum_core.inference.mismatch import broken_symmetry
+from cryoforum_core.inference.setup import prediction_setup
 
 from ..matching.conftest import blobs
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
+
 from cryoforum_core.geometry.rotations import random_quaternions
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
@@ -11,7 +13,6 @@ from cryoforum_core.imaging.fourier import fft_image, ifft_image, shift_phase
 from cryoforum_core.imaging.noise_spectrum import noise_power_spectrum
 from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.matching.matching_model import MatchingModel
-from torch import Tensor
 
 BOX = 32
 

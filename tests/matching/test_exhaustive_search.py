@@ -1,12 +1,19 @@
 import pytest
 import torch
+
 from cryoforum_core.geometry.rotations import angular_distance_deg, compose, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetric_distance_deg, symmetry_group
 from cryoforum_core.imaging.projection import FourierVolume
+from cryoforum_core.matching.exhaustive_search import (
+    GridReferences,
+    SearchGrid,
+    asymmetric_unit,
+    displacement_grid,
+    distinct_best,
+    score_grid,
+)
 from cryoforum_core.matching.likelihood import log_likelihood_ratio
-from cryoforum_core.matching.exhaustive_search import SearchGrid, asymmetric_unit
 from cryoforum_core.matching.match_quality import match_quality
-from cryoforum_core.matching.search import GridReferences, displacement_grid, distinct_best, score_grid
 
 from .conftest import blobs, simulate
 

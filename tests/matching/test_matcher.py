@@ -1,14 +1,15 @@
 import pytest
 import torch
-from cryoforum_core.geometry.orientation_posterior import isotropic_bingham
+
+from cryoforum_core.geometry.bingham import isotropic_bingham
 from cryoforum_core.geometry.rotations import (
     angular_distance_deg,
     compose,
     random_quaternions,
     rotation_vector_to_quaternion,
 )
-from cryoforum_core.matching.matcher import Matcher, StartingPoses
 from cryoforum_core.matching.likelihood import contrast_from_poses, predicted
+from cryoforum_core.matching.matcher import Matcher, StartingPoses
 
 from ..matching.conftest import simulate
 

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import torch
+
 from cryoforum_core.geometry.rotations import angular_distance_deg, compose, rotation_vector_to_quaternion
 from cryoforum_core.matching.likelihood import log_likelihood_ratio, predicted
 from cryoforum_core.matching.refine import fisher_information, predicted_at_refined, refine

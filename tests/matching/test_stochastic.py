@@ -1,12 +1,13 @@
 import pytest
 import torch
+
 from cryoforum_core.geometry.pose_errors import align_frame, rotation_errors_deg
 from cryoforum_core.geometry.rotations import random_quaternions
 from cryoforum_core.geometry.so3_grid import super_fibonacci
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.projection import FourierVolume
+from cryoforum_core.matching.exhaustive_search import displacement_grid
 from cryoforum_core.matching.likelihood import MatchingImages, log_likelihood_ratio
-from cryoforum_core.matching.search import displacement_grid
 from cryoforum_core.matching.stochastic import (
     GridPosterior,
     StochasticSearch,

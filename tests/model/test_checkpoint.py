@@ -7,8 +7,14 @@ import pytest
 import torch
 
 from cryoforum_core.errors import InputError
-from cryoforum_core.model.checkpoint import (METADATA, REFERENCE, WEIGHTS, CheckpointMetadata, load_checkpoint,
-                                             save_checkpoint)
+from cryoforum_core.model.checkpoint import (
+    METADATA,
+    REFERENCE,
+    WEIGHTS,
+    CheckpointMetadata,
+    load_checkpoint,
+    save_checkpoint,
+)
 from cryoforum_core.model.network import NetworkConfig, OrientationNetwork
 from cryoforum_core.mrc import read_map, write_map
 

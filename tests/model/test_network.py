@@ -7,9 +7,15 @@ import math
 import pytest
 import torch
 
-from cryoforum_core.geometry.orientation_posterior import bingham_negative_log_likelihood, isotropic_bingham
-from cryoforum_core.geometry.rotations import (angular_distance_deg, compose, in_plane_quaternion, left_multiplication,
-                                               random_quaternions, smallest_eigenvector)
+from cryoforum_core.geometry.bingham import bingham_negative_log_likelihood, isotropic_bingham
+from cryoforum_core.geometry.rotations import (
+    angular_distance_deg,
+    compose,
+    in_plane_quaternion,
+    left_multiplication,
+    random_quaternions,
+    smallest_eigenvector,
+)
 from cryoforum_core.geometry.symmetry import symmetric_distance_deg, symmetry_group
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px, shift_phase
@@ -17,10 +23,10 @@ from cryoforum_core.imaging.masks import soft_circle, soft_sphere
 from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.model.encoder import GeneralizedMean
 from cryoforum_core.model.filters import MatchedLowPass, SquareLowPass
-from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, ctf_of_view, mirror_image, quarter_turn
+from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, ctf_of_view, mirror_image, rotate_90_deg
 from cryoforum_core.model.orientation_head import N_OUTPUTS, OrientationHead, PoseEstimate
 from cryoforum_core.model.polar import N_ANGLES, SHIFT_UNIT_OF_BOX
-from cryoforum_core.training.augment import turn_images
+from cryoforum_core.training.augment import transform_images
 
 ENCODERS = ("polar", "compact", "cryoforum", "cryoposenet")
 HEADS = tuple(N_OUTPUTS)
@@ -196,7 +202,7 @@ def mirrored_shift(shift):
 
 
 @pytest.mark.parametrize(("change", "rotation", "moved", "options"), [
-    (quarter_turn, TURN, turned_shift, {"turn_deg": 90.0}),
+    (rotate_90_deg, TURN, turned_shift, {"turn_deg": 90.0}),
     (mirror_image, HALF_TURN_ABOUT_Y, mirrored_shift, {"is_mirrored": True}),
 ], ids=["quarter turn", "mirror"])
 def test_a_changed_image_is_that_of_the_turned_pose(view, change, rotation, moved, options):
@@ -211,7 +217,7 @@ def test_a_changed_image_is_that_of_the_turned_pose(view, change, rotation, move
 
 @pytest.mark.parametrize("encoder", ["polar", "compact"])
 @pytest.mark.parametrize(("change", "rotation", "moved"), [
-    (quarter_turn, TURN, turned_shift), (mirror_image, HALF_TURN_ABOUT_Y, mirrored_shift)], ids=["quarter turn", "mirror"])
+    (rotate_90_deg, TURN, turned_shift), (mirror_image, HALF_TURN_ABOUT_Y, mirrored_shift)], ids=["quarter turn", "mirror"])
 def test_prediction_follows_the_image(view, change, rotation, moved, encoder):
     """Whatever the weights: the pose predicted for a turned or mirrored image is the turned pose, and so is the shift."""
     torch.manual_seed(8)
@@ -239,7 +245,7 @@ def test_the_polar_encoder_is_equivariant_to_other_rotations_than_by_90_degrees(
     network = OrientationNetwork(NetworkConfig(box, 5.0, "polar", head, width=16)).eval()
     images = ifft_image(fft_image(torch.randn(6, box, box)) * (radius_px(box) < 5)) * soft_circle(box, 0.3 * box, 2)
     angle = torch.full((6,), 3 * 2 * math.pi / N_ANGLES)
-    turned = turn_images(images, angle, torch.zeros(6, 2), torch.ones(6))
+    turned = transform_images(images, angle, torch.zeros(6, 2), torch.ones(6))
     with torch.no_grad():
         before, after = (network(x, torch.ones(6, box, box // 2 + 1)).bingham for x in (images, turned))
     left = left_multiplication(in_plane_quaternion(angle[0]))
@@ -280,10 +286,10 @@ def test_the_weight_of_all_views_scales_the_posterior_and_is_saved():
     images, ctf = random_input(2, 16)
     with torch.no_grad():
         before = network.predict(images, ctf)
-        network.worth_of_views.fill_(2.0)
+        network.ensemble_weight.fill_(2.0)
         after = network.predict(images, ctf)
     assert torch.allclose(after.bingham, 2 * before.bingham, atol=1e-5)
-    assert "worth_of_views" in network.state_dict()
+    assert "ensemble_weight" in network.state_dict()
 
 
 def test_posteriors_of_rotated_images_at_equivalent_poses_are_joined_under_symmetry():

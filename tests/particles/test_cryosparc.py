@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from cryoforum_core.errors import InputError
 from cryoforum_core.geometry.rotations import quaternion_to_matrix, relion_euler_to_quaternion
 from cryoforum_core.particles.cryosparc import UID_COLUMN, read_cryosparc
-
-import torch
 
 REFINED = [("uid", "<u8"), ("blob/path", "S30"), ("blob/idx", "<u4"), ("blob/shape", "<u4", (2,)),
            ("blob/psize_A", "<f4"), ("blob/sign", "<f4"), ("ctf/exp_group_id", "<u4"), ("ctf/accel_kv", "<f4"),

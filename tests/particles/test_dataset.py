@@ -8,9 +8,9 @@ import torch
 
 from cryoforum_core.config import ImageInputConfig
 from cryoforum_core.errors import InputError
-from cryoforum_core.mrc import write_stack
 from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.imaging.ctf import ctf_2d
+from cryoforum_core.mrc import write_stack
 from cryoforum_core.particles.dataset import load_particles, read_poses, read_table
 from cryoforum_core.particles.table import ParticleTable
 

@@ -10,7 +10,14 @@ import pytest
 from cryoforum_core.errors import InputError
 from cryoforum_core.mrc import write_stack
 from cryoforum_core.particles.image_stack import (
-    ImageLocations, ImageStack, find_stack, locate_images, parse_image_names, save_table, search_directories)
+    ImageLocations,
+    ImageStack,
+    find_stack,
+    locate_images,
+    parse_image_names,
+    save_table,
+    search_directories,
+)
 from cryoforum_core.particles.star import TEXT
 from cryoforum_core.particles.table import ParticleTable
 

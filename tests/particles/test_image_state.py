@@ -15,7 +15,14 @@ from cryoforum_core.imaging.masks import soft_circle
 from cryoforum_core.mrc import write_stack
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_state import (
-    NOISELESS_ABOVE, ImageState, contrast_z, ctf_state_statistic, determine_image_state, grey_unit, whiteness)
+    NOISELESS_ABOVE,
+    ImageState,
+    contrast_z,
+    ctf_state_statistic,
+    determine_image_state,
+    grey_unit,
+    whiteness,
+)
 from cryoforum_core.particles.table import ParticleTable
 
 DATA = Path(__file__).parents[1] / "data"

@@ -110,8 +110,7 @@ def test_a_run_goes_on_in_a_project_that_was_moved(tmp_path, monkeypatch):
 
 def test_continue_repeats_every_step_after_one_that_has_changed(project, tmp_path, monkeypatch):
     """A moved project and another input change the first step, another option the second."""
-    from cryoforum.protocols import (CryoForumProtAbInitio, CryoForumProtPredict, CryoForumProtSubset,
-                                     CryoForumProtTrain)
+    from cryoforum.protocols import CryoForumProtAbInitio, CryoForumProtPredict, CryoForumProtSubset, CryoForumProtTrain
 
     sets = [make_particles(project.getTmpPath("steps"), n=4, name=name) for name in ("first", "second")]
 

@@ -4,10 +4,10 @@ import mrcfile
 import numpy as np
 import pytest
 from emtable import Table
+from particle_sets import make_particles, random_transforms, write_posterior
 from pwem.emlib.image import ImageHandler
 from pwem.objects import SetOfParticles, Transform, Volume
 from pyworkflow.object import Float
-from particle_sets import make_particles, random_transforms, write_posterior
 
 PIXEL_SIZE_ANGSTROM = 4.0
 

@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from cryoforum_core.published_benchmarks import methods
 from cryoforum_core.cli import main
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_stack import save_table
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.published_benchmarks import methods
 
 BOX, N = 24, 240
 TINY = ("--n-particles", N, "--box-size-px", BOX, "--minutes", 0.02, "--network-minutes", 0.02, "--search-steps", 20)

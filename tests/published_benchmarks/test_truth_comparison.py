@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from cryoforum_core.published_benchmarks.truth_comparison import MapAgreement, PoseAlignment, map_agreement
-from cryoforum_core.published_benchmarks.published import CRYOPOSENET, MODEL, NEAR_SYMMETRY
 from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import compose, mirror_hand, quaternion_to_matrix, random_quaternions
 from cryoforum_core.imaging.volume_frame import mirror_volume, move_volume
+from cryoforum_core.published_benchmarks.published import CRYOPOSENET, MODEL, NEAR_SYMMETRY
+from cryoforum_core.published_benchmarks.truth_comparison import MapAgreement, PoseAlignment, map_agreement
 
 BOX, PIXEL, N = 32, 3.0, 300
 HALF_TURN = torch.nn.functional.normalize(torch.tensor(NEAR_SYMMETRY, dtype=torch.float64), dim=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from cryoforum_core import jobs
 from cryoforum_core.config import ReconstructConfig, SimulateConfig
 from cryoforum_core.geometry.poses import Poses

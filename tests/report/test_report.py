@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from example_runs import N, N_JUNK, ab_initio_run, make_run, predict_run, reconstruct_run, select_run, train_run
+from example_runs import N_JUNK, N, ab_initio_run, make_run, predict_run, reconstruct_run, select_run, train_run
 
 from cryoforum_core.errors import InputError
 from cryoforum_core.report.map_page import reconstruction_page

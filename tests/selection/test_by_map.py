@@ -14,7 +14,7 @@ from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.jobs import simulate
 from cryoforum_core.mrc import write_map
 from cryoforum_core.particles.dataset import load_particles
-from cryoforum_core.particles.preparation import ImagePreparation
+from cryoforum_core.particles.image_preparation import ImagePreparation
 from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.progress import Progress
@@ -143,7 +143,7 @@ def test_symmetry_counts_an_image_once(make_set):
     for name in ("c1", "c4"):
         maker = HalfMapMaker(particles, images, symmetry_group(name, torch.float32), 0)
         with Progress(N, "test") as progress:
-            explained[name] = maker.explained(maker.quality(maker.sums(np.arange(N), progress)), N)
+            explained[name] = maker.explained_power(maker.quality(maker.sums(np.arange(N), progress)), N)
     # of a molecule without symmetry, the average over four turns keeps less than all of the power
     assert 0.1 * explained["c1"] < explained["c4"] < explained["c1"]
 

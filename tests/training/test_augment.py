@@ -7,7 +7,7 @@ import torch
 
 from cryoforum_core.geometry.rotations import random_quaternions
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, shell_average, shift_phase
-from cryoforum_core.training.augment import random_turns, turn_images, turn_labels, vary_grey_values
+from cryoforum_core.training.augment import random_transforms, transform_images, transform_labels, vary_grey_values
 
 BOX = 24
 
@@ -31,23 +31,23 @@ def poses():
 
 def test_a_turned_image_is_the_projection_at_the_turned_label(poses, images_at):
     quaternion, shift = poses
-    angle, displacement, _ = random_turns(32, BOX, torch.Generator().manual_seed(1))
+    angle, displacement, _ = random_transforms(32, BOX, torch.Generator().manual_seed(1))
     one = torch.ones(32)
-    found = turn_images(images_at(quaternion, shift), angle, displacement, one)
-    expected = images_at(*turn_labels(quaternion, shift, angle, displacement, one))
+    found = transform_images(images_at(quaternion, shift), angle, displacement, one)
+    expected = images_at(*transform_labels(quaternion, shift, angle, displacement, one))
     agreement = correlation(found, expected)
     assert agreement.min() > 0.95 and agreement.median() > 0.999
-    wrong = images_at(*turn_labels(quaternion, shift, -angle, displacement, one))
+    wrong = images_at(*transform_labels(quaternion, shift, -angle, displacement, one))
     assert correlation(found, wrong).median() < 0.9
-    wrong = images_at(*turn_labels(quaternion, shift, angle, -4 * displacement, one))
+    wrong = images_at(*transform_labels(quaternion, shift, angle, -4 * displacement, one))
     assert correlation(found, wrong).median() < 0.97
 
 
 def test_magnification_moves_the_centre_with_it(poses, images_at):
     quaternion, shift = poses
     one = torch.ones(32)
-    found = turn_images(images_at(quaternion, shift), 0 * one, torch.zeros(32, 2), 1.1 * one)
-    _, moved = turn_labels(quaternion, shift, 0 * one, torch.zeros(32, 2), 1.1 * one)
+    found = transform_images(images_at(quaternion, shift), 0 * one, torch.zeros(32, 2), 1.1 * one)
+    _, moved = transform_labels(quaternion, shift, 0 * one, torch.zeros(32, 2), 1.1 * one)
     offset = (torch.arange(BOX) - BOX // 2).float()
 
     def centre(images):
@@ -61,20 +61,20 @@ def test_magnification_moves_the_centre_with_it(poses, images_at):
 
 def test_no_turn_changes_nothing():
     images = torch.randn(4, BOX, BOX, generator=torch.Generator().manual_seed(2))
-    same = turn_images(images, torch.zeros(4), torch.zeros(4, 2), torch.ones(4))
+    same = transform_images(images, torch.zeros(4), torch.zeros(4, 2), torch.ones(4))
     assert torch.allclose(same, images, atol=1e-4)
 
 
 def test_turning_keeps_the_noise_spectrum():
     noise = torch.randn(300, BOX, BOX, generator=torch.Generator().manual_seed(3))
     angle = 2 * math.pi * torch.rand(300, generator=torch.Generator().manual_seed(4))
-    turned = turn_images(noise, angle, torch.zeros(300, 2), torch.ones(300))
+    turned = transform_images(noise, angle, torch.zeros(300, 2), torch.ones(300))
     power = shell_average(fft_image(turned).abs().square().mean(0), BOX)[1:] / BOX ** 2
     assert (power > 0.85).all() and (power < 1.4).all()
 
 
 def test_turns_are_of_all_angles_and_small_otherwise():
-    angle, displacement, magnification = random_turns(2000, 64, torch.Generator().manual_seed(0))
+    angle, displacement, magnification = random_transforms(2000, 64, torch.Generator().manual_seed(0))
     assert angle.min() < 0.1 and angle.max() > 2 * math.pi - 0.1
     assert displacement.std() == pytest.approx(0.02 * 64, rel=0.1)
     assert magnification.log().std() == pytest.approx(0.01, rel=0.1)

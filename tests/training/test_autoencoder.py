@@ -22,7 +22,7 @@ from cryoforum_core.imaging.masks import soft_circle
 from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.model.learnable_volume import LearnableVolume
-from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, quarter_turn
+from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, rotate_90_deg
 from cryoforum_core.model.orientation_head import PoseEstimate
 from cryoforum_core.training.autoencoder import (
     AutoEncoder,
@@ -30,17 +30,17 @@ from cryoforum_core.training.autoencoder import (
     EndToEndObjective,
     EndToEndTask,
     FineTuneSettings,
+    equivariance_errors_deg,
     fine_tune_end_to_end,
     marching_radius_px,
     mean_square,
     random_pose_loss,
     reconstruction_error,
-    turn_errors_deg,
     unexplained_power,
 )
+from cryoforum_core.training.image_batches import EpochStream, PreparedImages
 from cryoforum_core.training.learnable_poses import PoseAdam, PoseTable, tangent_gradient
 from cryoforum_core.training.loop import LoopSettings, train_network
-from cryoforum_core.training.prepared_images import EpochStream, PreparedImages
 
 BOX, PIXEL = 16, 6.0
 C1 = symmetry_group("c1")
@@ -230,14 +230,14 @@ def test_rotated_copies_distinguish_right_poses_from_wrong_ones(clean):
         def poses_of_heads(self, images, ctf):
             """The poses of the images of the set, and of those rotated by 90 degrees."""
             poses = [by_image.get(tuple(image[6:9, 5].tolist())) for image in images]
-            back = quarter_turn(quarter_turn(quarter_turn(images)))
+            back = rotate_90_deg(rotate_90_deg(rotate_90_deg(images)))
             rotated = [by_image.get(tuple(image[6:9, 5].tolist())) for image in back]
             quaternion = torch.stack([compose(turn, b) if a is None else a for a, b in zip(poses, rotated, strict=True)])
             return [PoseEstimate(quaternion, torch.zeros(len(images), 4, 4), torch.zeros(len(images), 2))]
 
     batches = list(clean.images.batches(clean.held_out))
-    assert turn_errors_deg(make_model(kind=Oracle).eval(), batches).max() < 0.1
-    assert turn_errors_deg(make_model().eval(), batches).median() > 20
+    assert equivariance_errors_deg(make_model(kind=Oracle).eval(), batches).max() < 0.1
+    assert equivariance_errors_deg(make_model().eval(), batches).median() > 20
 
 
 def test_random_poses_teach_the_encoder_but_not_the_map(clean):

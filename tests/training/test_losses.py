@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cryoforum_core.geometry.orientation_posterior import bingham_negative_log_likelihood, symmetric_from_10
+from cryoforum_core.geometry.bingham import bingham_negative_log_likelihood, symmetric_from_10
 from cryoforum_core.geometry.rotations import (
     angular_distance_rad,
     compose,

@@ -133,10 +133,10 @@ def test_the_belief_is_calibrated_on_held_out_images(taught, particle_set):
     settings, _, run = taught
     network = load_checkpoint(run.path)[0]
     plan = plan_training(settings, particle_set(300, snr=2.0), state=KNOWN)
-    chosen = network.worth_of_views.item()
+    chosen = network.ensemble_weight.item()
     loss = {}
     for factor in (0.7, 1.0, 1.4):
-        network.worth_of_views.fill_(factor * chosen)
+        network.ensemble_weight.fill_(factor * chosen)
         found = plan.objective.evaluate(network, plan.validation, as_predicted=True)
         loss[factor] = found["validation_negative_log_likelihood"]
     assert loss[1.0] < loss[0.7] and loss[1.0] < loss[1.4]

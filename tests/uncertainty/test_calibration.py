@@ -16,8 +16,8 @@ from cryoforum_core.matching.likelihood import contrast_from_poses, predicted
 from cryoforum_core.matching.matching_model import MatchingModel
 from cryoforum_core.mrc import write_stack
 from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.particles.image_preparation import ImagePreparation
 from cryoforum_core.particles.image_state import determine_image_state
-from cryoforum_core.particles.preparation import ImagePreparation
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.run_directory import RunDirectory
 from cryoforum_core.uncertainty.simulated_images import ImageSource, particles_like

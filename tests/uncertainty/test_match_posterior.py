@@ -1,6 +1,6 @@
 import torch
 
-from cryoforum_core.geometry.orientation_posterior import sample_bingham
+from cryoforum_core.geometry.bingham import sample_bingham
 from cryoforum_core.geometry.rotations import (
     angular_distance_deg,
     compose,

@@ -7,7 +7,7 @@ import scipy.integrate
 import scipy.special
 import torch
 
-from cryoforum_core.geometry import orientation_posterior as posterior
+from cryoforum_core.geometry import bingham as posterior
 from cryoforum_core.geometry.rotations import angular_distance_deg, random_quaternions, smallest_eigenvector
 
 EIGENVALUES = torch.tensor([

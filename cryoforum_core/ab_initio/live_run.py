@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from ..progress import format_duration
-from ..report.live import write_live
+from ..report.live_page import write_live
 from ..run_directory import RunDirectory
 
 logger = logging.getLogger("cryoforum")

@@ -7,11 +7,11 @@ import torch
 import cryoforum_core as cf
 from cryoforum_core.ab_initio.background import background_spectrum
 from cryoforum_core.ab_initio.explained_fraction import explained_fraction
-from cryoforum_core.ab_initio.half_maps import next_radius_px
+from cryoforum_core.ab_initio.half_map_pair import next_radius_px
 from cryoforum_core.ab_initio.half_sets import HalfSets
-from cryoforum_core.ab_initio.pose_hypotheses import PoseHypotheses
 from cryoforum_core.ab_initio.random_starts import spherical_average
 from cryoforum_core.ab_initio.rounds import Refinement, global_round, local_round, pose_change_deg, reconstruct
+from cryoforum_core.geometry.pose_hypotheses import PoseHypotheses
 from cryoforum_core.geometry.poses import displacement_px
 from cryoforum_core.geometry.rotations import (
     angular_distance_deg,
@@ -23,9 +23,9 @@ from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.fourier import low_pass_volume
 from cryoforum_core.imaging.masks import molecule_mask
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
-from cryoforum_core.particles.preparation import ImagePreparation
 from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.particles.image_preparation import ImagePreparation
 from cryoforum_core.particles.image_state import ImageState
 
 N, BOX = 400, 32

@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..config import TrainConfig
-from ..geometry.pose_posterior import PosePosterior
-from ..imaging.fourier import resize_volume
-from ..model.checkpoint import load_checkpoint, save_checkpoint
-from ..model.orientation_head import PoseEstimate
-from ..run_directory import RunDirectory
-from ..training.autoencoder import fine_tune_end_to_end
-from ..training.prepared_images import PreparedImages
-from ..training.supervised import TrainingPlan, plan_training, run_training
-from .half_map_stage import RefinedHalfSets
-from .live import LiveRun
-from .plan import AbInitioPlan
-from .stage_store import StageStore, State
-from .time_estimate import training_minutes
+from ...config import TrainConfig
+from ...geometry.pose_hypotheses import PoseHypotheses
+from ...imaging.fourier import resize_volume
+from ...model.checkpoint import load_checkpoint, save_checkpoint
+from ...model.orientation_head import PoseEstimate
+from ...run_directory import RunDirectory
+from ...training.autoencoder import fine_tune_end_to_end
+from ...training.image_batches import PreparedImages
+from ...training.supervised import TrainingPlan, plan_training, run_training
+from ..live_run import LiveRun
+from ..plan import AbInitioPlan
+from ..time_estimate import training_minutes
+from .half_maps import RefinedHalfSets
+from .store import StageStore, State
 
 logger = logging.getLogger("cryoforum")
 
@@ -63,22 +63,21 @@ def train_network(plan: AbInitioPlan, run: RunDirectory, refined: RefinedHalfSet
         minutes = training_minutes(plan.config, sum(live.seconds.values()))
         logger.info("training the network for %.1f minutes", minutes)
         live.show(0.01, f"training for {minutes:.1f} minutes; the curve is in the report at the end")
-        posterior = refined.refinement.poses.posterior(plan.particles.pixel_size_angstrom)
-        return _trained(plan, run, posterior, minutes).state()
+        return _trained(plan, run, refined.refinement.poses, minutes).state()
 
     return TrainedNetwork.of_state(store.kept("network", train))
 
 
-def _trained(plan: AbInitioPlan, run: RunDirectory, posterior: PosePosterior, minutes: float) -> TrainedNetwork:
+def _trained(plan: AbInitioPlan, run: RunDirectory, hypotheses: PoseHypotheses, minutes: float) -> TrainedNetwork:
     config = plan.config
-    labelled = replace(plan.particles, poses=posterior.best().to("cpu"))
+    labelled = replace(plan.particles, poses=hypotheses.best_poses(plan.particles.pixel_size_angstrom).to("cpu"))
     budget = 1.0 - (0.0 if "end-to-end" in config.skip else END_TO_END_SHARE)
     training = plan_training(TrainConfig(
         out=run.path, particles=config.particles, symmetry=plan.symmetry, encoder=config.encoder or "polar",
         head=config.head or "qcqp", network_box_size_px=config.network_box_size_px, batch_size=config.batch_size,
         max_steps=MAX_STEPS, max_minutes=minutes * budget, seed=config.seed, resume=config.resume,
         learning_rate=config.learning_rate),
-        labelled, plan.device, plan.state, posterior)
+        labelled, plan.device, plan.state, hypotheses)
     figures = run_training(training, run)
     figures = {name: figures[name] for name in ("validation_median_error_deg", "validation_mean_error_deg", "steps")}
     if "end-to-end" not in config.skip:

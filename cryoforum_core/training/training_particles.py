@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..geometry.pose_posterior import PosePosterior
+from ..geometry.pose_hypotheses import PoseHypotheses
 from ..imaging.masks import soft_circle
 from ..particles.dataset import ParticleBatch, Particles
+from ..particles.image_preparation import PreprocessSettings, network_ctf, network_images
 from ..particles.image_state import ImageState
-from ..particles.preprocess import PreprocessSettings, network_ctf, network_images
 from ..progress import Progress
 from .label_map import LabelMap, network_volume
 from .projections import ImageModel, TrainingBatch, estimate_image_model
@@ -29,7 +29,7 @@ _BATCH = 256
 
 
 @dataclass(frozen=True)
-class ParticleViews:
+class TrainingParticles:
     """Ways to look at the same images; ``settings`` are the network's."""
 
     particles: Particles
@@ -68,10 +68,10 @@ class ParticleViews:
         return estimate_image_model(images, ctf, network_volume(volume, self.settings.box_size_px), radius_px)
 
     def labelled(self, rows: np.ndarray, image_model: ImageModel,
-                 posterior: PosePosterior | None = None) -> ParticleStream:
-        """The images of ``rows`` as a source of batches; ``posterior`` of the poses of all particles, where it is known."""
+                 hypotheses: PoseHypotheses | None = None) -> ParticleStream:
+        """The images of ``rows`` as a source of batches; ``hypotheses`` of the poses of all particles, where labels are uncertain."""
         return ParticleStream(self.particles, rows, self.unmasked, self.ctf, self.mask,
-                              self.settings.pixel_size_angstrom, image_model.noise_amplitude(), self.device, posterior)
+                              self.settings.pixel_size_angstrom, image_model.noise_amplitude(), self.device, hypotheses)
 
     def labels(self, particles: Particles) -> TrainingBatch:
         """All images of another labelled set as this network sees them: for tests and comparisons."""

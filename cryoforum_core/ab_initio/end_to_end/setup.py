@@ -6,20 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import AbInitioConfig
-from ..errors import InputError
-from ..geometry.rotations import random_quaternions
-from ..imaging.fourier import shell_index
-from ..imaging.noise_spectrum import noise_power_spectrum
-from ..model.encoder import MIN_BOX_SIZE_PX
-from ..model.learnable_volume import LearnableVolume
-from ..model.network import NetworkConfig, OrientationNetwork
-from ..particles.preprocess import PreprocessSettings
-from ..training.autoencoder import AutoEncoder, AutoEncoderOptions, EndToEndObjective, fit_grey_values, mean_square
-from ..training.inputs import CPU_BOX_SIZE_PX
-from ..training.prepared_images import EpochStream, PreparedImages
-from ..training.views import ParticleViews
-from .plan import AbInitioPlan
+from ...config import AbInitioConfig
+from ...errors import InputError
+from ...geometry.rotations import random_quaternions
+from ...imaging.fourier import shell_index
+from ...imaging.noise_spectrum import noise_power_spectrum
+from ...model.encoder import MIN_BOX_SIZE_PX
+from ...model.learnable_volume import LearnableVolume
+from ...model.network import NetworkConfig, OrientationNetwork
+from ...particles.image_preparation import PreprocessSettings
+from ...training.autoencoder import AutoEncoder, AutoEncoderOptions, EndToEndObjective, fit_grey_values, mean_square
+from ...training.image_batches import EpochStream, PreparedImages
+from ...training.inputs import CPU_BOX_SIZE_PX
+from ...training.training_particles import TrainingParticles
+from ..plan import AbInitioPlan
 
 # held out of the training, where there are many images
 MAX_HELD_OUT = 500
@@ -38,7 +38,7 @@ class EndToEndSetup:
     """Everything that is decided before the first step."""
 
     plan: AbInitioPlan
-    views: ParticleViews
+    views: TrainingParticles
     images: PreparedImages
     model: AutoEncoder
     objective: EndToEndObjective
@@ -63,7 +63,7 @@ def prepare(plan: AbInitioPlan) -> EndToEndSetup:
     """Network, map and images before the first step. Raises InputError where the options do not fit the particles."""
     config, particles = plan.config, plan.particles
     settings = _preprocess_settings(plan)
-    views = ParticleViews(particles, settings, plan.state, plan.device)
+    views = TrainingParticles(particles, settings, plan.state, plan.device)
     torch.manual_seed(config.seed)
     rows, held_out = _split(len(particles), config.seed)
     some = np.random.default_rng(config.seed).permutation(rows)[:N_FOR_ESTIMATES]
@@ -109,7 +109,7 @@ def _pose_steps_from(config: AbInitioConfig, n_rows: int) -> int | None:
     return config.per_image_after_epoch * -(-n_rows // config.batch_size)
 
 
-def _prepared_images(views: ParticleViews, some: np.ndarray) -> tuple[PreparedImages, Tensor]:
+def _prepared_images(views: TrainingParticles, some: np.ndarray) -> tuple[PreparedImages, Tensor]:
     """The images as the network sees them, and the amplitude of their noise (b, b // 2 + 1)."""
     unmasked = torch.cat([views.unmasked(views.particles.batch(part).to(views.device))
                           for part in np.array_split(some, -(-len(some) // _BATCH))])
@@ -124,7 +124,7 @@ def _prepared_images(views: ParticleViews, some: np.ndarray) -> tuple[PreparedIm
             spectrum[shell_index(box, spectrum.device)].sqrt() / box)
 
 
-def _model(plan: AbInitioPlan, views: ParticleViews, noise_amplitude: Tensor, stream: EpochStream) -> AutoEncoder:
+def _model(plan: AbInitioPlan, views: TrainingParticles, noise_amplitude: Tensor, stream: EpochStream) -> AutoEncoder:
     config, settings = plan.config, views.settings
     network = OrientationNetwork(NetworkConfig(settings.box_size_px, settings.pixel_size_angstrom,
                                                config.encoder or DEFAULT_ENCODER, config.head or DEFAULT_HEAD))

@@ -11,24 +11,24 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..config import TrainConfig
-from ..errors import InputError
-from ..geometry.poses import Poses
-from ..model.checkpoint import CheckpointMetadata, save_checkpoint
-from ..model.network import OrientationNetwork
-from ..model.orientation_head import PoseEstimate
-from ..particles.image_state import images_of
-from ..reconstruction.reconstruct import HalfMaps, reconstruct_halves
-from ..results.write import write_results
-from ..run_directory import RunDirectory
-from ..training.label_map import network_volume
-from ..training.loop import step_generator
-from ..training.losses import bingham_loss
-from ..training.objective import Objective
-from ..training.projections import ImageModel, ProjectionStream, TrainingBatch
-from .end_to_end_setup import EndToEndSetup
-from .particle_results import of_network, with_estimated_errors
-from .plan import AbInitioPlan
+from ...config import TrainConfig
+from ...errors import InputError
+from ...geometry.poses import Poses
+from ...model.checkpoint import CheckpointMetadata, save_checkpoint
+from ...model.network import OrientationNetwork
+from ...model.orientation_head import PoseEstimate
+from ...particles.image_state import images_of
+from ...reconstruction.reconstruct import HalfMaps, reconstruct_halves
+from ...results.write import write_results
+from ...run_directory import RunDirectory
+from ...training.label_map import network_volume
+from ...training.loop import step_generator
+from ...training.losses import bingham_loss
+from ...training.objective import Objective
+from ...training.projections import ImageModel, ProjectionStream, TrainingBatch
+from ..particle_results import of_network, with_estimated_errors
+from ..plan import AbInitioPlan
+from .setup import EndToEndSetup
 
 logger = logging.getLogger("cryoforum")
 

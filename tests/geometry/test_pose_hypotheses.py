@@ -4,25 +4,27 @@ import math
 
 import torch
 
-from cryoforum_core.geometry.orientation_posterior import bingham_log_normalizer
-from cryoforum_core.geometry.pose_posterior import PosePosterior
+from cryoforum_core.geometry.bingham import bingham_log_normalizer
+from cryoforum_core.geometry.pose_hypotheses import PoseHypotheses
 from cryoforum_core.geometry.rotations import compose, inverse, quaternion_to_rotation_vector, random_quaternions
-from cryoforum_core.training.losses import bingham_loss
 from cryoforum_core.geometry.symmetry import symmetry_group
+from cryoforum_core.training.losses import bingham_loss
 
 GENERATOR = torch.Generator()
+PIXEL = 2.0
 
 
 def posterior(weight, precision=(1e8, 1e8, 1e8)):
     GENERATOR.manual_seed(0)
     k = len(weight)
     shift = torch.arange(2.0 * k).reshape(1, k, 2)
-    return PosePosterior(random_quaternions(k, GENERATOR)[None], shift, torch.tensor([weight]),
-                         torch.diag(torch.tensor(precision))[None])
+    weight = torch.tensor([weight])
+    return PoseHypotheses(random_quaternions(k, GENERATOR)[None], -shift / PIXEL, weight.log(), weight,
+                          torch.diag(torch.tensor(precision))[None])
 
 
-def drawn(some: PosePosterior, n: int = 20_000):
-    return some.sample(torch.zeros(n, dtype=torch.long), torch.Generator().manual_seed(1))
+def drawn(some: PoseHypotheses, n: int = 20_000):
+    return some.sample(torch.zeros(n, dtype=torch.long), PIXEL, torch.Generator().manual_seed(1))
 
 
 def test_hypotheses_are_drawn_by_their_weights_with_their_own_shifts():
@@ -55,6 +57,6 @@ def test_the_likelihood_of_draws_is_that_of_the_ten_numbers():
     found = bingham_loss(bingham.expand(len(poses), 4, 4), poses.quaternion, symmetry_group("c1")).mean()
     eigenvalues = torch.linalg.eigvalsh(bingham)
     lowest = eigenvalues[:, :1]
-    expected = (bingham * some.outer_product()).sum() - lowest[0, 0] + bingham_log_normalizer(eigenvalues - lowest)[0]
+    expected = (bingham * torch.einsum("nk,nki,nkj->nij", some.weight, some.quaternion, some.quaternion)).sum() - lowest[0, 0] + bingham_log_normalizer(eigenvalues - lowest)[0]
     assert math.isclose(found, expected, abs_tol=0.15), (found, expected)
     assert abs(float(expected)) > 0.5

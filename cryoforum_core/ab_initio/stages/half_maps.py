@@ -7,19 +7,19 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..imaging.fourier import low_pass_volume
-from ..reconstruction.reconstruct import half_sets
-from .background import background_spectrum
-from .convergence import COMMON_RADIUS_PX
-from .half_maps import HalfMapPair, next_radius_px
-from .half_sets import HalfSets
-from .live import LiveRun
-from .plan import AbInitioPlan
-from .pose_hypotheses import PoseHypotheses
-from .pseudo_symmetry import PseudoTwofold, find_pseudo_twofold, is_other_way_round
-from .rounds import Refinement, Show, global_round, local_round, pose_change_deg, reconstruct
-from .search_stage import SearchOutcome
-from .stage_store import StageStore, State
+from ...geometry.pose_hypotheses import PoseHypotheses
+from ...imaging.fourier import low_pass_volume
+from ...reconstruction.reconstruct import half_sets
+from ..background import background_spectrum
+from ..convergence import COMMON_RADIUS_PX
+from ..half_map_pair import HalfMapPair, next_radius_px
+from ..half_sets import HalfSets
+from ..live_run import LiveRun
+from ..plan import AbInitioPlan
+from ..pseudo_symmetry import PseudoTwofold, find_pseudo_twofold, is_other_way_round
+from ..rounds import Refinement, Show, global_round, local_round, pose_change_deg, reconstruct
+from .search import SearchOutcome
+from .store import StageStore, State
 
 logger = logging.getLogger("cryoforum")
 

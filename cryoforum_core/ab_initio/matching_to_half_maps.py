@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..geometry.pose_hypotheses import PoseHypotheses
 from ..geometry.poses import Poses, displacement_px
 from ..geometry.symmetry import symmetric_distance_deg
 from ..imaging.fourier import resize_volume
@@ -24,13 +25,13 @@ from ..results.gallery import write_gallery
 from ..results.pose_results import PoseResults
 from ..uncertainty.calibration import Calibration, calibrate, n_simulated, poses_like
 from ..uncertainty.simulated_images import ImageSource, SimulatedParticles, particles_like
-from .half_maps import HalfMapPair, next_radius_px
+from .half_map_pair import HalfMapPair, next_radius_px
 from .half_sets import HalfSets, RoundImages, batches
+from .hypothesis_refinement import store_hypotheses
 from .particle_results import from_state, to_state
 from .plan import AbInitioPlan
-from .pose_hypotheses import PoseHypotheses
 from .rounds import Refinement
-from .stage_store import StageStore, State
+from .stages.store import StageStore, State
 
 # an eighth of a half set, within these limits: they are searched exhaustively
 CALIBRATION_FRACTION = 1 / 8
@@ -142,7 +143,8 @@ def match_half(images: FinalImages, matcher: Matcher, power_map: PowerMap, rows:
         transforms = scaled.images.transforms(some)
         matches = matcher.match(*transforms, images.starts(some))
         features = power_map.features(matcher.model.images(*transforms), matches.hypotheses[:, 0])
-        poses.store(torch.from_numpy(places).to(device), matches.hypotheses, 1 / scaled.scale, images.plan.group)
+        store_hypotheses(poses, torch.from_numpy(places).to(device), matches.hypotheses, 1 / scaled.scale,
+                         images.plan.group)
         parts.append(match_results(matches, images.plan.particles.particle_id[some], images.plan.group,
                                    scaled.images.pixel_size_angstrom, features=features))
         progress.update(len(some))

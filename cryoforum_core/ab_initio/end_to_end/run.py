@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..model.encoder import ENCODERS
-from ..reconstruction.reconstruct import half_sets, write_half_maps
-from ..run_directory import RunDirectory
-from ..training.autoencoder import EndToEndTask
-from ..training.loop import LoopResult, LoopSettings, train_network
-from .end_to_end_assessment import assess
-from .end_to_end_results import (
+from ...model.encoder import ENCODERS
+from ...reconstruction.reconstruct import half_sets, write_half_maps
+from ...run_directory import RunDirectory
+from ...training.autoencoder import EndToEndTask
+from ...training.loop import LoopResult, LoopSettings, train_network
+from ..live_run import LiveRun
+from ..plan import AbInitioPlan, OnEvaluate
+from ..summary import end_to_end_summary
+from .assessment import assess
+from .results import (
     final_maps,
     find_poses,
     finished_network,
@@ -22,10 +25,7 @@ from .end_to_end_results import (
     save_network,
     write_poses,
 )
-from .end_to_end_setup import EndToEndSetup, prepare
-from .live import LiveRun
-from .plan import AbInitioPlan, OnEvaluate
-from .summary import end_to_end_summary
+from .setup import EndToEndSetup, prepare
 
 # relative lengths of the stages, for the estimate of the time left
 SHARES = {"training": 20.0, "poses and maps": 1.0}

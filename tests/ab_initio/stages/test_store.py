@@ -2,7 +2,7 @@
 
 import torch
 
-from cryoforum_core.ab_initio.stage_store import StageStore
+from cryoforum_core.ab_initio.stages.store import StageStore
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from example_runs import molecule
 
-from cryoforum_core.report.live import write_live
+from cryoforum_core.report.live_page import write_live
 from cryoforum_core.run_directory import RunDirectory
 
 STAGES = ["search", "half maps", "network", "refinement"]
@@ -108,5 +108,5 @@ def test_text_of_the_run_cannot_become_html(run):
 
 
 def test_live_page_needs_no_torch():
-    subprocess.run([sys.executable, "-c", "import cryoforum_core.report.live, sys; assert 'torch' not in sys.modules"],
+    subprocess.run([sys.executable, "-c", "import cryoforum_core.report.live_page, sys; assert 'torch' not in sys.modules"],
                    check=True)

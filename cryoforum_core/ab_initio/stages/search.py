@@ -6,11 +6,11 @@ from functools import partial
 
 from torch import Tensor
 
-from ..matching.stochastic import StochasticSearch
-from .final_frame import into_final_frame
-from .live import LiveRun
-from .plan import AbInitioPlan
-from .random_starts import (
+from ...matching.stochastic import StochasticSearch
+from ..final_frame import into_final_frame
+from ..live_run import LiveRun
+from ..plan import AbInitioPlan
+from ..random_starts import (
     LAST_RADIUS_PX,
     SearchImages,
     SearchResult,
@@ -18,7 +18,7 @@ from .random_starts import (
     run_search,
     search_settings,
 )
-from .stage_store import StageStore
+from .store import StageStore
 
 logger = logging.getLogger("cryoforum")
 
@@ -58,7 +58,7 @@ def _search(plan: AbInitioPlan, store: StageStore, live: LiveRun) -> SearchOutco
         show = partial(_show, live, images, settings.steps, seed, len(results), config.seeds)
         result = run_search(images, settings, seed, store.path(f"search_{seed}_state"), store.is_resuming, show)
         logger.info("start %d: held-out log-evidence %.2f, of it structure %.2f +- %.2f; explains %.0f %%", seed,
-                    result.score, result.structure, result.structure_error, 100 * result.explained)
+                    result.score, result.structure, result.structure_error, 100 * result.explained_fraction)
         results.append(result)
     return _outcome(plan, results)
 
@@ -76,7 +76,7 @@ def _outcome(plan: AbInitioPlan, results: list[SearchResult]) -> SearchOutcome:
                               plan.config.seed)
     angles = agreement_deg(results, framed.group_before(plan.group))
     starts = [{"seed": result.seed, "score": result.score, "structure": result.structure,
-               "explained": result.explained, "angle_to_best_deg": angles.get(result.seed, 0.0),
+               "explained": result.explained_fraction, "angle_to_best_deg": angles.get(result.seed, 0.0),
                "chosen": result is best} for result in results]
     return SearchOutcome(framed.volume, best.found_structure, best.structure, best.structure_error, starts,
                          min(angles.values()) if angles else None, framed.symmetry_score, framed.hand)

@@ -5,7 +5,8 @@ import torch
 from hybrid_runs import FAST, first_particles, resumed, stop
 
 from cryoforum_core import jobs
-from cryoforum_core.ab_initio import half_map_stage, hybrid, search_stage
+from cryoforum_core.ab_initio import hybrid
+from cryoforum_core.ab_initio.stages import half_maps, search
 from cryoforum_core.config import AbInitioConfig
 from cryoforum_core.saved_state import load_state
 
@@ -22,19 +23,19 @@ def test_they_go_on_after_the_last_round_that_was_done(folder, data, monkeypatch
     monkeypatch.setattr(hybrid, "train_network", stop)
     monkeypatch.setattr(hybrid, "match_finally", stop)  # where nothing is found, the network is left out
     whole = kept(AbInitioConfig(out=folder / "whole_rounds", **options))
-    n_rounds, local_round, n_begun = len(whole["rounds"]), half_map_stage.local_round, []
+    n_rounds, local_round, n_begun = len(whole["rounds"]), half_maps.local_round, []
 
     def counted(*arguments):
         n_begun.append(None)
         return stop() if len(n_begun) == 2 else local_round(*arguments)
 
     config = AbInitioConfig(out=folder / "stopped_rounds", **options)
-    monkeypatch.setattr(half_map_stage, "local_round", counted)
+    monkeypatch.setattr(half_maps, "local_round", counted)
     with pytest.raises(KeyboardInterrupt):
         jobs.ab_initio(config)
     assert len(n_begun) == 2 and not (config.out / "stages/half_maps.pt").exists()
-    monkeypatch.setattr(search_stage, "run_search", stop)
-    monkeypatch.setattr(half_map_stage, "global_round", stop)
+    monkeypatch.setattr(search, "run_search", stop)
+    monkeypatch.setattr(half_maps, "global_round", stop)
     again = kept(resumed(config))
     # the first one of all is global, the second local one was stopped
     assert len(n_begun) == n_rounds and again["rounds"] == whole["rounds"]

@@ -4,7 +4,8 @@ import pytest
 from hybrid_runs import FAST, first_particles, resumed, run_or_not_converged, stop
 
 from cryoforum_core import jobs
-from cryoforum_core.ab_initio import hybrid, network_stage, search_stage
+from cryoforum_core.ab_initio import hybrid
+from cryoforum_core.ab_initio.stages import search
 from cryoforum_core.config import AbInitioConfig
 
 
@@ -17,8 +18,8 @@ def test_a_network_that_was_trained_before_the_stop_is_kept(folder, data, monkey
         with pytest.raises(KeyboardInterrupt):
             jobs.ab_initio(config)
     network = (config.out / "checkpoint/model.safetensors").read_bytes()
-    monkeypatch.setattr(search_stage, "run_search", stop)
-    monkeypatch.setattr(network_stage, "run_training", stop)
+    monkeypatch.setattr(search, "run_search", stop)
+    monkeypatch.setattr(network, "run_training", stop)
     run = run_or_not_converged(resumed(config))
     assert (config.out / "checkpoint/model.safetensors").read_bytes() == network
     assert run.read_summary()["steps"] > 0 and run.read_summary()["stages"]["network"] > 1

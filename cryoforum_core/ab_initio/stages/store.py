@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ..run_directory import atomic_path
-from ..saved_state import load_state, save_state
+from ...run_directory import atomic_path
+from ...saved_state import load_state, save_state
 
 logger = logging.getLogger("cryoforum")
 

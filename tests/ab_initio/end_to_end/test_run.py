@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import cryoforum_core as cf
-from cryoforum_core.ab_initio import live
-from cryoforum_core.ab_initio.end_to_end import end_to_end
-from cryoforum_core.ab_initio.end_to_end_setup import prepare
+from cryoforum_core.ab_initio import live_run
+from cryoforum_core.ab_initio.end_to_end.run import end_to_end
+from cryoforum_core.ab_initio.end_to_end.setup import prepare
 from cryoforum_core.ab_initio.plan import plan_ab_initio
 from cryoforum_core.cli import EXIT_NOT_CONVERGED, main
 from cryoforum_core.config import AbInitioConfig
@@ -21,7 +21,7 @@ from cryoforum_core.model.checkpoint import load_checkpoint
 from cryoforum_core.mrc import read_map, write_map
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.table import ParticleTable
-from cryoforum_core.report.live import write_live
+from cryoforum_core.report.live_page import write_live
 from cryoforum_core.run_directory import RunDirectory
 
 BOX, PIXEL, N_SHORT = 16, 6.0, 400
@@ -111,7 +111,7 @@ def short(sets, tmp_path_factory):
         pages.append((progress, volume, run.live.read_text(encoding="utf-8")))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(live, "write_live", write_and_keep)
+        patch.setattr(live_run, "write_live", write_and_keep)
         code = cryoforum("ab-initio", "--out", run.path, "--particles", made.path / "no_halves.star", "--device", "cpu",
                          "--method", "end-to-end", "--encoder", "cryoposenet", "--batch-size", 20, "--epochs", 3,
                          "--symmetric-loss", "--n-heads", 2, "--random-pose-weight", 0.3, "--frequency-marching",

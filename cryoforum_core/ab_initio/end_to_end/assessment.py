@@ -6,15 +6,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..geometry.symmetry import symmetric_distance_deg
-from ..imaging.fourier import fft_image, ifft_image
-from ..imaging.resolution import resolution_angstrom
-from ..reconstruction.reconstruct import HalfMaps
-from ..training.autoencoder import AutoEncoder, mean_square, turn_errors_deg, unexplained_power
-from ..training.prepared_images import ImageBatch
-from ..training.projections import TrainingBatch
-from .convergence import EndToEndAssessment, max_projection_error_deg
-from .end_to_end_setup import EndToEndSetup
+from ...geometry.symmetry import symmetric_distance_deg
+from ...imaging.fourier import fft_image, ifft_image
+from ...imaging.resolution import resolution_angstrom
+from ...reconstruction.reconstruct import HalfMaps
+from ...training.autoencoder import AutoEncoder, equivariance_errors_deg, mean_square, unexplained_power
+from ...training.image_batches import ImageBatch
+from ...training.projections import TrainingBatch
+from ..convergence import EndToEndAssessment, max_projection_error_deg
+from .setup import EndToEndSetup
 
 
 def assess(setup: EndToEndSetup, maps: HalfMaps, projections: list[TrainingBatch]) -> EndToEndAssessment:
@@ -29,14 +29,14 @@ def assess(setup: EndToEndSetup, maps: HalfMaps, projections: list[TrainingBatch
         gain, gain_of_noise = _gain(model, held_out), _gain(model, noise)
         spread = math.sqrt((gain.var() / len(gain) + gain_of_noise.var() / len(gain_of_noise)).item())
         deviations = (gain.mean() - gain_of_noise.mean()).item() / max(spread, 1e-12)
-        rotation_error_deg = turn_errors_deg(model, held_out).median().item()
+        rotation_error_deg = equivariance_errors_deg(model, held_out).median().item()
         if projections:
             projection_error_deg = _pose_errors_deg(model, projections).median().item()
     box, pixel_size_angstrom = plan.particles.box_size_px, plan.particles.pixel_size_angstrom
     resolution = resolution_angstrom(maps.fsc, box, pixel_size_angstrom)
     return EndToEndAssessment(unexplained_power(model, held_out) / power, _loss_without_poses(setup) / power, loss_of_noise,
                      deviations, rotation_error_deg, projection_error_deg, box * pixel_size_angstrom / resolution,
-                     max_projection_error_deg(model.network.sees_all_views))
+                     max_projection_error_deg(model.network.is_equivariant))
 
 
 def _gain(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:

@@ -4,20 +4,20 @@ from dataclasses import replace
 
 import torch
 
-from ..imaging.resolution import resolution_angstrom
-from ..model.checkpoint import REFERENCE
-from ..mrc import write_map
-from ..reconstruction.reconstruct import HalfMaps, reconstruct_halves, write_half_maps
-from ..results.pose_results import PoseResults
-from ..results.write import poses_of, write_results
-from ..run_directory import RunDirectory
-from .convergence import COMMON_RADIUS_PX
-from .final_matching import write_final_gallery
-from .final_matching_stage import FinalOutcome
-from .half_maps import HalfMapPair
-from .half_sets import HalfSets
-from .live import LiveRun
-from .plan import AbInitioPlan
+from ...imaging.resolution import resolution_angstrom
+from ...model.checkpoint import REFERENCE
+from ...mrc import write_map
+from ...reconstruction.reconstruct import HalfMaps, reconstruct_halves, write_half_maps
+from ...results.pose_results import PoseResults
+from ...results.write import poses_of, write_results
+from ...run_directory import RunDirectory
+from ..convergence import COMMON_RADIUS_PX
+from ..half_map_pair import HalfMapPair
+from ..half_sets import HalfSets
+from ..live_run import LiveRun
+from ..matching_to_half_maps import write_final_gallery
+from ..plan import AbInitioPlan
+from .final_matching import FinalOutcome
 
 
 def write_maps_and_results(plan: AbInitioPlan, run: RunDirectory, half_sets: HalfSets, final: FinalOutcome, has_network: bool,

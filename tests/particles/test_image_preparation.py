@@ -5,9 +5,14 @@ import torch
 
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image
+from cryoforum_core.particles.image_preparation import (
+    PreprocessSettings,
+    effective_ctf,
+    network_ctf,
+    network_images,
+    normalise,
+)
 from cryoforum_core.particles.image_state import ImageState
-from cryoforum_core.particles.preprocess import (
-    PreprocessSettings, effective_ctf, network_ctf, network_images, normalise)
 
 BOX, PIXEL = 64, 2.0
 BRIGHT_RAW, DARK_RAW, FLIPPED = ImageState(), ImageState("dark"), ImageState("bright", "phase-flipped")

@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..geometry.poses import displacement_px
-from ..model.orientation_head import PoseEstimate
-from ..results.pose_results import PoseResults
-from ..uncertainty.calibration import Calibration
-from ..uncertainty.match_posterior import bingham_from_information
-from .convergence import COMMON_RADIUS_PX
-from .explained_fraction import explained_fraction
-from .final_matching import FinalImages, MatchedParticles, calibrate_errors, match_all
-from .half_map_stage import RefinedHalfSets
-from .half_maps import HalfMapPair, next_radius_px
-from .half_sets import HalfSets
-from .live import LiveRun
-from .particle_results import of_poses, with_estimated_errors
-from .plan import AbInitioPlan
-from .pose_hypotheses import PoseHypotheses
-from .rounds import Refinement, local_round, reconstruct
-from .stage_store import StageStore
+from ...geometry.pose_hypotheses import PoseHypotheses
+from ...geometry.poses import displacement_px
+from ...model.orientation_head import PoseEstimate
+from ...results.pose_results import PoseResults
+from ...uncertainty.calibration import Calibration
+from ...uncertainty.match_posterior import bingham_from_information
+from ..convergence import COMMON_RADIUS_PX
+from ..explained_fraction import explained_fraction
+from ..half_map_pair import HalfMapPair, next_radius_px
+from ..half_sets import HalfSets
+from ..live_run import LiveRun
+from ..matching_to_half_maps import FinalImages, MatchedParticles, calibrate_errors, match_all
+from ..particle_results import of_poses, with_estimated_errors
+from ..plan import AbInitioPlan
+from ..rounds import Refinement, local_round, reconstruct
+from .half_maps import RefinedHalfSets
+from .store import StageStore
 
 logger = logging.getLogger("cryoforum")
 

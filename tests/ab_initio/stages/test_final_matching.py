@@ -7,16 +7,17 @@ import torch
 from hybrid_runs import FAST, N, first_particles, resumed, stop
 
 from cryoforum_core import jobs
-from cryoforum_core.ab_initio import final_matching, final_matching_stage, hybrid
+from cryoforum_core.ab_initio import hybrid, matching_to_half_maps
 from cryoforum_core.ab_initio.particle_results import to_state
 from cryoforum_core.ab_initio.rounds import reconstruct
+from cryoforum_core.ab_initio.stages import final_matching
 from cryoforum_core.config import AbInitioConfig, EvaluateConfig
 from cryoforum_core.geometry.rotations import random_quaternions
 
 
 def test_it_goes_on_after_the_half_sets_that_were_done(folder, data, monkeypatch):
     """Stopped after it, and once more as if in its last half set; no other is matched again, and nothing differs."""
-    begun, found, match_half = [], [], final_matching.match_half
+    begun, found, match_half = [], [], matching_to_half_maps.match_half
 
     def counted(images, matcher, power_map, rows, progress):
         begun.append(len(rows))
@@ -26,8 +27,8 @@ def test_it_goes_on_after_the_half_sets_that_were_done(folder, data, monkeypatch
         found.append(matched)
         stop()
 
-    monkeypatch.setattr(final_matching, "match_half", counted)
-    monkeypatch.setattr(final_matching_stage, "calibrate_errors", keep_and_stop)
+    monkeypatch.setattr(matching_to_half_maps, "match_half", counted)
+    monkeypatch.setattr(final_matching, "calibrate_errors", keep_and_stop)
     config = AbInitioConfig(out=folder / "stopped_matching", skip=("distillation",),
                             particles=first_particles(data, 200, folder / "enough_to_match.star"),
                             **FAST | {"search_steps": 5})
@@ -48,7 +49,7 @@ def test_it_goes_on_after_the_half_sets_that_were_done(folder, data, monkeypatch
 
 def test_misassigned_poses_are_recovered_and_all_matched_to_the_better_maps(folder, data, run, monkeypatch):
     """A third of the particles misassigned, in the maps, too. Where few are, one matching is enough."""
-    refine_half_maps, match_all, agreement = hybrid.refine_half_maps, final_matching_stage.match_all, []
+    refine_half_maps, match_all, agreement = hybrid.refine_half_maps, final_matching.match_all, []
 
     def recorded(images, *arguments):
         agreement.append(float(images.refinement.pair.fsc.mean()))
@@ -63,7 +64,7 @@ def test_misassigned_poses_are_recovered_and_all_matched_to_the_better_maps(fold
         return replace(refined, rounds=replace(refined.rounds, refinement=refinement))
 
     monkeypatch.setattr(hybrid, "refine_half_maps", spoilt)
-    monkeypatch.setattr(final_matching_stage, "match_all", recorded)
+    monkeypatch.setattr(final_matching, "match_all", recorded)
     recovered = jobs.ab_initio(AbInitioConfig(out=folder / "misassigned", particles=data.particles, **FAST,
                                               skip=("distillation",)))
     before, at_last = recovered.read_summary()["found_again_fraction"]
@@ -74,4 +75,4 @@ def test_misassigned_poses_are_recovered_and_all_matched_to_the_better_maps(fold
                                          allow_mirror=True)).read_summary()
     assert found["median_error_deg"] < 2.5 and found["fraction_below_10deg"] > 0.9
     (once,) = run.read_summary()["found_again_fraction"]
-    assert once < final_matching_stage.FEW_MISASSIGNED
+    assert once < final_matching.FEW_MISASSIGNED
