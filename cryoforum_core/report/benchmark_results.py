@@ -8,6 +8,7 @@ import numpy as np
 
 from ..run_directory import atomic_path
 
+# of the run directory
 _FOLDER = "results"
 
 

@@ -15,8 +15,11 @@ from . import plots
 from .page import Picture, Table, duration, percent, significant
 from .report import template
 
+# often enough to see the run go on, seldom enough to read the page
 RELOAD_SECONDS = 10
+# the page is written every few seconds: coarse pictures are quick
 _PNG_DPI = 80
+# the time axis is in minutes from here on
 _MINUTES_ABOVE_SECONDS = 300
 
 
@@ -122,8 +125,8 @@ def _course_pictures(past: Sequence[dict]) -> list[tuple[Picture, str]]:
         pictures.append((Picture("Resolution", "The value in Å should fall step by step and level off.", plots.curves(
             seconds / unit, {"resolution": resolution}, name, "resolution (Å)", y_scale="log")), "svg"))
     if np.isfinite(score).sum() > 1:
-        pictures.append((Picture("Score", "How well the map explains the images. Scores of different stages cannot be "
-                                 "compared.",
+        pictures.append((Picture("Score", "How well the map fits the images; higher is better within a stage. Scores of "
+                                 "different stages cannot be compared.",
                                  plots.curves(seconds / unit, _by_stage(past, score), name, "score")), "svg"))
     if np.isfinite(loss).sum() > 1:
         pictures.append((Picture("Loss", "The fraction of the power of held-out images that network and map do not explain. "

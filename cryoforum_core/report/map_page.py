@@ -10,7 +10,9 @@ from .page import Assessment, NextStep, Page, Picture, significant
 from .run_files import RunFiles, angles_deg
 from .viewing_directions import view_density
 
+# Fourier shells up to the resolution: fewer show an outline at most
 _FEW_SHELLS = 8
+# times the resolution of the Nyquist limit: closer to it, the pixel size may limit the resolution
 _NEAR_NYQUIST = 1.1
 
 

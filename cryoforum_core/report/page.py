@@ -9,6 +9,7 @@ import numpy as np
 
 from . import plots
 
+# characters that fit on a line of the page
 _LONG_COMMAND = 120
 Level = Literal["good", "caution", "poor"]
 

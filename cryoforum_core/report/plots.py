@@ -16,14 +16,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#6B7280"
+# of Okabe and Ito
+BLUE = "#0072B2"
+VERMILION = "#D55E00"
+GREEN = "#009E73"
+ORANGE = "#E69F00"
+PURPLE = "#CC79A7"
+# for what is compared with, and for junk
+GREY = "#6B7280"
+# two neighbours differ in brightness, too
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY)
 
 Scale = Literal["linear", "log", "asinh"]
 """asinh: linear around zero, logarithmic far from it."""
 
+# width and height in inches of a figure in one of the two columns of a page
 HALF_WIDTH = (5.6, 3.3)
+# width in inches over both columns
 FULL_WIDTH = 11.4
+# of images and points within an SVG: sharp on a screen at the page's width
 _RASTER_DPI = 120
 _STYLE = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "axes.titlesize": 9.5,
@@ -474,6 +485,7 @@ def _is_shown(values: np.ndarray, scale: Scale) -> np.ndarray:
     return np.isfinite(values) & ((values > 0) | (scale != "log"))
 
 
+# to a scale and back
 _FORWARD_BACKWARD = {"linear": (np.asarray, np.asarray), "log": (np.log, np.exp), "asinh": (np.arcsinh, np.sinh)}
 
 

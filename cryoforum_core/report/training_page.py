@@ -7,9 +7,15 @@ from .error_plots import error_histogram
 from .page import Assessment, NextStep, Page, Picture, beside, command, degrees, duration, level_of
 from .run_files import RunFiles
 
-GOOD_BELOW_DEG, USEFUL_BELOW_DEG = 8.0, 60.0
+# near enough for local matching to find the pose, without a search
+GOOD_BELOW_DEG = 8.0
+# random orientations are off by 132 degrees (median); a network this far off guides no search
+USEFUL_BELOW_DEG = 60.0
+# matching has to search for most particles
 TRAIN_LONGER_ABOVE_DEG = 20.0
+# columns of metrics.csv
 _NOT_LOSS_TERMS = {"step", "progress", "seconds", "learning_rate", "loss"}
+# the last validation error over the lowest: beyond what it varies by between evaluations
 _OVERFITS_ABOVE = 1.5
 
 

@@ -2,10 +2,16 @@
 
 import numpy as np
 
-N_LATITUDES, N_LONGITUDES = 72, 144
+# grid of the density, cells of 2.5 degrees: finer than the kernel
+N_LATITUDES = 72
+N_LONGITUDES = 144
+# latitudes and longitudes in which particles are binned first, 4 degrees: half of the narrowest kernel
 _N_CELLS = (45, 90)
+# as many particles leave a relative noise of a fifth
 _PARTICLES_PER_KERNEL = 25
+# of the von Mises-Fisher kernel: 20 and 7 degrees
 _CONCENTRATION_LIMITS = (8.0, 60.0)
+# of the uniform density: below this the map lacks the direction
 _EMPTY_BELOW = 0.1
 
 
@@ -31,7 +37,7 @@ def _with_equivalents(directions: np.ndarray, symmetry: str) -> np.ndarray:
 def view_density(rot_deg: np.ndarray, tilt_deg: np.ndarray, symmetry: str = "c1") -> np.ndarray:
     """Density of viewing directions on a grid (latitudes from -90 to 90, longitudes from -180 to 180); 1 is uniform.
 
-    Smoothed by a von Mises-Fisher kernel that contains some 25 uniformly spread particles, 8 to 20 degrees wide. With
+    Smoothed by a von Mises-Fisher kernel that contains some 25 uniformly spread particles, 7 to 20 degrees wide. With
     symmetry, all equivalent directions count.
     """
     n_particles, directions = len(rot_deg), _with_equivalents(view_directions(rot_deg, tilt_deg), symmetry)
