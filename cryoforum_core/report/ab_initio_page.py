@@ -12,7 +12,20 @@ from ..mrc import read_map
 from ..results.pose_results import PoseResults
 from .calibration_plots import error_calibration
 from .map_page import fsc_picture, map_picture
-from .page import Assessment, NextStep, Page, Picture, Table, beside, command, degrees, duration, percent, significant
+from .page import (
+    Assessment,
+    NextStep,
+    Page,
+    Picture,
+    Table,
+    beside,
+    command,
+    degrees,
+    duration,
+    percent,
+    significant,
+    with_angstrom_sign,
+)
 from .prediction_page import missing_directions, pose_pictures
 from .reasons import junk_label_tables
 from .run_files import RunFiles, angles_deg
@@ -83,10 +96,10 @@ def _assessment(summary: dict, results: PoseResults | None, density: np.ndarray 
              shells: float | None, near_nyquist: bool) -> Assessment:
     resolution = significant(summary["resolution_angstrom"])
     if not summary["converged"]:
-        reason = str(summary.get("converged_reason") or "the run gives no reason").rstrip(".")
+        reason = with_angstrom_sign(str(summary.get("converged_reason") or "the run gives no reason")).rstrip(".")
         return Assessment("poor", (f"The run did not converge: {reason[:1].lower() + reason[1:]}.",
-                                     f"All files were written, but neither the map (half maps agree to {resolution} Å) "
-                                     "nor the orientations can be trusted."))
+                                   f"All files were written, but neither the map (half maps agree to {resolution} Å) "
+                                   "nor the orientations can be trusted."))
     sentences = [f"The run converged; its half maps agree to {resolution} Å (FSC 0.143)."]
     if near_nyquist:
         sentences.append("This is close to the Nyquist limit; images with a smaller pixel size may resolve more.")
@@ -222,13 +235,13 @@ def _seeds(summary: dict) -> Table | None:
     for name, title in _SEED_COLUMNS.items():
         if any(row.get(name) is not None for row in found):
             columns[title] = [significant(_number(row.get(name))) for row in found]
-    columns["median angle to the poses of the chosen start (degrees)"] = ["chosen" if row.get("chosen") else significant(_number(row.get("angle_to_best_deg")))
-        for row in found]
+    columns["median angle to the poses of the chosen start (degrees)"] = [
+        "chosen" if row.get("chosen") else significant(_number(row.get("angle_to_best_deg"))) for row in found]
     chosen = next((i for i, row in enumerate(found) if row.get("chosen")), None)
-    caption = ("All values are of held-out images. Starts whose poses agree within a few degrees found the same map; a start "
-               "that agrees with no other may be wrong. Correct maps usually explain at least 0.7 of the signal power in fine "
-               "details (beyond the resolution at which the search begins), wrong ones less than 0.5; values in between are "
-               "inconclusive.")
+    caption = ("All values are of held-out images. Starts whose poses agree within a few degrees found the same map; a "
+               "start that agrees with no other may be wrong. Correct maps usually explain at least 0.7 of the signal power "
+               "in fine details (beyond the resolution at which the search begins), wrong ones less than 0.5; values in "
+               "between are inconclusive.")
     return Table("Searches from random starts", caption, tuple(columns), tuple(zip(*columns.values(), strict=True)),
                  chosen, wide=True)
 

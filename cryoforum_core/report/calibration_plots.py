@@ -49,8 +49,8 @@ def _coverage_table(files: RunFiles, known: dict[str, np.ndarray]) -> Table:
     return Table("Coverage of the error bounds", f"Empirical coverage: the fraction of {source} whose true error is within "
                  "the bound. It should match the nominal coverage of the bound; in small groups, differences of a few "
                  "per cent are chance. The lowest of several groups is low by chance alone: if every group had the nominal "
-                 "coverage, the lowest would be at or above the value in brackets in at least 95 of 100 runs. The median true "
-                 f"error is {median}.",
+                 "coverage, the lowest would be at or above the value in brackets in at least 95 of 100 runs. The median "
+                 f"true error is {median}.",
                  ("error bound", "particles", "empirical coverage"), tuple(rows))
 
 
@@ -64,7 +64,7 @@ def _coverage(files: RunFiles) -> list[tuple[float, float]]:
 
 
 def _by_viewing_direction(within: np.ndarray, view_direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Particles and empirical coverage of each group of viewing directions that has at least ``MIN_IN_GROUP`` of them."""
+    """Size and empirical coverage of each group of viewing directions that has at least ``MIN_IN_GROUP`` particles."""
     group = (view_direction @ even_directions(N_GROUPS).T).argmax(axis=1)
     groups = [found for found in (within[group == number] for number in range(N_GROUPS)) if len(found) >= MIN_IN_GROUP]
     return np.array([len(found) for found in groups], dtype=int), np.array([found.mean() for found in groups])

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from ..run_directory import RunDirectory, atomic_path
 from . import plots
@@ -23,17 +24,17 @@ _PNG_DPI = 80
 _MINUTES_ABOVE_SECONDS = 300
 
 
-def write_live(run: RunDirectory, progress: dict, volume: np.ndarray | None, pixel_size_angstrom: float,
-               fsc_curves: Mapping[str, np.ndarray], history: Sequence[dict],
-               image_examples: Mapping[str, np.ndarray] | None = None) -> None:
+def write_live(run: RunDirectory, progress: dict, volume: Float[np.ndarray, "d d d"] | None, pixel_size_angstrom: float,
+               fsc_curves: Mapping[str, Float[np.ndarray, " shells"]], history: Sequence[dict],
+               image_examples: Mapping[str, Float[np.ndarray, "k b b"]] | None = None) -> None:
     """Writes ``progress.json`` and ``live.html``.
 
     progress: ``stage``, ``stage_number`` (from 1), ``n_stages``, ``fraction`` (of the whole run), ``seconds``,
     ``seconds_left``, ``resolution_angstrom`` (None where not known), ``message``, and where known ``stages``, the names
-    of all. volume: map (D, D, D) [z, y, x] so far. fsc_curves: name -> (n,) over the shells of the map's box.
+    of all. volume: the map so far, [z, y, x]. fsc_curves: name -> FSC over the shells of the map's box.
     history: earlier progress, each with ``seconds``, ``stage`` and where known ``resolution_angstrom``, ``score`` and
     ``loss``.
-    image_examples: name -> (k, B, B), a row of images each.
+    image_examples: name -> a row of images.
     """
     progress = {name: _finite(value) for name, value in progress.items()}
     with atomic_path(run.progress) as temporary:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from .page import with_angstrom_sign
+
 LABELS = {
     # every job
     "job": "job",
@@ -111,7 +113,7 @@ LABELS = {
     "held_out_structure_error": "standard error of this gain (nats)",
     "symmetry_score": "correlation of the map with its symmetrised copy",
     "sampled_fraction": "fraction of Fourier space covered by the viewing directions",
-    "explained_fraction": "signal of held-out images explained by the map (fraction)",
+    "explained_fraction": "signal explained in images that were not used for the map (fraction)",
     "rounds": "refinement of the half maps",
     "max_radius_px": "highest frequency used (cycles per box)",
     "resolution_radius_px": "resolution (cycles per box)",
@@ -167,4 +169,4 @@ def text_of(value: object) -> str:
     if isinstance(value, list | tuple):
         separator = "\n" if any(isinstance(each, Mapping) for each in value) else ", "
         return separator.join(text_of(each) for each in value) or "none"
-    return str(value)
+    return with_angstrom_sign(str(value))

@@ -89,8 +89,8 @@ def _map_pictures(files: RunFiles) -> list[Picture]:
         lower_is_better=True)
     return [Picture("Information in the map", "This decides how many particles are kept. Information is the signal that "
                     "the half maps share, summed over all resolutions, minus what images of pure noise contribute when "
-                    "they are aligned to a map. Above 100 %, the map is better than the map of all particles. Bands: one and two "
-                    "standard deviations of random subsets.", information),
+                    "they are aligned to a map. Above 100 %, the map is better than the map of all particles. Bands: one "
+                    "and two standard deviations of random subsets.", information),
             Picture("Resolution of the half maps", "At FSC 0.143; better is up. It is not corrected for images of "
                     "pure noise, which inflate it: compare it with random subsets of the same size, not with all particles.",
                     resolution)]
@@ -208,8 +208,9 @@ def _cones(summary: dict) -> list[Picture]:
         return []
     before, after = np.array(cones["before"]), np.array(cones["after"])
     return [Picture("Share of each group of viewing directions", "One point for each of 48 groups of neighbouring "
-                    "viewing directions. Groups on or above the line kept their share; groups below it contained junk.", plots.scatter(
-                        before, after, "share of all particles (%)", "share of kept particles (%)", with_diagonal=True))]
+                    "viewing directions. Groups on or above the line kept their share; groups below it contained junk.",
+                    plots.scatter(before, after, "share of all particles (%)", "share of kept particles (%)",
+                                  with_diagonal=True))]
 
 
 def _pictures(files: RunFiles, predicted: RunFiles | None, kept: ParticleTable | None, rejected: ParticleTable | None,

@@ -1,6 +1,7 @@
 """The page of a run of train."""
 
 import numpy as np
+from jaxtyping import Float
 
 from . import plots
 from .error_plots import error_histogram
@@ -78,7 +79,7 @@ def _pictures(files: RunFiles, metrics: dict[str, np.ndarray] | None) -> list[Pi
     return pictures
 
 
-def training_curves(metrics: dict[str, np.ndarray]) -> list[Picture]:
+def training_curves(metrics: dict[str, Float[np.ndarray, " n"]]) -> list[Picture]:
     """Training curves from the columns of metrics.csv, which have a ``step``."""
     step = metrics["step"]
     errors = {name: metrics[f"validation_{name}_error_deg"] for name in ("median", "mean")

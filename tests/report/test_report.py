@@ -310,7 +310,8 @@ def coverage_table(run):
     return next(table for table in prediction_page(RunFiles(run)).tables if table.title == "Coverage of the error bounds")
 
 
-@pytest.mark.parametrize("n_outside, said", [(0, "90 % (within chance"), (5, "82 % (within chance"), (8, "77 % (below chance")])
+@pytest.mark.parametrize("n_outside, said", [(0, "90 % (within chance"), (5, "82 % (within chance"),
+                                             (8, "77 % (below chance")])
 def test_lowest_coverage_of_groups_is_compared_with_chance(tmp_path, n_outside, said):
     """12 groups of 60 particles. The lowest is the 5th percentile of one group at 1 - 0.95^(1/12)."""
     run, per_group = predict_run(tmp_path / "run")[0], 60

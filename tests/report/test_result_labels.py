@@ -55,7 +55,8 @@ def test_labels_have_no_word_of_an_earlier_vocabulary():
 
 
 def test_units_of_keys_are_in_their_labels():
-    units = {"_deg": "degrees", "_angstrom": "Å", "_px": ("px", "cycles per box"), "_seconds": "(s)", "_z": "standard errors"}
+    units = {"_deg": "degrees", "_angstrom": "Å", "_px": ("px", "cycles per box"), "_seconds": "(s)",
+             "_z": "standard errors"}
     for key, words in LABELS.items():
         for ending, unit in units.items():
             if key.endswith(ending):
@@ -72,3 +73,4 @@ def test_values_as_text():
         "-", "no", "3", "0.123457", "c1", "none", "none", "1, 2.5"]
     assert text_of([{"seed": 0, "chosen": True}, {"seed": 1, "chosen": False}]) == (
         "start: 0; chosen: yes\nstart: 1; chosen: no")
+    assert text_of("to 24 A, beyond 5 A/px; 25 A^2 stays") == "to 24 Å, beyond 5 Å/px; 25 A^2 stays"
