@@ -59,7 +59,7 @@ LABELS = {
     "error_bound_coverage": "nominal coverage of the error bounds",
     "error_bound_held": "empirical coverage of the error bounds",
     "shift_error_bound_held": "empirical coverage of the shift error bounds",
-    "calibration_source": "particles of the calibration",
+    "calibration_source": "calibration particles",
     "n_calibration_particles": "number of calibration particles",
     # select
     "n_selected": "particles kept",
