@@ -30,7 +30,7 @@ from .viewing_directions import empty_fraction, view_density
 # median expected errors of 4 and 12 degrees move a detail 100 A from the axis by 7 and 21 A
 GOOD_BELOW_DEG = 4.0
 USEFUL_BELOW_DEG = 12.0
-# far above the errors of well-determined orientations, even at low SNR
+# far above the errors of well-determined orientations (a rule of thumb, not measured)
 UNCERTAIN_ABOVE_DEG = 20.0
 # part of the sphere that may lack particles: a cone of 26 degrees about one direction
 _UNEVEN_ABOVE = 0.05

@@ -29,7 +29,7 @@ from .reasons import MEANINGS, REASON_HEADER, reason_rows
 from .run_files import RunFiles, angles_deg, column
 from .viewing_directions import view_density
 
-# more junk than a set usually has after picking
+# rejecting more can cost the map more than it gains (a rule of thumb, not measured)
 _MUCH_REJECTED = 0.4
 # two rows of images show the kinds that there are
 _N_EXAMPLES = 20
@@ -41,7 +41,7 @@ _DISPLAY_SIGMA_PX = 1.0
 _COVERED_ABOVE = 0.5
 # ... and less than half of it (or of uniform) is left
 _DEPLETED_BELOW = 0.5
-# part of the covered sphere that may be depleted by chance
+# part of the covered sphere that may be depleted without a word (not measured)
 _DEPLETED_REGION = 0.01
 # measures from 0 to 1, shown on a linear scale
 _FRACTIONS = ("figure-of-merit", PARTICLE_PROBABILITY)

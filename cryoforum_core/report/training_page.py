@@ -8,15 +8,15 @@ from .error_plots import error_histogram
 from .page import Assessment, NextStep, Page, Picture, beside, command, degrees, duration, level_of
 from .run_files import RunFiles
 
-# near enough for local matching to find the pose, without a search
+# near enough for local matching, without a search (a rule of thumb, not measured)
 GOOD_BELOW_DEG = 8.0
 # random orientations are off by 132 degrees (median); a network this far off guides no search
 USEFUL_BELOW_DEG = 60.0
-# matching has to search for most particles
+# so far off, matching has to search for many particles (a rule of thumb, not measured)
 TRAIN_LONGER_ABOVE_DEG = 20.0
 # columns of metrics.csv
 _NOT_LOSS_TERMS = {"step", "progress", "seconds", "learning_rate", "loss"}
-# the last validation error over the lowest: beyond what it varies by between evaluations
+# the last validation error over the lowest; more than evaluations vary by (not measured)
 _OVERFITS_ABOVE = 1.5
 
 
