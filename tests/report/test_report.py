@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from example_runs import N_JUNK, N, ab_initio_run, make_run, predict_run, reconstruct_run, select_run, train_run
+from scipy.stats import binom
 
 from cryoforum_core.errors import InputError
+from cryoforum_core.geometry.even_directions import even_directions
 from cryoforum_core.report.map_page import reconstruction_page
 from cryoforum_core.report.prediction_page import prediction_page
 from cryoforum_core.report.report import LEVEL_NAMES, write_report
+from cryoforum_core.report.result_labels import label
 from cryoforum_core.report.run_files import RunFiles
 from cryoforum_core.report.selection_page import selection_page
 from cryoforum_core.report.training_page import training_page
@@ -72,7 +75,7 @@ def test_page_shows_assessment_summary_and_options_of_the_run(runs, pages, job):
     level = re.search(r'class="card assessment (\w+)"', text).group(1)
     assert f'<div class="level">{LEVEL_NAMES[level]}</div>' in text
     assert str(runs[job].path) in text
-    for name in json.loads(runs[job].config.read_text()) | runs[job].read_summary():
+    for name in [*json.loads(runs[job].config.read_text()), *map(label, runs[job].read_summary())]:
         assert f"<td>{name}</td>" in text
 
 
@@ -147,7 +150,7 @@ def test_overfitting_is_reported(tmp_path):
     assert "overfits." not in words(training_page(RunFiles(train_run(tmp_path / "b"))))
 
 
-def test_junk_labels_of_a_prediction_are_counted(tmp_path):
+def test_junk_of_a_prediction_is_counted(tmp_path):
     run = predict_run(tmp_path / "run")[0]
     with np.load(run.orientation_posterior) as arrays:
         posterior = dict(arrays)
@@ -155,7 +158,7 @@ def test_junk_labels_of_a_prediction_are_counted(tmp_path):
 
     def table(reason):
         np.savez(run.orientation_posterior, **posterior, reason=np.array(reason))
-        return next(table for table in prediction_page(RunFiles(run)).tables if table.title == "Junk labels")
+        return next(table for table in prediction_page(RunFiles(run)).tables if table.title == "Junk and ambiguous images")
 
     rows = table(["none"] * (n - 12) + ["off-centre"] * 4 + ["ambiguous-orientation"] * 8).rows
     assert [row[:2] for row in rows] == [("ambiguous orientation", "8"), ("off centre", "4")]
@@ -303,6 +306,26 @@ def test_report_of_an_asymmetric_molecule_needs_no_torch(runs, tmp_path):
     assert RunDirectory(tmp_path).report.name == "report.html"
 
 
+def coverage_table(run):
+    return next(table for table in prediction_page(RunFiles(run)).tables if table.title == "Coverage of the error bounds")
+
+
+@pytest.mark.parametrize("n_outside, said", [(0, "90 % (within chance"), (5, "82 % (within chance"),
+                                             (8, "77 % (below chance")])
+def test_lowest_coverage_of_groups_is_compared_with_chance(tmp_path, n_outside, said):
+    """12 groups of 60 particles. The lowest is the 5th percentile of one group at 1 - 0.95^(1/12)."""
+    run, per_group = predict_run(tmp_path / "run")[0], 60
+    error = np.tile(np.where(np.arange(per_group) % 10 == 0, 9.0, 1.0), (12, 1))  # 90 % in every group
+    error[5, 1:1 + n_outside] = 9.0
+    np.savez(run.calibration, expected_error_deg=np.full(720, 2.0), error_bound_deg=np.full(720, 4.0),
+             error_deg=error.ravel(), view_direction=np.repeat(even_directions(12), per_group, axis=0),
+             defocus_angstrom=np.linspace(8000, 20000, 720), coverage=0.9, source="720 simulated images of the map")
+    run.calibration_table.write_text("nominal_coverage,empirical_coverage,n_particles\n0.9,0.9,720\n")
+    least = binom.ppf(1 - 0.95 ** (1 / 12), per_group, 0.9) / per_group
+    assert coverage_table(run).rows[-1] == ("90 % bound", "lowest of 12 groups of viewing directions",
+                                              f"{said}: {100 * least:.0f} % or more)")
+
+
 @pytest.mark.parametrize("header", ["nominal_coverage,empirical_coverage,n_particles",
                                     "promised_fraction,held_fraction,n_particles"])
 def test_coverage_table_reads_the_headers_of_this_and_of_earlier_versions(tmp_path, header):
@@ -311,7 +334,7 @@ def test_coverage_table_reads_the_headers_of_this_and_of_earlier_versions(tmp_pa
              error_deg=rng.uniform(0, 5, 200), view_direction=np.tile([0.0, 0, 1], (200, 1)),
              defocus_angstrom=rng.uniform(8000, 20000, 200), coverage=0.8, source="200 simulated images of the map")
     run.calibration_table.write_text(f"{header}\n0.5,0.47,200\n0.8,0.81,200\n")
-    table = next(table for table in prediction_page(RunFiles(run)).tables if table.title == "Coverage of the error bounds")
+    table = coverage_table(run)
     assert table.rows[:2] == (("50 % bound", "all", "47 %"), ("80 % bound", "all", "81 %"))
     assert [row[1] for row in table.rows[2:]] == [f"{name} defocus quartile" for name in (
         "lowest", "second", "third", "highest")]
