@@ -29,7 +29,7 @@ def match_results(matches: Matches, particle_id: np.ndarray, group: Tensor, pixe
     deviation = shift_deviation_px(best.information.double()).float() * pixel_size_angstrom
     evidence = MatchEvidence(*map(_array, (
         posterior.weight, posterior.alternative_angle_rad, posterior.local_deviation_rad, deviation,
-        strongest_alternative(matches.hypotheses, posterior), angle, junk_features, elsewhere_px)))
+        strongest_alternative(matches.hypotheses, posterior), angle, junk_features, matches.contrast, elsewhere_px)))
     match = Match(_array(matches.quality.fit), _array(matches.quality.residual), _array(matches.searched), evidence=evidence)
     bingham = bingham_from_information(best.quaternion, rotation_information(best.information))
     return PoseResults(particle_id, _array(best.quaternion), _array(shift_angstrom(best.displacement_px, pixel_size_angstrom)),

@@ -5,7 +5,7 @@ displacement t, c = CTF x amplitude / noise standard deviation, and n complex no
 Fourier plane the log-likelihood is ``-sum |y - c P s|^2`` up to a constant.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Complex, Float
@@ -61,6 +61,10 @@ class MatchingImages:
         # pixels are sorted by radius
         m = int((self.radius <= max_radius_px).sum())
         return MatchingImages(self.data[:, :m], self.transfer[:, :m], self.k[:m], self.radius[:m], self.box_size_px)
+
+    def with_contrast(self, contrast: Float[Tensor, " n"]) -> "MatchingImages":
+        """The same images, each expected to have ``contrast`` (n,) times the model's signal."""
+        return replace(self, transfer=self.transfer * contrast[:, None])
 
     def displacement_phase(self, displacement_px: Float[Tensor, "*batch 2"]) -> Complex[Tensor, "*batch m"]:
         """Factors (..., m) that displace an image by (..., 2) px along (x, y)."""

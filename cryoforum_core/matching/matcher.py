@@ -42,6 +42,11 @@ FINE_SEARCH_BELOW_DEVIATIONS = -1.75
 N_CHANCE_IMAGES = 48
 # a match that much less likely than another of the same image is not the right one
 MISASSIGNED_ABOVE_LOG_LIKELIHOOD_GAIN = 10.0
+# below this deviation of the contrast from particle to particle, all have the set's: a stated error would change by less
+# than it is known to
+NEGLIGIBLE_CONTRAST_DEVIATION = 0.05
+# of a particle, over the set's: ice has none, and without any an image would state no error at all
+MIN_CONTRAST = 0.1
 # misassigned poses are taken to change the contrast by no more than this factor
 LARGEST_CONTRAST_CORRECTION = 2.0
 
@@ -90,7 +95,9 @@ class Matches:
     hypotheses: RefinedPoses
     quality: MatchQuality
     searched: Bool[Tensor, " n"]
-    """bool (n,): an exhaustive search was made"""
+    """an exhaustive search was made"""
+    contrast: Float[Tensor, " n"]
+    """of each particle, over the set's"""
 
 
 class Matcher:
@@ -123,11 +130,41 @@ class Matcher:
         if self.adaptive:
             self._correct_for_misassigned_poses(ctf)
         images = self.model.images(images_ft, ctf)
+        if self.has_contrast_of_its_own:
+            # what differs between particles is no noise
+            some = self._is_better_half(images, refined[:, 0])
+            own = images[some].with_contrast(self.contrast(images[some], refined[some, 0]))
+            self.model = self.model.with_noise_left_by(own, refined[some, 0])
+            images = self.model.images(images_ft, ctf)
         fit = match_quality(images, self.model, refined[:, 0]).fit
         self.median_fit, self.fit_deviation = _median_and_deviation(fit)
         if self.adaptive:
             self.chance_score = self._chance_score(images[:N_CHANCE_IMAGES])
             self.best_misassigned_fit = self._best_misassigned_fit(images, local, refined, fit)
+
+    @property
+    def has_contrast_of_its_own(self) -> bool:
+        """Whether the contrast differs so much between the set's particles that each is matched with its own."""
+        return self.contrast_deviation > NEGLIGIBLE_CONTRAST_DEVIATION
+
+    def contrast(self, images: MatchingImages, poses: RefinedPoses) -> Float[Tensor, " n"]:
+        """Of each image at its pose (n, ...), over that of the model: the mean of the posterior from the image's own
+        regression and the set's distribution."""
+        value, variance = contrast_from_poses(images, *predicted_at_refined(images, self.model.volume, poses))
+        prior = self.contrast_deviation ** 2
+        return ((value * prior + variance) / (prior + variance)).clamp_min(MIN_CONTRAST)
+
+    def _is_better_half(self, images: MatchingImages, poses: RefinedPoses) -> Tensor:
+        fit = match_quality(images, self.model, poses).fit
+        return fit >= fit.median()
+
+    def _matches(self, images: MatchingImages, poses: RefinedPoses, quality: MatchQuality, searched: Tensor) -> Matches:
+        """With hypotheses (n, K, ...), best first, refined with each image's own contrast: an image of low contrast
+        determines its pose less well than the set's mean says."""
+        if not self.has_contrast_of_its_own:
+            return Matches(poses, quality, searched, torch.ones_like(quality.fit))
+        contrast = self.contrast(images, poses[:, 0])
+        return Matches(self.model.refine_to_the_end(images.with_contrast(contrast), poses), quality, searched, contrast)
 
     def _scale_contrast(self, factor: float) -> None:
         self.model = self.model.with_contrast_scaled(factor)
@@ -151,7 +188,7 @@ class Matcher:
         if self.adaptive:
             poses = _merge(local, self._grid().search(images))
         return Matches(poses, match_quality(images, self.model, poses[:, 0]),
-                       torch.full((len(images),), self.adaptive)), local
+                       torch.full((len(images),), self.adaptive), torch.ones_like(poses.score[:, 0])), local
 
     def _best_misassigned_fit(self, images: MatchingImages, local: RefinedPoses, best: RefinedPoses, fit: Tensor) -> float:
         """The best fit in the sample of a local match that a search has shown to be wrong; -inf where there is none.
@@ -202,7 +239,7 @@ class Matcher:
             poses, quality = self._search(images, poses, quality, poor, fine=False)
             searched |= poor
             poses, quality = self._search(images, poses, quality, self._needs_fine_search(quality), fine=True)
-        return Matches(poses, quality, searched)
+        return self._matches(images, poses, quality, searched)
 
     def is_particle(self, fit: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Whether matches of that quality (n,) are those of particles, as far as the sample's good ones tell: bool (n,)."""
@@ -214,7 +251,7 @@ class Matcher:
         poses = self._grid().search(images, keep=KEPT_HYPOTHESES)
         quality = match_quality(images, self.model, poses[:, 0])
         poses, quality = self._search(images, poses, quality, self._needs_fine_search(quality), fine=True)
-        return Matches(poses, quality, torch.ones(len(images), dtype=torch.bool, device=images.transfer.device))
+        return self._matches(images, poses, quality, torch.ones(len(images), dtype=torch.bool, device=images.transfer.device))
 
     def _needs_fine_search(self, quality: MatchQuality) -> Tensor:
         return quality.fit < self.median_fit + FINE_SEARCH_BELOW_DEVIATIONS * self.fit_deviation

@@ -15,6 +15,8 @@ from .refine import RefinedPoses, predicted_at_refined
 
 # standard deviation of simulated shifts along x and y, as a part of the largest one searched
 SHIFT_RMS_OF_LARGEST = 0.3
+# Gauss-Newton steps of poses that are refined already, after a small change of the model
+_LAST_ITERATIONS = 3
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,19 @@ class MatchingModel:
         overall = float(((images.data.conj() * model).real - taken_up).sum() / model.abs().square().sum())
         factor = amplitude_from_poses(images, model, taken_up)
         shells = images.radius.round().long().clamp_max(len(factor) - 1)
-        residual = (images.data - factor[shells] * model).abs().square().mean(0)
-        sums = torch.zeros_like(factor).index_add_(0, shells, residual)
-        counts = torch.zeros_like(factor).index_add_(0, shells, torch.ones_like(residual))
+        return replace(self, amplitude=self.amplitude * factor)._with_noise_of(images, factor[shells] * model), overall
+
+    def with_noise_left_by(self, images: MatchingImages, poses: RefinedPoses) -> "MatchingModel":
+        """The model with the noise power that its predictions at refined poses leave in the images."""
+        return self._with_noise_of(images, predicted_at_refined(images, self.volume, poses)[0])
+
+    def _with_noise_of(self, images: MatchingImages, prediction: Tensor) -> "MatchingModel":
+        shells = images.radius.round().long().clamp_max(len(self.amplitude) - 1)
+        residual = (images.data - prediction).abs().square().mean(0)
+        sums = torch.zeros_like(self.amplitude).index_add_(0, shells, residual)
+        counts = torch.zeros_like(self.amplitude).index_add_(0, shells, torch.ones_like(residual))
         relative = torch.where(counts > 0, sums / counts.clamp_min(1), 1.0)
-        return replace(self, amplitude=self.amplitude * factor, noise_spectrum=self.noise_spectrum * relative), overall
+        return replace(self, noise_spectrum=self.noise_spectrum * relative)
 
     def with_contrast_scaled(self, factor: float) -> "MatchingModel":
         """The model of images with ``factor`` times the contrast."""
@@ -69,6 +79,11 @@ class MatchingModel:
         first = min(first_radius_px, self.max_radius_px)
         middle = (first * self.max_radius_px) ** 0.5
         return [MarchStage(first, keep[0], 4), MarchStage(middle, keep[1], 3), MarchStage(self.max_radius_px, keep[2], 5)]
+
+    def refine_to_the_end(self, images: MatchingImages, poses: RefinedPoses) -> RefinedPoses:
+        """Hypotheses (n, K, ...) refined once more at the finest resolution; best first."""
+        stage = MarchStage(self.max_radius_px, poses.score.shape[1], _LAST_ITERATIONS)
+        return march(images, self.volume, poses.quaternion, poses.displacement_px, [stage], self.max_displacement_px)
 
     def refine_from(self, images: MatchingImages, quaternion: Float[Tensor, "n k 4"],
                     displacement_px: Float[Tensor, "n k 2"], first_radius_px: float = 8.0, keep: int = 2) -> RefinedPoses:

@@ -88,6 +88,8 @@ class MatchEvidence(ParticleArrays):
     """(N,) from the network's pose to the best one"""
     junk_features: np.ndarray | None = None
     """(N, s), see ``junk.features.FEATURES``"""
+    contrast: np.ndarray | None = None
+    """(N,) over that of the set's particles"""
     elsewhere_px: np.ndarray | None = None
     """(N, 2) where in the box there is most power beyond the largest shift searched, px of the matching box"""
 

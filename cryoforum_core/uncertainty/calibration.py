@@ -29,6 +29,7 @@ from .coverage import EmpiricalCoverage, cross_validated
 from .error_model import ErrorModel, Evidence
 from .match_posterior import MatchPosterior, local_deviation_of_bingham, misassignment_probability, uniform_angles_rad
 from .simulated_images import ImageSource, particles_like
+from .transplanted_images import TransplantedParticles
 
 logger = logging.getLogger("cryoforum")
 
@@ -42,6 +43,10 @@ VIEW_SPREAD_RAD = 0.15
 UNTRUSTED_SHIFT_BOXES = 0.04
 # of a network alone: an expected error of 30 degrees has a figure of merit of 1 / e
 MERIT_SCALE_DEG = 30.0
+# images that give their noise to others fit no worse than so many standard deviations below the usual ones: no junk
+WELL_MATCHED_DEVIATIONS = -2.5
+# fewer different ones are no sample of a set's noise
+MIN_WELL_MATCHED = 100
 # below this many values a population has no robust standard deviation
 MIN_POPULATION = 8
 
@@ -95,10 +100,28 @@ def simulated_calibration(images: ImagePreparation, source: ImageSource, results
     ``shift_rms_angstrom``: see ``poses_like``.
     """
     n = n_simulated(len(images.particles), coverage)
-    known = particles_like(source, images, *poses_like(results, images, n, seed, shift_rms_angstrom), seed)
+    poses, of = poses_like(results, images, n, seed, shift_rms_angstrom), well_matched(results, n, seed)
+    if of is None:
+        known, made = particles_like(source, images, *poses, seed), "simulated images of the map"
+    else:
+        known = TransplantedParticles.from_results(images, source, results, of, *poses)
+        made = "images of the set, with projections of the map at known poses"
     found = predict(replace(images, particles=known), np.arange(n))
-    logger.info("errors calibrated on %d simulated images of the map", n)
-    return calibrate(found, known.poses, known.ctf.defocus_u_angstrom, group, coverage, f"{n} simulated images of the map")
+    logger.info("errors calibrated on %d %s", n, made)
+    return calibrate(found, known.poses, known.ctf.defocus_u_angstrom, group, coverage, f"{n} {made}")
+
+
+def well_matched(results: PoseResults, n: int, seed: int) -> np.ndarray | None:
+    """Rows (n,) drawn from the images whose pose can be trusted, each with its probability of a right pose; None where there
+    are too few of them, or nothing was matched."""
+    if results.evidence is None or results.evidence.contrast is None:
+        return None
+    evidence = evidence_of(results)
+    trust = (evidence.posterior.weight[:, 0] * (1 - misassignment_probability(evidence.fit))).double().numpy()
+    trust = np.where(evidence.fit.numpy() >= WELL_MATCHED_DEVIATIONS, trust, 0.0)
+    if (trust > 0.5).sum() < MIN_WELL_MATCHED:
+        return None
+    return np.random.default_rng([seed, 0x7A]).choice(len(trust), n, p=trust / trust.sum())
 
 
 def n_simulated(n_particles: int, coverage: float) -> int:
