@@ -155,7 +155,7 @@ def set_value(path, index, value):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_pixels_that_are_not_finite(work, refused, reading, job, value):
     set_value(work / "set/particles.mrcs", 6 * BOX**2 + 100, value)
-    assert "Images must hold finite values; NaN or infinite ones are in particles 7." in refused(
+    assert "Images must have finite values; NaN or infinite ones are in particles 7." in refused(
         *reading(work / "set/truth.star")[job])
 
 
@@ -164,7 +164,7 @@ def test_constant_images(work, refused, reading, job):
     images = np.array(mrcfile.read(work / "set/particles.mrcs"))
     images[:35] = 3.0
     write_stack(work / "set/particles.mrcs", images, PIXEL)
-    assert "35 of the 60 looked at have one value in all pixels" in refused(*reading(work / "set/truth.star")[job])
+    assert "35 of the 60 images checked have one value in all pixels" in refused(*reading(work / "set/truth.star")[job])
 
 
 def test_no_poses_to_reconstruct_or_learn_from(work, refused, reading):
@@ -184,7 +184,7 @@ def write_bad_map(path, shape, pixel, fill=0.0):
     ((32, 32, 30), PIXEL, 0.0, "A map must be a cube"),
     ((31, 31, 31), PIXEL, 0.0, "A map must have an even box"),
     ((32, 32, 32), None, 0.0, "A map must have a pixel size"),
-    ((32, 32, 32), PIXEL, np.nan, "A map must hold finite values"),
+    ((32, 32, 32), PIXEL, np.nan, "A map must have finite values"),
     ((32, 32, 32), PIXEL, 1.0, "must show a molecule"),
 ])
 def test_wrong_reference(work, refused, reading, shape, pixel, fill, message):
@@ -245,9 +245,9 @@ def test_resume_in_a_directory_that_is_no_such_run(work, refused, reading):
     command = [*reading(work / "set/truth.star")["reconstruct"], "--resume"]
     (work / "out").mkdir()
     (work / "out/thesis.tex").write_text("years of work")
-    assert "holds files but no config.json" in refused(*command)
+    assert "contains files but no config.json" in refused(*command)
     (work / "out/config.json").write_text('{"job": "train"}')
-    assert "holds a 'train' run" in refused(*command)
+    assert "is a 'train' run" in refused(*command)
 
 
 def test_checkpoint_that_is_not_one(made, work, refused, reading):
@@ -260,7 +260,7 @@ def test_checkpoint_that_is_not_one(made, work, refused, reading):
     shutil.copytree(made / "network/checkpoint", work / "checkpoint")
     weights = work / "checkpoint/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "must hold the weights of its network" in predict_with(work / "checkpoint")
+    assert "must contain the weights of its network" in predict_with(work / "checkpoint")
     (work / "checkpoint/checkpoint.json").write_text("{}")
     assert "must describe its network" in predict_with(work / "checkpoint")
 

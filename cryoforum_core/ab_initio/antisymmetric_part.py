@@ -78,7 +78,7 @@ class AntisymmetricPart:
         own, control = (self._relative_power(held_out, volume, rolled) for rolled in (0, 1))
         gain = float(own.mean() / control.mean())
         deviations = float((own.mean() - control.mean()) / ((own.var() + control.var()) / len(own)).sqrt())
-        logger.info("antisymmetric part of the map: held-out images hold %.2f times as much of it as other images would "
+        logger.info("antisymmetric part of the map: held-out images contain %.2f times as much of it as expected by chance "
                     "(%.0f standard deviations)", gain, deviations)
         if gain < MIN_GAIN or deviations < MIN_GAIN_DEVIATIONS:
             return None

@@ -27,7 +27,7 @@ def explained_fraction(half_sets: HalfSets, refinement: Refinement, first_radius
     the half maps agree in no shell after it, or nothing is to be explained.
 
     Half maps that started from one wrong map agree in what they made of it, far beyond the start, but hardly explain
-    an image there: 0.1 to 0.4, where right maps reach 0.8 and more (``docs/decisions/README.md``, Ab initio). What ice,
+    an image there: 0.1 to 0.4, where right maps reach 0.8 and more (``docs/decisions/0042-wrong-maps.md``). What ice,
     neighbours and junk hold lowers both parts.
     """
     pair = refinement.pair

@@ -56,7 +56,7 @@ def into_final_frame(volume: Tensor, group: Tensor, mask_radius_px: float, hand_
     if len(group) > 1:
         frame = symmetry_frame(volume, group, AXES_RADIUS_PX, seed)
         score = float(frame.score)
-        logger.info("the map agrees with its symmetrised copy to %.2f", score)
+        logger.info("correlation of the map with its symmetrised copy: %.2f", score)
     if score is not None and score >= NO_SYMMETRY_BELOW:
         volume = move_volume(volume, frame.rotation, frame.translation_px)
         rotation = compose(rotation, frame.rotation.to(rotation))

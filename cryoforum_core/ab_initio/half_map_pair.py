@@ -62,8 +62,8 @@ class HalfMapPair:
         """The references with the solvent around the molecule flat: its noise would only mislead the matching.
 
         Solvent is three quarters of the sphere and more; masking it lowered the error of poses from 1.31 to 1.06
-        times the Cramer-Rao bound (``docs/decisions/README.md``, Ab initio). Both half maps get the same mask, as fine as they
-        agree.
+        times the Cramer-Rao bound (``docs/decisions/0037-solvent-mask.md``). Both half maps get the same mask, as fine as
+        they agree.
         """
         mask = solvent_mask(self.mean_reference, self.resolution_radius_px)
         return replace(self, reference=(self.reference[0] * mask, self.reference[1] * mask))

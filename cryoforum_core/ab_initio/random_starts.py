@@ -49,7 +49,7 @@ _READ_AT_ONCE = 500
 _MAX_GRID_VALUES = 3e7
 # log-evidence of a structure over that of its spherical average, per held-out image
 MIN_STRUCTURE_EVIDENCE = 1.0
-# ``explained_fraction`` of right maps is 0.78 and more, of wrong ones 0.5 and less (``docs/decisions/README.md``, Ab initio)
+# ``explained_fraction`` of right maps is 0.78 and more, of wrong ones 0.5 and less (``docs/decisions/0042-wrong-maps.md``)
 EXPLAINED_BY_RIGHT_MAPS = 0.6
 # structure must be so many standard errors above zero, too
 MIN_STRUCTURE_ERRORS = 4

@@ -86,8 +86,8 @@ def assess(images: ImagePreparation, volume: Tensor, group: Tensor, max_radius_p
     return (assessment(wanted) if wanted > 1.2 * len(first.sample.rows) else first).result()
 
 
-_NOISE_ONLY = ("the images hold no more power where the particle should be than in their corners: noise only, or a box "
-               "that the particle fills. Check the picking and the box, or leave these images out")
+_NOISE_ONLY = ("the images have no more power where the particle should be than in the corners: noise only, or a particle "
+               "that fills the box. Check the picking and the box, or leave these images out")
 
 
 def excess_z(images: ImagePreparation, rows: np.ndarray) -> float:
@@ -134,9 +134,9 @@ def assess_poses(map_applies: Applicability, explained_amplitude: float) -> Appl
     undecided = map_applies.figures["promise_significance"] < SIGNIFICANT
     if explained_amplitude >= EXPLAINED_AMPLITUDE_ABOVE or undecided:
         return replace(map_applies, figures=figures)
-    return Applicability(False, "poses", "the map fits these particles when their poses are searched for, and explains "
-                         f"{100 * explained_amplitude:.0f} % of the signal's amplitude only at the poses found from the network's "
-                         "poses. Use --refinement adaptive, or train the network longer", figures)
+    return Applicability(False, "poses", "the map fits these particles when their poses are searched for, but explains only "
+                         f"{100 * explained_amplitude:.0f} % of the signal's amplitude at the poses found from those of "
+                         "the network. Use --refinement adaptive, or train the network longer", figures)
 
 
 class _Assessment:
@@ -190,7 +190,7 @@ class _Assessment:
                 f"{100 * max(self.relative_gain(self.stated), 0):.0f} % as well as simulated projections of itself (corrected "
                 "for chance); no other contrast, CTF state or pixel size does "
                 "better: another molecule, or mostly junk. Train a network for these particles, or look at the "
-                "pictures of particles in the report and clean the set")
+                "example images in the report and remove the junk")
 
     def _is_better(self, gain: Gain, than: Gain) -> bool:
         return significance(gain.per_image - than.per_image) > SIGNIFICANT
@@ -210,8 +210,8 @@ class _Assessment:
 
     def _applies(self) -> str:
         if self.figures["promise_significance"] < SIGNIFICANT:
-            return ("nothing speaks against it, but at this noise the sample of "
-                    f"{len(self.sample.rows)} images hardly tells one molecule from another")
+            return ("no mismatch was found, but at this noise level a sample of "
+                    f"{len(self.sample.rows)} images can hardly distinguish one molecule from another")
         percent = 100 * min(self.relative_gain(self.stated), 1.0)
         return f"the map fits the images {percent:.0f} % as well as simulated projections of itself (corrected for chance)"
 

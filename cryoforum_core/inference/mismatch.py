@@ -48,8 +48,8 @@ def _ctf_state(metadata: CheckpointMetadata, images: ImagePreparation) -> str | 
     before, now = metadata.images.get("ctf_state"), images.state.ctf_state
     if before is None or before == now or "multiplied" not in (before, now):
         return None  # raw and flipped images look alike to a network, whose images are always flipped
-    return (f"The network was trained with images that were {before}, and these are {now}: frequencies have another "
-            "weight in them.")
+    return (f"The network was trained with images that were {before}, and these are {now}, so their frequencies are "
+            "weighted differently.")
 
 
 def _noise(metadata: CheckpointMetadata, images: ImagePreparation, seed: int) -> str | None:
@@ -66,8 +66,8 @@ def _noise(metadata: CheckpointMetadata, images: ImagePreparation, seed: int) ->
         return None
     shell = _FIRST_SHELL + (worst + 0.5) * _BAND_SHELLS
     resolution = settings.box_size_px * settings.pixel_size_angstrom / shell
-    return (f"The noise has another spectrum than in the network's training: {float(ratio[worst]):.2g} times its power "
-            f"at {resolution:.2g} A.")
+    return (f"The noise spectrum differs from that of the network's training images: {float(ratio[worst]):.2g} times the "
+            f"power at {resolution:.2g} A.")
 
 
 def _banded(spectrum: Tensor) -> Tensor:
@@ -83,6 +83,6 @@ def broken_symmetry(volume: Tensor, group: Tensor, symmetry: str) -> str | None:
     score = symmetry_score(FourierVolume.from_real(volume.cpu()), group.cpu())
     if score >= NO_SYMMETRY_BELOW:
         return None
-    return (f"the map has not the symmetry {symmetry}: its agreement with itself under it is {score:.2f}, and that of a "
-            f"symmetric map above {NO_SYMMETRY_BELOW}. Give the map's own --symmetry, or turn the map so that its axes "
-            "are RELION's")
+    return (f"the map does not have the symmetry {symmetry}: its correlation with its symmetrised copy is {score:.2f}, and "
+            f"that of a symmetric map is above {NO_SYMMETRY_BELOW}. Give the map's own --symmetry, or rotate the map so "
+            "that its axes are those of RELION")

@@ -85,7 +85,7 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     if matcher is not None and applicable.applies:
         applicable = assess_poses(applicable, matcher.explained_amplitude)
     if not applicable.applies:
-        logger.warning("This model does not apply to these particles (%s): %s.", applicable.cause, applicable.reason)
+        logger.warning("Network or map does not fit these particles (%s): %s.", applicable.cause, applicable.reason)
     run.parts.mkdir(exist_ok=True)
     power_map = _power_map(matcher, setup)
     predictor = Predictor(setup, matcher, power_map, config.batch_size)

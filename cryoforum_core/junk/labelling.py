@@ -60,7 +60,8 @@ def junk_labels(results: PoseResults, rows: np.ndarray, simulation: JunkSimulati
                                             simulation.matcher)
     ambiguous = (classes.reason == PARTICLE) & is_ambiguous(evidence.weight, evidence.alternative_angle_rad)
     reason = np.where(ambiguous, AMBIGUOUS, classes.reason)
-    logger.info("Labels: %s.", ", ".join(f"{(reason == name).sum():,} {name}" for name in (*REASONS[1:], AMBIGUOUS)))
+    logger.info("Junk and ambiguous orientations: %s.",
+                ", ".join(f"{(reason == name).sum():,} {name}" for name in (*REASONS[1:], AMBIGUOUS)))
     return JunkLabels(reason, classes.particle_probability, shift_angstrom(recentre_px, images.pixel_size_angstrom),
                       np.where(ambiguous[:, None], evidence.strongest_alternative, np.nan))
 

@@ -1,5 +1,5 @@
-"""Encoders: particle images to features. Cryo-forum's, CryoPoseNet's, a plain one for minutes on a CPU (``compact``), and
-the default (``polar``, in a file of its own), for any even box >= 16.
+"""Encoders: particle images to features. Those of Chung (2023) and of CryoPoseNet, a small one that trains in minutes on a
+CPU (``compact``), and the default (``polar``, in a file of its own), for any even box >= 16.
 
 Each is a ``nn.Module`` with ``out_features`` and ``scale_input``; the images come with their CTFs, because ours undo the
 CTF's sign where that was not done before.
@@ -63,8 +63,8 @@ class ConvolutionalEncoder(nn.Module):
 
 
 class CryoForumEncoder(ConvolutionalEncoder):
-    """The VGG-like network of Cryo-forum (Chung 2023, arXiv 2307.09847): filter channels, six blocks of convolutions
-    with batch normalisation and PReLU, each halving the image, generalised-mean pooling, dropout."""
+    """The VGG-like network of the published Cryo-forum method (Chung 2023, arXiv 2307.09847): filter channels, six blocks
+    of convolutions with batch normalisation and PReLU, each halving the image, generalised-mean pooling, dropout."""
 
     def __init__(self, box_size_px: int, filter_channels: int, pooling: str, activation: str, width: int,
                  dropout: float):
@@ -112,7 +112,7 @@ class CryoPoseNetEncoder(ConvolutionalEncoder):
 
 class CompactEncoder(ConvolutionalEncoder):
     """A plain one: strided 4x4 convolutions down to a 4x4 map that is flattened (where a feature lies says how the particle is
-    turned), then two dense layers. Most weights are where they cost least; see ``docs/decisions/README.md``, Encoder."""
+    turned), then two dense layers. Most weights are where they cost least; see ``docs/decisions/0021-compact.md``."""
 
     def __init__(self, box_size_px: int, filter_channels: int, pooling: str, activation: str, width: int,
                  dropout: float):

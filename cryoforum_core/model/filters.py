@@ -5,17 +5,17 @@ from torch import Tensor, nn
 
 from ..imaging.fourier import fft_image, frequency_grid, ifft_image, radius_px
 
-# half widths of Cryo-forum's square low-pass masks, as fractions of the box (63, 57, 47, 33 and 10 px of 128)
+# half widths of the square low-pass masks of Chung (2023), as fractions of the box (63, 57, 47, 33 and 10 px of 128)
 _SQUARE_MASKS = (63 / 128, 57 / 128, 47 / 128, 33 / 128, 10 / 128)
 
 
 def activation_layer(name: str, channels: int) -> nn.Module:
-    # one slope for each channel: Cryo-forum's slopes for each pixel tie the network to one image size
+    # one slope for each channel: one for each pixel, as in Chung (2023), would tie the network to one image size
     return nn.PReLU(channels) if name == "prelu" else {"relu": nn.ReLU, "silu": nn.SiLU}[name]()
 
 
 class SquareLowPass(nn.Module):
-    """Cryo-forum's front layer: the image, and ``n`` copies without the frequencies outside a square."""
+    """First layer of Chung (2023): the image, and ``n`` copies without the frequencies outside a square."""
 
     def __init__(self, box_size_px: int, n: int):
         super().__init__()

@@ -1,7 +1,7 @@
 """From an encoder's features to a rotation, its uncertainty, and a shift: the parametrisations of both papers.
 
-All heads return the same quantities: ``qcqp`` and ``qcqp-psd`` make a 4x4 matrix A, whose
-smallest eigenvector is the rotation (Cryo-forum); ``s2s2``, ``quaternion`` and ``euler`` (CryoPoseNet) make a rotation
+All heads return the same quantities: ``qcqp`` and ``qcqp-psd`` make a 4x4 matrix A, whose eigenvector of the smallest
+eigenvalue is the rotation (Chung 2023); ``s2s2``, ``quaternion`` and ``euler`` (CryoPoseNet) make a rotation
 and a concentration k, and A is ``k (I - q q')``.
 """
 
@@ -25,7 +25,7 @@ class PoseEstimate:
     quaternion: Tensor
     """(n, 4) unit, xyzw."""
     bingham: Tensor
-    """(n, 4, 4); its smallest eigenvector is ``quaternion``."""
+    """(n, 4, 4); ``quaternion`` is the eigenvector of its smallest eigenvalue."""
     shift_angstrom: Tensor
     """(n, 2) with the sign of rlnOriginX/YAngst."""
     first_shift_angstrom: Tensor | None = None
@@ -88,7 +88,7 @@ class OrientationHead(nn.Module):
                             features.centre_of_box * self.box_size_angstrom)
 
     def _posterior(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Matrices A (..., 4, 4) of the outputs (..., p), and their smallest eigenvectors where they are known without them."""
+        """Matrices A (..., 4, 4) of the outputs (..., p), and the rotations where they are known without eigenvectors."""
         if self.parametrisation in ("qcqp", "qcqp-psd"):
             form = symmetric_from_10 if self.parametrisation == "qcqp" else psd_from_10
             return form(numbers) * self.log_scale.exp(), None

@@ -5,7 +5,7 @@ particle seen from behind). A plain network has to learn all of this from exampl
 learn are viewing directions. Images are sampled on circles about the particle's centre; convolutions along the circles, with
 all radii as channels, and with every filter used once as it is and once mirrored (group convolutions over O(2), Cohen & Welling
 2016, arXiv 1602.07576), end in features of every view: of the image rotated by each of K angles, and of its mirror image.
-Measured against a plain network in ``docs/decisions/README.md``, Encoder.
+Measured against a plain network in ``docs/decisions/0020-polar-encoder.md``.
 """
 
 import math

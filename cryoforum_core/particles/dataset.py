@@ -108,7 +108,7 @@ def load_particles(path: Path | str, image_input: ImageInputConfig | None = None
     """
     table = read_table(path)
     if not len(table):
-        raise InputError(f"A set of particles must not be empty; {path} has no rows. Check the selection before.")
+        raise InputError(f"A set of particles must not be empty; {path} has no rows. Check the selection that made it.")
     given = image_input.pixel_size_angstrom if image_input is not None else None
     without_ctf = image_input is not None and image_input.ctf_state == "none"
     headers = []
@@ -160,7 +160,7 @@ def _check_stack_lengths(locations: ImageLocations, headers: list[_Header | None
              for header, last in zip(headers, last_index.tolist(), strict=True)
              if header is not None and last >= header.shape[0]]
     if short:
-        raise InputError(f"A stack must hold every image that the rows refer to; {listed(short)}. "
+        raise InputError(f"A stack must contain every image that the rows refer to; {listed(short)}. "
                          "Copy the stack again, or export the particles again.")
 
 

@@ -146,8 +146,8 @@ def read_poses(table: ParticleTable, pixel_size_angstrom: float | None, required
     shift_angstrom = _origins_angstrom(table, pixel_size_angstrom)
     bad = np.flatnonzero(~(np.isfinite(euler_deg).all(axis=1) & np.isfinite(shift_angstrom).all(axis=1)))
     if len(bad):
-        raise InputError(f"Angles and origins must be finite numbers; {len(bad)} particles of {table.path} have others, "
-                         f"the first is particle {bad[0] + 1}. Leave them out, or refine again.")
+        raise InputError(f"Angles and origins must be finite numbers; those of {len(bad)} particles of {table.path} are "
+                         f"not, the first is particle {bad[0] + 1}. Leave them out, or refine again.")
     poses = Poses.from_relion(torch.from_numpy(euler_deg), torch.from_numpy(shift_angstrom))
     return Poses(poses.quaternion.float(), poses.shift_angstrom.float())
 

@@ -29,11 +29,11 @@ class ImageCheck:
         """Raises InputError for what no job can work with: NaN or infinite pixels, more than half of the images constant."""
         with Problems() as problems:
             if len(self.not_finite):
-                problems.append("Images must hold finite values; NaN or infinite ones are in particles "
+                problems.append("Images must have finite values; NaN or infinite ones are in particles "
                                 f"{_rows_text(self.not_finite)}. Leave these particles out, or extract them again.")
             if 2 * len(self.constant) > len(self.rows):
-                problems.append(f"Images must show particles; {len(self.constant)} of the {len(self.rows)} looked at have "
-                                f"one value in all pixels (particles {_rows_text(self.constant)}). Extract them again.")
+                problems.append(f"Images must show particles; {len(self.constant)} of the {len(self.rows)} images checked "
+                                f"have one value in all pixels (particles {_rows_text(self.constant)}). Extract them again.")
 
     def warning(self) -> str | None:
         """A sentence about constant images, None where there are none: they have no orientation, but junk is legal."""

@@ -27,7 +27,7 @@ from .image_state import BACKGROUND_RADIUS_FRACTION, CTFState, ImageState, deter
 
 logger = logging.getLogger("cryoforum")
 
-# Cryo-forum's box; larger ones cost time, and their high frequencies are noise in a single image
+# the box of Chung (2023); larger ones cost time, and their high frequencies are noise in a single image
 MAX_DEFAULT_BOX_PX = 128
 # boxes are even, so that a crop meets the network's pixel size only nearly; twice the scatter of training's magnifications
 _SCALE_TOLERANCE = 0.02

@@ -105,12 +105,12 @@ def determine_image_state(particles: Particles, image_input: ImageInputConfig, n
     if unit is not None:
         found = whiteness(images)
         if found > MASKED_ABOVE:
-            raise InputError("Images must keep their background: in these the particle is in noise (high frequencies have "
-                             f"{found:.0%} of the mean power), and there is next to none around it. They were masked. Extract "
-                             "them again without a mask.")
-        logger.warning("Noise: the images have hardly any; they keep their own grey values.")
+            raise InputError("Images must keep their background; in these, the particle is noisy (high frequencies have "
+                             f"{found:.0%} of the mean power) and its surroundings are not: they were masked. Extract them "
+                             "again without a mask.")
+        logger.warning("Noise: the images have almost none; their grey values are not normalised one by one.")
     if ctf is not None and not ctf.has_effect:
-        logger.info("CTF: the images have none (1 everywhere).")
+        logger.info("CTF: the images have none (by their parameters it is 1 everywhere).")
         return ImageState(_choose_contrast(image_input.contrast, z, len(rows)), "raw", unit)
     statistic = None if ctf is None else ctf_state_statistic(images, ctf, pixel_size_angstrom)
     return ImageState(_choose_contrast(image_input.contrast, z, len(rows)),
@@ -161,14 +161,14 @@ def _choose_contrast(setting: str, z: float, n_images: int) -> Contrast:
     figure = f"z = {z:.1f} of {n_images} images"
     if setting == "auto":
         if measured is None:
-            logger.warning("Contrast: these images do not tell whether protein is bright or dark (%s); taken as "
-                           "bright. Where it is dark, give --contrast dark.", figure)
+            logger.warning("Contrast: whether protein is bright or dark cannot be determined from these images (%s); "
+                           "assumed to be bright. If it is dark, give --contrast dark.", figure)
             return "bright"
         logger.info("Contrast: protein is %s (%s)%s.", measured, figure,
                     "; the images are inverted" if measured == "dark" else "")
         return measured
     if measured is not None and measured != setting:
-        logger.warning("Contrast: --contrast says %s, and the images look %s (%s). The setting is followed.",
+        logger.warning("Contrast: --contrast says %s, but the images look %s (%s). The option is used.",
                        setting, measured, figure)
     return setting
 
@@ -369,7 +369,7 @@ def _choose_ctf_state(setting: str, table: ParticleTable, statistic: CTFStateSta
     measured = None if statistic is None else statistic.state
     if setting != "auto":
         if measured is not None and measured != setting:
-            logger.warning("CTF: --ctf-state says %s, and the images look %s (%s). The setting is followed.",
+            logger.warning("CTF: --ctf-state says %s, but the images look %s (%s). The option is used.",
                            setting, measured, statistic)
         return setting
     stated = _stated_ctf_state(table)
@@ -377,8 +377,8 @@ def _choose_ctf_state(setting: str, table: ParticleTable, statistic: CTFStateSta
         logger.info("CTF: the particles' file says that the images are %s.", stated)
         return stated
     if measured is None:
-        logger.warning("CTF: these images do not tell whether their phases are flipped (%s); taken as raw. "
-                       "Where they are, give --ctf-state phase-flipped or multiplied.", statistic or "no CTF is known")
+        logger.warning("CTF: whether phases are flipped cannot be determined from these images (%s); assumed to be raw. "
+                       "If they are flipped, give --ctf-state phase-flipped or multiplied.", statistic or "no CTF is known")
         return "raw"
     logger.info("CTF: the images are %s (%s).", measured, statistic)
     return measured

@@ -74,7 +74,7 @@ def load_molecule(path: Path | None, box_size_px: int | None, pixel_size_angstro
     """
     path = DEFAULT_MODEL if path is None else path
     if box_size_px is not None and box_size_px % 2:
-        raise InputError(f"The box must be even; --box-size-px is {box_size_px}. Take {box_size_px + 1}.")
+        raise InputError(f"The box must be even; --box-size-px is {box_size_px}. Use {box_size_px + 1}.")
     if is_atomic_model(path):
         model = read_atomic_model(path)
         box_size_px = box_size_px or DEFAULT_BOX_SIZE_PX

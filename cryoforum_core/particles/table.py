@@ -53,7 +53,7 @@ class ParticleTable:
     def _check(self) -> None:
         if self._particles_index is None:
             found = ", ".join(f"data_{block.name}" for block in self.blocks)
-            raise InputError(f"A particles' STAR file must hold a block with rlnImageName; {self.path} holds {found}. "
+            raise InputError(f"A particles' STAR file must contain a block with rlnImageName; {self.path} contains {found}. "
                              "Give the file of particles, not of micrographs or models.")
         if self.optics is not None and len(self):
             self._optics_row  # noqa: B018 - raises where a group is missing
@@ -124,7 +124,7 @@ class ParticleTable:
         return numbers.astype(np.int64)
 
     def _bad_value(self, name: str, row: int, kind: str) -> InputError:
-        return InputError(f"The column {name} must hold {kind}; particle {row + 1} of {self.path or 'the table'} has "
+        return InputError(f"The column {name} must contain {kind}; particle {row + 1} of {self.path or 'the table'} has "
                           f"{self.strings(name)[row]!r}. Repair that row.")
 
     def _is_optics(self, name: str) -> bool:

@@ -135,7 +135,7 @@ class JunkLabels(ParticleArrays):
 
 @dataclass(frozen=True, eq=False)
 class Dispersions(ParticleArrays):
-    """Cryo-forum's three dispersions (N,), where a table has kept them and not the eigenvalues they come from."""
+    """The three dispersions of Chung (2023), (N,), where a table has kept them and not the eigenvalues they come from."""
 
     dispersion_max: np.ndarray | None = None
     dispersion_trace: np.ndarray | None = None

@@ -124,8 +124,8 @@ def ranked_rows(suggested: Selection, measures: Mapping[str, np.ndarray], partic
     values = measures[suggested.measure.name]
     order = best_first(suggested.measure, values)[:int(np.isfinite(values).sum())]
     if len(order) < MIN_PARTICLES:
-        raise InputError(f"--auto needs at least {MIN_PARTICLES} particles, to compare maps of parts of them; there "
-                         f"are {len(order)}. Give --keep-fraction or a threshold, or leave out --auto.")
+        raise InputError(f"--auto needs at least {MIN_PARTICLES} particles, because it compares maps of subsets; "
+                         f"there are {len(order)}. Give --keep-fraction or a threshold, or leave out --auto.")
     return rows_by_id(particles.table, particle_id)[order]
 
 
@@ -168,7 +168,7 @@ def select_by_map(suggested: Selection, measures: Mapping[str, np.ndarray], setu
                                                  protect_views and found.chosen is not found.all)
     explanation = found.explanation
     if n_restored:
-        explanation += f" {n_restored:,} particles beyond these were kept to protect the share of their view."
+        explanation += f" {n_restored:,} particles beyond these were kept to protect their viewing directions."
     return replace(selection, explanation=explanation,
                    threshold=None if found.chosen is found.all else selection.threshold), found
 
@@ -289,8 +289,8 @@ def _sentence(chosen: Level, of_all: Level, discount: float) -> str:
     part = ", to which junk that was matched to the map adds" if discount else ""
     return (f"Keep {100 * chosen.kept_fraction:.0f} %: {chosen.gain_angstrom:.2f} ± "
             f"{chosen.random_resolution_deviation_angstrom:.2f} Å better than removing as many at random (half maps: "
-            f"{chosen.resolution_angstrom:.2f} Å against {chosen.random_resolution_angstrom:.2f} Å), with {more:.1f} % "
-            f"more information in the map than that of all particles has ({of_all.resolution_angstrom:.2f} Å{part}).")
+            f"{chosen.resolution_angstrom:.2f} Å against {chosen.random_resolution_angstrom:.2f} Å), and the map has "
+            f"{more:.1f} % more information than that of all particles ({of_all.resolution_angstrom:.2f} Å{part}).")
 
 
 def _is_better(level: Level, of_all: Level, discount: float) -> bool:

@@ -140,7 +140,7 @@ def _by_given_limits(chosen: Measure, values: np.ndarray, measures: Mapping[str,
     if errors_matter and not is_own_limit and labels is not None and labels.rejected_reasons:
         # overlapping particles are junk with the right orientation
         limits.append((MEASURES[PARTICLE_PROBABILITY], np.where(labels.is_rejected, 0.0, 1.0), 0.5))
-        explanation += ", without images labelled as junk"
+        explanation += ", without images identified as junk"
     explanation += "."
     return _by_limits(limits, explanation)
 
@@ -185,7 +185,7 @@ def _by_count(measure: Measure, values: np.ndarray, keep_fraction: float | None,
     explanation = f"Kept the best {count:,} of {len(values):,} particles by {measure.label}"
     if protected is not None:
         is_best, is_kept = is_kept, protected_best(quality, protected.cone, protected.is_rejected, count)
-        explanation += f", {(is_kept & ~is_best).sum():,} of them to protect the share of their view"
+        explanation += f", {(is_kept & ~is_best).sum():,} of them to protect their viewing directions"
     explanation += "."
     return _selection(measure, [(measure, values, float(values[order[count - 1]]))], is_kept, explanation)
 
@@ -204,8 +204,8 @@ def _by_populations(measure: Measure, values: np.ndarray, protected: ImageLabels
     limit = measure.usual_limit
     if valley is None and limit is not None and (measure.quality(values[finite]) < measure.quality(limit)).any():
         # junk of several kinds is no second hill, but a usual particle does not look like it
-        explanation = (f"The {measure.label} is not bimodal; kept are particles not below "
-                       f"{measure.text(limit)}, where hardly any good particle is.")
+        explanation = (f"The {measure.label} is not bimodal; particles below {measure.text(limit)}, where good "
+                       "particles are very rare, were rejected.")
         return _by_limits([(measure, values, limit)], explanation, protected)
     if valley is None:
         explanation = f"The {measure.label} shows one population, so no particle was rejected by it."
@@ -231,7 +231,7 @@ def _by_limits(limits: list[tuple[Measure, np.ndarray, float | None]], explanati
         measure, values, _ = limits[0]
         within, is_kept = is_kept, _restored(is_kept, measure.quality(values), protected)
         if n_restored := int((is_kept & ~within).sum()):
-            explanation += f" {n_restored:,} particles beyond it were kept to protect the share of their view."
+            explanation += f" {n_restored:,} particles beyond it were kept to protect their viewing directions."
     return _selection(limits[0][0], limits, is_kept, explanation)
 
 
@@ -263,8 +263,8 @@ def _with_labels(selection: Selection, labels: ImageLabels) -> Selection:
     explanation, n_junk = selection.explanation, int(labels.is_rejected[selection.kept].sum())
     if n_junk and selection.measure.name != PARTICLE_PROBABILITY:
         label = MEASURES[PARTICLE_PROBABILITY].label
-        explanation += (f" {n_junk:,} of those kept are labelled as junk; a selection by the {label}, or by a limit of "
-                        "errors alone, leaves them out.")
+        explanation += (f" {n_junk:,} of the kept images were identified as junk; a selection by the {label}, or by a limit "
+                        "on the errors alone, rejects them.")
     return replace(selection, reason=reason.astype(str), rule=rule.astype(str), explanation=explanation,
                    cones=shares(labels.cone, is_kept, labels.is_rejected), n_short=int(missing.clip(0).sum()))
 

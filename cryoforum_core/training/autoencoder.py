@@ -173,7 +173,7 @@ class AutoEncoder(nn.Module):
     def poses_of_heads(self, images: Tensor, ctf: Tensor) -> list[PoseEstimate]:
         """The poses of every head for images (n, b, b) with CTFs (n, b, b // 2 + 1)."""
         # poses that are kept are not rounded; on CPUs with AMX steps would take 0.63 of the time, and their poses be poorer
-        # (``docs/decisions/README.md``, End to end)
+        # (``docs/decisions/0029-random-poses.md``)
         rounded = self.training and images.device.type == "cuda"
         with mixed_precision(images.device, "bfloat16" if rounded else "float32"):
             features = self.network.encoder(images * self.input_scale, ctf)

@@ -21,7 +21,7 @@ from ..particles.simulate import load_molecule
 from ..problems import Problems
 
 MIN_LABELLED = LABELLED_PARTICLES.value
-# in minutes on a CPU the number of images seen limits a network, not their detail (``docs/decisions/README.md``, Encoder)
+# in minutes on a CPU the number of images seen limits a network, not their detail (``docs/decisions/0025-network-box.md``)
 CPU_BOX_SIZE_PX = 32
 
 

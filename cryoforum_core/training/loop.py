@@ -189,7 +189,7 @@ def train_network(task: TrainingTask, settings: LoopSettings, state_path: Path, 
             if is_stopping or spent.since_save > settings.checkpoint_interval_seconds:
                 _save_state(state_path, network, optimizer, state, best, spent)
             if is_stopping:
-                raise Interrupted(f"Training stopped at step {state.step}; --resume goes on from there.")
+                raise Interrupted(f"Training stopped at step {state.step}; --resume continues from there.")
     _save_state(state_path, network, optimizer, state, best, spent)
     network.load_state_dict(best)
     return LoopResult(state.step, state.seconds, state.best_loss, "schedule" if progress >= 1 else "early stop")

@@ -21,7 +21,7 @@ def own_error(estimate: Tensor, truth: Tensor, group: Tensor) -> Tensor:
 def pairwise_error(estimate: Tensor, truth: Tensor, group: Tensor) -> Tensor:
     """``|d(q_a, q_b) - d_true(a, b)|`` in radians for all pairs inside a batch: (n, n), zero on the diagonal.
 
-    The Cryo-forum loss without its list of pairs: a batch of n holds n (n - 1) / 2 of them. It fixes the orientations
+    The loss of Chung (2023) without its list of pairs: a batch of n holds n (n - 1) / 2 of them. It fixes the orientations
     up to one common rotation and the hand, which the own error then decides.
     """
     with torch.no_grad():

@@ -97,8 +97,8 @@ def estimate_image_model(images: Tensor, ctf: Tensor, volume: FourierVolume, par
         squared_scale = ((weight * signal[used] * (total - noise)[used]).sum()
                          / (weight * signal[used].square()).sum()).clamp_min(0)
     if not squared_scale > 0:
-        raise InputError("The images must show the particle: inside the particle's circle they hold no more power than "
-                         "in the background. Check the contrast, the box (too tight?) and that the reference fits.")
+        raise InputError("The images must show the particle: they have no more power inside the particle's circle than "
+                         "outside. Check the contrast, the box (too tight?) and that the reference is of this molecule.")
     snr = _variance(squared_scale * signal, box_size_px) / _variance(noise, box_size_px)
     return ImageModel(noise.float(), float(squared_scale.sqrt()), float(snr))
 

@@ -98,6 +98,6 @@ class TrainingParticles:
                 progress.update(len(part))
         volume = label_map.finish()
         if not volume.abs().max() > 0:
-            raise InputError("The labelled particles must make a map; the half maps of these agree in no shell. Check "
-                             "the poses, the contrast and the CTF, or give a --reference.")
+            raise InputError("The particles with poses must give a map; their half maps agree in no shell. Check the "
+                             "poses, the contrast and the CTF, or give a --reference.")
         return volume

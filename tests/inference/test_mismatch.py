@@ -51,7 +51,7 @@ def test_what_differs_from_the_training_is_said(simulated, network, tmp_path):
     assert mismatches(simulated("white")) == ()
     size, = mismatches(simulated("white"), pixel_size_angstrom=4.7)
     assert "32 px of 5 A" in size
-    assert any("another spectrum" in text for text in mismatches(simulated("coloured")))
+    assert any("noise spectrum differs" in text for text in mismatches(simulated("coloured")))
     assert any("symmetry c1, and c2" in text for text in mismatches(simulated("white"), symmetry="c2"))
 
 

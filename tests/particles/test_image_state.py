@@ -181,8 +181,8 @@ def test_settings_are_followed_with_a_warning_where_they_contradict(tmp_path, ca
     particles = stored(tmp_path, *particle_images(400))
     state = determine_image_state(particles, ImageInputConfig(contrast="dark", ctf_state="multiplied"))
     assert state == ImageState("dark", "multiplied")
-    assert "--contrast says dark, and the images look bright" in caplog.text
-    assert "--ctf-state says multiplied, and the images look raw" in caplog.text
+    assert "--contrast says dark, but the images look bright" in caplog.text
+    assert "--ctf-state says multiplied, but the images look raw" in caplog.text
 
 
 def test_what_the_file_states_comes_before_what_is_measured(tmp_path):

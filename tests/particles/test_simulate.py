@@ -254,5 +254,5 @@ def test_map_is_cropped_to_pixel_size_and_box(tmp_path):
 
 
 def test_odd_box_is_refused(tmp_path):
-    with pytest.raises(InputError, match="The box must be even.*Take 34"):
+    with pytest.raises(InputError, match="The box must be even.*Use 34"):
         load_molecule(write_map(tmp_path / "map.mrc", 60, 2.0), 33, None)

@@ -132,7 +132,7 @@ def test_empty_loop_and_single_row(tmp_path):
     ("data_\nloop_\n1 2\n", "must name its columns"),
     ("data_\n_rlnA 1 2\n", "a name and one value; line 2"),
     ("hello\n", "consists of data_ blocks; line 1"),
-    ("", "must hold a data_ block"),
+    ("", "must contain a data_ block"),
 ])
 def test_malformed_files_say_what_and_where(tmp_path, text, message):
     with pytest.raises(InputError, match=message):

@@ -94,7 +94,7 @@ def _half_sets(plan: AbInitioPlan) -> tuple[HalfSets, str]:
 def _rounds(plan: AbInitioPlan, sets: HalfSets, found: SearchOutcome, store: StageStore, live: LiveRun) -> FinishedRounds:
     if store.has("rounds"):
         rounds = FinishedRounds.of_state(store.load("rounds"))
-        logger.info("half maps: %d rounds done before, going on after them", len(rounds.figures))
+        logger.info("half maps: %d rounds done before, continuing after them", len(rounds.figures))
     else:
         rounds = _first_round(plan, sets, found, live)
         store.save("rounds", rounds.state())

@@ -62,7 +62,7 @@ def train_network(plan: AbInitioPlan, run: RunDirectory, refined: RefinedHalfSet
     def train() -> State:
         minutes = training_minutes(plan.config, sum(live.seconds.values()))
         logger.info("training the network for %.1f minutes", minutes)
-        live.show(0.01, f"training for {minutes:.1f} minutes; the curve is in the report at the end")
+        live.show(0.01, f"training for {minutes:.1f} minutes; the report will show the curve")
         return _trained(plan, run, refined.refinement.poses, minutes).state()
 
     return TrainedNetwork.of_state(store.kept("network", train))

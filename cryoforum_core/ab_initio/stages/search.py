@@ -57,8 +57,9 @@ def _search(plan: AbInitioPlan, store: StageStore, live: LiveRun) -> SearchOutco
         seed = config.seed + len(results)
         show = partial(_show, live, images, settings.steps, seed, len(results), config.seeds)
         result = run_search(images, settings, seed, store.path(f"search_{seed}_state"), store.is_resuming, show)
-        logger.info("start %d: held-out log-evidence %.2f, of it structure %.2f +- %.2f; explains %.0f %%", seed,
-                    result.score, result.structure, result.structure_error, 100 * result.explained_fraction)
+        logger.info("start %d: held-out log-evidence %.2f nats per image, %.2f +- %.2f more than that of a spherical map; "
+                    "%.0f %% of the fine details explained", seed, result.score, result.structure, result.structure_error,
+                    100 * result.explained_fraction)
         results.append(result)
     return _outcome(plan, results)
 
