@@ -1,4 +1,4 @@
-"""The noise of the images, from what lies around the particles."""
+"""The noise spectrum of the images, from the background around the particles."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""When a run has converged, what is left out where there is nothing to refine, and the sentences that say so.
+"""Whether a run of ab-initio converged, in sentences for its user, and which stages are left out without a structure.
 
 Reasons of the limits: ``docs/decisions/0042-wrong-maps.md``, ``docs/decisions/0038-half-sets-apart-from-radius-8.md`` and
 ``docs/decisions/0030-convergence.md``.

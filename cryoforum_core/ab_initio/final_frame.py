@@ -1,4 +1,4 @@
-"""The frame of a run's poses and maps: centred, on the symmetry's axes or on the reference, with its hand."""
+"""The final frame of poses and maps: centred, on the symmetry's axes, or aligned to a reference, which decides the hand."""
 
 import logging
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Half maps and their FSC, and how a round makes them from matched images.
 
-What two half sets agree in, refined independently from one low-resolution start (gold standard), says how far each map is
+The half sets are refined independently from one low-resolution start (gold standard). Their FSC says how far each map is
 to be trusted: it sets the prior of the next map, and the finest resolution of the next round. Only the lowest frequencies
 are shared, so that the two maps cannot drift apart.
 """

@@ -1,4 +1,4 @@
-"""The images of two half sets, and how they are seen at the resolution of a round."""
+"""The images of two half sets, Fourier-cropped for each round to what its resolution needs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on, and where its time went."""
+"""What a run shows of its progress, and how long each stage took."""
 
 import json
 import logging

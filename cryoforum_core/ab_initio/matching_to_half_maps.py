@@ -1,5 +1,5 @@
-"""Every particle matched against its half's map from all that is known of it, and searched for again where the match is
-poor; then the errors of the poses, calibrated on simulated images."""
+"""Every particle matched to the map of its half set, from its poses so far and that of the network, by an exhaustive search
+where the match is poor; then the errors of the poses, calibrated on simulated images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

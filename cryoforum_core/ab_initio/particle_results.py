@@ -1,4 +1,4 @@
-"""Results of a run's particles: from poses alone, with errors, and as the state of a stage that a stopped run keeps."""
+"""Results of the particles of a run: made from poses alone, given errors, and converted to and from the state of a stage."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The particles beside those that the network was trained for: what can be known before anything is matched."""
+"""How the particles differ from those that the network was trained for, as far as that shows before any matching."""
 
 from dataclasses import replace
 from math import inf

@@ -1,4 +1,4 @@
-"""How well a map explains a sample of a set's images, under one assumption or another about images and map.
+"""How well a map explains a sample of the images, if their contrast, CTF state or pixel size is as stated, or another.
 
 Every assumption is treated alike: the same images, the same search over poses, one free amplitude. What poses fitted to
 noise gain is then the same for all, and gains can be compared image by image.

@@ -1,4 +1,4 @@
-"""Which images hold no good particle, and why: each is compared with simulated images of every kind.
+"""Which images show no good particle, and why: each is compared with simulated images of every kind.
 
 Images of particles and of four kinds of junk are simulated with the set's own CTFs, noise and box, and matched as the set's
 images are. Their features (module ``features``) make one normal distribution for each kind (quadratic discriminant

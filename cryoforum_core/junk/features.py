@@ -1,6 +1,6 @@
-"""What an image shows beside the particle that was matched to it: power where noise has none, and where in the box.
+"""Features of an image that reveal junk: its fit to the map, and where in the box it has more power than noise.
 
-The image is filtered by what it can hold of a particle, ``z = y c sqrt(P)`` with y the whitened transform, c its
+The image is filtered by the signal expected of a particle, ``z = y c sqrt(P)`` with y the whitened transform, c its
 transfer (the CTF's sign included, so that a particle's power gathers where the particle is) and P the map's mean power
 in each shell. A particle of unknown orientation is a random signal of known power; to first order the log-likelihood
 ratio that one lies at displacement d is ``T(d) = sum_x v(x - d) (z(x)^2 - noise variance)``, v the power of a particle

@@ -1,4 +1,4 @@
-"""Cones of viewing directions, and how many of each a selection must keep so that no view is lost with the junk."""
+"""Cones of viewing directions, and how many particles of each a selection must keep, so that none is lost with the junk."""
 
 import numpy as np
 

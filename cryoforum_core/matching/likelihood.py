@@ -1,4 +1,4 @@
-"""Images and map as the matching likelihood sees them.
+"""The likelihood of an image, given a map and a pose: whitened images, and what the map predicts for them.
 
 Model of a whitened image: ``y = c P(R) s(t) + n``, with P the slice of the map at rotation R, s the phase factor of a
 displacement t, c = CTF x amplitude / noise standard deviation, and n complex noise of unit power. Over half of the

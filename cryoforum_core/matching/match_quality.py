@@ -1,4 +1,4 @@
-"""How well an image fits the map at its pose, and what it shows beside it."""
+"""How well an image fits the map at its pose, and whether it shows something else, too."""
 
 from dataclasses import dataclass
 

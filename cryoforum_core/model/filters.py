@@ -1,4 +1,4 @@
-"""What stands before the convolutions: low-pass copies of an image; and the encoders' activations."""
+"""First layers of the encoders, which add low-pass filtered copies of the image; and activations."""
 
 import torch
 from torch import Tensor, nn

@@ -22,7 +22,7 @@ from .orientation_head import OrientationHead, PoseEstimate
 from .polar import PolarEncoder
 
 # rotations by multiples of 90 degrees, mirrored or not: they need no interpolation
-_N_VIEWS = 8
+_N_COPIES = 8
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class OrientationNetwork(nn.Module):
                                     config.activation, config.width, config.dropout)
         box_size_angstrom = config.box_size_px * config.pixel_size_angstrom
         self.head = OrientationHead(self.encoder.out_features, config.head, box_size_angstrom)
-        # weight of the posteriors of all views of an image together, in posteriors of one; calibrated on held-out images
+        # weight of the posteriors of all copies of an image together, relative to one; calibrated on held-out images
         self.register_buffer("ensemble_weight", torch.ones(()))
         self.register_load_state_dict_pre_hook(_read_earlier_names)
         self.to(memory_format=torch.channels_last)  # 1.6 times faster on a CPU
@@ -80,8 +80,8 @@ class OrientationNetwork(nn.Module):
         rotations by 90, 180 and 270 degrees, and the mirror images of these four: errors 15 to 20 %
         lower for eight times the work.
 
-        A view multiplies the pose on the left by a known rotation r (``rotation_of_view``). As q' = L q with a matrix L
-        of r, the eight posteriors A' are eight posteriors ``L' A' L`` of the image's pose. Their
+        The pose q' of a copy is that of the image, q, times a known rotation r on the left (``rotation_of_view``). As
+        q' = L q with a matrix L of r, the eight posteriors A' are eight posteriors ``L' A' L`` of the image's pose. Their
         noise is the same, so they do not count as eight: ``ensemble_weight`` is the weight of their mean. For a molecule
         with the symmetry ``group`` (G, 4) the eight may peak at different equivalent poses: they are rotated to that of
         the first.
@@ -103,9 +103,9 @@ class OrientationNetwork(nn.Module):
                     mode = compose(inverse(rotation).to(seen.quaternion), seen.quaternion)
                     first = mode if first is None else first
                     answer = _moved_to_equivalent(answer, mode, first, group)
-                bingham = bingham + answer / _N_VIEWS
+                bingham = bingham + answer / _N_COPIES
                 in_plane = quaternion_to_matrix(rotation)[:2, :2].to(seen.shift_angstrom)
-                shift_angstrom = shift_angstrom + seen.shift_angstrom @ in_plane / _N_VIEWS
+                shift_angstrom = shift_angstrom + seen.shift_angstrom @ in_plane / _N_COPIES
                 images, ctf = rotate_90_deg(images), ctf_of_view(rotate_90_deg, ctf)
         bingham = bingham * self.ensemble_weight
         return PoseEstimate(smallest_eigenvector(bingham), bingham, shift_angstrom)

@@ -1,8 +1,8 @@
-"""From an encoder's features to a rotation, its uncertainty, and a shift: the parametrisations of both papers.
+"""From an encoder's features to a rotation, its uncertainty, and a shift: the parametrisations of two papers.
 
 All heads return the same quantities: ``qcqp`` and ``qcqp-psd`` make a 4x4 matrix A, whose eigenvector of the smallest
-eigenvalue is the rotation (Chung 2023); ``s2s2``, ``quaternion`` and ``euler`` (CryoPoseNet) make a rotation
-and a concentration k, and A is ``k (I - q q')``.
+eigenvalue is the rotation (Chung 2023); ``s2s2``, ``quaternion`` and ``euler`` (CryoPoseNet, Nashed et al. 2021)
+make a rotation and a concentration k, and A is ``k (I - q q')``.
 """
 
 from dataclasses import dataclass
@@ -64,22 +64,22 @@ class OrientationHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, features: Tensor | EquivariantFeatures) -> PoseEstimate:
-        """Features (n, F), or those of several views of each image, to poses of n images; always computed in float32."""
-        of_views = isinstance(features, EquivariantFeatures)
-        values = features.values if of_views else features
+        """Features (n, F), or those of several copies of each image, to poses of n images; always computed in float32."""
+        of_copies = isinstance(features, EquivariantFeatures)
+        values = features.values if of_copies else features
         with torch.autocast(values.device.type, enabled=False):
             values = values.float()
             bingham, quaternion = self._posterior(self.orientation(values))
             shift_of_box = SHIFT_UNIT_OF_BOX * self.shift(values)
-            if of_views:
+            if of_copies:
                 return self._joined(features, bingham, shift_of_box)
             quaternion = smallest_eigenvector(bingham) if quaternion is None else quaternion
             return PoseEstimate(quaternion, bingham, shift_of_box * self.box_size_angstrom)
 
     def _joined(self, features: EquivariantFeatures, bingham: Tensor, shift_of_box: Tensor) -> PoseEstimate:
-        """Joins the views (n, V, ...): a posterior A of the pose L q of a view is the posterior L' A L of q.
+        """Joins the copies (n, V, ...): a posterior A of the pose L q of a copy is the posterior L' A L of the image's q.
 
-        Their mean, in which concentrated posteriors count more.
+        The mean of the matrices is taken, in which concentrated posteriors count more.
         """
         left = features.pose_matrices
         bingham = (left.transpose(-1, -2) @ bingham @ left).mean(1)

@@ -1,4 +1,4 @@
-"""From images as they are in the stack to images as matching, reconstruction and the network want them.
+"""Preparation of the images of a stack for matching, reconstruction and the network: box, CTF, contrast, grey values, mask.
 
 One path for training and prediction: its settings are stored in the checkpoint, its data-set part (``ImageState``) is
 found per data set.

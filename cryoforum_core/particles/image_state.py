@@ -1,5 +1,5 @@
-"""What was done to the images before: the sign of the protein, and the state of the CTF. Measured, never guessed in
-silence: each finding is logged with its figure, and "unknown" is said where the images do not tell.
+"""The state of the images in their stack: contrast of the protein, and CTF correction. Measured, never guessed in silence:
+each finding is logged with its figure, and a warning says where the images do not tell.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Half maps of parts of a set of particles, and how much they agree in."""
+"""Half maps of subsets of the particles, their FSC, and the amount of information in it."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""What a run found out about its particles: poses, and, where they are known, match, errors, junk labels, the network's own.
+"""Results of a run for each particle: poses, and, where known, match, errors, junk labels, and the poses of the network.
 
 Arrays of numpy only, so that a report opens without torch. Row i of every array is one particle; ``orientation_posterior.npz``
 of a run is a ``PoseResults`` on disk.

@@ -1,4 +1,4 @@
-"""What to keep, chosen by what it does to the map.
+"""The fraction of particles to keep, chosen by the quality of the map (``--auto``).
 
 The particles are ranked by a measure. Half maps are made of the best fraction, for several fractions, and of as many
 particles taken at random, several times; the amount of information that the half maps agree in is compared.

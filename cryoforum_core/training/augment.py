@@ -1,4 +1,4 @@
-"""Variation of labelled images, with the labels and the CTF following."""
+"""Augmentation of labelled images by rotation, shift, magnification, contrast and noise, with their poses and CTFs."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a training is given, read and checked before anything is written."""
+"""The inputs of a training, read and checked before anything is written."""
 
 from dataclasses import dataclass
 from pathlib import Path

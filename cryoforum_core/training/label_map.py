@@ -1,4 +1,4 @@
-"""The map that labelled images themselves make: the source of endless training projections beside them."""
+"""The map reconstructed from the labelled images: its projections are training images, too."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What a training minimises, and how well it does on images that it does not see."""
+"""The loss that training minimises, and the validation on images that it does not see."""
 
 from functools import partial
 

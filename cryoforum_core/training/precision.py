@@ -1,4 +1,4 @@
-"""In which precision encoders are trained."""
+"""Mixed precision: where encoders are trained in bfloat16."""
 
 import functools
 from contextlib import AbstractContextManager

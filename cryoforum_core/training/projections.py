@@ -1,4 +1,4 @@
-"""Endless simulated images of a map, like a data set's own: its CTFs, its noise spectrum, its signal-to-noise ratio.
+"""Simulated images of a map, as many as wanted, with the CTFs, noise spectrum and signal-to-noise ratio of a data set.
 
 What is assumed of a prepared image (``particles.image_preparation``): scale x CTF x projection, shifted, plus stationary
 noise. The scale and the noise spectrum are estimated from the data set (``estimate_image_model``).

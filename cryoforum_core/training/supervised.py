@@ -1,4 +1,4 @@
-"""Supervised training: from particles with poses, from a reference map, from both, or on from a checkpoint."""
+"""Supervised training: on particles with poses, on projections of a reference map, or on both; also from a checkpoint."""
 
 import logging
 from dataclasses import dataclass

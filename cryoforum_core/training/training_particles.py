@@ -1,4 +1,4 @@
-"""A particle set as training sees it: prepared at the network's box, and at its own for the map of the labels."""
+"""The particles of a training: prepared at the network's box, and at their own box for the map of the labels."""
 
 import math
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Which empirical coverage chance alone gives. Plain numpy: pages of reports need it without torch."""
+"""How low empirical coverage may be by chance alone. Plain numpy: pages of reports need it without torch."""
 
 import math
 

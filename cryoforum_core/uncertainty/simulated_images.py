@@ -1,7 +1,7 @@
 """Images of a map with known poses, like those of a data set: its CTFs, its noise, its signal's amplitude.
 
-They stand in for the set's own particles in every step of prediction, so that what prediction says of them can be held
-against what is true.
+They stand in for the set's own particles in every step of prediction, so that its results can be compared with the
+truth.
 """
 
 from dataclasses import dataclass, replace

@@ -98,7 +98,7 @@ def test_sets_without_noise_are_told(tmp_path, caplog):
     assert grey_unit(torch.ones(5, BOX, BOX)) is None
     (tmp_path / "clean").mkdir()
     assert determine_image_state(stored(tmp_path / "clean", clean, ctf), ImageInputConfig()).grey_unit == pytest.approx(unit)
-    assert "hardly any" in caplog.text
+    assert "almost none" in caplog.text
 
 
 @pytest.mark.parametrize("snr", [0.1, 1.0])

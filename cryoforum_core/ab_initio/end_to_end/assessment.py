@@ -1,4 +1,4 @@
-"""What held-out images and projections of the map say of a run of the end-to-end method."""
+"""Assessment of a run of the end-to-end method, on held-out images and on projections of its map."""
 
 import math
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """Poses, maps and network of the end-to-end method, once it is trained, and their files.
 
-Both half maps rest on poses of one network, so their correlation is **not** a gold standard: it may agree in what the
-network made of all images together.
+The poses of both half sets come from one network, so the FSC is **not** gold-standard: errors that the network makes in
+all images are in both half maps.
 """
 
 import logging

@@ -1,5 +1,5 @@
-"""The third stage: a network learns from the poses found and from endless projections of the map they make, then, end to
-end with the map, as long as that explains held-out images better."""
+"""The third stage: a network is trained on the poses found and on simulated projections of their map; then end to end with
+the map, unless that explains held-out images worse."""
 
 import logging
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The first stage: a map from random starts, the best of which held-out images choose."""
+"""The first stage: maps from random starts, of which the one that explains held-out images best is kept."""
 
 import logging
 from dataclasses import dataclass
