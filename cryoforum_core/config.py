@@ -33,7 +33,7 @@ DEFAULT_COVERAGE = catalogue.DEFAULT_COVERAGE.value
 
 
 class JobConfig(BaseModel):
-    """What every job has."""
+    """The options of every job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

@@ -130,7 +130,7 @@ def _once(job: Callable[[JobConfig], RunDirectory]) -> Callable[[JobConfig], Run
             if not run.changed_options(config):
                 logger.info("%s is already finished; nothing to do.", run.path)
                 return run
-            logger.info("%s was finished with other options; running again with those of now.", run.path)
+            logger.info("%s was finished with other options; running again with those given now.", run.path)
         return job(config, **more)
 
     return job_unless_finished

@@ -75,7 +75,7 @@ class HalfMapPair:
 
 def matching_model(volume: Tensor, noise_spectrum: Tensor, group: Tensor, max_radius_px: float,
                    max_displacement_px: float) -> MatchingModel:
-    """A map made of the images themselves as their model: its amplitude is theirs."""
+    """The matching model of a map that was reconstructed from the images themselves, so that it has their amplitude."""
     fourier_volume = FourierVolume.from_real(volume, max_radius_px=max_radius_px + 1, with_gradient=True)
     views = random_quaternions(200, torch.Generator().manual_seed(0)).to(volume.device)
     power = shell_average(fourier_volume.project(views).abs().square().mean(0), volume.shape[-1])
@@ -158,5 +158,5 @@ def _sampled_fraction(first: Reconstructor, second: Reconstructor) -> float:
 
 
 def next_radius_px(pair: HalfMapPair, limit_px: float) -> float:
-    """How far the next round may look: some shells beyond what the halves agree in."""
+    """The finest frequency of the next round: some shells beyond the resolution of the half maps."""
     return min(limit_px, 1.1 * pair.resolution_radius_px + _SPARE_SHELLS)

@@ -22,8 +22,8 @@ _EDGE_FRACTION = 0.05
 
 @dataclass(frozen=True)
 class HalfSets:
-    """What stays the same in all rounds. ``images`` are prepared at their own box; a round crops them to what its
-    resolution needs."""
+    """Images, half sets and settings that are the same in all rounds. ``images`` are prepared at their own box; a round
+    crops them to what its resolution needs."""
 
     images: ImagePreparation
     halves: np.ndarray

@@ -32,7 +32,7 @@ class LiveRun:
         self._resolution_angstrom: float | None = None
 
     def go_on_after(self, seconds: Mapping[str, float]) -> None:
-        """A stopped run goes on: what its finished stages took. The time left is reckoned from all that it has taken."""
+        """Continues a stopped run, whose finished stages took ``seconds``. The time left is estimated from all its time."""
         self.seconds, total = dict(seconds), 0.0
         for name, spent in seconds.items():
             total += spent

@@ -215,7 +215,7 @@ def _scaled(plan: AbInitioPlan, half_sets: HalfSets, pair: HalfMapPair) -> Round
 
 
 def _truth_like(pair: HalfMapPair, half: int, box: int) -> Tensor:
-    """A map (b, b, b) from which this half's map differs as it does from the truth.
+    """A map (b, b, b) that differs from this half map as much as the true map does.
 
     Half maps with errors of equal variance s differ by a variance of 2 s; a step of that difference over the square root
     of 2 from one of them has the variance s.

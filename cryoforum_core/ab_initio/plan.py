@@ -31,7 +31,7 @@ OnEvaluate = Callable[[nn.Module, PreparedImages, np.ndarray], dict[str, float]]
 
 @dataclass(frozen=True)
 class AbInitioPlan:
-    """What is known before the start."""
+    """Configuration, particles and settings of a run of ab-initio, fixed before it starts."""
 
     config: AbInitioConfig
     particles: Particles

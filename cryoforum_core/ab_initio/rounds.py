@@ -38,7 +38,7 @@ class Refinement:
 
 
 def show_nothing(done: float, label: str) -> None:
-    """For rounds that nobody follows."""
+    """For rounds whose progress is not shown."""
 
 
 def global_round(half_sets: HalfSets, references: tuple[Tensor, Tensor], noise_spectrum: Tensor, max_radius_px: float,

@@ -143,7 +143,7 @@ def _error_distribution(gaps: Tensor, n_angles: int = 64) -> tuple[Tensor, Tenso
 
 def angular_error(eigenvalues: Float[Tensor, "n 4"], coverage: float = 0.9, chunk: int = 2048
                   ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """What the distribution says about its own mode, from ascending eigenvalues (n, 4).
+    """The error of the mode expected under the distribution itself, from ascending eigenvalues (n, 4).
 
     Returns the expected angle in degrees (n,) between the mode and the true rotation, and the angle in degrees (n,)
     that the truth stays within with probability ``coverage``. By two-dimensional quadrature, good to 1 % of the angle.

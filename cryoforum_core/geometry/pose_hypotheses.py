@@ -18,7 +18,7 @@ _LARGEST_DEVIATION_RAD = 0.35
 
 @dataclass(frozen=True, eq=False)
 class PoseHypotheses:
-    """What is known of the pose of every particle: K hypotheses, best first.
+    """K hypotheses of the pose of every particle, best first, with their posterior weights.
 
     ``quaternion`` (N, K, 4); ``displacement_px`` (N, K, 2) in px of the particles' own box; ``score`` (N, K) the
     log-likelihood ratio to an empty image, -inf of those dropped; ``weight`` (N, K) their posterior, which sums to 1;

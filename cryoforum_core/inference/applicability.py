@@ -120,7 +120,7 @@ def _typical(gain: Gain) -> float:
 
 
 def _apart(first: Gain, second: Gain) -> float:
-    """Standard deviations by which the means over two samples, of other images, differ."""
+    """Difference of the means over two samples of different images, in standard deviations."""
     a, b = first.per_image, second.per_image
     return float((a.mean() - b.mean()) / torch.sqrt(a.var() / len(a) + b.var() / len(b)).clamp_min(1e-12))
 
@@ -149,7 +149,7 @@ class _Assessment:
                         "promise_significance": _apart(self.expected, self.chance)}
 
     def images_wanted(self) -> int:
-        """As many as tell the map from a scrambled one, with some to spare."""
+        """As many as are needed to distinguish the map from a scrambled one, with a margin."""
         significance_of_expected = max(self.figures["promise_significance"], 1.0)
         return math.ceil(len(self.sample.rows) * (2 * SIGNIFICANT / significance_of_expected) ** 2)
 

@@ -264,7 +264,7 @@ def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: Pred
 
 
 def _power_map(matcher: Matcher | None, setup: PredictionSetup) -> PowerMap | None:
-    """None where poses are not searched for: an image that does not match says nothing then, its pose may be wrong."""
+    """None where poses are not searched for: a poor match is then no evidence of junk, since the pose may be wrong."""
     if matcher is None or not matcher.adaptive:
         return None
     rows = np.unique(np.linspace(0, len(setup.images.particles) - 1, N_POWER_IMAGES).round().astype(int))

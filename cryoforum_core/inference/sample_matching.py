@@ -77,7 +77,7 @@ class Gain:
 
 
 class SampleMatching:
-    """A sample of a set's images, a map, and what one says about the other."""
+    """A sample of the images, matched to a map under different assumptions."""
 
     def __init__(self, images: ImagePreparation, rows: np.ndarray, volume: Tensor, group: Tensor,
                  max_radius_px: float, max_displacement_px: float, seed: int = 0):
@@ -114,16 +114,16 @@ class SampleMatching:
         return replace(model, max_radius_px=min(model.max_radius_px, REFINE_RADIUS_PX))
 
     def stated_gain(self) -> Gain:
-        """Of the map, with all as the files and the settings say."""
+        """Of the map, with everything as stated by files and options."""
         return self._search(self._grid, self._searched(self.model), self.images_ft, self.ctf)
 
     def expected_gain(self) -> Gain:
-        """Of the map in images that it would make: random views, the sample's CTFs, noise and signal."""
+        """Of the map in simulated images of itself: random viewing directions, the sample's CTFs, noise and signal."""
         simulated = simulated_transforms(self.model, self.ctf, self.seed)
         return self._search(self._grid, self._searched(self.model), simulated, self.ctf)
 
     def chance_gain(self) -> Gain:
-        """Of a map that has this one's spectrum and extent, and another structure, in the same images."""
+        """Of a map with the same spectrum and extent but another structure, in the same images."""
         model = self._searched(self._model(scrambled(self.volume, self.seed), self.max_radius_px))
         return self._search(SearchGrid.build(model, SEARCH_STEP_DEG, SEARCH_RADIUS_PX), model, self.images_ft, self.ctf)
 

@@ -42,7 +42,7 @@ class ImageLabels:
                    results.junk.alternative_quaternion)
 
     def rejecting(self, reasons: Collection[str]) -> "ImageLabels":
-        """With other labels to be rejected."""
+        """A copy that rejects the labels ``reasons``."""
         return replace(self, rejected_reasons=tuple(reasons))
 
     @property

@@ -166,7 +166,7 @@ class Matcher:
         return float(match_quality(images, self.model, local).fit[wrong].max())
 
     def _chance_score(self, images: MatchingImages) -> float:
-        """What the best of all poses reaches in images of noise alone: the highest of a few."""
+        """The score of the best of all poses in images of noise alone: the highest of a few images."""
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(*images.data.shape, 2, generator=generator).to(images.transfer.device) * 0.5 ** 0.5
         return float(self._grid().search(replace(images, data=torch.view_as_complex(noise))).score[:, 0].max())
@@ -205,7 +205,7 @@ class Matcher:
         return Matches(poses, quality, searched)
 
     def is_particle(self, fit: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
-        """Whether matches of that quality (n,) are those of particles, as far as the sample's good ones tell: bool (n,)."""
+        """Whether matches of that quality (n,) are those of particles, compared with good ones of the sample: bool (n,)."""
         return fit >= self.median_fit + SEARCH_BELOW_DEVIATIONS * self.fit_deviation
 
     def find(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"]) -> Matches:

@@ -42,7 +42,7 @@ class MatchingModel:
         return cls(fourier_volume, noise_spectrum, amplitude, map_power, group, max_radius_px, max_displacement_px)
 
     def images(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"]) -> MatchingImages:
-        """Transforms and CTFs (n, B, B // 2 + 1) as the likelihood sees them."""
+        """Transforms and CTFs (n, B, B // 2 + 1), whitened, as input of the likelihood."""
         return MatchingImages.from_transforms(images_ft, ctf, self.noise_spectrum, self.max_radius_px, self.amplitude)
 
     def adapted(self, images: MatchingImages, poses: RefinedPoses) -> tuple["MatchingModel", float]:

@@ -122,7 +122,7 @@ class StochasticSearch:
         return replace(images, data=images.data * scale, transfer=images.transfer * scale)
 
     def _update_noise(self, images: MatchingImages, posterior: "GridPosterior", volume: FourierVolume) -> None:
-        """Follows the power that the best poses leave, relative to the noise of the background, which it never is below."""
+        """Updates the noise from the power left at the best poses; it never falls below that of the background."""
         rotation, displacement_px = posterior.best_pose()
         left = (images.data - predicted(images, volume, rotation, displacement_px)).abs().square().mean(0)
         seen = images.radius.max().round().long() + 1
@@ -179,7 +179,7 @@ class StochasticSearch:
         self.displacement_px[rows] = displacement_px * (limit / length).clamp_max(1.0)
 
     def state_dict(self) -> dict:
-        """What ``load_state_dict`` needs to go on; tensors and numbers only."""
+        """What ``load_state_dict`` needs to continue; tensors and numbers only."""
         return {"sums": self.sums, "displacement_px": self.displacement_px, "step": self.step_number,
                 "effective_images": self.effective_images, "noise_factor": self.noise_factor}
 
@@ -190,7 +190,7 @@ class StochasticSearch:
 
 
 def signal_power(images: MatchingImages) -> Float[Tensor, " shells"]:
-    """Power of the map's transform in each shell (b // 2 + 1,), from what whitened images hold beyond their noise."""
+    """Power of the map's transform in each shell (b // 2 + 1,), from the power of whitened images above their noise."""
     n_shells = images.box_size_px // 2 + 1
     shells = images.radius.round().long().clamp_max(n_shells - 1)
 

@@ -28,7 +28,7 @@ REFERENCE = "reference.mrc"
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What a user of the network must know; everything is JSON."""
+    """What is known of a network beside its weights; everything is JSON."""
 
     network: NetworkConfig
     symmetry: str = "c1"

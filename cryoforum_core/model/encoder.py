@@ -53,11 +53,11 @@ def _dense(features_in: int, features_out: int, activation: str, dropout: float)
 
 
 class ConvolutionalEncoder(nn.Module):
-    """What the plain encoders have in common."""
+    """Base class of the encoders that are not equivariant."""
 
     @torch.no_grad()
     def scale_input(self, factor: float | Tensor) -> None:
-        """Takes images of ``factor`` times less contrast for what it took before."""
+        """Adapts the first layer to images of ``factor`` times less contrast."""
         # what comes before the first convolution is linear
         next(layer for layer in self.modules() if isinstance(layer, nn.Conv2d)).weight.mul_(factor)
 

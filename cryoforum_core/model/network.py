@@ -27,7 +27,7 @@ _N_COPIES = 8
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What rebuilds a network. ``box_size_px`` and ``pixel_size_angstrom`` are those of the images it sees."""
+    """The settings that rebuild a network. ``box_size_px`` and ``pixel_size_angstrom`` are those of the images it sees."""
 
     box_size_px: int
     pixel_size_angstrom: float

@@ -134,7 +134,7 @@ def _copies() -> tuple[Tensor, Tensor]:
 
 
 class PolarEncoder(nn.Module):
-    """The particle's centre first, from a coarse copy; then the circles about it."""
+    """Finds the particle's centre in a coarse copy of the image, then analyses circles about it."""
 
     def __init__(self, box_size_px: int, filter_channels: int, activation: str, width: int, dropout: float):
         super().__init__()
@@ -175,6 +175,6 @@ class PolarEncoder(nn.Module):
 
     @torch.no_grad()
     def scale_input(self, factor: float | Tensor) -> None:
-        """Takes images of ``factor`` times less contrast for what it took before."""
+        """Adapts the first layers to images of ``factor`` times less contrast."""
         for network in (self.circles, self.centring):
             network.layers[0].weight *= factor

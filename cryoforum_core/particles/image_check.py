@@ -19,7 +19,7 @@ _MAX_CHECKED = 20_000
 
 @dataclass(frozen=True, eq=False)
 class ImageCheck:
-    """Rows (0-based) whose pixels cannot be right. ``rows`` are those that were looked at."""
+    """Rows (0-based) whose pixels cannot be right. ``rows`` are those that were checked."""
 
     rows: np.ndarray
     not_finite: np.ndarray
@@ -49,7 +49,7 @@ def _rows_text(rows: np.ndarray) -> str:
 
 def check_images(particles: Particles, n_sample: int | None = None, seed: int = 0, batch_size: int = 512
                  ) -> ImageCheck:
-    """Looks at the pixels of ``n_sample`` images drawn at random, by default of all.
+    """Checks the pixels of ``n_sample`` images drawn at random, by default of all.
 
     An image is constant where its standard deviation is below 1e-6 of its largest absolute value.
     """

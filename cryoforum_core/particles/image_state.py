@@ -84,7 +84,7 @@ class ImageState:
 
 
 def images_of(particles: Particles, state: ImageState) -> dict[str, int | float | str]:
-    """What a checkpoint keeps of the images a network was trained for."""
+    """What a checkpoint records of the images that a network was trained for."""
     return {"box_size_px": particles.box_size_px, "pixel_size_angstrom": particles.pixel_size_angstrom,
             **state.to_dict()}
 
@@ -221,7 +221,7 @@ def _normal_score(values: Tensor) -> float:
 
 @dataclass(frozen=True)
 class CTFStateStatistic:
-    """What the images say about the state of their CTF. ``state`` draws the conclusion.
+    """Evidence in the images for each state of CTF correction. ``state`` draws the conclusion.
 
     ``log_likelihood_ratio`` > 0 favours a raw CTF, < 0 flipped phases; ``noise_deviation`` is
     its standard deviation where there is only noise. ``power_at_zeros`` is the part of the power

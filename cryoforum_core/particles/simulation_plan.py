@@ -41,7 +41,7 @@ class SimulationPlan:
 
 
 def plan_simulation(config: SimulateConfig, box_size_px: int, pixel_size_angstrom: float) -> SimulationPlan:
-    """Draws everything but the noise from ``config.seed``."""
+    """Draws everything at random but the noise, seeded by ``config.seed``."""
     generator = torch.Generator().manual_seed(config.seed)
     n = config.n_particles
     junk_kind = _draw_junk(n, config.junk_fraction, config.junk_kinds, generator)

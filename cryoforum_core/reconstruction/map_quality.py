@@ -22,7 +22,7 @@ _LARGEST_FSC = 1 - 1e-6
 
 @dataclass(frozen=True, eq=False)
 class MapQuality:
-    """What the half maps of a set of particles agree in."""
+    """FSC, information and resolution of the half maps of a set of particles."""
 
     fsc: np.ndarray
     """(B // 2 + 1,) of the masked half maps"""
@@ -33,7 +33,7 @@ class MapQuality:
 
 
 class HalfMapMaker:
-    """Half maps of any part of a set of particles. Sums of disjoint parts add up."""
+    """Half maps of any subset of the particles. Sums of disjoint subsets can be added."""
 
     def __init__(self, particles: Particles, images: ImagePreparation, group: Tensor, seed: int):
         self._images = replace(images, box_size_px=min(images.box_size_px, MAX_BOX_PX))

@@ -62,7 +62,7 @@ class ParticleArrays:
 
 @dataclass(frozen=True, eq=False)
 class NetworkPoses(ParticleArrays):
-    """What the network says before any matching."""
+    """Poses that the network predicts, before any matching."""
 
     eigenvalues: np.ndarray
     """(N, 4) of its Bingham matrix, ascending"""
@@ -72,7 +72,7 @@ class NetworkPoses(ParticleArrays):
 
 @dataclass(frozen=True, eq=False)
 class MatchEvidence(ParticleArrays):
-    """What the match of each particle alone says of its error and of other objects in its image; not kept after a run."""
+    """Evidence from the match of each particle for its error and for other objects in its image; not kept after a run."""
 
     weight: np.ndarray
     """(N, K) posterior of the poses that were refined, 0 for repetitions; sums to 1"""
@@ -121,7 +121,7 @@ class ErrorEstimates(ParticleArrays):
 
 @dataclass(frozen=True, eq=False)
 class JunkLabels(ParticleArrays):
-    """What each image is."""
+    """The label of each image: particle, kind of junk, or ambiguous orientation."""
 
     reason: np.ndarray
     """(N,) text: ``none`` for a particle, a kind of junk, or ``ambiguous-orientation``"""

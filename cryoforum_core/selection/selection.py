@@ -79,7 +79,7 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
     a limit of errors; other kinds of junk are kept. ``protect_views``: no view cone's share falls by more than the
     share of junk found in it. The probability needs no protection: each image is classified by itself. By count, a cone's best
     particles come before better ones of other cones; from beyond a valley they come back. A limit that was given is
-    meant: nothing beyond it is kept for its view.
+    meant: nothing beyond it is kept for its viewing direction.
 
     Raises InputError where the measure is missing, criteria contradict each other, or nothing would be kept.
     """
@@ -250,7 +250,7 @@ def _restored(is_kept: np.ndarray, quality: np.ndarray, labels: ImageLabels) -> 
 
 
 def _with_labels(selection: Selection, labels: ImageLabels) -> Selection:
-    """With what the images are as reasons, and the shares of views."""
+    """With the labels of images as reasons, and the shares of the cones of viewing directions."""
     reason, rule = selection.reason.astype(object), selection.rule.astype(object)
     for place, row in enumerate(selection.rejected):
         if labels.is_rejected[row]:

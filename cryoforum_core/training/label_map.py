@@ -16,7 +16,7 @@ _MASKED_FROM_RADIUS_PX = 11
 
 
 class LabelMap:
-    """Collects labelled images, alternately for two half maps; ``finish`` filters the map by their agreement."""
+    """Inserts labelled images, alternately into two half maps; ``finish`` filters their mean by the FSC."""
 
     def __init__(self, box_size_px: int, pixel_size_angstrom: float, group: Tensor):
         """group: (G, 4), the symmetry."""

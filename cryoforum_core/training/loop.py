@@ -64,7 +64,7 @@ class LoopSettings:
 
 @dataclass
 class LoopState:
-    """What a resumed run needs beside weights and optimizer."""
+    """The state that a resumed run needs beside weights and optimizer."""
 
     step: int = 0
     seconds: float = 0.0
@@ -111,7 +111,7 @@ def step_generator(seed: int, step: int, purpose: int = 0, device: torch.device 
 
 
 class TrainingTask(ABC):
-    """What is trained and on what; when, and how fast, is for ``train_network`` to say."""
+    """What is trained, and on which batches; ``train_network`` decides the steps and the learning rate."""
 
     def __init__(self, network: nn.Module):
         self.network = network

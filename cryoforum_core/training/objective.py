@@ -64,7 +64,7 @@ class Objective:
 
     @torch.no_grad()
     def calibrate(self, network: OrientationNetwork, batches: list[TrainingBatch]) -> None:
-        """Sets ``ensemble_weight``, from a half to eight: the likeliest weight on held-out images."""
+        """Sets ``ensemble_weight``, between 0.5 and 8, by maximum likelihood on held-out images."""
         network.eval()
         network.ensemble_weight.fill_(1.0)
         bingham = torch.cat([network.predict(batch.images, batch.ctf, self.group).bingham for batch in batches])

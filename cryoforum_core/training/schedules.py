@@ -18,7 +18,7 @@ NOISE_IS_FULL_AT = 0.6
 
 
 def one_cycle(progress: float, peak: float) -> float:
-    """The learning rate at a fraction of the training: cosine up for 15 %, cosine down for the rest (Smith 2018)."""
+    """The learning rate at a fraction of the training: a cosine rise for 15 %, a cosine decay for the rest (Smith 2018)."""
     progress = min(max(progress, 0.0), 1.0)
     if progress < WARM_UP:
         start = peak / START_DIVISOR

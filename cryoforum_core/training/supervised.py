@@ -44,7 +44,7 @@ _BATCH = 250
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything that is decided before the first step."""
+    """Everything that is set before the first step of a training."""
 
     config: TrainConfig
     inputs: TrainingInputs
@@ -149,7 +149,7 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
 
 
 class SupervisedTask(TrainingTask):
-    """A plan as the training loop works at it."""
+    """A plan as a task of the training loop."""
 
     def __init__(self, plan: TrainingPlan):
         super().__init__(plan.network)
@@ -175,7 +175,7 @@ def _loop_settings(plan: TrainingPlan) -> LoopSettings:
 
 
 def learning_rate(config: TrainConfig, network: OrientationNetwork) -> float:
-    """The one asked for, or what suits the encoder."""
+    """The one asked for, or the default of the encoder."""
     return config.learning_rate or ENCODERS[network.config.encoder].learning_rate
 
 

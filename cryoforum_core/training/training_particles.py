@@ -30,7 +30,7 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class TrainingParticles:
-    """Ways to look at the same images; ``settings`` are the network's."""
+    """The images of a particle set, prepared for the network (``settings``) and for maps."""
 
     particles: Particles
     settings: PreprocessSettings
@@ -74,7 +74,7 @@ class TrainingParticles:
                               self.settings.pixel_size_angstrom, image_model.noise_amplitude(), self.device, hypotheses)
 
     def labels(self, particles: Particles) -> TrainingBatch:
-        """All images of another labelled set as this network sees them: for tests and comparisons."""
+        """All images of another labelled set, prepared as for this network: for tests and comparisons."""
         batch = particles.batch(np.arange(len(particles))).to(self.device)
         return TrainingBatch(self.unmasked(batch) * self.mask.to(self.device), self.ctf(batch.ctf),
                              batch.poses.quaternion, batch.poses.shift_angstrom)

@@ -51,7 +51,7 @@ Predict = Callable[[ImagePreparation, np.ndarray], PoseResults]
 
 @dataclass(frozen=True)
 class Calibration:
-    """An error model, what it was fitted to, and its cross-validated coverage.
+    """An error model, the poses it was fitted to, and its cross-validated coverage.
 
     ``quaternion`` (n, 4) true; ``defocus_angstrom`` (n,). ``has_shifts``: the errors of shifts are known too, by matching.
     """
@@ -102,7 +102,7 @@ def simulated_calibration(images: ImagePreparation, source: ImageSource, results
 
 
 def n_simulated(n_particles: int, coverage: float) -> int:
-    """How many simulated images calibrate a set of so many particles."""
+    """The number of simulated images for the calibration of so many particles."""
     return max(min(max(n_particles // 4, min(n_particles, MIN_KNOWN)), MAX_KNOWN), fewest_known(coverage))
 
 
@@ -150,7 +150,7 @@ def poses_like(results: PoseResults, images: ImagePreparation, n: int, seed: int
 
 
 def evidence_of(results: PoseResults) -> Evidence:
-    """What the error model needs; of a network alone, what its Bingham matrices state."""
+    """Input of the error model; without matching, from the Bingham matrices of the network."""
     n, found = len(results), results.evidence
     if found is None:
         local = local_deviation_of_bingham(torch.from_numpy(results.bingham))

@@ -42,7 +42,7 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of n particles without knowing the truth.
+    """What the error model uses of n particles, whose true poses need not be known.
 
     ``fit`` (n,) standardised; ``network_angle_rad`` (n,) between the pose and the network's answer (0 where the pose is
     the network's own); ``shift_deviation_angstrom`` (n, 2) principal standard deviations of the shift.

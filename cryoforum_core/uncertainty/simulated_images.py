@@ -27,7 +27,7 @@ FAR_BOXES = 0.15
 
 @dataclass(frozen=True)
 class ImageSource:
-    """What the images of a data set are made of: a matching model, and the noise in the set's own box.
+    """What simulated images of a data set are made from: a matching model, and the noise in the set's own box.
 
     Image = contrast x amplitude x CTF x projection + noise. ``noise_spectrum`` (B // 2 + 1,) of images whose background
     has standard deviation 1; ``contrast_deviation``: standard deviation of the contrast from particle to particle.

@@ -64,7 +64,7 @@ def final_maps(plan: AbInitioPlan, found: PoseEstimate, halves: np.ndarray) -> H
 
 
 def fitted_image_model(setup: EndToEndSetup, maps: HalfMaps) -> ImageModel | None:
-    """Noise and signal of the images against the final map; None where they hold nothing like it."""
+    """Noise and signal of the images, by the final map; None where they have no signal of it."""
     try:
         return setup.views.image_model(setup.stream.rows, maps.both.cpu(), setup.config.seed)
     except InputError as error:

@@ -35,7 +35,7 @@ DEFAULT_HEAD = "s2s2"
 
 @dataclass(frozen=True)
 class EndToEndSetup:
-    """Everything that is decided before the first step."""
+    """Everything that is set before the first step of the end-to-end method."""
 
     plan: AbInitioPlan
     views: TrainingParticles

@@ -103,7 +103,7 @@ def _masked(refinement: Refinement) -> Refinement:
 
 
 def _rebuilt(plan: AbInitioPlan, sets: HalfSets, matched: MatchedParticles, show: Callable[[float], None]) -> Refinement:
-    """Half maps from the poses as matching left them, then those of a local round against them."""
+    """Half maps from the poses that were matched, then those of a local round of refinement against them."""
     def show_round(done: float, label: str) -> None:
         show(done)
 

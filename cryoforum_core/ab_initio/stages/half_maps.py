@@ -42,7 +42,7 @@ _DONE_BEFORE_RESOLVING = 0.95
 
 @dataclass(frozen=True)
 class FinishedRounds:
-    """What all rounds so far leave."""
+    """The state after all rounds so far."""
 
     refinement: Refinement
     figures: list[dict]
@@ -65,7 +65,7 @@ class FinishedRounds:
 
 @dataclass(frozen=True)
 class RefinedHalfSets:
-    """What the stage leaves: the half sets and where they come from, and what the rounds made of them."""
+    """Result of the stage: the half sets, their source, and the refinement of the last round."""
 
     half_sets: HalfSets
     source: str
@@ -107,7 +107,7 @@ def _rounds(plan: AbInitioPlan, sets: HalfSets, found: SearchOutcome, store: Sta
 
 
 def _goes_on(figures: list[dict]) -> bool:
-    """Until two rounds in a row bring no shell more."""
+    """Whether another round is worthwhile: until two in a row have not improved the resolution."""
     if len(figures) <= MIN_ROUNDS:
         return True
     radii = [of_round["resolution_radius_px"] for of_round in figures]
