@@ -50,7 +50,7 @@ class JunkSimulation:
 
     def features(self, quaternion: Tensor, displacement_px: Tensor, n: int) -> list[np.ndarray]:
         """Features (n_k, s) of about ``n`` images, by ``REASONS``; poses of good particles (m, 4), (m, 2) are drawn
-        from, so that viewing directions and centring are the set's own."""
+        from, so that views and centring are the set's own."""
         generator = torch.Generator().manual_seed(self.matcher.seed)
         results = []
         for kind, reason in enumerate(REASONS):
