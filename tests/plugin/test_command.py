@@ -120,9 +120,7 @@ def test_continue_repeats_every_step_after_one_that_has_changed(project, tmp_pat
         inserted = []
         with monkeypatch.context() as patch:
             patch.setattr(protocol, "_insertFunctionStep", lambda step, *args, **_: inserted.append(args))
-            for name in ("_trainOptions", "_predictOptions", "_abInitioOptions", "_selectOptions"):
-                if hasattr(protocol, name):
-                    patch.setattr(protocol, name, lambda: options)
+            patch.setattr(protocol, "_engineOptions", lambda: options)
             protocol._insertAllSteps()
         return inserted
 

@@ -25,14 +25,14 @@ import pyworkflow.protocol.params as params
 from pwem.objects import FSC, SetOfParticles, Volume
 from pwem.protocols import ProtInitialVolume
 
-from ..command import isFinished, projectFolder, readProgress, readSummary
 from .. import engine_names
+from ..command import isFinished, projectFolder, readProgress, readSummary
 from ..constants import HALF_SET, SYMMETRY_HELP
 from ..convert import copyWithPredictions, readFsc, readHalfSets, readPoses, readPredictions
 from ..engine_names import AB_INITIO_METHODS, AB_INITIO_PARTICLES, STARTS_AGREE_DEG
 from ..objects import CryoForumNetwork
-from .form_words import inFormWords, meanings, newOnesLast
-from .protocol_base import CryoForumBase
+from .form_options import FormOption, meanings, newOnesLast
+from .protocol_base import COVERAGE, IMAGE_OPTIONS, PARTICLES, CryoForumBase
 
 METHODS = AB_INITIO_METHODS
 HYBRID, END_TO_END = range(2)
@@ -60,6 +60,29 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
     """
     _label = 'ab initio'
     _possibleOutputs = outputs
+    OPTIONS = (PARTICLES,
+               FormOption('method', 'method', METHODS),
+               FormOption('symmetry', 'symmetry', getter='_symmetry'),
+               FormOption('seeds', 'seeds'),
+               FormOption('particle_diameter_angstrom', 'particleDiameter', emptyIsAuto=True),
+               FormOption('max_shift_angstrom', 'maxShift', emptyIsAuto=True),
+               FormOption('resolution_angstrom', 'resolution', emptyIsAuto=True),
+               FormOption('hand_reference', 'handReference', getter='_referenceFile'),
+               FormOption('train_minutes', 'trainMinutes', emptyIsAuto=True),
+               FormOption('epochs', 'epochs'),
+               FormOption('encoder', 'encoder', ENCODERS),
+               FormOption('head', 'head', HEADS),
+               FormOption('symmetric_loss', 'symmetricLoss'),
+               FormOption('n_heads', 'nHeads'),
+               FormOption('frequency_marching', 'frequencyMarching'),
+               FormOption('random_pose_weight', 'randomPoseWeight'),
+               FormOption('per_image_after_epoch', 'perImageAfterEpoch', emptyIsAuto=True),
+               FormOption('search_steps', 'searchSteps'),
+               FormOption('network_box_size_px', 'networkBox', emptyIsAuto=True),
+               FormOption('batch_size', 'batchSize'),
+               FormOption('learning_rate', 'learningRate', emptyIsAuto=True),
+               COVERAGE,
+               *IMAGE_OPTIONS)
 
     # -------------------------- DEFINE param functions -----------------------
     def _defineParams(self, form):
@@ -157,20 +180,20 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        self._insertEngineSteps(self._inputKey(), self.abInitioStep, self._abInitioOptions())
+        self._insertEngineSteps(self._inputKey(), self.abInitioStep)
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
-        volume = self._handReference()
+        volume = self._reference()
         return '%s, %s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName(),
                                projectFolder())
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
-        self._convertInput(self._handReference(), withPoses=False)
+        self._convertInput(withPoses=False)
 
     def abInitioStep(self, inputKey, options):
-        summary = self._runEngine('ab-initio', self._runDirectory(), self._abInitioOptions(), self._inputFiles())
+        summary = self._runEngine('ab-initio')
         if not summary['converged']:
             self.warning('Did not converge: %s' % self._reason())
 
@@ -188,7 +211,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                 self._defineTransformRelation(self.inputParticles, output)
             else:
                 self._defineSourceRelation(self.inputParticles, output)
-        if self._handReference() is not None:
+        if self._reference() is not None:
             self._defineSourceRelation(self.handReference, made[outputs.outputVolume.name])
 
     def _makeVolume(self):
@@ -238,7 +261,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
     def _validate(self):
         errors = self._validateParticles(AB_INITIO_PARTICLES) + self._validateGpu()
         errors += self._validateSymmetry(self._symmetry())
-        return errors + self._validateVolume(self._handReference()) + self._validateNetworkBox()
+        return errors + self._validateVolume(self._reference()) + self._validateNetworkBox()
 
     def _warnings(self):
         warnings = []
@@ -343,7 +366,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         return not isFinished(self._runDirectory()) or readSummary(self._runDirectory()).get('converged', True)
 
     def _reason(self):
-        return inFormWords(readSummary(self._runDirectory()).get('converged_reason') or 'no reason is given.')
+        return self._inFormWords(readSummary(self._runDirectory()).get('converged_reason') or 'no reason is given.')
 
     def _keepsOtherHalfSets(self, summary):
         """ True where the engine could not use the half sets that particles came with: all of one half, or some of
@@ -353,35 +376,9 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         first = self.inputParticles.get().getFirstItem()
         return first is not None and first.hasAttribute(HALF_SET)
 
-    def _symmetry(self):
-        return (self.symmetry.get() or '').strip().lower()
-
-    def _inputFiles(self):
-        return [self._starFile()] + ([] if self._handReference() is None else [self._referenceFile()])
-
-    def _handReference(self):
-        """ The end-to-end method has no use for it, even where the form still holds one. """
+    def _reference(self):
+        """ The map of known hand. The end-to-end method has no use for it, even where the form still holds one. """
         return self.handReference.get() if self.method == HYBRID else None
-
-    def _abInitioOptions(self):
-        """ The engine's options (command line without the dashes). """
-        options = {'particles': self._starFile(), 'method': METHODS[self.method.get()], 'symmetry': self._symmetry(),
-                   'particle_diameter_angstrom': self.particleDiameter.get() or None,
-                   'resolution_angstrom': self.resolution.get() or None,
-                   'train_minutes': self.trainMinutes.get() or None,
-                   'network_box_size_px': self.networkBox.get() or None,
-                   'coverage': self.coverage.get(),
-                   'batch_size': self.batchSize.get(), 'learning_rate': self.learningRate.get() or None,
-                   **self._imageOptions()}
-        if self.method == HYBRID:
-            return {**options, 'seeds': self.seeds.get(), 'search_steps': self.searchSteps.get(),
-                    'max_shift_angstrom': self.maxShift.get() or None,
-                    'hand_reference': None if self._handReference() is None else self._referenceFile()}
-        return {**options, 'epochs': self.epochs.get(), 'encoder': ENCODERS[self.encoder.get()],
-                'head': HEADS[self.head.get()], 'symmetric_loss': self.symmetricLoss.get(),
-                'n_heads': self.nHeads.get(), 'frequency_marching': self.frequencyMarching.get(),
-                'random_pose_weight': self.randomPoseWeight.get(),
-                'per_image_after_epoch': self.perImageAfterEpoch.get() or None}
 
 
 def duration(seconds):

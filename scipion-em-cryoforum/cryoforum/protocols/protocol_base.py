@@ -31,15 +31,26 @@ from ..command import buildArguments, buildProgram, escapePercent, prepareRun, r
 from ..constants import SYMMETRY_HELP
 from ..convert import validateStack, writeParticlesStar, writeReferenceMap
 from ..engine_names import DEFAULT_COVERAGE, LARGEST_FORM_COVERAGE, NETWORK_BOX_PX
-from .form_words import CONTRAST, CTF_STATE, inFormWords
+from .form_options import FormOption, inFormWords
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
 TOLERANCE = 0.01  # of pixel sizes and fields of view
 SMALLEST_BOX = NETWORK_BOX_PX
 EXIT_NOT_CONVERGED = 3  # the engine wrote all files, but the data did not determine the result
 
-CONTRASTS, CTF_STATES = list(CONTRAST), list(CTF_STATE)
+# choices of the forms: the engine's name -> what the form says
+CONTRAST = {'auto': 'automatic', 'bright': 'bright protein', 'dark': 'dark protein'}
+CTF_STATE = {'auto': 'as the set says', 'raw': 'not corrected', 'phase-flipped': 'phases flipped',
+             'multiplied': 'multiplied by the CTF'}
+CTF_STATES = list(CTF_STATE)
 CTF_STATE_AUTO = 0
+
+# options of several protocols, with the parameters that CryoForumBase defines
+PARTICLES = FormOption('particles', 'inputParticles', getter='_starFile')
+COVERAGE = FormOption('coverage', 'coverage')
+IMAGE_OPTIONS = (FormOption('contrast', 'contrast', list(CONTRAST)),
+                 FormOption('ctf_state', 'ctfState', CTF_STATES, getter='_ctfStateName'),
+                 FormOption('seed', 'seed'))
 
 
 def ctfStateOf(particles):
@@ -50,8 +61,12 @@ def ctfStateOf(particles):
 
 
 class CryoForumBase:
-    """ Mixin of the protocols that run the engine on particles. """
+    """ Mixin of the protocols that run the engine on particles.
+
+    Each has a method _runDirectory() and, if it may use a map, _reference(), the volume or None. """
     _devStatus = NEW
+    # a FormOption for each parameter of the form that sets an option of the engine
+    OPTIONS = ()
 
     # ------------------------------ parameters ------------------------------
     def _defineGpuParams(self, form):
@@ -94,13 +109,13 @@ class CryoForumBase:
         form.addParallelSection(threads=4, mpi=0)
 
     # ------------------------------ steps ------------------------------
-    def _insertEngineSteps(self, inputKey, engineStep, options):
+    def _insertEngineSteps(self, inputKey, engineStep):
         """ Conversion of the input, the engine's job with its options, outputs.
 
         Continue repeats the steps whose own arguments have changed, and from pyworkflow 3.11 on no others: so each has
         those of the steps before it, too.
         """
-        options = str(sorted(options.items()))
+        options = str(sorted(self._engineOptions().items()))
         self._insertFunctionStep(self.convertInputStep, inputKey, needsGPU=False)
         self._insertFunctionStep(engineStep, inputKey, options)
         self._insertFunctionStep(self.createOutputStep, inputKey, options, needsGPU=False)
@@ -109,27 +124,42 @@ class CryoForumBase:
         return self._getExtraPath('input_particles.star')
 
     def _referenceFile(self):
-        return self._getExtraPath('reference.mrc')
+        """ The converted map; None where there is none. """
+        return None if self._reference() is None else self._getExtraPath('reference.mrc')
 
-    def _convertInput(self, volume, withPoses):
+    def _inputFiles(self):
+        """ Converted input: a run that was made from other files is not continued. """
+        return list(filter(None, [self._starFile(), self._referenceFile()]))
+
+    def _convertInput(self, withPoses):
         particles = self.inputParticles.get()
         n = writeParticlesStar(particles, self._starFile(), self._getExtraPath('stacks'), withPoses=withPoses)
         self.info('%d particles written to %s' % (n, self._starFile()))
-        if volume is not None:
-            writeReferenceMap(volume, self._referenceFile())
+        if self._reference() is not None:
+            writeReferenceMap(self._reference(), self._referenceFile())
 
-    def _imageOptions(self):
-        particles = self.inputParticles.get()
-        state = CTF_STATES[self.ctfState.get()]
+    def _engineOptions(self):
+        """ The engine's options (command line without the dashes). """
+        return {option.name: option.value(self) for option in self.OPTIONS if option.isGiven(self)}
+
+    def _ctfStateName(self):
         if self.ctfState.get() == CTF_STATE_AUTO:
-            state = ctfStateOf(particles)
-        return {'contrast': CONTRASTS[self.contrast.get()], 'ctf_state': state, 'seed': self.seed.get()}
+            return ctfStateOf(self.inputParticles.get())
+        return CTF_STATES[self.ctfState.get()]
 
-    def _runEngine(self, job, runDirectory, options, inputFiles):
+    def _symmetry(self):
+        """ What the form says; '' where that is nothing. """
+        return (self.symmetry.get() or '').strip().lower()
+
+    def _inFormWords(self, text):
+        """ A sentence of the engine with the labels of this form in the place of its options. """
+        return inFormWords(text, self)
+
+    def _runEngine(self, job):
         """ Runs a job of the engine; goes on with an earlier run where that fits. Returns the summary. """
-        resume = prepareRun(runDirectory, options, inputFiles)
-        useGpu = self.usesGpu()
-        options = dict(options, out=runDirectory, device='cuda' if useGpu else 'cpu')
+        runDirectory, options, useGpu = self._runDirectory(), self._engineOptions(), self.usesGpu()
+        resume = prepareRun(runDirectory, options, self._inputFiles())
+        options.update(out=runDirectory, device='cuda' if useGpu else 'cpu')
         arguments = buildArguments(job, options) + (' --resume' if resume else '')
         if resume and not os.path.exists(os.path.join(runDirectory, 'summary.json')):
             self.info('Going on with the unfinished run in %s' % runDirectory)
@@ -139,7 +169,7 @@ class CryoForumBase:
         except subprocess.CalledProcessError as error:
             if error.returncode == EXIT_NOT_CONVERGED:
                 return readSummary(runDirectory)
-            message = inFormWords(tail(self._getLogsPath('run.stderr')))
+            message = self._inFormWords(tail(self._getLogsPath('run.stderr')))
             raise RuntimeError('cryoforum %s stopped (exit code %d).\n%s' % (job, error.returncode, message)) from None
         return readSummary(runDirectory)
 

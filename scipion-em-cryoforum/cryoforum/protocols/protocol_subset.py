@@ -30,12 +30,13 @@ from pwem.objects import SetOfParticles, Transform
 from pwem.protocols import EMProtocol
 from pyworkflow.object import String
 
-from ..command import projectFolder, readSummary
 from .. import engine_names
+from ..command import projectFolder, readSummary
 from ..constants import CENTRE_X, CENTRE_Y, EXPECTED_ERROR, MATCH_SCORE, REASON, REJECTION_REASON, SYMMETRY_HELP
 from ..convert import (readAttributes, readIds, readReasons, reopen, setAttribute, shiftToTransform,
                        validateStack, writeParticlesStar, writePosterior)
 from ..engine_names import CHOSEN_REASONS, MAP_PARTICLES, REASONS
+from .form_options import FormOption
 from .protocol_base import CryoForumBase, ctfStateOf
 from .source import findSource
 
@@ -74,6 +75,7 @@ PROBABILITY_MEASURE, MATCH_MEASURE, ERROR_MEASURE, BOUND_MEASURE = (
 BEST_MEASURE = 0
 PREFERRED = [PROBABILITY_MEASURE, MATCH_MEASURE, ERROR_MEASURE]
 MEASURE_LABELS = ['best available'] + [measure.label for measure in MEASURES]
+MEASURE_NAMES = ['auto'] + [measure.engineName for measure in MEASURES]
 
 # kind of junk, or ambiguous orientation -> name of its parameter
 REASON_PARAMS = {name: REASONS[name].form_name for name in CHOSEN_REASONS}
@@ -95,6 +97,14 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
     _label = 'uncertainty subset'
     _possibleOutputs = {'outputParticles': SetOfParticles, 'outputParticlesRejected': SetOfParticles,
                         'outputParticlesRecentre': SetOfParticles}
+    OPTIONS = (FormOption('run', 'inputParticles', getter='_measuredFile'),
+               FormOption('measure', 'measure', MEASURE_NAMES, getter='_measureName', evenHidden=True),
+               FormOption('keep_fraction', 'keepFraction'),
+               FormOption('keep_count', 'keepCount', getter='_keepCount'),
+               FormOption('threshold', 'threshold'),
+               FormOption('threshold', 'maxBound'),
+               FormOption('max_error_deg', 'maxError'),
+               FormOption('protect_views', 'protectViews'))
 
     # -------------------------- DEFINE param functions -----------------------
     def _defineParams(self, form):
@@ -180,8 +190,8 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        inputKey = '%s, %s, %s' % (self.inputParticles.get().getFileName(), self._givenSymmetry(), projectFolder())
-        self._insertEngineSteps(inputKey, self.selectStep, self._selectOptions())
+        inputKey = '%s, %s, %s' % (self.inputParticles.get().getFileName(), self._symmetry(), projectFolder())
+        self._insertEngineSteps(inputKey, self.selectStep)
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
@@ -195,7 +205,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         options = {'ctf_state': ctfStateOf(particles)} if source is None else {
             name: source.options[name] for name in ('contrast', 'ctf_state', 'refinement') if name in source.options}
         self._writeMeasured('config.json', {**options, 'job': 'predict'})
-        self._writeMeasured('summary.json', {'job': 'predict', 'symmetry': self._symmetry(source)})
+        self._writeMeasured('summary.json', {'job': 'predict', 'symmetry': self._foundSymmetry(source)})
         if source is not None:
             self._copyGallery(source)
             self._copyPromises(source)
@@ -222,9 +232,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
             np.savez(self._measuredFile('gallery.npz'), **{name: values[same] for name, values in arrays.items()})
 
     def selectStep(self, inputKey, options):
-        self._runEngine('select', self._runDirectory(), self._selectOptions(), [
-            self._measuredFile(name) for name in ('particles.star', 'orientation_posterior.npz', 'config.json',
-                                                  'summary.json')])
+        self._runEngine('select')
 
     def createOutputStep(self, inputKey, options):
         summary = readSummary(self._runDirectory())
@@ -293,8 +301,8 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
             errors.append('No kind of junk is chosen: say Yes to at least one.')
         if self.criterion == BY_MAP:
             errors += self._validateMaps()
-        if self._givenSymmetry():
-            errors += self._validateSymmetry(self._givenSymmetry())
+        if self._symmetry():
+            errors += self._validateSymmetry(self._symmetry())
         return errors
 
     def _validateMaps(self):
@@ -357,11 +365,13 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
     def _measuredFile(self, *names):
         return self._getExtraPath('measured', *names)
 
-    def _givenSymmetry(self):
-        return (self.symmetry.get() or '').strip().lower()
+    def _inputFiles(self):
+        return [self._measuredFile(name) for name in ('particles.star', 'orientation_posterior.npz', 'config.json',
+                                                      'summary.json')]
 
-    def _symmetry(self, source):
-        return self._givenSymmetry() or (source.symmetry if source is not None else 'c1')
+    def _foundSymmetry(self, source):
+        """ The symmetry of the form, or else the one with which the orientations were found. """
+        return self._symmetry() or (source.symmetry if source is not None else 'c1')
 
     def _reasons(self):
         """ Kinds of junk to reject. """
@@ -380,25 +390,21 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         first = None if particles is None else particles.getFirstItem()
         return first is not None and first.getAttributeValue(measure.attribute) is not None
 
-    def _selectOptions(self):
-        """ The engine's options (command line without the dashes). """
-        criterion, options = self.criterion.get(), {'run': self._measuredFile(), 'measure': self._measure().engineName}
-        if criterion == BY_MAP:
+    def _measureName(self):
+        return self._measure().engineName
+
+    def _keepCount(self):
+        return min(self.keepCount.get(), self.inputParticles.get().getSize())
+
+    def _engineOptions(self):
+        """ Beside those of single parameters: the criterion, and the kinds of junk. """
+        options = super()._engineOptions()
+        if self.criterion == BY_MAP:
             options['auto'] = True
-        elif criterion == BY_REASON:
+        elif self.criterion == BY_REASON:
             options['reasons'] = self._reasons()
-        elif criterion == KEEP_FRACTION:
-            options['keep_fraction'] = self.keepFraction.get()
-        elif criterion == KEEP_COUNT:
-            options['keep_count'] = min(self.keepCount.get(), self.inputParticles.get().getSize())
-        elif criterion in (THRESHOLD, MAX_BOUND):
-            options['threshold'] = (self.threshold if criterion == THRESHOLD else self.maxBound).get()
-        elif criterion == MAX_ERROR:
-            options['max_error_deg'] = self.maxError.get()
-        if criterion in (MAX_ERROR, MAX_BOUND) and not self.rejectJunk:
+        elif self.criterion in (MAX_ERROR, MAX_BOUND) and not self.rejectJunk:
             options['reasons'] = []
-        if criterion in PROTECTING:
-            options['protect_views'] = self.protectViews.get()
         return options
 
     def rule(self):

@@ -25,14 +25,14 @@ import numpy as np
 import pyworkflow.protocol.params as params
 from pwem.protocols import EMProtocol
 
+from .. import engine_names
 from ..command import projectFolder, readSummary
 from ..constants import HALF_SET, SYMMETRY_HELP
 from ..convert import readAttributes
-from .. import engine_names
 from ..engine_names import ACTIVATIONS, HALF_SETS, LABELLED_PARTICLES, LOSSES, POOLINGS, PRECISIONS
 from ..objects import CryoForumNetwork
-from .form_words import meanings, newOnesLast
-from .protocol_base import CryoForumBase
+from .form_options import FormOption, meanings, newOnesLast
+from .protocol_base import IMAGE_OPTIONS, PARTICLES, CryoForumBase
 
 FROM_REFERENCE, FROM_ORIENTATIONS = 0, 1
 # a stored protocol knows its choice by number: new ones come last
@@ -55,6 +55,33 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
     """
     _label = 'train orientation network'
     _possibleOutputs = outputs
+    OPTIONS = (PARTICLES,
+               FormOption('reference', 'referenceVolume', getter='_referenceFile', evenHidden=True),
+               FormOption('symmetry', 'symmetry', getter='_symmetry'),
+               FormOption('max_minutes', 'maxMinutes'),
+               FormOption('max_steps', 'maxSteps'),
+               FormOption('from_checkpoint', 'startNetwork', getter='_startDirectory'),
+               FormOption('encoder', 'encoder', ENCODERS),
+               FormOption('network_box_size_px', 'networkBox', emptyIsAuto=True),
+               FormOption('head', 'head', HEADS),
+               FormOption('filter_channels', 'filterChannels'),
+               FormOption('width', 'width', emptyIsAuto=True),
+               FormOption('pooling', 'pooling', POOLINGS),
+               FormOption('activation', 'activation', ACTIVATIONS),
+               FormOption('dropout', 'dropout'),
+               FormOption('augment', 'augment'),
+               FormOption('particle_fraction', 'realFraction', getter='_realFraction', evenHidden=True),
+               FormOption('shift_rms_angstrom', 'shiftRms', emptyIsAuto=True),
+               FormOption('half_set', 'halfSet', HALF_SETS),
+               FormOption('validation_fraction', 'validationFraction', evenHidden=True),
+               FormOption('batch_size', 'batchSize'),
+               FormOption('learning_rate', 'learningRate', emptyIsAuto=True),
+               FormOption('precision', 'precision', PRECISIONS),
+               FormOption('loss', 'loss', LOSSES),
+               FormOption('bingham_weight', 'binghamWeight'),
+               FormOption('shift_weight', 'shiftWeight'),
+               FormOption('patience_evaluations', 'patience'),
+               *IMAGE_OPTIONS)
 
     # -------------------------- DEFINE param functions -----------------------
     def _defineParams(self, form):
@@ -180,7 +207,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        self._insertEngineSteps(self._inputKey(), self.trainStep, self._trainOptions())
+        self._insertEngineSteps(self._inputKey(), self.trainStep)
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
@@ -190,11 +217,10 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
-        volume = self._reference()
-        self._convertInput(volume, withPoses=volume is None)
+        self._convertInput(withPoses=self._reference() is None)
 
     def trainStep(self, inputKey, options):
-        summary = self._runEngine('train', self._runDirectory(), self._trainOptions(), self._inputFiles())
+        summary = self._runEngine('train')
         self.info('Median error on %s: %.2f degrees' % (testedOn(summary), summary['validation_median_error_deg']))
 
     def createOutputStep(self, inputKey, options):
@@ -290,44 +316,21 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
     def _reference(self):
         return self.referenceVolume.get() if self.learnFrom == FROM_REFERENCE else None
 
-    def _symmetry(self):
-        return (self.symmetry.get() or '').strip().lower()
-
-    def _inputFiles(self):
-        return [self._starFile()] + ([] if self._reference() is None else [self._referenceFile()])
+    def _startDirectory(self):
+        start = self.startNetwork.get()
+        return None if start is None else start.getRunDirectory()
 
     def _realFraction(self):
         """ The engine decides where this is None. """
         given = self.learnFrom == FROM_ORIENTATIONS and self.realFraction.get() >= 0
         return self.realFraction.get() if given else None
 
-    def _trainOptions(self):
-        """ The engine's options (command line without the dashes). """
-        start = self.startNetwork.get()
-        return {'particles': self._starFile(),
-                'reference': None if self._reference() is None else self._referenceFile(),
-                'from_checkpoint': None if start is None else start.getRunDirectory(),
-                'symmetry': self._symmetry(),
-                'max_minutes': self.maxMinutes.get(), 'max_steps': self.maxSteps.get(),
-                'loss': LOSSES[self.loss.get()],
-                'bingham_weight': self.binghamWeight.get(), 'shift_weight': self.shiftWeight.get(),
-                'particle_fraction': self._realFraction(), 'shift_rms_angstrom': self.shiftRms.get() or None,
-                'augment': self.augment.get(), 'half_set': HALF_SETS[self.halfSet.get()],
-                'validation_fraction': self.validationFraction.get(), 'batch_size': self.batchSize.get(),
-                'learning_rate': self.learningRate.get() or None, 'precision': PRECISIONS[self.precision.get()],
-                'patience_evaluations': self.patience.get(),
-                **self._imageOptions(), **(self._networkOptions() if start is None else {})}
-
-    def _networkOptions(self):
-        """ Of a new network; one to start from has its own. """
-        encoder = ENCODERS[self.encoder.get()]
-        # a choice of pooling that the form hides is none
-        pooling = 'auto' if self.encoder.get() in WITHOUT_POOLING else POOLINGS[self.pooling.get()]
-        return {'encoder': encoder, 'head': HEADS[self.head.get()],
-                'network_box_size_px': self.networkBox.get() or None,
-                'filter_channels': self.filterChannels.get(), 'width': self.width.get() or None,
-                'pooling': pooling, 'activation': ACTIVATIONS[self.activation.get()],
-                'dropout': self.dropout.get()}
+    def _engineOptions(self):
+        options = super()._engineOptions()
+        if self.startNetwork.get() is None:
+            # where the encoder has no pooling the form hides it; runs made before have this value then
+            options.setdefault('pooling', POOLINGS[0])
+        return options
 
 
 def testedOn(summary):
