@@ -181,7 +181,9 @@ FORMS = [
 
 @pytest.mark.parametrize("name, parameters, expected", FORMS)
 def test_the_options_of_a_form_stay_what_they_are(make, name, parameters, expected):
-    assert make(name, **parameters)._engineOptions() == expected
+    """A new option that is left to the engine discards no run."""
+    given = make(name, **parameters)._engineOptions()
+    assert {option: value for option, value in given.items() if option in expected or value is not None} == expected
 
 
 # ------------------------- words -------------------------
