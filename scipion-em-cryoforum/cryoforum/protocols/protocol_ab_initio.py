@@ -98,8 +98,8 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                       label='Method',
                       help='*hybrid*: a search from a random start, then half maps, a network that learns from them, '
                            'and refinement of every orientation. The one to use.\n'
-                           '*end-to-end*: a network and the map learn together from random weights, as CryoPoseNet '
-                           'does (Nashed 2021). It needs a GPU, and images with a good signal.')
+                           '*end-to-end*: a network and the map are trained together from random weights, as in '
+                           'CryoPoseNet (Nashed 2021). It needs a GPU, and images with a good signal.')
         form.addParam('symmetry', params.StringParam, default='c1', label='Symmetry',
                       help=SYMMETRY_HELP + ' The hybrid method searches without symmetry first, finds the axes in the '
                            'map, and then imposes them. In doubt use c1.')
@@ -115,7 +115,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addParam('maxShift', params.FloatParam, default=0, validators=[params.GE(0)],
                       condition='method == %d' % HYBRID,
                       label='Largest shift (Å)',
-                      help='How far from the middle of its image a particle may lie. 0: an eighth of the box.')
+                      help='How far from the centre of its image a particle may lie. 0: an eighth of the box.')
         form.addParam('resolution', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Finest resolution (Å)',
                       help='Details finer than this are not used; a coarser limit is faster. 0: the Nyquist limit of '
@@ -146,7 +146,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                       help='The images are Fourier-cropped to this even size before the network sees them. 0: the '
                            'particles\' own box, at most 128 on a GPU and 32 on a CPU.')
         form.addParam('batchSize', params.IntParam, default=128, validators=[params.GE(2)], **advanced,
-                      label='Batch size', help='Images computed together; fewer take less memory.')
+                      label='Batch size', help='Images processed together; fewer take less memory.')
         form.addParam('learningRate', params.FloatParam, default=0, validators=[params.GE(0)], **advanced,
                       label='Learning rate', help="Largest learning rate of the network. 0: the method's own.")
         self._defineCoverageParam(form)
@@ -157,8 +157,9 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addParam('epochs', params.IntParam, default=30, validators=[params.Positive], **endToEnd,
                       label='Epochs', help='Passes over all images.')
         form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, **endToEnd, label='Encoder',
-                      help='Part of the network that reads the image. *polar* with a weight of random projections of 1 '
-                           'finds orientations that the others do not find.\n%s' % meanings(engine_names.ENCODERS))
+                      help='Part of the network that reads the image. *polar*, with 1 as *Weight of random '
+                           'projections*, finds orientations where the others do not.\n%s'
+                           % meanings(engine_names.ENCODERS))
         form.addParam('head', params.EnumParam, choices=HEADS, default=0, **endToEnd, label='Orientation head',
                       help='Rotation parametrisation.\n%s' % meanings(engine_names.HEADS))
         group = form.addGroup('Against mirror minima', **endToEnd)
@@ -174,9 +175,9 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                        help='The network is also trained on projections of the current map at random orientations, '
                             'which it has to find. 0: it is not.')
         group.addParam('perImageAfterEpoch', params.IntParam, default=0, validators=[params.GE(0)], **endToEnd,
-                       label='Orientations without the network after epoch',
-                       help='From this epoch on the orientation of each image is improved directly; it then has no '
-                            'uncertainty. 0: never.')
+                       label='Optimise orientations directly after epoch',
+                       help='From this epoch on the orientation of each image is optimised directly, without the '
+                            'network; it then has no uncertainty. 0: never.')
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
@@ -299,12 +300,12 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
             lines.append('Median expected error of the orientations: *%.2f°*' % summary['median_expected_error_deg'])
         lines += self._boundLines(summary)
         if self._keepsOtherHalfSets(summary):
-            lines.append('The half maps are of half sets drawn anew, because those of the particles are not two whole '
-                         'halves. The output keeps the half sets that the particles had: do not compare them with '
-                         'these half maps.')
+            lines.append('The half maps were made from new random half sets, because those of the particles are '
+                         'incomplete. The output keeps the half sets that the particles had: they are not those of '
+                         'the half maps.')
         if summary.get('seeds_agreement_deg') is not None:
             agreement = summary['seeds_agreement_deg']
-            lines.append('The best two searches agree to %.1f°.' % agreement if agreement <= STARTS_AGREE_DEG else
+            lines.append('The best two searches agree within %.1f°.' % agreement if agreement <= STARTS_AGREE_DEG else
                          '*The best two searches differ by %.0f°*: another random start may find another map.' % agreement)
         near = summary.get('near_half_turn')
         if near is not None:
@@ -315,11 +316,11 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                          'If the molecule has a two-fold axis, run again with its symmetry; otherwise orientations are '
                          'determined only up to that rotation.')
         if summary.get('validation_median_error_deg') is not None:
-            lines.append('The network alone is off by %.1f° (median) on images it has not seen.'
+            lines.append('Median error of the network alone: %.1f°, on images that it was not trained on.'
                          % summary['validation_median_error_deg'])
         lines.append('Hand: %s%s' % (summary['hand'], ' (the map may be the mirror image)'
                                      if summary['hand'] == UNDETERMINED else ''))
-        lines.append('Method %s, %s.' % (summary['method'], duration(summary['seconds'])))
+        lines.append('Method: %s. Run time: %s.' % (summary['method'], duration(summary['seconds'])))
         return lines + self._reportLines(self._runDirectory())
 
     def _progressLines(self):

@@ -76,7 +76,7 @@ class CryoForumBase:
                             'this to No.')
         form.addHidden(params.GPU_LIST, params.StringParam, default='0',
                        label='GPU ID',
-                       help='Number of the GPU to use (the first one is 0). One GPU is used. Without a GPU choose *No*: '
+                       help='Number of the GPU to use; the first one is 0. One GPU is used. Without a GPU choose *No*: '
                             'training then takes 20 to 100 times as long.')
 
     def _defineCoverageParam(self, form):
@@ -86,24 +86,25 @@ class CryoForumBase:
                       expertLevel=params.LEVEL_ADVANCED,
                       label='Confidence of the error bound',
                       help='Every particle gets an expected error and an error bound, both in degrees. The '
-                           'confidence is the fraction of the particles whose error is within its bound: 0.9 means 9 in '
-                           '10. A higher confidence makes larger bounds. The report shows the empirical coverage, '
-                           'measured on particles whose orientations are known.')
+                           'confidence is the fraction of the particles whose error is to be within its bound (the '
+                           'nominal coverage): 0.9 means 9 in 10. A higher confidence makes larger bounds. The report '
+                           'shows the fraction that was found on particles with known orientations (the empirical '
+                           'coverage).')
 
     def _defineImageParams(self, form):
         form.addParam('contrast', params.EnumParam, choices=list(CONTRAST.values()),
                       default=0, expertLevel=params.LEVEL_ADVANCED,
                       label='Contrast of the images',
-                      help='RELION expects protein to be brighter than its surroundings. *automatic*: measured on the '
-                           'images, and written to the log.')
+                      help='Whether protein is brighter or darker than its surroundings; RELION expects it to be '
+                           'brighter. *automatic*: measured on the images, and written to the log.')
         form.addParam('ctfState', params.EnumParam,
                       choices=list(CTF_STATE.values()),
                       default=CTF_STATE_AUTO, expertLevel=params.LEVEL_ADVANCED,
                       label='CTF correction of the images',
-                      help='What was done to the images before. *as the set says*: phases flipped where Scipion '
-                           'knows that they are; otherwise the engine measures it.')
+                      help='Correction that the images already have. *as the set says*: the correction that is stored '
+                           'with the set in Scipion; where there is none, it is measured on the images.')
         form.addParam('seed', params.IntParam, default=0, expertLevel=params.LEVEL_ADVANCED,
-                      label='Random seed', help='The same seed repeats the same run.')
+                      label='Random seed', help='Start of all random numbers: the same seed repeats the same run.')
 
     def _defineThreads(self, form):
         form.addParallelSection(threads=4, mpi=0)
@@ -198,7 +199,7 @@ class CryoForumBase:
         if self.isFailed():
             return ['The run failed, and the error below says why. After the cause is fixed, it continues from '
                     'where it was: *Edit*, run mode *Continue*, *Execute*.']
-        return ['%s not ready yet. The Output Log shows the progress with the time left.' % what]
+        return ['%s not ready yet. The Output Log shows the progress and the time left.' % what]
 
     def _reportLines(self, runDirectory):
         """ A link to the engine's report, for the summary. """
@@ -244,7 +245,7 @@ class CryoForumBase:
             if value is None:
                 errors.append('The particles have no %s: set it in the acquisition of the import.' % name)
         if particles.getXDim() % 2:
-            errors.append('The box must be even; the particles have %d px. Rescale or window them by one pixel '
+            errors.append('The box must be even; the particles have %d px. Window or rescale them to an even box '
                           '(RELION preprocess particles).' % particles.getXDim())
         return errors
 

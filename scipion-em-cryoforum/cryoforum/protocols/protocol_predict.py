@@ -93,20 +93,22 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                       help='Details finer than this are not used in matching. Set it to the resolution of the map, '
                            'so that its noise is not matched. 0: the Nyquist limit of the particles.')
         form.addParam('maxShift', params.FloatParam, default=0, validators=[params.GE(0)], **matching,
-                      label='Largest shift (Å)', help='0: an eighth of the box.')
+                      label='Largest shift (Å)',
+                      help='How far from the centre of its image a particle may lie. 0: an eighth of the box.')
         form.addParam('symmetry', params.StringParam, default='', expertLevel=params.LEVEL_ADVANCED,
                       label='Symmetry', help='Left empty, it is the network\'s. ' + SYMMETRY_HELP)
         self._defineCoverageParam(form)
         form.addParam('calibrationParticles', params.PointerParam, pointerClass='SetOfParticles', allowsNull=True,
                       pointerCondition='hasAlignmentProj', expertLevel=params.LEVEL_ADVANCED,
                       label='Particles with known orientations (optional)',
-                      help='Errors are calibrated on images of the map that are simulated like yours, or on '
-                           'these particles: at least %d (more for a confidence above 0.98) with orientations '
-                           'that you trust, found with this map, of the '
-                           'same box and pixel size, and not used in training.' % fewest_known(DEFAULT_COVERAGE))
+                      help='Particles on which the errors are calibrated: at least %d (more for a confidence above '
+                           '0.98), not used in training, of the same box and pixel size as the others, with '
+                           'orientations that you trust and that were found with this map. Left empty, the errors are '
+                           'calibrated on simulated projections of the map, with the CTFs and the noise of your '
+                           'particles.' % fewest_known(DEFAULT_COVERAGE))
         form.addParam('batchSize', params.IntParam, default=256, validators=[params.Positive],
                       expertLevel=params.LEVEL_ADVANCED,
-                      label='Batch size', help='Images computed together; fewer take less memory.')
+                      label='Batch size', help='Images processed together; fewer take less memory.')
         self._defineImageParams(form)
         self._defineThreads(form)
 
