@@ -97,7 +97,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                       display=params.EnumParam.DISPLAY_HLIST,
                       label='Method',
                       help='*hybrid*: a search from a random start, then half maps, a network that learns from them, '
-                           'and refinement of every orientation. The one to use.\n'
+                           'and refinement of every orientation. Recommended.\n'
                            '*end-to-end*: a network and the map are trained together from random weights, as in '
                            'CryoPoseNet (Nashed 2021). It needs a GPU, and images with a good signal.')
         form.addParam('symmetry', params.StringParam, default='c1', label='Symmetry',
@@ -133,8 +133,8 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addSection(label='Method')
         form.addParam('trainMinutes', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Training time (minutes)',
-                      help='For the network. 0: half of the time that was spent before, at least 1 minute (hybrid), or '
-                           'what the epochs need (end-to-end).')
+                      help='For training the network. 0: half of the time that was spent before, at least 1 minute '
+                           '(hybrid), or what the epochs need (end-to-end).')
         self._defineEndToEndParams(form)
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)
         form.addParam('searchSteps', params.IntParam, default=400, validators=[params.Positive], **advanced,
@@ -172,8 +172,8 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                        label='Low frequencies first?', help='Images and map are compared at low resolution first.')
         group.addParam('randomPoseWeight', params.FloatParam, default=0, validators=[params.GE(0)], **endToEnd,
                        label='Weight of random projections',
-                       help='The network is also trained on projections of the current map at random orientations, '
-                            'which it has to find. 0: it is not.')
+                       help='Weight of a loss on projections of the current map at random orientations, which the '
+                            'network has to recover. 0: without this loss.')
         group.addParam('perImageAfterEpoch', params.IntParam, default=0, validators=[params.GE(0)], **endToEnd,
                        label='Optimise orientations directly after epoch',
                        help='From this epoch on the orientation of each image is optimised directly, without the '

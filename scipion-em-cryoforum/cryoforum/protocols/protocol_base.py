@@ -104,7 +104,7 @@ class CryoForumBase:
                       help='Correction that the images already have. *as the set says*: the correction that is stored '
                            'with the set in Scipion; where there is none, it is measured on the images.')
         form.addParam('seed', params.IntParam, default=0, expertLevel=params.LEVEL_ADVANCED,
-                      label='Random seed', help='Start of all random numbers: the same seed repeats the same run.')
+                      label='Random seed', help='Seed of all random numbers: the same seed repeats the same run.')
 
     def _defineThreads(self, form):
         form.addParallelSection(threads=4, mpi=0)

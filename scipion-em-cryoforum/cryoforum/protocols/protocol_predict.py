@@ -174,7 +174,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                           % (fewest, coverage, known.getSize()))
         if not known.hasAlignmentProj():
             errors.append('The particles with known orientations have none: give the output of a 3D refinement, or '
-                          'leave it empty.')
+                          'leave the set out.')
         if (known.getXDim() != particles.getXDim()
                 or abs(known.getSamplingRate() / particles.getSamplingRate() - 1) > TOLERANCE):
             errors.append('The particles with known orientations must have the box and pixel size of the others, %s; '

@@ -126,10 +126,9 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                            '*best fraction* or *best number* of the particles, ranked by the measure.\n'
                            '*threshold*: particles whose measure is at least (scores) or at most (errors and '
                            'dispersions) the value.\n'
-                           '*largest expected error*: particles whose orientation is expected to be off by at most so '
-                           'many degrees.\n'
-                           '*largest error bound*: particles whose orientation is off by at most so many degrees with '
-                           'the confidence that was asked for when it was found (90 % unless you changed it).')
+                           '*largest expected error*: particles whose expected error is at most so many degrees.\n'
+                           '*largest error bound*: particles whose error bound is at most so many degrees. Bounds have '
+                           'the confidence that was chosen when the orientations were found (90 % by default).')
         form.addParam('measure', params.EnumParam, choices=MEASURE_LABELS, default=BEST_MEASURE,
                       condition='criterion in %s' % list(RANKED),
                       label='Measure',
@@ -337,7 +336,8 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
             lines.append('Reasons: ' + ', '.join('%d %s' % (count, inWords(reason)) for reason, count in sorted(
                 summary['reasons'].items(), key=lambda item: -item[1])) + '.')
         if summary.get('n_short_of_view_shares'):
-            lines.append('Some viewing directions lost more than their junk, %d particles in all. See the report.'
+            lines.append('Some viewing directions lost more than the junk found in them, by %d particles in all. See '
+                         'the report.'
                          % summary['n_short_of_view_shares'])
         if recentre:
             lines.append('%d particles are off-centre. To recentre them: *extract coordinates* of '
