@@ -349,7 +349,7 @@ def readPredictions(posteriorFile, pixelSize):
     for name, values in list(attributes.items()) + [('orientation', matrices)]:
         bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
         if len(bad):
-            raise ValueError('%s is not finite for %d particles (ids %s); the engine must give every particle a value.'
+            raise ValueError('%s is not finite for %d particles (ids %s); cryoforum must give every particle a value.'
                              % (name, len(bad), ', '.join(str(ids[i]) for i in bad[:10])))
     return Predictions(ids, matrices, {**attributes, **texts})
 
