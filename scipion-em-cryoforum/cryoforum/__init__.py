@@ -16,7 +16,7 @@
 # * along with this program; if not, see <https://www.gnu.org/licenses/>.
 # *
 # **************************************************************************
-"""Scipion plugin for cryoforum: orientations of cryo-EM particles with an uncertainty in degrees, and 3-D clean-up.
+"""Scipion plugin for cryoforum: orientations of cryo-EM particles with calibrated errors, and removal of junk in 3D.
 
 The engine (distribution cryoforum-core, with PyTorch) lives in an environment of its own: the plugin runs its command
 there and exchanges files with it. Nothing here imports torch or the engine.

@@ -399,7 +399,7 @@ def readFsc(csvFile):
 
 
 def _dispersions(spacing):
-    """ Cryo-forum's three measures from the spacings (n, 3) of the ascending eigenvalues; lower is surer.
+    """ The three measures of Chung (2023) from the spacings (n, 3) of the ascending eigenvalues; lower is surer.
 
     Chung 2023: largest dispersion, sum of dispersions, and Wigner log-likelihood of the spacings.
     """

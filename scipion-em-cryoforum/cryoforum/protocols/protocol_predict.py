@@ -178,7 +178,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         if (known.getXDim() != particles.getXDim()
                 or abs(known.getSamplingRate() / particles.getSamplingRate() - 1) > TOLERANCE):
             errors.append('The particles with known orientations must have the box and pixel size of the others, %s; '
-                          'they have %d px of %.3f Å. Extract them alike.'
+                          'they have %d px of %.3f Å. Extract them with the same box and pixel size.'
                           % (self._fieldOfView(), known.getXDim(), known.getSamplingRate()))
         return errors
 

@@ -142,7 +142,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                            '*expected error*: expected error of the orientation, degrees.\n'
                            '*error bound*: upper bound of that error with the stated confidence, degrees.\n'
                            '*figure of merit*: 0 (orientation uncertain) to 1 (certain).\n'
-                           '*dispersions*: the three measures of the Cryo-forum paper, from the network alone.')
+                           '*dispersions*: the three measures of Chung (2023), from the network alone.')
         self._defineCriterionParams(form)
         form.addParam('protectViews', params.BooleanParam, default=True,
                       condition='criterion in %s' % list(PROTECTING),
