@@ -6,7 +6,7 @@ import signal
 
 HERE_IS_SCIPION = importlib.util.find_spec("pyworkflow") is not None
 # packages whose annotations tell the shapes of tensors
-SHAPES_CHECKED = [f"cryoforum_core.{name}" for name in ("geometry", "imaging", "matching", "particles")]
+SHAPES_CHECKED = [f"cryoforum_core.{name}" for name in ("geometry", "imaging", "matching", "particles", "model", "training")]
 
 
 def check_shapes():
