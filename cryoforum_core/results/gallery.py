@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Shaped
 
 from ..catalogue import CHOSEN_REASONS
 from ..geometry.poses import displacement_px
@@ -20,16 +21,15 @@ from .write import poses_of
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """k examples. ``images`` and ``projections`` (k, B, B) [y, x], protein bright, the projections with the particle's
-    pose, shift and CTF; ``kind`` (k,) best, median, worst, or a reason of select; ``match_score`` and
-    ``expected_error_deg`` (k,)."""
+    """k examples. ``images`` and ``projections`` [y, x], protein bright, the projections with the particle's
+    pose, shift and CTF; ``kind``: best, median, worst, or a reason of select."""
 
-    images: np.ndarray
-    projections: np.ndarray
-    kind: np.ndarray
-    particle_id: np.ndarray
-    match_score: np.ndarray
-    expected_error_deg: np.ndarray
+    images: Float[np.ndarray, "k b b"]
+    projections: Float[np.ndarray, "k b b"]
+    kind: Shaped[np.ndarray, " k"]
+    particle_id: Int[np.ndarray, " k"]
+    match_score: Float[np.ndarray, " k"]
+    expected_error_deg: Float[np.ndarray, " k"]
 
     def of(self, kinds: Sequence[str]) -> "Gallery":
         """The examples of some kinds, in the order of the kinds."""
@@ -43,6 +43,7 @@ def read_gallery(path: Path | str) -> Gallery:
         return Gallery(**{name: arrays[name] for name in Gallery.__dataclass_fields__})
 
 
+# of each kind at most
 N_EXAMPLES = 8
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 
 from ..geometry.poses import Poses
 from ..particles.dataset import Particles
@@ -19,8 +20,8 @@ def poses_of(results: PoseResults, dtype: torch.dtype = torch.float64) -> Poses:
 
 
 def write_results(run: RunDirectory, particles: Particles, results: PoseResults,
-                  more_columns: Mapping[str, np.ndarray] | None = None) -> None:
-    """particles.star: the particles' table with poses, what is known about them, and ``more_columns`` (N,).
+                  more_columns: Mapping[str, Shaped[np.ndarray, " n"]] | None = None) -> None:
+    """particles.star: the particles' table with poses, what is known about them, and ``more_columns``.
 
     orientation_posterior.npz, where there is a posterior or a match: the same and more, as arrays.
     """

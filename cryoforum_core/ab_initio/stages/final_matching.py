@@ -124,8 +124,8 @@ def _with_poses_of(poses: PoseHypotheses, results: PoseResults, calibration: Cal
     """With the poses of the round after the final matching, and their posterior.
 
     That is the round's, too: the maps that images were matched to before, brought to the images' amplitude with their
-    noise, know the poses too well (``docs/decisions/README.md``, Ab initio). The errors were calibrated with the spreads as they
-    were stated before: in that unit they stay, so that the median is the same.
+    noise, know the poses too well (``docs/decisions/README.md``, Ab initio). The errors were calibrated with the spreads as
+    they were stated before: in that unit they stay, so that the median is the same.
     """
     best, information = poses.best_poses(pixel_size_angstrom), poses.information.double()
     deviation = torch.linalg.eigvalsh(information).clamp_min(_MIN_INFORMATION).rsqrt().float()
