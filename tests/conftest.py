@@ -8,7 +8,7 @@ HERE_IS_SCIPION = importlib.util.find_spec("pyworkflow") is not None
 # packages whose annotations tell the shapes of tensors
 SHAPES_CHECKED = [f"cryoforum_core.{name}" for name in (
     "geometry", "imaging", "matching", "particles", "model", "training", "uncertainty", "junk", "results", "reconstruction",
-    "selection", "evaluation", "inference")]
+    "selection", "evaluation", "inference", "ab_initio")]
 
 
 def check_shapes():
