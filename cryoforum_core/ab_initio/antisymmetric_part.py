@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..geometry.pose_hypotheses import PoseHypotheses
@@ -32,6 +33,7 @@ HELD_OUT_FRACTION = 0.2
 N_FOLDS = 6
 # of the power iteration
 MIN_STEPS = 8
+# and at most
 MAX_STEPS = 25
 # part of the signs that stay the same in a step, beyond which it ends
 SETTLED_FRACTION = 0.995
@@ -40,8 +42,8 @@ MIN_GAIN = 1.4
 # and by how many standard deviations
 MIN_GAIN_DEVIATIONS = 5.0
 
-Pose = tuple[Tensor, Tensor]
-"""Rotations (n, 4) and displacements (n, 2) in px."""
+Pose = tuple[Float[Tensor, "n 4"], Float[Tensor, "n 2"]]
+"""Rotations and displacements in px."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class AntisymmetricPart:
     """The search for the antisymmetric part, on a sample of the images."""
 
     def __init__(self, images: RoundImages, poses: PoseHypotheses, other_pose: Callable[[Tensor, Tensor], Pose],
-                 mask: Tensor, seed: int):
-        """``other_pose`` gives the other pose of images, in px of their own box; ``mask`` (b, b, b) holds the molecule."""
+                 mask: Float[Tensor, "b b b"], seed: int):
+        """``other_pose`` gives the other pose of images, in px of their own box; ``mask`` holds the molecule."""
         self.images, self.poses, self.other_pose = images, poses, other_pose
         self.half_sets, self.box, self.device = images.half_sets, images.box_size_px, images.half_sets.device
         self.mask = resize_volume(mask, self.box)
@@ -70,9 +72,8 @@ class AntisymmetricPart:
         # an image has no part in the map that it is compared with
         self.folds = [list(self._residuals(rows)) for rows in used.tensor_split(N_FOLDS)]
 
-    def is_other_way_round(self) -> Tensor | None:
-        """For each image whether its other pose is the right one, bool (N,); None where held-out images do not confirm
-        it."""
+    def is_other_way_round(self) -> Bool[Tensor, " n"] | None:
+        """For each image whether its other pose is the right one; None where held-out images do not confirm it."""
         volume, scores = self._found()
         held_out = list(self._residuals(self.held_out))
         own, control = (self._relative_power(held_out, volume, rolled) for rolled in (0, 1))

@@ -8,6 +8,7 @@ are shared, so that the two maps cannot drift apart.
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ..geometry.rotations import compose, random_quaternions
@@ -37,13 +38,13 @@ _NOISE_FSC = 0.05
 
 @dataclass(frozen=True)
 class HalfMapPair:
-    """Maps (b, b, b) of the two half sets: ``raw`` as they are measured, ``reference`` as the data support them; their
-    FSC (b // 2 + 1,), and the noise power per shell of the images (b // 2 + 1,)."""
+    """Maps of the two half sets: ``raw`` as they are measured, ``reference`` as the data support them; their FSC, and the
+    noise power per shell of the images, whose box may be another."""
 
-    raw: tuple[Tensor, Tensor]
-    reference: tuple[Tensor, Tensor]
-    fsc: Tensor
-    noise_spectrum: Tensor
+    raw: tuple[Float[Tensor, "b b b"], Float[Tensor, "b b b"]]
+    reference: tuple[Float[Tensor, "b b b"], Float[Tensor, "b b b"]]
+    fsc: Float[Tensor, " b//2+1"]
+    noise_spectrum: Float[Tensor, " shells"]
     sampled_fraction: float
     """Part of the Fourier voxels up to the finest resolution that the slices of the images reach"""
 
@@ -54,8 +55,8 @@ class HalfMapPair:
         return float(below[0] + 1) if len(below) else float(len(self.fsc) - 1)
 
     @property
-    def mean_reference(self) -> Tensor:
-        """(b, b, b), of both half sets."""
+    def mean_reference(self) -> Float[Tensor, "b b b"]:
+        """Of both half sets."""
         return 0.5 * (self.reference[0] + self.reference[1])
 
     def without_solvent(self) -> "HalfMapPair":
@@ -73,8 +74,8 @@ class HalfMapPair:
         return self.without_solvent() if self.resolution_radius_px > common_radius_px + _SHELLS_BEFORE_MASKING else self
 
 
-def matching_model(volume: Tensor, noise_spectrum: Tensor, group: Tensor, max_radius_px: float,
-                   max_displacement_px: float) -> MatchingModel:
+def matching_model(volume: Float[Tensor, "b b b"], noise_spectrum: Float[Tensor, " shells"], group: Float[Tensor, "g 4"],
+                   max_radius_px: float, max_displacement_px: float) -> MatchingModel:
     """A map made of the images themselves as their model: its amplitude is theirs."""
     fourier_volume = FourierVolume.from_real(volume, max_radius_px=max_radius_px + 1, with_gradient=True)
     views = random_quaternions(200, torch.Generator().manual_seed(0)).to(volume.device)
@@ -83,7 +84,8 @@ def matching_model(volume: Tensor, noise_spectrum: Tensor, group: Tensor, max_ra
                          max_displacement_px)
 
 
-def resized_spectrum(spectrum: Tensor, box_size_px: int, new_box_size_px: int) -> Tensor:
+def resized_spectrum(spectrum: Float[Tensor, " shells"], box_size_px: int, new_box_size_px: int
+                     ) -> Float[Tensor, " {new_box_size_px}//2+1"]:
     """Noise power per shell of the same images Fourier-cropped (or not) to another box; zeros where it is unknown."""
     scale = (new_box_size_px / box_size_px) ** 4
     n = new_box_size_px // 2 + 1
@@ -101,22 +103,21 @@ class RoundSums:
         n_shells = box_size_px // 2 + 1
         self._residual, self._count = torch.zeros(n_shells, device=device), torch.zeros(n_shells, device=device)
 
-    def add_residual(self, images: MatchingImages, model: Tensor) -> None:
+    def add_residual(self, images: MatchingImages, model: Complex[Tensor, "n m"]) -> None:
         shells = images.radius.round().long().clamp_max(len(self._residual) - 1)
         left = (images.data - model).abs().square().sum(0)
         self._residual.index_add_(0, shells, left)
         self._count.index_add_(0, shells, torch.full_like(left, len(images)))
 
-    def insert(self, half: int, images: MatchingImages, quaternion: Tensor, displacement_px: Tensor,
-               weight: Tensor, group: Tensor) -> None:
-        """Images (n, m) at poses (n, 4), displaced by (n, 2), with ``weight`` (n,), and at the poses that the symmetry
-        makes equivalent."""
+    def insert(self, half: int, images: MatchingImages, quaternion: Float[Tensor, "n 4"],
+               displacement_px: Float[Tensor, "n 2"], weight: Float[Tensor, " n"], group: Float[Tensor, "g 4"]) -> None:
+        """Images at poses, displaced, with ``weight``, and at the poses that the symmetry makes equivalent."""
         centred = (weight[:, None] * images.transfer) * images.data * images.displacement_phase(displacement_px).conj()
         power = weight[:, None] * images.transfer.square()
         for element in group.to(quaternion):
             self.halves[half].insert_points(centred, power, slice_points(compose(quaternion, element), images.k))
 
-    def pair(self, mask: Tensor, noise_spectrum: Tensor) -> HalfMapPair:
+    def pair(self, mask: Float[Tensor, "b b b"], noise_spectrum: Float[Tensor, " b//2+1"]) -> HalfMapPair:
         """Half maps, their FSC, and the references that it allows."""
         first, second = self.halves[1], self.halves[2]
         raw = tuple(half.volume(1e-2) for half in (first, second))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry.pose_errors import align_frame, rotation_errors_deg
@@ -38,6 +39,7 @@ SEARCH_BOX_PX = 32
 MAX_IMAGES = 20_000
 # enough for a small standard error of their mean log-evidence
 MAX_HELD_OUT = 400
+# of small sets
 HELD_OUT_FRACTION = 0.1
 # rotations some 15 degrees apart: held-out poses are refined from the best of them
 N_ASSESSED_ROTATIONS = 4000
@@ -87,17 +89,17 @@ class SearchImages:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A finished search: its map (b, b, b) and the held-out images' log-evidence, with that of the spherical average
+    """A finished search: its map and the held-out images' log-evidence, with that of the spherical average
     taken off (``structure``, mean and standard error) and as it is (``score``); ``explained_fraction``: the part of what
     held-out images hold beyond noise, in the shells after the first radius, that the map explains."""
 
     seed: int
-    volume: Tensor
+    volume: Float[Tensor, "b b b"]
     score: float
     structure: float
     structure_error: float
     explained_fraction: float
-    held_out_quaternion: Tensor
+    held_out_quaternion: Float[Tensor, "n 4"]
 
     @property
     def found_structure(self) -> bool:
@@ -139,7 +141,8 @@ def run_search(images: SearchImages, settings: StochasticSettings, seed: int, st
     return assess(images, search.volume(), settings, seed)
 
 
-def assess(images: SearchImages, volume: Tensor, settings: StochasticSettings, seed: int) -> SearchResult:
+def assess(images: SearchImages, volume: Float[Tensor, "b b b"], settings: StochasticSettings, seed: int
+           ) -> SearchResult:
     """What held-out images say of a map."""
     evidence, quaternion, fitted = _held_out_evidence(images.held_out, volume, settings)
     of_sphere, *_ = _held_out_evidence(images.held_out, spherical_average(volume), settings, n_rotations=1)
@@ -173,8 +176,8 @@ def _held_out_evidence(images: MatchingImages, volume: Tensor, settings: Stochas
     return torch.cat(evidence), torch.cat(best), torch.cat(fitted)
 
 
-def spherical_average(volume: Tensor) -> Tensor:
-    """The map (b, b, b) with each shell of its transform averaged: what it is without any direction."""
+def spherical_average(volume: Float[Tensor, "b b b"]) -> Float[Tensor, "b b b"]:
+    """The map with each shell of its transform averaged: what it is without any direction."""
     volume_ft = fft_volume(volume)
     shells = volume_radius_px(len(volume), volume.device).round().long()
     counts = torch.bincount(shells.flatten())
@@ -182,7 +185,7 @@ def spherical_average(volume: Tensor) -> Tensor:
     return ifft_volume(torch.complex(mean[shells].to(volume.dtype), torch.zeros_like(volume_ft.real)))
 
 
-def agreement_deg(results: list[SearchResult], group: Tensor) -> dict[int, float]:
+def agreement_deg(results: list[SearchResult], group: Float[Tensor, "g 4"]) -> dict[int, float]:
     """Median angle of each search's held-out poses to the best search's, after the frames and hands are aligned."""
     best = max(results, key=lambda result: result.score)
     angles = {}

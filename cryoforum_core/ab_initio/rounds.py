@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry.pose_hypotheses import N_HYPOTHESES, PoseHypotheses
@@ -41,8 +42,9 @@ def show_nothing(done: float, label: str) -> None:
     """For rounds whose progress is not shown."""
 
 
-def global_round(half_sets: HalfSets, references: tuple[Tensor, Tensor], noise_spectrum: Tensor, max_radius_px: float,
-                 step_deg: float, search_radius_px: float, show: Show = show_nothing) -> Refinement:
+def global_round(half_sets: HalfSets, references: tuple[Float[Tensor, "b b b"], Float[Tensor, "b b b"]],
+                 noise_spectrum: Float[Tensor, " shells"], max_radius_px: float, step_deg: float, search_radius_px: float,
+                 show: Show = show_nothing) -> Refinement:
     """Searches every image anywhere in SO(3) against its half's reference, then reconstructs."""
     def matching(model: MatchingModel) -> Match:
         grid = SearchGrid.build(model, step_deg, search_radius_px)
@@ -63,7 +65,7 @@ def local_round(half_sets: HalfSets, before: Refinement, max_radius_px: float, s
     return _round(scaled, poses, before.pair.reference, before.pair.noise_spectrum, matching, "local refinement", show)
 
 
-def reconstruct(half_sets: HalfSets, poses: PoseHypotheses, noise_spectrum: Tensor, max_radius_px: float,
+def reconstruct(half_sets: HalfSets, poses: PoseHypotheses, noise_spectrum: Float[Tensor, " shells"], max_radius_px: float,
                 show: Show = show_nothing) -> Refinement:
     """Half maps from the poses as they are."""
     return _round(half_sets.scaled(noise_spectrum, max_radius_px), poses, None, noise_spectrum, None, "reconstruct", show)
@@ -111,6 +113,6 @@ def _insert_batch(scaled: RoundImages, images: MatchingImages, rows: np.ndarray,
                 weight[image, hypothesis], scaled.half_sets.group)
 
 
-def pose_change_deg(before: Tensor, after: Tensor) -> float:
-    """Median angle in degrees between two sets of rotations (N, 4)."""
+def pose_change_deg(before: Float[Tensor, "n 4"], after: Float[Tensor, "n 4"]) -> float:
+    """Median angle in degrees between two sets of rotations."""
     return float(torch.rad2deg(angular_distance_rad(before, after)).median())

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..imaging.fourier import ifft_image, radius_px
@@ -69,9 +70,9 @@ class Applicability:
                 **self.figures}
 
 
-def assess(images: ImagePreparation, volume: Tensor, group: Tensor, max_radius_px: float, max_displacement_px: float,
-          seed: int = 0) -> Applicability:
-    """Whether a map (b, b, b), on the grid of ``images``, is that of the particles, all settings being right."""
+def assess(images: ImagePreparation, volume: Float[Tensor, "b b b"], group: Float[Tensor, "g 4"], max_radius_px: float,
+           max_displacement_px: float, seed: int = 0) -> Applicability:
+    """Whether a map, on the grid of ``images``, is that of the particles, all settings being right."""
     draw = np.random.default_rng([seed, 0xA1]).permutation(len(images.particles))
     excess = excess_z(images, np.sort(draw[:N_FOR_EXCESS]))
     if excess < EXCESS_ABOVE:
@@ -90,7 +91,7 @@ _NOISE_ONLY = ("the images have no more power where the particle should be than 
                "that fills the box. Check the picking and the box, or leave these images out")
 
 
-def excess_z(images: ImagePreparation, rows: np.ndarray) -> float:
+def excess_z(images: ImagePreparation, rows: Int[np.ndarray, " n"]) -> float:
     """How significantly images hold more power in their middle than in their corners: a t score over the images.
 
     Stationary noise of any spectrum has the same variance everywhere. The lowest shells are left out: subtracting the
@@ -108,7 +109,7 @@ def excess_z(images: ImagePreparation, rows: np.ndarray) -> float:
     return significance(torch.cat(excess))
 
 
-def significance(values: Tensor) -> float:
+def significance(values: Float[Tensor, " n"]) -> float:
     """Mean of n values over its standard error; 0 where all are 0."""
     spread = float(values.std()) / math.sqrt(len(values))
     return float(values.mean()) / spread if spread > 0 else 0.0
@@ -187,8 +188,8 @@ class _Assessment:
 
     def _another_molecule(self) -> str:
         return ("the images hold particles, but the map fits them only "
-                f"{100 * max(self.relative_gain(self.stated), 0):.0f} % as well as simulated projections of itself (corrected "
-                "for chance); no other contrast, CTF state or pixel size does "
+                f"{100 * max(self.relative_gain(self.stated), 0):.0f} % as well as simulated projections of itself "
+                "(corrected for chance); no other contrast, CTF state or pixel size does "
                 "better: another molecule, or mostly junk. Train a network for these particles, or look at the "
                 "example images in the report and remove the junk")
 

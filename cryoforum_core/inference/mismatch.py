@@ -5,6 +5,7 @@ from math import inf
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..imaging.noise_spectrum import noise_power_spectrum
@@ -13,10 +14,15 @@ from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_score
 from ..model.checkpoint import CheckpointMetadata
 from ..particles.image_preparation import ImagePreparation
 
+# smaller differences are those of pixel sizes as they are calibrated and rounded
 FIELD_OF_VIEW_TOLERANCE = 0.01
 # a network is trained with noise that varies by 10 % from image to image, of the spectrum of its set
 NOISE_RATIO_BELOW = 2.0
-_BAND_SHELLS, _FIRST_SHELL = 4, 2
+# spectra are compared in means over so many shells
+_BAND_SHELLS = 4
+# the lower shells are left out
+_FIRST_SHELL = 2
+# that the spectrum is estimated from
 _N_IMAGES = 128
 
 
@@ -76,8 +82,8 @@ def _banded(spectrum: Tensor) -> Tensor:
     return shells[:n].reshape(-1, _BAND_SHELLS).mean(1)
 
 
-def broken_symmetry(volume: Tensor, group: Tensor, symmetry: str) -> str | None:
-    """Why a map (b, b, b) cannot be matched under the ``group`` (G, 4) of ``symmetry``; None where it can."""
+def broken_symmetry(volume: Float[Tensor, "b b b"], group: Float[Tensor, "g 4"], symmetry: str) -> str | None:
+    """Why a map cannot be matched under the ``group`` of ``symmetry``; None where it can."""
     if len(group) == 1:
         return None
     score = symmetry_score(FourierVolume.from_real(volume.cpu()), group.cpu())

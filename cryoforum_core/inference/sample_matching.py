@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..imaging.fourier import (
@@ -67,10 +68,10 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Gain:
-    """Log-likelihood that the map gains over an empty image, for each image (n,), with the best amplitude for all, and
+    """Log-likelihood that the map gains over an empty image, for each image, with the best amplitude for all, and
     the poses at which it does."""
 
-    per_image: Tensor
+    per_image: Float[Tensor, " n"]
     poses: RefinedPoses
     amplitude: float
     """regressed on the images, over what their power asks for: 1 for the right map at the right poses"""
@@ -79,9 +80,9 @@ class Gain:
 class SampleMatching:
     """A sample of the images, matched to a map under different assumptions."""
 
-    def __init__(self, images: ImagePreparation, rows: np.ndarray, volume: Tensor, group: Tensor,
-                 max_radius_px: float, max_displacement_px: float, seed: int = 0):
-        """``rows`` (n,) of the particles, ``volume`` (b, b, b) at the matching box."""
+    def __init__(self, images: ImagePreparation, rows: Int[np.ndarray, " n"], volume: Float[Tensor, "b b b"],
+                 group: Float[Tensor, "g 4"], max_radius_px: float, max_displacement_px: float, seed: int = 0):
+        """``rows`` of the particles, ``volume`` at the matching box."""
         self.images, self.rows, self.volume, self.group = images, rows, volume, group
         self.max_radius_px = min(max_radius_px, LOCAL_RADIUS_PX)
         self.max_displacement_px, self.seed = max_displacement_px, seed
@@ -210,8 +211,8 @@ def _amplitude(images_ft: Tensor, ctf: Tensor, noise_spectrum: Tensor, map_power
     return torch.minimum(overall, in_shell)
 
 
-def scrambled(volume: Tensor, seed: int) -> Tensor:
-    """A map (b, b, b) with the power of this one in each shell, its extent, and otherwise a random structure."""
+def scrambled(volume: Float[Tensor, "b b b"], seed: int) -> Float[Tensor, "b b b"]:
+    """A map with the power of this one in each shell, its extent, and otherwise a random structure."""
     size = len(volume)
     noise = torch.randn(volume.shape, generator=torch.Generator().manual_seed(seed)).to(volume)
     # a random map within the same sphere: outside there is nothing that a particle could look like

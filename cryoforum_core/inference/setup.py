@@ -21,6 +21,7 @@ from .predict import PredictionSetup
 
 logger = logging.getLogger("cryoforum")
 
+
 def prediction_setup(config: PredictConfig, particles: Particles, device: torch.device) -> PredictionSetup:
     """Network, map and images. Raises one InputError with all problems of network, map, symmetry and images."""
     with Problems() as problems:

@@ -10,6 +10,7 @@ at the centre. T is given in standard deviations of what noise alone would do.
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ..geometry.rotations import random_quaternions
@@ -29,14 +30,14 @@ FEATURES = ("fit", "signal", "residual", "power_here", "power_elsewhere", "rest_
 
 @dataclass(frozen=True)
 class PowerMap:
-    """T(d) of images, for a matching model: ``template`` (B, B // 2 + 1), the transform of v."""
+    """T(d) of images, for a matching model: ``template`` is the transform of v."""
 
     model: MatchingModel
-    template: Tensor
+    template: Complex[Tensor, "b b//2+1"]
 
     @classmethod
-    def build(cls, model: MatchingModel, ctf: Tensor) -> "PowerMap":
-        """For images with CTFs like the sample ``ctf`` (n, B, B // 2 + 1)."""
+    def build(cls, model: MatchingModel, ctf: Float[Tensor, "n b b//2+1"]) -> "PowerMap":
+        """For images with CTFs like the sample ``ctf``."""
         some = ctf[torch.arange(N_VIEWS, device=ctf.device) % len(ctf)]
         images = model.images(torch.zeros_like(some, dtype=torch.complex64), some)
         views = random_quaternions(N_VIEWS, torch.Generator().manual_seed(0), device=ctf.device)
@@ -44,8 +45,8 @@ class PowerMap:
         power = to_images(signal * _filter(images, model), images).square().mean(0)
         return cls(model, torch.fft.rfft2(torch.fft.ifftshift(power / power.sum())))
 
-    def of(self, images: MatchingImages, data: Tensor) -> Tensor:
-        """T (n, B, B) of whitened transforms (n, m), whole or what is left of them; index B // 2 is displacement 0."""
+    def of(self, images: MatchingImages, data: Complex[Tensor, "n m"]) -> Float[Tensor, "n b b"]:
+        """T of whitened transforms, whole or what is left of them; index B // 2 is displacement 0."""
         weight, box = _filter(images, self.model), images.box_size_px
         covariance = to_images(weight.square().to(data.dtype), images) / box ** 2
         power = to_images(data * weight, images).square() - covariance[:, box // 2, box // 2, None, None]
@@ -54,8 +55,8 @@ class PowerMap:
         spread = torch.fft.fft2(covariance.square()).abs() * _both_halves(self.template).abs().square()
         return smooth / (2 * spread.sum((-2, -1)) / box ** 2).sqrt().clamp_min(1e-20)[:, None, None]
 
-    def features(self, images: MatchingImages, poses: RefinedPoses) -> tuple[Tensor, Tensor]:
-        """Of images matched at poses (n, ...), one for each: the features (n, s) by ``FEATURES``, and where in the box (n, 2),
+    def features(self, images: MatchingImages, poses: RefinedPoses) -> tuple[Float[Tensor, "n s"], Float[Tensor, "n 2"]]:
+        """Of images matched at poses (n, ...), one for each: the features by ``FEATURES``, and where in the box,
         px, there is most power beyond the largest shift searched."""
         parts = [self._features(images[rows], poses[rows]) for rows in torch.arange(len(images)).split(CHUNK)]
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..geometry.rotations import (
@@ -69,11 +70,12 @@ class OrientationNetwork(nn.Module):
         """Whether the encoder is equivariant to in-plane rotation and mirroring."""
         return isinstance(self.encoder, PolarEncoder)
 
-    def forward(self, images: Tensor, ctf: Tensor) -> PoseEstimate:
-        """Images (n, B, B) and CTFs (n, B, B // 2 + 1), as ``particles.image_preparation`` makes them, to poses."""
+    def forward(self, images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"]) -> PoseEstimate:
+        """Images and CTFs, as ``particles.image_preparation`` makes them, to poses."""
         return self.head(self.encoder(images, ctf))
 
-    def predict(self, images: Tensor, ctf: Tensor, group: Tensor | None = None) -> PoseEstimate:
+    def predict(self, images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"],
+                group: Float[Tensor, "g 4"] | None = None) -> PoseEstimate:
         """As ``forward``, with a calibrated posterior: see ``ensemble_weight``.
 
         An encoder that is equivariant to rotation and mirroring is shown the image once. Any other is shown it, its
@@ -83,7 +85,7 @@ class OrientationNetwork(nn.Module):
         The pose q' of a copy is that of the image, q, times a known rotation r on the left (``rotation_of_view``). As
         q' = L q with a matrix L of r, the eight posteriors A' are eight posteriors ``L' A' L`` of the image's pose. Their
         noise is the same, so they do not count as eight: ``ensemble_weight`` is the weight of their mean. For a molecule
-        with the symmetry ``group`` (G, 4) the eight may peak at different equivalent poses: they are rotated to that of
+        with the symmetry ``group`` the eight may peak at different equivalent poses: they are rotated to that of
         the first.
         """
         if self.is_equivariant:
@@ -117,18 +119,19 @@ def _read_earlier_names(_: nn.Module, state: dict[str, Tensor], prefix: str, *_o
         state[prefix + "ensemble_weight"] = state.pop(prefix + "worth_of_views")
 
 
-def rotate_90_deg(images: Tensor) -> Tensor:
-    """Images (..., B, B) rotated by 90 degrees, +x towards +y, about the pixel B // 2; without interpolation."""
+def rotate_90_deg(images: Float[Tensor, "*batch b b"]) -> Float[Tensor, "*batch b b"]:
+    """Images rotated by 90 degrees, +x towards +y, about the pixel B // 2; without interpolation."""
     return images.transpose(-1, -2).flip(-1).roll(1, -1)
 
 
-def mirror_image(images: Tensor) -> Tensor:
-    """Images (..., B, B) with x and -x exchanged, about the pixel B // 2."""
+def mirror_image(images: Float[Tensor, "*batch b b"]) -> Float[Tensor, "*batch b b"]:
+    """Images with x and -x exchanged, about the pixel B // 2."""
     return images.flip(-1).roll(1, -1)
 
 
-def ctf_of_view(change: Callable[[Tensor], Tensor], ctf: Tensor) -> Tensor:
-    """The CTFs (..., B, B // 2 + 1) of rotated or mirrored images: by way of the point-spread functions, which change like
+def ctf_of_view(change: Callable[[Tensor], Tensor], ctf: Float[Tensor, "*batch b b//2+1"]
+                ) -> Float[Tensor, "*batch b b//2+1"]:
+    """The CTFs of rotated or mirrored images: by way of the point-spread functions, which change like
     images."""
     return fft_image(change(ifft_image(torch.complex(ctf, torch.zeros_like(ctf))))).real
 

@@ -8,6 +8,7 @@ make a rotation and a concentration k, and A is ``k (I - q q')``.
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..geometry.bingham import isotropic_bingham, psd_from_10, symmetric_from_10
@@ -22,14 +23,14 @@ N_OUTPUTS = {"qcqp": 10, "qcqp-psd": 10, "s2s2": 7, "quaternion": 5, "euler": 4}
 class PoseEstimate:
     """Poses that the network predicts for n images."""
 
-    quaternion: Tensor
-    """(n, 4) unit, xyzw."""
-    bingham: Tensor
-    """(n, 4, 4); ``quaternion`` is the eigenvector of its smallest eigenvalue."""
-    shift_angstrom: Tensor
-    """(n, 2) with the sign of rlnOriginX/YAngst."""
-    first_shift_angstrom: Tensor | None = None
-    """(n, 2) part of the shift by which an encoder centred its images; for its loss alone"""
+    quaternion: Float[Tensor, "n 4"]
+    """unit, xyzw"""
+    bingham: Float[Tensor, "n 4 4"]
+    """``quaternion`` is the eigenvector of its smallest eigenvalue"""
+    shift_angstrom: Float[Tensor, "n 2"]
+    """with the sign of rlnOriginX/YAngst"""
+    first_shift_angstrom: Float[Tensor, "n 2"] | None = None
+    """part of the shift by which an encoder centred its images; for its loss alone"""
 
     def __len__(self) -> int:
         return len(self.quaternion)
@@ -44,6 +45,7 @@ class PoseEstimate:
         return PoseEstimate(*(torch.cat([getattr(part, name) for part in parts]) for name in _PREDICTED))
 
 
+# fields that every estimate has; the rest is for the loss alone
 _PREDICTED = ("quaternion", "bingham", "shift_angstrom")
 
 
@@ -63,8 +65,8 @@ class OrientationHead(nn.Module):
         # one common unit of A: precisions reach thousands while a layer's outputs are of order one
         self.log_scale = nn.Parameter(torch.tensor(2.0))
 
-    def forward(self, features: Tensor | EquivariantFeatures) -> PoseEstimate:
-        """Features (n, F), or those of several copies of each image, to poses of n images; always computed in float32."""
+    def forward(self, features: Float[Tensor, "n f"] | EquivariantFeatures) -> PoseEstimate:
+        """Features, or those of several copies of each image, to poses of n images; always computed in float32."""
         of_copies = isinstance(features, EquivariantFeatures)
         values = features.values if of_copies else features
         with torch.autocast(values.device.type, enabled=False):

@@ -16,6 +16,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
@@ -39,12 +40,11 @@ _TAPERED_FRACTION = 0.05
 class AtomicModel:
     """Atoms around their centre of mass."""
 
-    position_angstrom: np.ndarray
-    """(n, 3) as x, y, z, relative to the centre of mass."""
+    position_angstrom: Float[np.ndarray, "n 3"]
+    """As x, y, z, relative to the centre of mass."""
     element: list[str]
     """Chemical symbols, n of them."""
-    occupancy: np.ndarray
-    """(n,)"""
+    occupancy: Float[np.ndarray, " n"]
 
     @property
     def radius_angstrom(self) -> float:
@@ -99,8 +99,9 @@ def default_pixel_size_angstrom(model: AtomicModel, box_size_px: int) -> float:
 
 
 def potential_map(model: AtomicModel, box_size_px: int, pixel_size_angstrom: float,
-                  b_factor_angstrom2: float = 25.0) -> Tensor:
-    """The electron potential in volts: (D, D, D) float32 [z, y, x], the centre of mass at index D // 2.
+                  b_factor_angstrom2: float = 25.0
+                  ) -> Float[Tensor, "{box_size_px} {box_size_px} {box_size_px}"]:
+    """The electron potential in volts, float32 [z, y, x], the centre of mass at index D // 2.
 
     Raises InputError where the molecule does not fit in the box.
     """

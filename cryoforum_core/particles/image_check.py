@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..problems import Problems
@@ -21,9 +22,9 @@ _MAX_CHECKED = 20_000
 class ImageCheck:
     """Rows (0-based) whose pixels cannot be right. ``rows`` are those that were checked."""
 
-    rows: np.ndarray
-    not_finite: np.ndarray
-    constant: np.ndarray
+    rows: Int[np.ndarray, " n"]
+    not_finite: Int[np.ndarray, " f"]
+    constant: Int[np.ndarray, " c"]
 
     def raise_if_unusable(self) -> None:
         """Raises InputError for what no job can work with: NaN or infinite pixels, more than half of the images constant."""
@@ -66,7 +67,7 @@ def check_images(particles: Particles, n_sample: int | None = None, seed: int = 
     return ImageCheck(rows, rows[not_finite], rows[constant])
 
 
-def is_constant(images: Tensor) -> Tensor:
+def is_constant(images: Float[Tensor, "n ..."]) -> Bool[Tensor, " n"]:
     """Which of the images (n, ...) have one value in all pixels, up to rounding: bool (n,)."""
     flat = images.flatten(1)
     return flat.std(dim=1) <= 1e-6 * flat.abs().amax(dim=1)

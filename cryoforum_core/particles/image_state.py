@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..config import ImageInputConfig
@@ -41,8 +42,8 @@ CTF_SMALLEST_NOISE_DEVIATION = 0.5
 # images whose variance is so many times that of their background have no noise to be normalised by, one by one: what is
 # left in the background is the particle itself
 NOISELESS_ABOVE = 50.0
-# ``whiteness`` of images: 1 of white noise alone, 0.4 to 0.97 of masked images at SNR 1 to 0.1, 0.0004 to 0.13 of projections
-# of seven maps without noise, the most at 16 px
+# ``whiteness`` of images: 1 of white noise alone, 0.4 to 0.97 of masked images at SNR 1 to 0.1, 0.0004 to 0.13 of
+# projections of seven maps without noise, the most at 16 px
 MASKED_ABOVE = 0.2
 # ``whiteness`` counts from this fraction of the Nyquist frequency on: signal is weakest there
 _WHITE_FROM = 0.8
@@ -123,8 +124,8 @@ def _cropped_images(particles: Particles, rows: np.ndarray) -> tuple[Tensor, flo
     return torch.cat(parts), particles.pixel_size_angstrom * particles.box_size_px / box_size_px
 
 
-def grey_unit(images: Tensor) -> float | None:
-    """The unit of grey values of images (n, B, B) with hardly any noise; None where each has noise to be normalised by.
+def grey_unit(images: Float[Tensor, "n b b"]) -> float | None:
+    """The unit of grey values of images with hardly any noise; None where each has noise to be normalised by.
 
     It gives them a variance of ``NOISELESS_ABOVE`` (medians of the images), the least that they can have with a background
     of variance 1.
@@ -136,8 +137,8 @@ def grey_unit(images: Tensor) -> float | None:
     return math.sqrt(variance / NOISELESS_ABOVE) if variance > NOISELESS_ABOVE * background else None
 
 
-def whiteness(images: Tensor) -> float:
-    """Power of the highest frequencies, from 0.8 Nyquist on, over the mean power of images (n, B, B), each less its mean and
+def whiteness(images: Float[Tensor, "n b b"]) -> float:
+    """Power of the highest frequencies, from 0.8 Nyquist on, over the mean power of images, each less its mean and
     of variance 1; images that are constant or hold NaN left out."""
     box_size_px = images.shape[-1]
     usable = torch.isfinite(images).flatten(1).all(1) & ~is_constant(images)
@@ -173,10 +174,10 @@ def _choose_contrast(setting: str, z: float, n_images: int) -> Contrast:
     return setting
 
 
-def contrast_z(images: Tensor, ctf: CTFParameters | None, pixel_size_angstrom: float) -> float:
+def contrast_z(images: Float[Tensor, "n b b"], ctf: CTFParameters | None, pixel_size_angstrom: float) -> float:
     """How significantly protein is bright (positive) or dark (negative): a standard normal score.
 
-    Each image (n, B, B) is correlated with a blob of protein in its centre (the projection of a solid ball) as its
+    Each image is correlated with a blob of protein in its centre (the projection of a solid ball) as its
     CTF shows it, over the first three shells, where the transform of anything compact is positive whatever its shape;
     the n correlations are compared with 0 by Student's t, turned into a normal score (Wallace 1959). Two sizes of
     blob, a quarter and 0.4 of the box in radius, are tried; the larger score counts. 0 for fewer than 3 images.
@@ -254,8 +255,9 @@ class CTFStateStatistic:
                 f"power at CTF zeros {self.power_at_zeros:.2f}, {self.n_images} images")
 
 
-def ctf_state_statistic(images: Tensor, ctf: CTFParameters, pixel_size_angstrom: float) -> CTFStateStatistic:
-    """Tells raw from phase-flipped from CTF-multiplied images (n, B, B), without poses or a reference.
+def ctf_state_statistic(images: Float[Tensor, "n b b"], ctf: CTFParameters, pixel_size_angstrom: float
+                        ) -> CTFStateStatistic:
+    """Tells raw from phase-flipped from CTF-multiplied images, without poses or a reference.
 
     The particle fills a part of the box only, so that neighbouring Fourier coefficients of its transform P are alike:
     ``E[P(k) P*(k+1)] > 0``, also when it is off-centre by some pixels. Across a zero of the CTF a raw image therefore

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Shaped
 
 from ..errors import InputError
 from ..run_directory import atomic_path
@@ -29,10 +30,10 @@ _ROWS_PER_CHUNK = 100_000
 
 @dataclass(frozen=True, eq=False)
 class StarBlock:
-    """One ``data_`` block: columns in file order, each (n,) of text; a block that is no loop has n = 1."""
+    """One ``data_`` block: columns of text in file order; a block that is no loop has n = 1."""
 
     name: str
-    columns: dict[str, np.ndarray]
+    columns: dict[str, Shaped[np.ndarray, " n"]]
     is_loop: bool = True
     comments: tuple[str, ...] = ()
     """The ``#`` lines above the block, such as ``# version 30001``."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 
 from ..catalogue import CHOSEN_REASONS
 from ..geometry.poses import Poses, displacement_px
@@ -28,8 +29,8 @@ def poses_of(results: PoseResults, dtype: torch.dtype = torch.float64) -> Poses:
 
 
 def write_results(run: RunDirectory, particles: Particles, results: PoseResults,
-                  more_columns: Mapping[str, np.ndarray] | None = None) -> None:
-    """particles.star: the particles' table with poses, what is known about them, and ``more_columns`` (N,).
+                  more_columns: Mapping[str, Shaped[np.ndarray, " n"]] | None = None) -> None:
+    """particles.star: the particles' table with poses, what is known about them, and ``more_columns``.
 
     orientation_posterior.npz, where there is a posterior or a match: the same and more, as arrays.
     """

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from ..catalogue import (
     AMBIGUOUS,
@@ -28,6 +29,7 @@ from ..run_directory import RunDirectory
 from .bimodality import find_valley
 from .measures import scaled, unscaled
 
+# measures of which a limit was broken where a rule starts with their name
 _ERRORS = (EXPECTED_ERROR, ERROR_BOUND)
 
 
@@ -42,10 +44,10 @@ class Selection:
     """
 
     measure: Measure
-    kept: np.ndarray
-    rejected: np.ndarray
-    reason: np.ndarray
-    rule: np.ndarray
+    kept: Int[np.ndarray, " k"]
+    rejected: Int[np.ndarray, " r"]
+    reason: Shaped[np.ndarray, " r"]
+    rule: Shaped[np.ndarray, " r"]
     threshold: float | None
     """Value of the measure on the border; None where everything is kept."""
     explanation: str
@@ -64,22 +66,22 @@ class Selection:
                                                   "view_cone_percent": self.cones})}
 
 
-def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fraction: float | None = None,
+def select(measures: Mapping[str, Float[np.ndarray, " n"]], measure: str = "auto", *, keep_fraction: float | None = None,
            keep_count: int | None = None, threshold: float | None = None, max_error_deg: float | None = None,
            labels: ImageLabels | None = None, protect_views: bool = True) -> Selection:
     """Chooses rows by one criterion, or by two limits together (``threshold`` and ``max_error_deg``).
 
-    measures: (n,) each, by the names of ``MEASURES``. ``auto`` is the particle probability, else the match
+    measures: by the names of ``MEASURES``. ``auto`` is the particle probability, else the match
     score, else the expected error: the first that the run has. keep_fraction and keep_count keep exactly so many, of
     equal values the earlier rows. threshold is the worst value kept. Without a criterion particles
     with a probability below 0.5 are rejected; other measures are divided where they are bimodal (``find_valley``), else
     everything is kept. Rows whose measure is not finite are always rejected.
 
-    labels: of the rows, and which of them are rejected (``ImageLabels.rejecting``): those are, without a criterion and beside
-    a limit of errors; other kinds of junk are kept. ``protect_views``: no view cone's share falls by more than the
-    share of junk found in it. The probability needs no protection: each image is classified by itself. By count, a cone's best
-    particles come before better ones of other cones; from beyond a valley they come back. A limit that was given is
-    meant: nothing beyond it is kept for its view.
+    labels: of the rows, and which of them are rejected (``ImageLabels.rejecting``): those are, without a criterion and
+    beside a limit of errors; other kinds of junk are kept. ``protect_views``: no view cone's share falls by more than the
+    share of junk found in it. The probability needs no protection: each image is classified by itself. By count, a
+    cone's best particles come before better ones of other cones; from beyond a valley they come back. A limit that was
+    given is meant: nothing beyond it is kept for its view.
 
     Raises InputError where the measure is missing, criteria contradict each other, or nothing would be kept.
     """
@@ -99,11 +101,11 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
     return _with_labels(selection, labels)
 
 
-def best_with_rare_views(measures: Mapping[str, np.ndarray], name: str, n_kept: int, labels: ImageLabels | None,
-                         protect_views: bool = True) -> tuple[Selection, int]:
-    """The ``n_kept`` best by one of ``measures`` as ``ranking_measures`` gives them (of equal values the earlier rows) and, with
-    ``protect_views``, those beyond whose view's share would fall by more than the share of junk found in it; and how many
-    these are."""
+def best_with_rare_views(measures: Mapping[str, Float[np.ndarray, " n"]], name: str, n_kept: int,
+                         labels: ImageLabels | None, protect_views: bool = True) -> tuple[Selection, int]:
+    """The ``n_kept`` best by one of ``measures`` as ``ranking_measures`` gives them (of equal values the earlier rows) and,
+    with ``protect_views``, those beyond whose view's share would fall by more than the share of junk found in it; and how
+    many these are."""
     selection = select(measures, name, keep_count=n_kept)
     if labels is None:
         return selection, 0
@@ -117,8 +119,9 @@ def best_with_rare_views(measures: Mapping[str, np.ndarray], name: str, n_kept: 
     return _with_labels(selection, labels), n_restored
 
 
-def ranking_measures(measures: Mapping[str, np.ndarray], labels: ImageLabels | None) -> dict[str, np.ndarray]:
-    """Measures (n,) by which to rank: junk of a kind that does not matter is as good as a particle, and a particle whose
+def ranking_measures(measures: Mapping[str, Float[np.ndarray, " n"]], labels: ImageLabels | None
+                     ) -> dict[str, Float[np.ndarray, " n"]]:
+    """Measures by which to rank: junk of a kind that does not matter is as good as a particle, and a particle whose
     ambiguous orientation does is as bad as junk."""
     if labels is None or PARTICLE_PROBABILITY not in measures:
         return dict(measures)
@@ -190,8 +193,8 @@ def _by_count(measure: Measure, values: np.ndarray, keep_fraction: float | None,
     return _selection(measure, [(measure, values, float(values[order[count - 1]]))], is_kept, explanation)
 
 
-def best_first(measure: Measure, values: np.ndarray) -> np.ndarray:
-    """Rows (n,) from the best value to the worst; of equal values the earlier row first, what is not finite last."""
+def best_first(measure: Measure, values: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Rows from the best value to the worst; of equal values the earlier row first, what is not finite last."""
     return np.argsort(-np.where(np.isfinite(values), measure.quality(values), -np.inf), kind="stable")
 
 
@@ -279,7 +282,7 @@ def _best(measure: Measure, values: np.ndarray) -> float:
 def _selection(measure: Measure, limits: list[tuple[Measure, np.ndarray, float | None]], is_kept: np.ndarray,
                explanation: str) -> Selection:
     rejected = np.flatnonzero(~is_kept)
-    pairs = [_why(limits, row) for row in rejected]
+    pairs = [_why(limits, row) for row in rejected.tolist()]
     rule, reason = (np.array(column, dtype=str) for column in (zip(*pairs) if pairs else ((), ())))
     return Selection(measure, np.flatnonzero(is_kept), rejected, reason, rule, limits[0][2], explanation)
 
@@ -296,11 +299,12 @@ def _why(limits: list[tuple[Measure, np.ndarray, float | None]], row: int) -> tu
     return f"{measure.name}-tied-beyond-count", f"{measure.name}={value:.4g}-tied-beyond-count"
 
 
-def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], particle_id: np.ndarray,
-                    table: ParticleTable, run: RunDirectory, labels: ImageLabels | None = None) -> None:
+def write_selection(selection: Selection, measures: Mapping[str, Float[np.ndarray, " n"]],
+                    particle_id: Int[np.ndarray, " n"], table: ParticleTable, run: RunDirectory,
+                    labels: ImageLabels | None = None) -> None:
     """Writes ``selected.star`` and ``rejected.star``: the table's rows with all their columns, and every measure.
 
-    measures and particle_id: (n,) of the run of predict. Rows are found by particle id, and stay in the table's order;
+    measures and particle_id: of the run of predict. Rows are found by particle id, and stay in the table's order;
     the rejected ones also say why, and those of ambiguous orientation the other one. ``recentre.star``, where some
     were rejected as off-centre: these, with the origins that recentre them, to be extracted again. Raises InputError
     where the table and the measures are not of the same particles.
@@ -320,8 +324,8 @@ def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], pa
         save_table(recentred(table.subset(row_of[far]), labels.recentre_shift_angstrom[far]), run.recentre)
 
 
-def rows_by_id(table: ParticleTable, particle_id: np.ndarray) -> np.ndarray:
-    """Row of the table for each id (n,)."""
+def rows_by_id(table: ParticleTable, particle_id: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Row of the table for each id."""
     column = next((column for column in PARTICLE_ID_COLUMNS if column in table.names), None)
     ids = np.arange(1, len(table) + 1) if column is None else table.integers(column)
     row_of = {int(id_): row for row, id_ in enumerate(ids)}

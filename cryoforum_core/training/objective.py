@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import TrainConfig
@@ -17,11 +18,12 @@ from .projections import TrainingBatch
 class Objective:
     """The loss of a batch: orientation, likelihood of A, and shift."""
 
-    def __init__(self, config: TrainConfig, group: Tensor, box_size_angstrom: float, device: torch.device):
+    def __init__(self, config: TrainConfig, group: Float[Tensor, "g 4"], box_size_angstrom: float, device: torch.device):
         self.config, self.group, self.device = config, group.to(device), device
         self.box_size_angstrom = box_size_angstrom
 
-    def __call__(self, network: nn.Module, batch: TrainingBatch, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, network: nn.Module, batch: TrainingBatch, progress: float
+                 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         with mixed_precision(self.device, self.config.precision):
             estimate = network(batch.images, batch.ctf)
         terms = self._terms(estimate, batch, progress)

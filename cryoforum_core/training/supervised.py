@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..config import TrainConfig
@@ -55,8 +56,8 @@ class TrainingPlan:
     validation: list[TrainingBatch]
     validation_source: str
     image_model: ImageModel
-    volume: Tensor
-    """(D, D, D) what is projected, with the particles' field of view"""
+    volume: Float[Tensor, "d d d"]
+    """what is projected, with the particles' field of view"""
     n_labelled: int
 
 
@@ -158,7 +159,7 @@ class SupervisedTask(TrainingTask):
     def batch(self, step: int, progress: float) -> TrainingBatch:
         return self.plan.stream(step, progress)
 
-    def loss(self, batch: TrainingBatch, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: TrainingBatch, progress: float) -> tuple[Float[Tensor, ""], dict[str, float]]:
         return self.plan.objective(self.network, batch, progress)
 
     def evaluate(self) -> dict[str, float]:

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
 from ..geometry.pose_hypotheses import PoseHypotheses
+from ..imaging.ctf import CTFParameters
 from ..imaging.masks import soft_circle
 from ..particles.dataset import ParticleBatch, Particles
 from ..particles.image_preparation import PreprocessSettings, network_ctf, network_images
@@ -43,23 +45,23 @@ class TrainingParticles:
         return self.particles.box_size_px * self.particles.pixel_size_angstrom
 
     @property
-    def mask(self) -> Tensor:
-        """(b, b) the mask that prepared images carry."""
+    def mask(self) -> Float[Tensor, "b b"]:
+        """The mask that prepared images carry."""
         box_size_px = self.settings.box_size_px
         return soft_circle(box_size_px, self.settings.mask_radius_fraction * box_size_px, self.settings.mask_edge_px)
 
-    def unmasked(self, batch: ParticleBatch) -> Tensor:
-        """Network images (n, b, b) before their mask: for estimating noise, and for rotating."""
+    def unmasked(self, batch: ParticleBatch) -> Float[Tensor, "n b b"]:
+        """Network images before their mask: for estimating noise, and for rotating."""
         # an edge that never ends is no mask
         settings = replace(self.settings, mask_edge_px=math.inf)
         return network_images(batch.images, batch.ctf, self.particles.pixel_size_angstrom, self.state, settings)
 
-    def ctf(self, parameters) -> Tensor:
-        """What stands between a projection and a prepared image: (n, b, b // 2 + 1)."""
+    def ctf(self, parameters: CTFParameters) -> Float[Tensor, "n b b//2+1"]:
+        """What stands between a projection and a prepared image."""
         return network_ctf(parameters, self.state, self.settings)
 
-    def image_model(self, rows: np.ndarray, volume: Tensor, seed: int) -> ImageModel:
-        """Noise and signal of the prepared images, from a thousand of ``rows``; volume: (D, D, D)."""
+    def image_model(self, rows: Int[np.ndarray, " m"], volume: Float[Tensor, "d d d"], seed: int) -> ImageModel:
+        """Noise and signal of the prepared images, from a thousand of ``rows``."""
         some = np.random.default_rng(seed).permutation(rows)[:N_FOR_ESTIMATES]
         batches = [self.particles.batch(part) for part in np.array_split(some, -(-len(some) // _BATCH))]
         images = torch.cat([self.unmasked(batch) for batch in batches])
@@ -67,9 +69,10 @@ class TrainingParticles:
         radius_px = self.settings.mask_radius_fraction * self.settings.box_size_px
         return estimate_image_model(images, ctf, network_volume(volume, self.settings.box_size_px), radius_px)
 
-    def labelled(self, rows: np.ndarray, image_model: ImageModel,
+    def labelled(self, rows: Int[np.ndarray, " m"], image_model: ImageModel,
                  hypotheses: PoseHypotheses | None = None) -> ParticleStream:
-        """The images of ``rows`` as a source of batches; ``hypotheses`` of the poses of all particles, where labels are uncertain."""
+        """The images of ``rows`` as a source of batches; ``hypotheses`` of the poses of all particles, where
+        labels are uncertain."""
         return ParticleStream(self.particles, rows, self.unmasked, self.ctf, self.mask,
                               self.settings.pixel_size_angstrom, image_model.noise_amplitude(), self.device, hypotheses)
 
@@ -79,8 +82,8 @@ class TrainingParticles:
         return TrainingBatch(self.unmasked(batch) * self.mask.to(self.device), self.ctf(batch.ctf),
                              batch.poses.quaternion, batch.poses.shift_angstrom)
 
-    def map_of_labels(self, rows: np.ndarray, group: Tensor, seed: int) -> Tensor:
-        """The map (b, b, b) that the labelled images make, with prepared grey values; the images' field of view.
+    def map_of_labels(self, rows: Int[np.ndarray, " m"], group: Float[Tensor, "g 4"], seed: int) -> Float[Tensor, "b b b"]:
+        """The map that the labelled images make, with prepared grey values; the images' field of view.
 
         Of large sets a sample, and of large images the low frequencies: a training that sees 128 px at most does not
         profit from more.

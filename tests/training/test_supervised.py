@@ -16,7 +16,7 @@ from cryoforum_core.geometry.rotations import angular_distance_deg, compose, rot
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.model.checkpoint import load_checkpoint
 from cryoforum_core.mrc import read_map, write_map
-from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.particles.dataset import Particles, load_particles
 from cryoforum_core.particles.image_state import ImageState
 from cryoforum_core.run_directory import RunDirectory
 from cryoforum_core.training.supervised import plan_training, train
@@ -158,21 +158,15 @@ def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path, particle_set
     assert parts["validation_mean_error_deg"] == whole["validation_mean_error_deg"]
 
 
-class SlowParticles:
+class SlowParticles(Particles):
     """Particles that take their time: a training with them lasts."""
 
     def __init__(self, particles):
-        self._particles = particles
-
-    def __getattr__(self, name):
-        return getattr(self._particles, name)
-
-    def __len__(self):
-        return len(self._particles)
+        super().__init__(**vars(particles))
 
     def batch(self, rows):
         threading.Event().wait(0.1)
-        return self._particles.batch(rows)
+        return super().batch(rows)
 
 
 def test_the_half_set_asked_for_is_used(tmp_path, particle_set, molecule):

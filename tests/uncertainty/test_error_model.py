@@ -114,9 +114,9 @@ def test_a_particle_unlike_all_known_ones_is_lost():
 
 
 def test_the_quantile_covers_a_further_value():
-    scores = torch.arange(1, 100)
+    scores = torch.arange(1.0, 100.0)
     assert conformal_quantile(scores, 0.9) == 90 and conformal_quantile(scores, 0.5) == 50
-    assert conformal_quantile(torch.arange(5), 0.9) == math.inf  # six values are too few for nine in ten
+    assert conformal_quantile(torch.arange(5.0), 0.9) == math.inf  # six values are too few for nine in ten
     model = ErrorModel.fit(*(x[:5] for x in population(20, 6)), UNIFORM, 0.9)
     assert (model.expected_error_deg(population(10, 7)[0])[1] == 180).all()
 

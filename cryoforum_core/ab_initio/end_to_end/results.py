@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from ...config import TrainConfig
 from ...errors import InputError
@@ -56,7 +57,7 @@ def find_poses(setup: EndToEndSetup) -> PoseEstimate:
     return PoseEstimate(found.quaternion.float(), found.bingham.float(), shift_angstrom)
 
 
-def final_maps(plan: AbInitioPlan, found: PoseEstimate, halves: np.ndarray) -> HalfMaps:
+def final_maps(plan: AbInitioPlan, found: PoseEstimate, halves: Int[np.ndarray, " n"]) -> HalfMaps:
     """At the particles' own box, from all poses as they were found."""
     particles = replace(plan.particles, poses=Poses(found.quaternion, found.shift_angstrom))
     return reconstruct_halves(particles, plan.images.transforms, halves, plan.group, plan.max_radius_px,
@@ -107,7 +108,7 @@ def noisy_projections(setup: EndToEndSetup, found: PoseEstimate, maps: HalfMaps,
     return [plain.batch(_BATCH, generator) for _ in range(-(-N_PROJECTIONS // _BATCH))]
 
 
-def write_poses(plan: AbInitioPlan, run: RunDirectory, found: PoseEstimate, halves: np.ndarray) -> None:
+def write_poses(plan: AbInitioPlan, run: RunDirectory, found: PoseEstimate, halves: Int[np.ndarray, " n"]) -> None:
     """particles.star, with the half sets of the maps; and where an encoder has a posterior of them, its expected errors and
     orientation_posterior.npz."""
     results = of_network(plan.particles.particle_id, found)

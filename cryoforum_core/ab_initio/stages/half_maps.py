@@ -29,8 +29,9 @@ GLOBAL_STEP_DEG = 10.0
 GLOBAL_RADIUS_PX = 10.0
 # finest frequency to which it refines what it found
 GLOBAL_MAX_RADIUS_PX = 12.0
-# rounds that are made in any case, and at most, after the first
+# rounds after the first that are made in any case
 MIN_ROUNDS = 2
+# at most
 MAX_ROUNDS = 6
 # rounds after the orientations of a pseudo-symmetric molecule were resolved
 ROUNDS_AFTER_RESOLVING = 3

@@ -24,16 +24,19 @@ from .store import StageStore, State
 
 logger = logging.getLogger("cryoforum")
 
-# part of the time that the network has together with the map, and the least of it
+# part of the time that the network has together with the map
 END_TO_END_SHARE = 0.2
+# the least of it
 MIN_END_TO_END_MINUTES = 0.1
 # held out of it, where there are many images
 MAX_HELD_OUT = 500
+# where there are few
 HELD_OUT_FRACTION = 0.1
 # the time ends the training, never this
 MAX_STEPS = 100_000
 # images whose poses the network finds at once
 _BATCH = 256
+# in the run directory
 _METRICS_OF_END_TO_END = "metrics_end_to_end.csv"
 # a stream of random numbers of its own
 _SEED_OF_HELD_OUT = 0xE2

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
+from jaxtyping import Float
 from torch import Tensor
 
 from ...matching.stochastic import StochasticSearch
@@ -28,9 +29,9 @@ MAX_STARTS = 4
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """The chosen map (b, b, b), in its final frame, and the figures of all starts; plain tensors and values."""
+    """The chosen map, in its final frame, and the figures of all starts; plain tensors and values."""
 
-    volume: Tensor
+    volume: Float[Tensor, "b b b"]
     found_structure: bool
     structure: float
     """Mean log-evidence of a held-out image over that of the map's spherical average"""
