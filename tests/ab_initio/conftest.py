@@ -11,7 +11,7 @@ from cryoforum_core.config import AbInitioConfig, EvaluateConfig
 
 sys.path.insert(0, str(Path(__file__).parent))  # for hybrid_runs
 
-from hybrid_runs import BOX, FAST, N  # noqa: E402
+from hybrid_runs import BOX, FAST, N, trainings_by_steps  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +28,17 @@ def data(folder):
 
 @pytest.fixture(scope="session")
 def run(folder, data):
-    return jobs.ab_initio(AbInitioConfig(out=folder / "run", particles=data.particles, **FAST))
+    with trainings_by_steps():  # fixtures of the session come before the one below
+        return jobs.ab_initio(AbInitioConfig(out=folder / "run", particles=data.particles, **FAST))
 
 
 @pytest.fixture(scope="session")
 def evaluation(folder, data, run):
     return jobs.evaluate(EvaluateConfig(out=folder / "evaluation", particles=run.particles, truth=data.truth,
                                         map=run.map, truth_map=data.map, align_frame=True, allow_mirror=True))
+
+
+@pytest.fixture(autouse=True)
+def _trainings_by_steps():
+    with trainings_by_steps():
+        yield

@@ -1,9 +1,7 @@
 """Supervised training from end to end on a small molecule: labels, endless projections, fine-tuning, bad input."""
 
 import dataclasses
-import os
 import signal
-import threading
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from cryoforum_core.mrc import read_map, write_map
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_state import ImageState
 from cryoforum_core.run_directory import RunDirectory
+from cryoforum_core.training.streams import MixedStream
 from cryoforum_core.training.supervised import plan_training, train
 
 KNOWN = ImageState()
@@ -143,36 +142,27 @@ def test_the_belief_is_calibrated_on_held_out_images(taught, particle_set):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path, particle_set, precision):
+def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path, particle_set, monkeypatch, precision):
     particles = particle_set(300, snr=2.0)
     options = {"dropout": 0.2, "precision": precision}
     whole, run = run_training(config(tmp_path / "whole", **options), particles)
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    with pytest.raises(Interrupted):
-        # it does not end before the signal comes
-        timer.start()
-        run_training(config(tmp_path / "parts", max_steps=40, **options), SlowParticles(particles))
+    with pytest.raises(Interrupted, match="stopped at step 17;"), monkeypatch.context() as patched:
+        patched.setattr(MixedStream, "__call__", _press_ctrl_c(MixedStream.__call__, in_step=17))
+        run_training(config(tmp_path / "parts", **options), particles)
     parts, resumed = run_training(config(tmp_path / "parts", resume=True, **options), particles)
     assert parts["steps"] == whole["steps"] == 40
     assert torch.equal(weights(run), weights(resumed))
     assert parts["validation_mean_error_deg"] == whole["validation_mean_error_deg"]
 
 
-class SlowParticles:
-    """Particles that take their time: a training with them lasts."""
+def _press_ctrl_c(batch_of, in_step: int):
+    """A stream's call that sends SIGINT while the batch of the ``in_step``-th step is made."""
+    def batch(stream, step, progress):
+        if step + 1 == in_step:
+            signal.raise_signal(signal.SIGINT)
+        return batch_of(stream, step, progress)
 
-    def __init__(self, particles):
-        self._particles = particles
-
-    def __getattr__(self, name):
-        return getattr(self._particles, name)
-
-    def __len__(self):
-        return len(self._particles)
-
-    def batch(self, rows):
-        threading.Event().wait(0.1)
-        return self._particles.batch(rows)
+    return batch
 
 
 def test_the_half_set_asked_for_is_used(tmp_path, particle_set, molecule):

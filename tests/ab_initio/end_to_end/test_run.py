@@ -1,7 +1,6 @@
 """The method end-to-end as a job: what it finds, what it writes, when it says that it did not converge, resuming."""
 
 import json
-import os
 import signal
 
 import numpy as np
@@ -237,5 +236,5 @@ def test_an_interrupted_run_goes_on_bit_for_bit(sets, tmp_path):
 
 def _interrupt(*_) -> dict[str, float]:
     """The first evaluation of a training; a user stops it there."""
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     return {}
