@@ -45,7 +45,6 @@ SUBJECTS = {
     "test_static.py": "undefined and unused names in all modules",
     "test_structure.py": "this file",
     "gpu/test_gpu.py": "all jobs on a GPU; skipped where there is none",
-    "imaging/test_ctf_noise_masks.py": "imaging.ctf, imaging.noise_spectrum and imaging.masks: how an image is formed",
     "plugin/test_ab_initio.py": "the ab initio protocol, run in a Scipion project",
     "plugin/test_train.py": "the training protocol, run in a Scipion project",
     "plugin/test_subset.py": "the subset protocol, run in a Scipion project",

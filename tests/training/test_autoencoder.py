@@ -17,9 +17,7 @@ from cryoforum_core.geometry.rotations import (
 )
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging import projection
-from cryoforum_core.imaging.fourier import crop_volume, fft_volume, ifft_image, ifft_volume
-from cryoforum_core.imaging.masks import soft_circle
-from cryoforum_core.imaging.projection import FourierVolume
+from cryoforum_core.imaging.fourier import crop_volume, fft_volume, ifft_volume
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.model.learnable_volume import LearnableVolume
 from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, rotate_90_deg
@@ -38,21 +36,13 @@ from cryoforum_core.training.autoencoder import (
     reconstruction_error,
     unexplained_power,
 )
-from cryoforum_core.training.image_batches import EpochStream, PreparedImages
+from cryoforum_core.training.image_batches import EpochStream
 from cryoforum_core.training.learnable_poses import PoseAdam, PoseTable, tangent_gradient
 from cryoforum_core.training.loop import LoopSettings, train_network
 
-BOX, PIXEL = 16, 6.0
+from .clean_images import BOX, MASK, PIXEL, CleanSet, molecule
+
 C1 = symmetry_group("c1")
-MASK = soft_circle(BOX, 0.45 * BOX, 3.0)
-
-
-def molecule() -> torch.Tensor:
-    """An asymmetric map (16, 16, 16): four blobs."""
-    axis = (torch.arange(BOX) - BOX // 2).float()
-    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-    centres = (((3, 2, 1), 1.6), ((2, -3, -2), 1.2), ((-3, 1, -2), 0.9), ((-1, -3, 3), 0.6))
-    return sum(w * torch.exp(-((x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2) / 2.5) for (a, b, c), w in centres)
 
 
 def low_pass(volume: torch.Tensor, box: int = 10) -> torch.Tensor:
@@ -64,19 +54,6 @@ def radius_3d() -> torch.Tensor:
     """Fourier radius on the half-complex grid of the map: (16, 16, 9)."""
     k = torch.fft.fftfreq(BOX, 1 / BOX)
     return torch.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + torch.arange(BOX // 2 + 1) ** 2)
-
-
-class CleanSet:
-    """Noiseless images of the molecule without CTF, in memory."""
-
-    def __init__(self, n: int = 400):
-        generator = torch.Generator().manual_seed(5)
-        self.quaternion = random_quaternions(n, generator)
-        made = ifft_image(FourierVolume.from_real(molecule()).project(self.quaternion))
-        self.pixels, self.n = made / made.std() * MASK, n
-        self.ctf = torch.ones(n, BOX, BOX // 2 + 1)
-        self.images = PreparedImages(lambda rows: (self.pixels[rows], self.ctf[rows]), n, BOX)
-        self.rows, self.held_out = np.arange(n // 10, n), np.arange(n // 10)
 
 
 @pytest.fixture(scope="module")
@@ -125,15 +102,6 @@ def test_low_frequencies_come_first():
     radii = [marching_radius_px(progress / 10, 32) for progress in range(6)]
     assert radii[0] == 4.0 and all(a < b for a, b in zip(radii, radii[1:])) and radii[-1] < 16
     assert marching_radius_px(0.6, 32) is None and marching_radius_px(1.0, 32) is None
-
-
-def test_the_epochs_are_functions_of_the_step(clean):
-    stream = make_objective(clean, batch_size=100).stream
-    assert stream.steps_per_epoch == 4
-    epoch = torch.cat([stream(step, 0.0)[0].rows for step in range(4)])
-    assert sorted(epoch.tolist()) == clean.rows.tolist()
-    assert torch.equal(stream(2, 0.0)[0].rows, stream(2, 0.9)[0].rows)
-    assert not torch.equal(stream(0, 0.0)[0].rows, stream(4, 0.0)[0].rows)
 
 
 def test_held_out_images_get_poses_and_teach_the_map_nothing(clean):
