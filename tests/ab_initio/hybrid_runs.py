@@ -14,6 +14,8 @@ from cryoforum_core.training import autoencoder, supervised
 from cryoforum_core.training.loop import train_network
 
 N, BOX = 600, 32
+# of the set without junk
+N_CLEAN = 400
 FAST = {"search_steps": 150, "seeds": 1, "train_minutes": 0.1, "device": "cpu"}
 
 

@@ -1,6 +1,7 @@
 import torch
 
 from cryoforum_core.imaging.masks import molecule_mask, soft_circle, soft_sphere, solvent_mask
+from cryoforum_core.particles.simulate import DEFAULT_MODEL, load_molecule
 
 
 def test_masks_are_one_inside_zero_outside_and_smooth():
@@ -31,3 +32,10 @@ def test_molecule_mask_holds_the_molecule_and_not_what_lies_between():
 def test_solvent_mask_is_drawn_as_finely_as_the_map_is_resolved():
     coarse, fine = (solvent_mask(two_balls(), resolution_radius_px=radius).mean() for radius in (5.0, 20.0))
     assert 0 < fine < coarse < 0.3
+
+
+def test_the_mask_of_a_ribosome_subunit_holds_it_and_little_else():
+    known = load_molecule(DEFAULT_MODEL, 32, None).volume
+    mask = molecule_mask(known)
+    assert (known * mask).sum() > 0.95 * known.sum() and mask.mean() < 0.3
+    assert float(mask.min()) >= 0 and float(mask.max()) <= 1 + 1e-6
