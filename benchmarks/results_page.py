@@ -25,14 +25,15 @@ PAGE, FOLDER, HISTORY = "RESULTS.md", "results", "history"
 GROUPS = ("Accuracy of poses", "Ab initio", "Against other programs", "Coverage of error bounds", "Junk and clean-up",
           "Speed", "Scale")
 MEASURED_BY = ("command", "date", "commit", "hardware")
-HEAD = """# How good is it now
+HEAD = """# Benchmark results
 
-One table for each question, each row with its latest figures. The number in the last column leads to the command and the
+One table for each question, each row with its latest values. The number in the last column leads to the command and the
 hardware below the table. A commit is the one that was measured; for rows of 2026-11-23 and before, the one that brought the
-figures into this repository. Everything older, and what was tried on the way, is in [history](history/README.md).
+values into this repository. Older values, and what was tried on the way, are in
+[history](history/README.md).
 
-This page is generated: `python benchmarks/results_page.py` writes it from `benchmarks/results/*.json`, where each benchmark
-puts its rows when it runs.
+This page is generated: `python benchmarks/results_page.py` writes it from `benchmarks/results/*.json`, to which each
+benchmark adds its rows when it runs.
 
 Terms. **Misassigned**: more than 10 degrees from the true pose. **Empirical coverage**: the fraction of particles whose error
 lies within its bound; the nominal coverage is 90 %. **Cramer-Rao bound**: the median error of the best unbiased estimator, with

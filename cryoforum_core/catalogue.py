@@ -1,6 +1,6 @@
 """Names and limits that command line, files, reports and Scipion's forms share: each is written here and nowhere else.
 
-``script/engine_names.py`` writes what the Scipion plugin, which cannot import the engine, shows of them. Nothing here
+``script/engine_names.py`` writes what the Scipion plugin, which cannot import this package, shows of them. Nothing here
 imports more than Python itself.
 
 To add a kind of junk: its record in ``JUNK`` (and in ``SIMULATED_JUNK`` where ``simulate`` makes it), how images of it
@@ -51,12 +51,12 @@ class Reason:
 # in the order of the classifier's output
 JUNK = (
     Reason(NOT_A_PARTICLE, "No signal above the noise, or signal unlike a particle's: ice, carbon, an edge, an empty image.",
-           "Nothing: leave it out.", "Images without a particle?", "rejectNoParticle"),
+           "Leave it out.", "Images without a particle?", "rejectNoParticle"),
     Reason(OVERLAP, "The particle matches, but a neighbour overlaps it.", "Leave it out, or mask tightly.",
            "Overlapping neighbours?", "rejectOverlap"),
     Reason(OFF_CENTRE, "Nothing matches at the centre of the box; a particle lies off-centre.",
            "Extract it again with the origins of recentre.star.", "Off-centre particles?", "rejectOffCentre"),
-    Reason(OTHER_OBJECT, "There is something at the centre, but it is not this molecule in any orientation.",
+    Reason(OTHER_OBJECT, "There is an object at the centre, but it is not this molecule in any orientation.",
            "Reconstruct these: another conformation or another molecule?", "Other objects?", "rejectOtherObject"),
 )
 OTHER_REASONS = (
@@ -97,8 +97,8 @@ JUNK_KINDS = tuple(SIMULATED_JUNK)
 
 @dataclass(frozen=True)
 class Encoder:
-    """The part of a network that reads the image, and what its paper, or our measurement (``docs/decisions/README.md``,
-    Encoder), chose for it."""
+    """The part of a network that reads the image, and what its paper, or our measurement
+    (``docs/decisions/0020-polar-encoder.md``), chose for it."""
 
     name: str
     meaning: str
@@ -134,8 +134,8 @@ class Head:
 
 
 HEADS = {head.name: head for head in (
-    Head("qcqp", "a symmetric 4x4 matrix whose smallest eigenvector is the rotation and whose eigenvalues give its "
-         "uncertainty (Chung 2023)"),
+    Head("qcqp", "a symmetric 4x4 matrix: the eigenvector of its smallest eigenvalue is the rotation, its eigenvalues give "
+         "the uncertainty (Chung 2023)"),
     Head("qcqp-psd", "the same, with a positive semi-definite matrix"),
     Head("s2s2", "two 3-vectors, made orthonormal (Nashed 2021)"),
     Head("quaternion", "a quaternion"),

@@ -41,7 +41,7 @@ EXIT_BAD_INPUT, EXIT_NOT_CONVERGED, EXIT_INTERRUPTED = 2, 3, 130
 _STOPPING = "\nstopping at the end of this step; press Ctrl-C again to stop at once\n"
 
 _OVERVIEW = """\
-cryoforum {version}: orientations of cryo-EM particles with a calibrated error, and 3-D clean-up
+cryoforum {version}: orientations of cryo-EM particles with calibrated errors, and removal of junk in 3D
 
 usage: cryoforum JOB --out DIRECTORY [options]
 

@@ -40,9 +40,9 @@ class JobConfig(BaseModel):
     out: Path
     """Directory of the run: new, empty, or that of a run to continue (--resume)."""
     device: str = "auto"
-    """Where to compute: auto (a GPU when there is one), cpu, cuda or cuda:N."""
+    """Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0
-    """Seed of all random numbers."""
+    """Seed of the random numbers."""
     resume: bool = False
     """Continue the run in --out."""
 
@@ -88,7 +88,7 @@ class SimulateConfig(JobConfig):
     defocus_max_angstrom: float = 20000.0
     """Largest mean defocus."""
     astigmatism_angstrom: Annotated[float, Field(ge=0)] = 300.0
-    """Largest difference between the two defocus values."""
+    """Maximum difference between the two defocus values."""
     voltage_kv: PositiveFloat = 300.0
     """Voltage of the microscope."""
     spherical_aberration_mm: Annotated[float, Field(ge=0)] = 2.7
@@ -119,7 +119,7 @@ class SimulateConfig(JobConfig):
 
 
 class TrainConfig(JobConfig, ImageInputConfig):
-    """Trains a network that finds orientations, on particles with poses, a reference map, or both."""
+    """Trains a network that predicts orientations, on particles with poses, a reference map, or both."""
 
     job: Literal["train"] = "train"
     particles: Path
@@ -137,7 +137,8 @@ class TrainConfig(JobConfig, ImageInputConfig):
     """Images are Fourier-cropped to this box; default: the particles' own, at most 128, and at most 32 on a CPU, where
     many fast steps train better than few slow ones."""
     filter_channels: int = 5
-    """Low-pass filtered copies of the image, given to the network beside it; 0 for none (all encoders but cryoposenet)."""
+    """Number of low-pass filtered copies of the image that the network gets along with it; 0 for none. Not for the encoder
+    cryoposenet, which has none."""
     pooling: Literal[*catalogue.POOLINGS] = "auto"
     """How the last feature maps become one vector; auto: the encoder's own; the encoder polar has no pooling."""
     activation: Literal[*catalogue.ACTIVATIONS] = "auto"
@@ -148,7 +149,7 @@ class TrainConfig(JobConfig, ImageInputConfig):
     """Fraction of the features dropped at random in training."""
     loss: Literal[*catalogue.LOSSES] = "pairwise-to-own"
     """Orientation loss; pairwise-to-own: first the angles between pairs of images, later each image's own error
-    (Cryo-forum)."""
+    (Chung 2023)."""
     bingham_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the Bingham negative log-likelihood, which calibrates the uncertainty in degrees."""
     shift_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -156,18 +157,18 @@ class TrainConfig(JobConfig, ImageInputConfig):
     augment: bool = True
     """Augment the images by in-plane rotation, shift, scale and noise, and change the labels accordingly."""
     particle_fraction: Fraction | None = None
-    """Fraction of a batch that is the particles' own images; the rest are simulated projections. Default: one half if
-    the poses are the labels (the map is then reconstructed from them), none with --reference."""
+    """Fraction of each batch taken from the particles' own images; the rest are simulated projections. Default: one half
+    if the poses are the labels (the map is then reconstructed from them), none with --reference."""
     shift_rms_angstrom: PositiveFloat | None = None
-    """Standard deviation of simulated shifts along x and y; default: 4 % of the box."""
+    """Standard deviation of the simulated shifts along x and along y; default: 4 % of the box."""
     batch_size: PositiveInt = 128
     """Images per step."""
     max_steps: PositiveInt = 20000
-    """Largest number of training steps."""
+    """Maximum number of training steps."""
     max_minutes: PositiveFloat | None = None
     """Stop after this time; the learning-rate schedule is stretched to end then."""
     learning_rate: PositiveFloat | None = None
-    """Largest learning rate of the schedule; default: the encoder's own."""
+    """Peak learning rate; default: the encoder's own."""
     precision: Literal[*catalogue.PRECISIONS] = "auto"
     """Number format of the encoder in training; auto: bfloat16 on GPUs and CPUs with AMX, where it is faster, else
     float32."""
@@ -180,7 +181,7 @@ class TrainConfig(JobConfig, ImageInputConfig):
 
 
 class PredictConfig(JobConfig, ImageInputConfig):
-    """Finds the orientation and shift of every particle, with their uncertainty."""
+    """Predicts the orientation and shift of every particle, with their uncertainty."""
 
     job: Literal["predict"] = "predict"
     particles: Path
@@ -195,7 +196,7 @@ class PredictConfig(JobConfig, ImageInputConfig):
     resolution_angstrom: PositiveFloat | None = None
     """Finest resolution used in matching; default: the Nyquist limit."""
     max_shift_angstrom: PositiveFloat | None = None
-    """Largest shift searched; default: an eighth of the box."""
+    """Maximum shift searched; default: an eighth of the box."""
     symmetry: str | None = None
     """Point group; default: the network's."""
     coverage: Coverage = DEFAULT_COVERAGE
@@ -225,7 +226,7 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     particle_diameter_angstrom: PositiveFloat | None = None
     """Diameter of the spherical solvent mask; default: 90 % of the box."""
     max_shift_angstrom: PositiveFloat | None = None
-    """Largest shift searched; default: an eighth of the box (hybrid)."""
+    """Maximum shift searched; default: an eighth of the box (hybrid)."""
     resolution_angstrom: PositiveFloat | None = None
     """Finest resolution used (by end-to-end only in the final map); default: the Nyquist limit."""
     hand_reference: Path | None = None
@@ -240,8 +241,8 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     skip: tuple[Literal["distillation", "end-to-end", "refinement"], ...] = ()
     """Parts of hybrid to leave out, to test what each contributes."""
     poses: Literal["encoder", "per-image", "known"] = "encoder"
-    """end-to-end: where poses come from; per-image and known are CryoPoseNet's baselines, by automatic
-    differentiation for each image, or from the particles' file."""
+    """end-to-end: where poses come from; encoder: the network; per-image: each image's pose is optimised by gradient
+    descent; known: the particles' file. The last two are CryoPoseNet's baselines."""
     encoder: EncoderName | None = None
     """Encoder, as in train; default: polar for hybrid, cryoposenet for end-to-end."""
     head: HeadName | None = None
@@ -251,17 +252,17 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     epochs: PositiveInt = 30
     """end-to-end: passes over the images."""
     shifts: bool = True
-    """end-to-end: find shifts too; CryoPoseNet's images had none."""
+    """end-to-end: estimate shifts, too; CryoPoseNet's images had none."""
     batch_size: PositiveInt = 128
     """Images per step."""
     learning_rate: PositiveFloat | None = None
-    """Largest learning rate of the network; default: the method's own."""
+    """Peak learning rate of the network; default: the method's own."""
     symmetric_loss: bool = False
     """end-to-end: encode each image and its copy rotated by 180 degrees, and keep the better (against mirror minima)."""
     n_heads: PositiveInt = 1
     """end-to-end: hypotheses per image; only the best is trained (winner takes all)."""
     frequency_marching: bool = False
-    """end-to-end: compare low frequencies first."""
+    """end-to-end: start from low frequencies and add higher ones during the training."""
     random_pose_weight: Annotated[float, Field(ge=0)] = 0.0
     """end-to-end: weight of a loss on projections of the current map at random poses, which the network must recover."""
     per_image_after_epoch: PositiveInt | None = None
@@ -302,7 +303,7 @@ class ReconstructConfig(JobConfig, ImageInputConfig):
 
 
 class SelectConfig(JobConfig):
-    """Keeps the particles with trustworthy orientations; the others are written too, with the reason for each."""
+    """Keeps the particles with trustworthy orientations, and writes the rejected ones with the reason for each."""
 
     job: Literal["select"] = "select"
     run: Path
@@ -313,24 +314,24 @@ class SelectConfig(JobConfig):
     auto: bool = False
     """Let the map decide how many particles to keep: half maps of the best fractions, ranked by --measure, are compared with
     those of equally many random particles, and particles are rejected only if that makes the half maps better. Needs the
-    images. Without this and without a criterion, images with a particle probability below 0.5 are rejected; other measures
-    are divided between two populations, and all particles are kept if there is only one."""
+    images. Without this and without a criterion, images with a particle probability below 0.5 are rejected; by other
+    measures, the poorer of two populations is rejected, or nothing if there is only one."""
     reasons: tuple[RejectedReason, ...] = JUNK_REASONS
-    """Kinds of junk to reject, also with a limit on the errors; kinds that are not named are kept. Particles of ambiguous
-    orientation are not junk, and are rejected only if named. Off-centre particles are also written to recentre.star, with
-    the origins that recentre them, for a new extraction."""
+    """Reasons to reject an image: kinds of junk, and ambiguous-orientation, which is not junk. They apply with a limit on
+    the errors, too; kinds of junk that are not named are kept. Off-centre particles are also written to recentre.star,
+    with the origins that recentre them when they are re-extracted."""
     protect_views: bool = True
-    """Protect rare viewing directions: no cone of directions loses more of its share of the particles than the fraction of
-    junk found in it. Does not apply to --threshold and --max-error-deg."""
+    """Protect rare viewing directions: no group of viewing directions loses more of its share of the particles than the
+    fraction of junk found in it. Does not apply to --threshold and --max-error-deg."""
     keep_fraction: Fraction | None = None
-    """Keep the best particles, this fraction of all."""
+    """Keep this fraction of the particles, the best ones."""
     keep_count: PositiveInt | None = None
-    """Keep the best particles, this many."""
+    """Keep this many particles, the best ones."""
     max_error_deg: PositiveFloat | None = None
     """Keep particles whose expected error is at most this and that are not junk; may be combined with --threshold on another
     measure. For error bounds use --measure error-bound --threshold."""
     threshold: float | None = None
-    """Keep particles whose --measure is at least (scores) or at most (errors and dispersions) this."""
+    """Keep particles whose --measure is at least this (scores and probability) or at most this (errors and dispersions)."""
 
     @model_validator(mode="after")
     def _auto_stands_alone(self):
@@ -354,7 +355,7 @@ class EvaluateConfig(JobConfig):
     truth_map: Path | None = None
     """Known map."""
     symmetry: str = "c1"
-    """Point group in RELION's notation; errors are the smallest over it."""
+    """Point group in RELION's notation; errors are modulo the point group."""
     align_frame: bool = False
     """First align the two frames by a rotation (for poses from ab initio)."""
     allow_mirror: bool = False
@@ -374,14 +375,14 @@ class ReportConfig(JobConfig):
 
 
 class BenchmarkConfig(JobConfig):
-    """Runs several methods on the data sets of a published table, and compares with the published figures."""
+    """Runs several methods on the data sets of a published table, and compares with the published values."""
 
     job: Literal["benchmark"] = "benchmark"
     table: Annotated[Literal["cryoposenet"], Field(json_schema_extra={"positional": True})]
     """cryoposenet: Table 1 of Nashed et al. 2021 (arXiv 2107.02958), adenylate kinase without noise and at five
     signal-to-noise ratios, and with a CTF."""
     methods: tuple[BenchmarkMethod, ...] = ("hybrid", "end-to-end")
-    """hybrid and end-to-end: as in ab-initio; end-to-end-aided: with later remedies against bad minima;
+    """hybrid and end-to-end: as in ab-initio; end-to-end-aided: with remedies against bad minima;
     per-image and known: CryoPoseNet's baselines."""
     sets: tuple[Literal["A", "B", "C", "D", "E", "F", "G"], ...] = ("A", "B", "C", "D", "E", "F", "G")
     """A: no noise; B to F: 10, 5, 0, -5, -10 dB; G: 0 dB with CTF."""

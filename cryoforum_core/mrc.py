@@ -7,6 +7,7 @@ import mrcfile
 import numpy as np
 
 from .errors import InputError
+from .problems import Problems
 from .run_directory import atomic_path
 
 
@@ -69,19 +70,17 @@ def read_map(path: Path | str) -> tuple[np.ndarray, float]:
     with MrcStack(path) as stack:
         shape, pixel_size_angstrom = stack.shape, stack.pixel_size_angstrom
         volume = stack.read(np.arange(shape[0]))
-    problems = []
-    if len(set(shape)) != 1:
-        problems.append(f"A map must be a cube; {path} is {' x '.join(map(str, shape))}. "
-                        "Give a map, not a stack of images.")
-    elif shape[0] % 2:
-        problems.append(f"A map must have an even box; {path} has {shape[0]} px. Crop or pad it by one voxel.")
-    if not pixel_size_angstrom > 0:
-        problems.append(f"A map must have a pixel size; the header of {path} says {pixel_size_angstrom:g} A. "
-                        "Set it (relion_image_handler --angpix).")
-    if not np.isfinite(volume).all():
-        problems.append(f"A map must hold finite values; {path} holds NaN or infinite ones. Make the map again.")
-    if problems:
-        raise InputError(problems)
+    with Problems() as problems:
+        if len(set(shape)) != 1:
+            problems.append(f"A map must be a cube; {path} is {' x '.join(map(str, shape))}. "
+                            "Give a map, not a stack of images.")
+        elif shape[0] % 2:
+            problems.append(f"A map must have an even box; {path} has {shape[0]} px. Crop or pad it by one voxel.")
+        if not pixel_size_angstrom > 0:
+            problems.append(f"A map must have a pixel size; the header of {path} says {pixel_size_angstrom:g} A. "
+                            "Set it (relion_image_handler --angpix).")
+        if not np.isfinite(volume).all():
+            problems.append(f"A map must hold finite values; {path} holds NaN or infinite ones. Make the map again.")
     return volume, pixel_size_angstrom
 
 

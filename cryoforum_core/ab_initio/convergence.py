@@ -1,6 +1,7 @@
 """When a run has converged, what is left out where there is nothing to refine, and the sentences that say so.
 
-Reasons of the limits: ``docs/decisions/README.md``, Ab initio and End to end.
+Reasons of the limits: ``docs/decisions/0042-wrong-maps.md``, ``docs/decisions/0038-half-sets-apart-from-radius-8.md`` and
+``docs/decisions/0030-convergence.md``.
 """
 
 import logging
@@ -67,7 +68,7 @@ class HybridAssessment:
         """Whether the run converged, and why, in sentences."""
         problems = self._problems()
         return not problems, " ".join(problems) or (
-            f"Two half sets, refined independently, agree to {self._resolution_angstrom:.3g} A, beyond the "
+            f"The maps of two half sets, refined independently, agree to {self._resolution_angstrom:.3g} A, beyond the "
             f"{self._common_angstrom:.3g} A of their common start, and held-out images confirm the structure.")
 
     @property
@@ -81,24 +82,25 @@ class HybridAssessment:
     def _problems(self) -> list[str]:
         search, problems = self.search, []
         if not search.found_structure:
-            problems.append(f"Images that the search had not seen fit its map no better than a featureless ball "
-                            f"(log-evidence {search.structure:.2f} +- {search.structure_error:.2f} per image).")
+            problems.append("Images that the search had not seen fit its map no better than the map's spherical average "
+                            f"(gain in log-evidence {search.structure:.2f} +- {search.structure_error:.2f} nats per image).")
         if self.resolution_radius_px < self.gained_radius_px:
-            problems.append(f"The half maps agree to {self._resolution_angstrom:.3g} A only, hardly beyond their common "
+            problems.append(f"The half maps agree only to {self._resolution_angstrom:.3g} A, hardly beyond their common "
                             f"start ({self._common_angstrom:.3g} A).")
         if self.explained_fraction < MIN_EXPLAINED_FRACTION:
-            problems.append(f"Beyond {self._common_angstrom:.3g} A the half maps explain "
-                            f"{max(self.explained_fraction, 0.0):.0%} of what they should in the images of the other half: "
-                            "they agree in a wrong map. Run again with another --seed, more --seeds or more "
+            problems.append(f"Beyond {self._common_angstrom:.3g} A the half maps explain only "
+                            f"{max(self.explained_fraction, 0.0):.0%} of the expected power in the images of the other half "
+                            "set: they agree on a wrong map. Run again with another --seed, more --seeds or more "
                             "--search-steps.")
         if self.sampled_fraction < MIN_SAMPLED_FRACTION:
-            problems.append(f"The viewing directions reach {self.sampled_fraction:.0%} of the map's frequencies: the images "
+            problems.append(f"The viewing directions cover only {self.sampled_fraction:.0%} of Fourier space: the images "
                             "show the particle from too few sides.")
         if search.symmetry_score is not None and search.symmetry_score < NO_SYMMETRY_BELOW:
-            problems.append(f"The map that was found without symmetry has none of {self.symmetry} (it agrees with its "
-                            f"symmetrised copy to {search.symmetry_score:.2f}): use c1, or the right group.")
+            problems.append(f"The map found without symmetry does not have the symmetry {self.symmetry} (correlation with "
+                            f"its symmetrised copy: {search.symmetry_score:.2f}): use c1, or the correct point group.")
         if len(search.starts) >= MIN_STARTS_TO_COMPARE and search.agreement_deg > AGREE_WITHIN_DEG:
-            problems.append(f"No two starts found the same map (best agreement {search.agreement_deg:.0f} degrees).")
+            problems.append(f"No other start found the map of the best one (poses differ by {search.agreement_deg:.0f} "
+                            "degrees or more, median).")
         return problems
 
 
@@ -112,7 +114,7 @@ def left_out(plan: AbInitioPlan, search: SearchOutcome, pair: HalfMapPair) -> fr
     if search.found_structure or pair.resolution_radius_px >= gained_radius_px(plan):
         return frozenset(plan.config.skip)
     logger.warning("Neither images that the search had not seen nor the half maps show a structure: the network and "
-                   "the final matching are left out.")
+                   "the final matching are skipped.")
     return frozenset(plan.config.skip) | {"distillation", "refinement"}
 
 
@@ -146,7 +148,7 @@ class EndToEndAssessment:
     def convergence(self) -> tuple[bool, str]:
         """Whether the run converged, and why, in a sentence."""
         percent = 100 * max(self.explained_fraction, 0)
-        figure = f"{percent:.0f} % of the signal in held-out images that depends on the pose"
+        figure = f"{percent:.0f} % of the pose-dependent signal in held-out images"
         problem = self._no_signal() or self._too_little_explained(figure) or self._wrong_poses() or self._coarse_maps()
         if problem is not None:
             return False, problem
@@ -154,7 +156,7 @@ class EndToEndAssessment:
 
     def _no_signal(self) -> str | None:
         if self.loss_without_poses - self.loss_of_noise < MIN_SIGNAL:
-            return "The images hold no signal beyond noise that would depend on the orientation."
+            return "The images contain no orientation-dependent signal above the noise."
         if self.noise_gain_deviations is not None and self.noise_gain_deviations < MIN_DEVIATIONS_FROM_NOISE:
             return "Network and map explain held-out images no better than they explain noise."
         return None
@@ -163,23 +165,23 @@ class EndToEndAssessment:
         least = MIN_EXPLAINED_BY_POSES_PER_IMAGE if self.rotation_error_deg is None else MIN_EXPLAINED_BY_ENCODER
         if self.explained_fraction >= least:
             return None
-        return (f"Network and map explain {figure}, less than {100 * least:.0f} %: a wrong map, poses that are not found, "
-                "or too short a training.")
+        return (f"Network and map explain {figure}, less than {100 * least:.0f} %: the map or the poses are wrong, or the "
+                "training was too short.")
 
     def _wrong_poses(self) -> str | None:
         if self.rotation_error_deg is not None and self.rotation_error_deg > MAX_ROTATION_ERROR_DEG:
-            return (f"The poses found of images and of the same images rotated in their plane disagree by "
+            return (f"The poses of images and of copies rotated in the plane disagree by "
                     f"{self.rotation_error_deg:.0f} degrees (median), more than {MAX_ROTATION_ERROR_DEG:.0f}.")
         if self.projection_error_deg is not None and self.projection_error_deg > self.max_projection_error_deg:
-            return (f"For projections of the map at random poses the network finds poses that are off by "
+            return (f"For projections of the map at random poses, the network's poses are off by "
                     f"{self.projection_error_deg:.0f} degrees (median), more than {self.max_projection_error_deg:.0f}: it "
-                    "takes different viewing directions for one, or most of them are missing from the images.")
+                    "confuses viewing directions, or most of them are missing from the images.")
         return None
 
     def _coarse_maps(self) -> str | None:
         if self.shells >= MIN_SHELLS:
             return None
-        return f"The half maps agree to {self.shells:.1f} Fourier shells only, fewer than {MIN_SHELLS}."
+        return f"The half maps agree only to {self.shells:.1f} Fourier shells, fewer than {MIN_SHELLS}."
 
 
 def max_projection_error_deg(is_equivariant: bool) -> float:

@@ -21,8 +21,8 @@ from ..junk.simulation import JunkSimulation
 from ..matching.matcher import Matcher, StartingPoses
 from ..model.orientation_head import PoseEstimate
 from ..progress import Progress
-from ..results.gallery import write_gallery
 from ..results.pose_results import PoseResults
+from ..results.write import write_gallery
 from ..uncertainty.calibration import Calibration, calibrate, n_simulated, poses_like
 from ..uncertainty.simulated_images import ImageSource, SimulatedParticles, particles_like
 from .half_map_pair import HalfMapPair, next_radius_px

@@ -25,6 +25,7 @@ from ..particles.dataset import PARTICLE_ID_COLUMNS, read_poses
 from ..particles.image_stack import parse_image_names
 from ..particles.simulate import JUNK_KIND_COLUMN
 from ..particles.table import ParticleTable
+from ..problems import Problems
 from ..run_directory import RunDirectory, atomic_path
 
 _MASK_RADIUS_BOXES = 0.45
@@ -74,20 +75,13 @@ class TwoMaps:
 
 def read_two_maps(estimated: Path, known: Path) -> TwoMaps:
     """Raises InputError where a map cannot be read, or the two differ in box or pixel size."""
-    problems, found = [], []
-    for path in (estimated, known):
-        try:
-            found.append(read_map(path))
-        except InputError as error:
-            problems.extend(error.problems)
-    if len(found) == 2:
-        (volume, pixel_size), (known_volume, known_pixel_size) = found
-        if volume.shape != known_volume.shape or abs(pixel_size / known_pixel_size - 1) > _PIXEL_SIZE_TOLERANCE:
-            problems.append(f"Two maps to compare must have the same box and pixel size; {estimated} has {len(volume)} "
-                            f"px of {pixel_size:g} A, {known} {len(known_volume)} px of {known_pixel_size:g} A. "
-                            "Rescale one of them (relion_image_handler --rescale_angpix --new_box).")
-    if problems:
-        raise InputError(problems)
+    with Problems() as problems:
+        found = [problems.attempt(read_map, path) for path in (estimated, known)]
+    (volume, pixel_size), (known_volume, known_pixel_size) = found
+    if volume.shape != known_volume.shape or abs(pixel_size / known_pixel_size - 1) > _PIXEL_SIZE_TOLERANCE:
+        raise InputError(f"Two maps to compare must have the same box and pixel size; {estimated} has {len(volume)} "
+                         f"px of {pixel_size:g} A, {known} {len(known_volume)} px of {known_pixel_size:g} A. "
+                         "Rescale one of them (relion_image_handler --rescale_angpix --new_box).")
     return TwoMaps(torch.from_numpy(volume), torch.from_numpy(known_volume), pixel_size)
 
 
@@ -193,17 +187,15 @@ def _image_keys(table: ParticleTable, with_directory: bool) -> np.ndarray:
 
 def _join(ids: np.ndarray, known_ids: np.ndarray, column: str, table: ParticleTable, known: ParticleTable
           ) -> tuple[np.ndarray, np.ndarray]:
-    problems = []
-    for values, path in ((ids, table.path), (known_ids, known.path)):
-        if len(np.unique(values)) < len(values):
-            problems.append(f"{column} must be unique for every particle; {path} repeats some values. "
-                            "Add a column rlnParticleId to both tables.")
-    row_of = {value: row for row, value in enumerate(known_ids.tolist())}
-    missing = [value for value in ids.tolist() if value not in row_of]
-    if missing:
-        problems.append(f"Every particle must be in the table of known poses; {len(missing)} of {len(ids)} particles "
-                        f"of {table.path} are not in {known.path} (joined by {column}; the first is {missing[0]}). "
-                        "Check that both tables describe the same particles.")
-    if problems:
-        raise InputError(problems)
+    with Problems() as problems:
+        for values, path in ((ids, table.path), (known_ids, known.path)):
+            if len(np.unique(values)) < len(values):
+                problems.append(f"{column} must be unique for every particle; {path} repeats some values. "
+                                "Add a column rlnParticleId to both tables.")
+        row_of = {value: row for row, value in enumerate(known_ids.tolist())}
+        missing = [value for value in ids.tolist() if value not in row_of]
+        if missing:
+            problems.append(f"Every particle must be in the table of known poses; {len(missing)} of {len(ids)} particles "
+                            f"of {table.path} are not in {known.path} (joined by {column}; the first is {missing[0]}). "
+                            "Check that both tables describe the same particles.")
     return ids, np.array([row_of[value] for value in ids.tolist()])

@@ -26,9 +26,8 @@ from ..particles.image_preparation import ImagePreparation
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION
 from ..progress import Progress
 from ..results import pose_results
-from ..results.gallery import write_gallery
 from ..results.pose_results import PoseResults
-from ..results.write import write_results
+from ..results.write import write_gallery, write_results
 from ..run_directory import RunDirectory
 from ..selection.measures import MEASURES
 from ..uncertainty.calibration import Calibration, calibrate, simulated_calibration, with_errors

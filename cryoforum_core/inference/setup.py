@@ -31,7 +31,7 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
         volume = settings = None
         if loaded is not None:
             settings = PreprocessSettings.from_dict(loaded[1].preprocessing)
-            problems.extend(settings.problems(particles.box_size_px, particles.pixel_size_angstrom))
+            problems.attempt(settings.check, particles.box_size_px, particles.pixel_size_angstrom)
             # the network alone needs no map, but learns its errors from one where there is one
             if config.refinement != "none" or (config.calibrate and (config.reference or loaded[1].reference)):
                 volume = problems.attempt(_map_to_match, config, loaded[1].reference, particles)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..problems import Problems
 from .dataset import Particles
 from .fields import listed
 
@@ -25,16 +25,15 @@ class ImageCheck:
     not_finite: np.ndarray
     constant: np.ndarray
 
-    def problems(self) -> list[str]:
-        """What no job can work with: NaN or infinite pixels anywhere, or constant images for more than half."""
-        problems = []
-        if len(self.not_finite):
-            problems.append("Images must hold finite values; NaN or infinite ones are in particles "
-                            f"{_rows_text(self.not_finite)}. Leave these particles out, or extract them again.")
-        if 2 * len(self.constant) > len(self.rows):
-            problems.append(f"Images must show particles; {len(self.constant)} of the {len(self.rows)} looked at have "
-                            f"one value in all pixels (particles {_rows_text(self.constant)}). Extract them again.")
-        return problems
+    def raise_if_unusable(self) -> None:
+        """Raises InputError for what no job can work with: NaN or infinite pixels, more than half of the images constant."""
+        with Problems() as problems:
+            if len(self.not_finite):
+                problems.append("Images must hold finite values; NaN or infinite ones are in particles "
+                                f"{_rows_text(self.not_finite)}. Leave these particles out, or extract them again.")
+            if 2 * len(self.constant) > len(self.rows):
+                problems.append(f"Images must show particles; {len(self.constant)} of the {len(self.rows)} looked at have "
+                                f"one value in all pixels (particles {_rows_text(self.constant)}). Extract them again.")
 
     def warning(self) -> str | None:
         """A sentence about constant images, None where there are none: they have no orientation, but junk is legal."""
@@ -86,6 +85,5 @@ def without_constant_images(particles: Particles, check: ImageCheck) -> Particle
 def checked_pixels(particles: Particles) -> ImageCheck:
     """Which images are constant. Raises InputError where some hold NaN or infinite values, or most are constant."""
     check = check_images(particles, _MAX_CHECKED)
-    if check.problems():
-        raise InputError(check.problems())
+    check.raise_if_unusable()
     return check

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..config import ImageInputConfig
+from ..errors import InputError
 from ..imaging.ctf import CTFParameters, ctf_2d
 from ..imaging.fourier import crop_image_ft, crop_volume, fft_image, ifft_image
 from ..imaging.masks import soft_circle
@@ -72,18 +73,19 @@ class PreprocessSettings:
         """The even box to which images must be Fourier-cropped to get the network's pixel size, as near as it goes."""
         return 2 * round(box_size_px * pixel_size_angstrom / self.pixel_size_angstrom / 2)
 
-    def problems(self, box_size_px: int, pixel_size_angstrom: float) -> list[str]:
-        """Why images of this box and pixel size cannot be shown to the network; empty where they can."""
+    def check(self, box_size_px: int, pixel_size_angstrom: float) -> None:
+        """Raises InputError where images of this box and pixel size cannot be shown to the network."""
         rescaled = self.rescaled_box_px(box_size_px, pixel_size_angstrom)
         if rescaled > box_size_px:
-            return [f"Images must have pixels of at most the network's {self.pixel_size_angstrom:g} A; these have "
-                    f"{pixel_size_angstrom:g} A. Extract them with less binning, or train a network for them."]
+            raise InputError(
+                f"Images must have pixels of at most the network's {self.pixel_size_angstrom:g} A; these have "
+                f"{pixel_size_angstrom:g} A. Extract them with less binning, or train a network for them.")
         exact = box_size_px * pixel_size_angstrom / self.pixel_size_angstrom
         if abs(rescaled / exact - 1.0) > _SCALE_TOLERANCE:
-            return [f"Images must reach the network's pixel size of {self.pixel_size_angstrom:g} A within "
-                    f"{100 * _SCALE_TOLERANCE:g} %; {box_size_px} px of {pixel_size_angstrom:g} A do not. "
-                    "Extract them with a larger box, or train a network for them."]
-        return []
+            raise InputError(
+                f"Images must reach the network's pixel size of {self.pixel_size_angstrom:g} A within "
+                f"{100 * _SCALE_TOLERANCE:g} %; {box_size_px} px of {pixel_size_angstrom:g} A do not. "
+                "Extract them with a larger box, or train a network for them.")
 
 
 def network_images(images: Tensor, ctf: CTFParameters | None, pixel_size_angstrom: float, state: ImageState,
@@ -93,9 +95,7 @@ def network_images(images: Tensor, ctf: CTFParameters | None, pixel_size_angstro
     In this order: Fourier crop to the network's pixel size, phase flip (raw images), crop or pad to the network's
     box, sign so that protein is bright, background to mean 0 and standard deviation 1, soft circular mask.
     """
-    problems = settings.problems(images.shape[-1], pixel_size_angstrom)
-    if problems:
-        raise ValueError(problems[0])
+    settings.check(images.shape[-1], pixel_size_angstrom)
     rescaled = settings.rescaled_box_px(images.shape[-1], pixel_size_angstrom)
     flips = settings.phase_flip and state.ctf_state == "raw"
     if flips or rescaled != images.shape[-1]:

@@ -10,6 +10,7 @@ from ..config import BenchmarkConfig, SimulateConfig
 from ..errors import InputError
 from ..mrc import read_map
 from ..particles.dataset import Particles, load_particles
+from ..problems import Problems
 from ..run_directory import RunDirectory
 from .published import CRYOPOSENET, DEFOCUS_ANGSTROM, EXTENT_ANGSTROM, MODEL, SCALES, TEST_FRACTION
 
@@ -40,20 +41,14 @@ def box_size_px(config: BenchmarkConfig) -> int:
 
 def check_options(config: BenchmarkConfig) -> None:
     """Raises one InputError with all problems of the options and of sets made by another program."""
-    problems = []
-    for name in ("methods", "sets"):
-        if not getattr(config, name):
-            problems.append(f"--{name} must name at least one; none is given. Omit the option for the default.")
-    if box_size_px(config) % 2:
-        problems.append(f"The box must be even; --box-size-px is {config.box_size_px}. Use {config.box_size_px + 1}.")
-    if config.particles_of is not None:
-        for name in config.sets:
-            try:
-                _made_by_another_program(config.particles_of / name)
-            except InputError as error:
-                problems += error.problems
-    if problems:
-        raise InputError(problems)
+    with Problems() as problems:
+        for name in ("methods", "sets"):
+            if not getattr(config, name):
+                problems.append(f"--{name} must name at least one; none is given. Omit the option for the default.")
+        if box_size_px(config) % 2:
+            problems.append(f"The box must be even; --box-size-px is {config.box_size_px}. Use {config.box_size_px + 1}.")
+        for name in () if config.particles_of is None else config.sets:
+            problems.attempt(_made_by_another_program, config.particles_of / name)
 
 
 def prepared_set(config: BenchmarkConfig, name: str, out: Path, simulate: Callable[[SimulateConfig], RunDirectory]

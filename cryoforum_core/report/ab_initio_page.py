@@ -12,7 +12,20 @@ from ..mrc import read_map
 from ..results.pose_results import PoseResults
 from .calibration_plots import error_calibration
 from .map_page import fsc_picture, map_picture
-from .page import Assessment, NextStep, Page, Picture, Table, beside, command, degrees, duration, percent, significant
+from .page import (
+    Assessment,
+    NextStep,
+    Page,
+    Picture,
+    Table,
+    beside,
+    command,
+    degrees,
+    duration,
+    percent,
+    significant,
+    with_angstrom_sign,
+)
 from .prediction_page import missing_directions, pose_pictures
 from .reasons import junk_label_tables
 from .run_files import RunFiles, angles_deg
@@ -22,19 +35,29 @@ from .viewing_directions import view_density
 METHODS = {"hybrid": "search, then training of a network and refinement",
            "end-to-end": "network and map trained together"}
 UNDETERMINED = "undetermined"
-_CERTAIN_BELOW_DEG, _FEW_SHELLS, _NEAR_NYQUIST = 12.0, 8, 0.9
+# an error of 12 degrees moves a detail 100 A from the axis by 21 A; chosen, not measured
+_CERTAIN_BELOW_DEG = 12.0
+# up to here the half sets share a start, so that wrong maps agree as well as right ones
+_FEW_SHELLS = 8
+# of the Nyquist frequency: beyond it, the pixel size may limit the resolution
+_NEAR_NYQUIST = 0.9
 # a network with larger errors is of no use to predict
 _NETWORK_USEFUL_BELOW_DEG = 60.0
 _SEEDS_AGREE_BELOW_DEG = STARTS_AGREE_DEG.value
+# random starts of a second attempt, at least; after as many have failed, a longer search is suggested instead
 _MORE_SEEDS = 4
-# options that a repeated run does not take over, and those that every method has
+# options that a repeated run does not take over
 _OF_ONE_RUN = ("job", "out", "resume", "particles", "hand_reference")
+# options that every method has
 _OF_THE_PARTICLES = ("symmetry", "particle_diameter_angstrom", "max_shift_angstrom", "resolution_angstrom", "contrast",
                      "ctf_state", "pixel_size_angstrom")
+# times the epochs of an end-to-end run that did not converge
 _LONGER = 3
-_SEED_FIGURES = (("score", "log-evidence", ""), ("structure", "gain over a spherical map", ""),
-                 ("explained", "explained power, fine details", ""),
-                 ("resolution_angstrom", "resolution", " Å"))
+# key of the summary -> column of the table
+_SEED_COLUMNS = {"score": "log-evidence per image, relative to noise alone (nats)",
+                 "structure": "its gain over the spherically averaged map (nats)",
+                 "explained": "signal power explained in fine details (fraction)",
+                 "resolution_angstrom": "resolution (Å)"}
 
 
 def ab_initio_page(files: RunFiles) -> Page:
@@ -73,10 +96,10 @@ def _assessment(summary: dict, results: PoseResults | None, density: np.ndarray 
              shells: float | None, near_nyquist: bool) -> Assessment:
     resolution = significant(summary["resolution_angstrom"])
     if not summary["converged"]:
-        reason = str(summary.get("converged_reason") or "the run gives no reason").rstrip(".")
+        reason = with_angstrom_sign(str(summary.get("converged_reason") or "the run gives no reason")).rstrip(".")
         return Assessment("poor", (f"The run did not converge: {reason[:1].lower() + reason[1:]}.",
-                                     f"All files were written, but neither the map (half maps agree to {resolution} Å) "
-                                     "nor the orientations can be trusted."))
+                                   f"All files were written, but neither the map (half maps agree to {resolution} Å) "
+                                   "nor the orientations can be trusted."))
     sentences = [f"The run converged; its half maps agree to {resolution} Å (FSC 0.143)."]
     if near_nyquist:
         sentences.append("This is close to the Nyquist limit; images with a smaller pixel size may resolve more.")
@@ -90,11 +113,11 @@ def _warnings(summary: dict, results: PoseResults | None, density: np.ndarray | 
               ) -> Iterator[str]:
     """Sentences about weaknesses of a converged map."""
     if shells is not None and shells < _FEW_SHELLS:
-        yield "The map is a featureless blob, with too little detail to tell a correct map from a wrong one."
+        yield "The map shows too little detail to tell a correct map from a wrong one."
     agreement = summary.get("seeds_agreement_deg")
     if agreement is not None and agreement > _SEEDS_AGREE_BELOW_DEG:
         yield (f"The poses of the two best searches differ by {degrees(agreement)} (median): another random start may "
-               "give a different map.")
+               "find a different map.")
     if results is not None:
         median = float(np.median(results.errors.expected_error_deg))
         if median > _CERTAIN_BELOW_DEG:
@@ -209,17 +232,18 @@ def _seeds(summary: dict) -> Table | None:
         return None
     found = sorted(found, key=lambda row: -_number(row.get("score")))
     columns = {"start": [str(row.get("seed", "-")) for row in found]}
-    for name, title, unit in _SEED_FIGURES:
+    for name, title in _SEED_COLUMNS.items():
         if any(row.get(name) is not None for row in found):
-            columns[title] = [significant(_number(row.get(name))) + unit for row in found]
-    columns["angle to the best"] = ["chosen" if row.get("chosen") else _angle(row.get("angle_to_best_deg"))
-                                    for row in found]
+            columns[title] = [significant(_number(row.get(name))) for row in found]
+    columns["median angle to the poses of the chosen start (degrees)"] = [
+        "chosen" if row.get("chosen") else significant(_number(row.get("angle_to_best_deg"))) for row in found]
     chosen = next((i for i, row in enumerate(found) if row.get("chosen")), None)
-    caption = ("Starts that agree within a few degrees found the same map; one that agrees with no other may be wrong. In "
-               "held-out images, correct maps usually explain at least 0.7 of the power of fine details, wrong ones less than "
-               "0.5; values in between are inconclusive.")
+    caption = ("All values are of held-out images. Starts whose poses agree within a few degrees found the same map; a "
+               "start that agrees with no other may be wrong. Correct maps usually explain at least 0.7 of the signal power "
+               "in fine details (beyond the resolution at which the search begins), wrong ones less than 0.5; values in "
+               "between are inconclusive.")
     return Table("Searches from random starts", caption, tuple(columns), tuple(zip(*columns.values(), strict=True)),
-                 chosen)
+                 chosen, wide=True)
 
 
 def _rounds(summary: dict) -> Table | None:
@@ -230,7 +254,7 @@ def _rounds(summary: dict) -> Table | None:
     rows = tuple((str(i), f"{significant(_number(row.get('resolution_angstrom')))} Å",
                   _angle(row.get("pose_change_deg"))) for i, row in enumerate(rounds, start=1))
     return Table("Refinement of the half maps", "The pose changes should shrink. The rounds end when the resolution no "
-                 "longer improves.", ("round", "resolution", "pose change"), rows)
+                 "longer improves.", ("round", "resolution (FSC 0.143)", "median pose change"), rows)
 
 
 def _angle(value) -> str:

@@ -10,9 +10,14 @@ from .benchmark_results import METHOD_NAMES, Result, read_results
 from .page import Assessment, NextStep, Page, Picture, Table, command, significant
 from .run_files import RunFiles
 
+# smoothing of noisy images in figures: enough to see the particle, too little to blur its outline
 _DISPLAY_SIGMA_PX = 1.0
+# of a training curve: more than its evaluations
 _N_POINTS = 60
-_ERROR_COLUMN, _LOSS_COLUMN = "training_mean_error_modulo_deg", "reconstruction_loss"
+# of metrics.csv
+_ERROR_COLUMN = "training_mean_error_modulo_deg"
+_LOSS_COLUMN = "reconstruction_loss"
+# a map as good as the one from true poses: closer than the FSC, which is sampled in whole shells, can tell
 _WITHIN_SHELLS = 1.0
 
 

@@ -5,18 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from ..run_directory import atomic_path
 
+# of the run directory
 _FOLDER = "results"
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One run. ``arrays``: fsc and ceiling_fsc (shells,), image, projection, found_slice and true_slice (D, D)."""
+    """One run. ``arrays``: fsc and ceiling_fsc (shells,); image, projection, found_slice and true_slice (d, d)."""
 
     figures: dict
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Float[np.ndarray, "..."]]
 
     @property
     def set(self) -> str:

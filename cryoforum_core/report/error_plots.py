@@ -1,6 +1,7 @@
 """Plots of errors against known poses, shared by the pages that have them."""
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from . import plots
 from .page import Picture, degrees
@@ -9,8 +10,9 @@ from .page import Picture, degrees
 _FLOOR = 0.01
 
 
-def error_histogram(error_deg: np.ndarray, junk: np.ndarray | None = None, what: str = "orientation error") -> Picture:
-    """Histogram of errors (n,) in degrees on a logarithmic scale, junk (n,) in a colour of its own."""
+def error_histogram(error_deg: Float[np.ndarray, " n"], junk: Bool[np.ndarray, " n"] | None = None,
+                    what: str = "orientation error") -> Picture:
+    """Histogram of errors on a logarithmic scale, junk in a colour of its own."""
     junk = np.zeros(len(error_deg), dtype=bool) if junk is None else junk
     error_deg = np.maximum(error_deg, _FLOOR)
     good = error_deg[~junk]
@@ -22,19 +24,21 @@ def error_histogram(error_deg: np.ndarray, junk: np.ndarray | None = None, what:
                    plots.histogram(groups, f"{what} (degrees)", marks, x_scale="log"))
 
 
-def shift_error_histogram(shift_error_angstrom: np.ndarray, junk: np.ndarray | None = None) -> Picture:
-    """Histogram of shift errors (n,) in Angstrom, junk (n,) left out."""
+def shift_error_histogram(shift_error_angstrom: Float[np.ndarray, " n"], junk: Bool[np.ndarray, " n"] | None = None
+                          ) -> Picture:
+    """Histogram of shift errors, junk left out."""
     good = shift_error_angstrom if junk is None else shift_error_angstrom[~junk]
     marks = {f"median {np.median(good):.2g} Å": float(np.median(good))}
     return Picture("Shift errors",
-                   "Good shifts are accurate to a fraction of a pixel; the long tail belongs to misassigned orientations.",
+                   "Most shifts should be accurate to a fraction of a pixel; a long tail is misassigned particles.",
                    plots.histogram({"particles": np.maximum(good, _FLOOR)}, "shift error (Å)", marks, x_scale="log"))
 
 
-def expected_against_true(expected_deg: np.ndarray, error_deg: np.ndarray, junk: np.ndarray | None = None) -> Picture:
-    """Expected errors (n,) against true ones (n,)."""
+def expected_against_true(expected_deg: Float[np.ndarray, " n"], error_deg: Float[np.ndarray, " n"],
+                          junk: Bool[np.ndarray, " n"] | None = None) -> Picture:
+    """True errors over expected ones."""
     return Picture("Expected and true error",
-                   "The median should follow the dashed line, and misassigned particles should lie at the right.",
+                   "The median should follow the dashed line, and misassigned particles should lie on the right.",
                    plots.scatter(expected_deg, np.maximum(error_deg, _FLOOR), "expected error (degrees)",
                                  "true error (degrees)", x_scale="log", y_scale="log",
                                  with_diagonal=True, with_median=True, highlighted=junk, highlighted_label="junk"))

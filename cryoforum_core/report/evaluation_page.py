@@ -8,8 +8,13 @@ from .map_page import fsc_picture
 from .page import Assessment, Page, Picture, degrees, level_of, percent, significant
 from .run_files import RunFiles, column
 
-GOOD_BELOW_DEG, USEFUL_BELOW_DEG = 3.0, 10.0
+# a median error of 3 degrees moves a detail 100 A from the axis by 5 A
+GOOD_BELOW_DEG = 3.0
+# particles further off count as misassigned
+USEFUL_BELOW_DEG = 10.0
+# mean over median; 1.04 for normal errors about three axes
 _TAIL_ABOVE = 2.0
+# of a curve in the page, which would grow with the number of particles
 _MAX_POINTS = 400
 
 
@@ -36,7 +41,7 @@ def _assessment(summary: dict) -> Assessment:
         shifts = summary.get("shift_error_bound_held")
         sentences.append(f"{coverage}." if shifts is None else f"{coverage} and {percent(shifts)} of the shifts.")
     if "with_junk" in summary:
-        sentences.append("Junk is excluded from these figures.")
+        sentences.append("Junk is excluded from these values.")
     if summary.get("is_mirrored"):
         sentences.append("The poses have the opposite hand; they were mirrored for the comparison.")
     return Assessment(level_of(median, GOOD_BELOW_DEG, USEFUL_BELOW_DEG), tuple(sentences))

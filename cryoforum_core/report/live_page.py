@@ -9,28 +9,32 @@ import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from ..run_directory import RunDirectory, atomic_path
 from . import plots
 from .page import Picture, Table, duration, percent, significant
 from .report import template
 
+# often enough to see the run go on, seldom enough to read the page
 RELOAD_SECONDS = 10
+# the page is written every few seconds: coarse pictures are quick
 _PNG_DPI = 80
+# the time axis is in minutes from here on
 _MINUTES_ABOVE_SECONDS = 300
 
 
-def write_live(run: RunDirectory, progress: dict, volume: np.ndarray | None, pixel_size_angstrom: float,
-               fsc_curves: Mapping[str, np.ndarray], history: Sequence[dict],
-               image_examples: Mapping[str, np.ndarray] | None = None) -> None:
+def write_live(run: RunDirectory, progress: dict, volume: Float[np.ndarray, "d d d"] | None, pixel_size_angstrom: float,
+               fsc_curves: Mapping[str, Float[np.ndarray, " shells"]], history: Sequence[dict],
+               image_examples: Mapping[str, Float[np.ndarray, "k b b"]] | None = None) -> None:
     """Writes ``progress.json`` and ``live.html``.
 
     progress: ``stage``, ``stage_number`` (from 1), ``n_stages``, ``fraction`` (of the whole run), ``seconds``,
     ``seconds_left``, ``resolution_angstrom`` (None where not known), ``message``, and where known ``stages``, the names
-    of all. volume: map (D, D, D) [z, y, x] so far. fsc_curves: name -> (n,) over the shells of the map's box.
+    of all. volume: the map so far, [z, y, x]. fsc_curves: name -> FSC over the shells of the map's box.
     history: earlier progress, each with ``seconds``, ``stage`` and where known ``resolution_angstrom``, ``score`` and
     ``loss``.
-    image_examples: name -> (k, B, B), a row of images each.
+    image_examples: name -> a row of images.
     """
     progress = {name: _finite(value) for name, value in progress.items()}
     with atomic_path(run.progress) as temporary:
@@ -122,8 +126,8 @@ def _course_pictures(past: Sequence[dict]) -> list[tuple[Picture, str]]:
         pictures.append((Picture("Resolution", "The value in Å should fall step by step and level off.", plots.curves(
             seconds / unit, {"resolution": resolution}, name, "resolution (Å)", y_scale="log")), "svg"))
     if np.isfinite(score).sum() > 1:
-        pictures.append((Picture("Score", "How well the map explains the images. Scores of different stages cannot be "
-                                 "compared.",
+        pictures.append((Picture("Score", "How well the map fits the images; higher is better within a stage. Scores of "
+                                 "different stages cannot be compared.",
                                  plots.curves(seconds / unit, _by_stage(past, score), name, "score")), "svg"))
     if np.isfinite(loss).sum() > 1:
         pictures.append((Picture("Loss", "The fraction of the power of held-out images that network and map do not explain. "

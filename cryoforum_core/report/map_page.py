@@ -3,14 +3,18 @@
 import shlex
 
 import numpy as np
+from jaxtyping import Float
 
 from ..mrc import read_map
 from . import plots
 from .page import Assessment, NextStep, Page, Picture, significant
+from .result_labels import label
 from .run_files import RunFiles, angles_deg
 from .viewing_directions import view_density
 
+# Fourier shells up to the resolution: fewer show an outline at most
 _FEW_SHELLS = 8
+# times the resolution of the Nyquist limit: closer to it, the pixel size may limit the resolution
 _NEAR_NYQUIST = 1.1
 
 
@@ -30,10 +34,10 @@ def _assessment(resolution_angstrom: float, box_size_px: int, pixel_size_angstro
     sentences = [f"The half maps agree to {significant(resolution_angstrom)} Å (FSC 0.143)."]
     if box_size_px * pixel_size_angstrom / resolution_angstrom < _FEW_SHELLS:
         return Assessment("poor", (*sentences, "The map is a featureless blob: most orientations are "
-                                                 "wrong, or there are far too few particles."))
+                                                 "wrong, or there are too few particles."))
     if resolution_angstrom < _NEAR_NYQUIST * 2 * pixel_size_angstrom:
         sentences.append("This is close to the Nyquist limit; images with a smaller pixel size may resolve more.")
-    sentences.append("The FSC tells whether the half maps agree, not whether they are correct: check that the map "
+    sentences.append("The FSC shows whether the half maps agree, not whether they are correct: check that the map "
                      "shows the features that your molecule must have.")
     return Assessment("good", tuple(sentences))
 
@@ -58,8 +62,8 @@ def _pictures(files: RunFiles, volume: np.ndarray, pixel_size_angstrom: float) -
     return pictures
 
 
-def map_picture(volume: np.ndarray, pixel_size_angstrom: float) -> Picture:
-    """Slices and projections of a map (D, D, D)."""
+def map_picture(volume: Float[np.ndarray, "d d d"], pixel_size_angstrom: float) -> Picture:
+    """Slices and projections of a map [z, y, x]."""
     return Picture("The map", "Slices should show solid density with sharp edges on a flat background. Streaks point to "
                    "missing viewing directions, a featureless ball to wrong orientations.",
                    plots.map_views(volume, pixel_size_angstrom), wide=True)
@@ -85,7 +89,7 @@ def other_page(files: RunFiles) -> Page:
     if files.run.map.is_file():
         pictures.append(map_picture(*read_map(files.run.map)))
     fsc = fsc_picture(files)
-    facts = {name.replace("_", " "): significant(value) for name, value in files.summary.items()
+    facts = {label(name): significant(value) for name, value in files.summary.items()
              if isinstance(value, (int, float)) and not isinstance(value, bool)}
     return Page(f"Results of {files.job}", Assessment("good", (f"The {files.job} run is finished.",)), (), facts,
                 tuple(pictures + ([fsc] if fsc is not None else [])))

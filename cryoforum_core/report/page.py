@@ -1,5 +1,6 @@
 """The content of a page, before it becomes HTML."""
 
+import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from . import plots
 
+# characters that fit on a line of the page
 _LONG_COMMAND = 120
 Level = Literal["good", "caution", "poor"]
 
@@ -96,6 +98,11 @@ def _flag(name: str, value: object) -> str:
 def beside(run: Path, suffix: str) -> Path:
     """A directory next to that of a run, for the run that follows it."""
     return run.with_name(f"{run.name}_{suffix}")
+
+
+def with_angstrom_sign(message: str) -> str:
+    """A message of a run, which is written for terminals, as pages show it: ``24 A`` becomes ``24 Å``."""
+    return re.sub(r"(?<=\d) A(?=[^\w^]|$)", " Å", message)
 
 
 def degrees(value: float) -> str:

@@ -12,18 +12,30 @@ from typing import Literal, NamedTuple
 
 import matplotlib
 import numpy as np
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#6B7280"
+# of Okabe and Ito
+BLUE = "#0072B2"
+VERMILION = "#D55E00"
+GREEN = "#009E73"
+ORANGE = "#E69F00"
+PURPLE = "#CC79A7"
+# for what is compared with, and for junk
+GREY = "#6B7280"
+# two neighbours differ in brightness, too
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, GREY)
 
 Scale = Literal["linear", "log", "asinh"]
 """asinh: linear around zero, logarithmic far from it."""
 
+# width and height in inches of a figure in one of the two columns of a page
 HALF_WIDTH = (5.6, 3.3)
+# width in inches over both columns
 FULL_WIDTH = 11.4
+# of images and points within an SVG: sharp on a screen at the page's width
 _RASTER_DPI = 120
 _STYLE = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "axes.titlesize": 9.5,
@@ -61,9 +73,9 @@ def to_png(figure: Figure, dpi: int = 160) -> bytes:
 
 
 @_styled
-def curves(x: np.ndarray, series: Mapping[str, np.ndarray], x_label: str, y_label: str, x_scale: Scale = "linear",
-           y_scale: Scale = "linear") -> Figure:
-    """Lines over ``x`` (n,); values (n,) that are not finite are left out. Few points are marked by dots."""
+def curves(x: Float[np.ndarray, " n"], series: Mapping[str, Float[np.ndarray, " n"]], x_label: str, y_label: str,
+           x_scale: Scale = "linear", y_scale: Scale = "linear") -> Figure:
+    """Lines over ``x``; values that are not finite are left out. Few points are marked by dots."""
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
     for name, values in series.items():
@@ -88,9 +100,9 @@ def _cut_spikes(axes: Axes, values: np.ndarray) -> None:
 
 
 @_styled
-def histogram(groups: Mapping[str, np.ndarray], x_label: str, marks: Mapping[str, float] | None = None,
-              x_scale: Scale = "linear", y_label: str = "particles") -> Figure:
-    """Stacked histograms of one or more groups of values (n_i,), with named vertical lines at ``marks``."""
+def histogram(groups: Mapping[str, Float[np.ndarray, " _"]], x_label: str,
+              marks: Mapping[str, float] | None = None, x_scale: Scale = "linear", y_label: str = "particles") -> Figure:
+    """Stacked histograms of one or more groups of values, with named vertical lines at ``marks``."""
     groups = {name: values[_is_shown(values, x_scale)] for name, values in groups.items()}
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
@@ -110,10 +122,11 @@ def histogram(groups: Mapping[str, np.ndarray], x_label: str, marks: Mapping[str
 
 
 @_styled
-def kept_against_random(kept: np.ndarray, best: np.ndarray, random: np.ndarray, deviation: np.ndarray,
-                        chosen: int, y_label: str, best_label: str, lower_is_better: bool = False) -> Figure:
-    """A quality measure (n,) of the best ``kept`` percent (n,) and of random subsets of the same size, with bands of one
-    and two standard deviations (n,) of the latter; better is up. ``chosen``: the point that is marked."""
+def kept_against_random(kept: Float[np.ndarray, " n"], best: Float[np.ndarray, " n"], random: Float[np.ndarray, " n"],
+                        deviation: Float[np.ndarray, " n"], chosen: int, y_label: str, best_label: str,
+                        lower_is_better: bool = False) -> Figure:
+    """A quality measure of the best ``kept`` percent and of random subsets of the same size, with bands of one and two
+    standard deviations of the latter; better is up. ``chosen``: the point that is marked."""
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
     axes.plot(kept, best, color=BLUE, marker="o", markersize=3, label=best_label, zorder=3)
@@ -131,10 +144,10 @@ def kept_against_random(kept: np.ndarray, best: np.ndarray, random: np.ndarray, 
 
 
 @_styled
-def scatter(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str, x_scale: Scale = "linear",
-            y_scale: Scale = "linear", highlighted: np.ndarray | None = None, highlighted_label: str = "",
-            with_median: bool = False, with_diagonal: bool = False) -> Figure:
-    """Points of two quantities (n,), with the running median of y; ``highlighted`` (n,) are drawn in another colour."""
+def scatter(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], x_label: str, y_label: str,
+            x_scale: Scale = "linear", y_scale: Scale = "linear", highlighted: Bool[np.ndarray, " n"] | None = None,
+            highlighted_label: str = "", with_median: bool = False, with_diagonal: bool = False) -> Figure:
+    """Points of two quantities, with the running median of y; ``highlighted`` ones are drawn in another colour."""
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
     there = _is_shown(x, x_scale) & _is_shown(y, y_scale)
@@ -154,8 +167,9 @@ def scatter(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str, x_scale: S
 
 
 @_styled
-def reliability(expected: np.ndarray, observed: np.ndarray, x_label: str, y_label: str) -> Figure:
-    """Reliability diagram: mean observed over mean expected values (n,), for each tenth of the particles sorted by the
+def reliability(expected: Float[np.ndarray, " n"], observed: Float[np.ndarray, " n"], x_label: str,
+                y_label: str) -> Figure:
+    """Reliability diagram: mean observed over mean expected values, for each tenth of the particles sorted by the
     latter, with standard errors of the means."""
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
@@ -184,8 +198,8 @@ def _points(axes: Axes, x: np.ndarray, y: np.ndarray, there: np.ndarray, special
 
 
 @_styled
-def shift_map(shift_angstrom: np.ndarray) -> Figure:
-    """Positions of the particles relative to the image centre: minus RELION's origins (n, 2)."""
+def shift_map(shift_angstrom: Float[np.ndarray, "n 2"]) -> Figure:
+    """Positions of the particles relative to the image centre: minus RELION's origins."""
     figure = Figure((HALF_WIDTH[0], 3.6))
     axes = figure.subplots()
     _points(axes, *-shift_angstrom.T, *np.array([[True], [False]]).repeat(len(shift_angstrom), 1), "")
@@ -198,8 +212,8 @@ def shift_map(shift_angstrom: np.ndarray) -> Figure:
 
 
 @_styled
-def view_maps(densities: Mapping[str, np.ndarray]) -> Figure:
-    """Densities of viewing directions (latitudes, longitudes), 1 = uniform, in Mollweide's equal-area projection."""
+def view_maps(densities: Mapping[str, Float[np.ndarray, "latitudes longitudes"]]) -> Figure:
+    """Densities of viewing directions, 1 = uniform, in Mollweide's equal-area projection."""
     n = len(densities)
     figure = Figure((HALF_WIDTH[0] if n == 1 else FULL_WIDTH, 3.3 if n == 1 else 3.4))
     highest = max(2.0, max(float(np.percentile(density, 99.5)) for density in densities.values()))
@@ -219,21 +233,22 @@ def view_maps(densities: Mapping[str, np.ndarray]) -> Figure:
 
 
 @_styled
-def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 10) -> Figure:
-    """Images (k, B, B), each scaled to its own grey range, with a title above."""
+def image_grid(images: Float[np.ndarray, "k b b"], titles: Sequence[str], columns: int = 10) -> Figure:
+    """Images, each scaled to its own grey range, with a title above."""
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
     return _mosaic([(images[list(row)], [titles[i] for i in row], "") for row in rows], columns)
 
 
 @_styled
-def image_rows(rows: Mapping[str, np.ndarray]) -> Figure:
-    """Rows of images (k, B, B), the name of each above its first image."""
+def image_rows(rows: Mapping[str, Float[np.ndarray, "_ b b"]]) -> Figure:
+    """Rows of images, the name of each above its first image."""
     return _mosaic([(np.asarray(images), [name], "") for name, images in rows.items()], max(map(len, rows.values())))
 
 
 @_styled
-def image_pairs(images: np.ndarray, projections: np.ndarray, titles: Sequence[str], groups: Sequence[str]) -> Figure:
-    """Images (k, B, B) above the projections (k, B, B) that match them; equal ``groups`` share two rows."""
+def image_pairs(images: Float[np.ndarray, "k b b"], projections: Float[np.ndarray, "k b b"], titles: Sequence[str],
+                groups: Sequence[str]) -> Figure:
+    """Images above the projections that match them; equal ``groups`` share two rows."""
     rows, columns = [], 0
     for name in dict.fromkeys(groups):
         members = [i for i, group in enumerate(groups) if group == name]
@@ -278,8 +293,8 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 
 @_styled
-def map_views(volume: np.ndarray, pixel_size_angstrom: float) -> Figure:
-    """Central slices (upper row) and projections (lower row) of a map (D, D, D) [z, y, x] along z, y and x."""
+def map_views(volume: Float[np.ndarray, "d d d"], pixel_size_angstrom: float) -> Figure:
+    """Central slices (upper row) and projections (lower row) of a map [z, y, x] along z, y and x."""
     # the layout is fixed: constrained layout would take longer than drawing
     figure = Figure((FULL_WIDTH, FULL_WIDTH * 0.69), layout="none")
     figure.subplots_adjust(left=0, right=1, bottom=0, top=0.965, wspace=0.02, hspace=0.085)
@@ -300,9 +315,9 @@ def map_views(volume: np.ndarray, pixel_size_angstrom: float) -> Figure:
 
 
 @_styled
-def fsc_curves(frequency: np.ndarray, curves_: Mapping[str, np.ndarray],
+def fsc_curves(frequency: Float[np.ndarray, " n"], curves_: Mapping[str, Float[np.ndarray, " n"]],
                resolution_angstrom: float | None = None, levels: Sequence[float] = (0.5, 0.143)) -> Figure:
-    """Fourier shell correlations (n,) over the spatial frequency (n,) in 1/Angstrom."""
+    """Fourier shell correlations over the spatial frequency in 1/Angstrom."""
     figure = Figure(HALF_WIDTH)
     axes = figure.subplots()
     for name, values in curves_.items():
@@ -321,11 +336,11 @@ def fsc_curves(frequency: np.ndarray, curves_: Mapping[str, np.ndarray],
 
 
 class Course(NamedTuple):
-    """A quantity over time or steps: its mean and standard deviation over several runs, each (n,)."""
+    """A quantity over time or steps: its mean and standard deviation over several runs."""
 
-    x: np.ndarray
-    mean: np.ndarray
-    deviation: np.ndarray
+    x: Float[np.ndarray, " n"]
+    mean: Float[np.ndarray, " n"]
+    deviation: Float[np.ndarray, " n"]
 
 
 @_styled
@@ -369,10 +384,11 @@ def _colours(names: Iterable[str]) -> dict[str, str]:
 
 
 @_styled
-def fsc_grid(frequency: np.ndarray, panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+def fsc_grid(frequency: Float[np.ndarray, " n"],
+             panels: Mapping[str, Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]]],
              levels: Sequence[float] = (0.5, 0.143)) -> Figure:
-    """Panels of correlations over the spatial frequency (n,) in 1/Angstrom, each line (n,) with its dashed
-    upper limit (n,), the map from true poses: title -> line -> both."""
+    """Panels of correlations over the spatial frequency in 1/Angstrom, each line with its dashed upper limit, the map from
+    true poses: title -> line -> both."""
     colour = _colours(sorted({name for panel in panels.values() for name in panel}))
     n_columns = min(2, len(panels))
     n_rows = -(-len(panels) // n_columns)
@@ -397,8 +413,8 @@ def fsc_grid(frequency: np.ndarray, panels: Mapping[str, Mapping[str, tuple[np.n
 
 
 @_styled
-def picture_table(rows: Mapping[str, Sequence[np.ndarray | None]], columns: Sequence[str]) -> Figure:
-    """A table of images (B, B) with a name for each row and a title for each column; None leaves a cell empty."""
+def picture_table(rows: Mapping[str, Sequence[Float[np.ndarray, "b b"] | None]], columns: Sequence[str]) -> Figure:
+    """A table of images with a name for each row and a title for each column; None leaves a cell empty."""
     n_rows, n_columns = len(rows), len(columns)
     size = min(1.6, (FULL_WIDTH - 0.8) / n_columns)
     figure = Figure((0.8 + size * n_columns, 0.35 + size * n_rows), layout="none")
@@ -430,8 +446,8 @@ def bars(values: Mapping[str, float], x_label: str) -> Figure:
     return figure
 
 
-def low_passed(images: np.ndarray, sigma_px: float) -> np.ndarray:
-    """Images (k, B, B) smoothed by a Gaussian of ``sigma_px``, so that noisy particles are easier to see."""
+def low_passed(images: Float[np.ndarray, "k b b"], sigma_px: float) -> Float[np.ndarray, "k b b"]:
+    """Images smoothed by a Gaussian of ``sigma_px``, so that noisy particles are easier to see."""
     k_y, k_x = np.fft.fftfreq(images.shape[-2]), np.fft.rfftfreq(images.shape[-1])
     weight = np.exp(-2 * (np.pi * sigma_px) ** 2 * (k_y[:, None] ** 2 + k_x**2))
     return np.fft.irfft2(np.fft.rfft2(images) * weight, s=images.shape[-2:])
@@ -474,6 +490,7 @@ def _is_shown(values: np.ndarray, scale: Scale) -> np.ndarray:
     return np.isfinite(values) & ((values > 0) | (scale != "log"))
 
 
+# to a scale and back
 _FORWARD_BACKWARD = {"linear": (np.asarray, np.asarray), "log": (np.log, np.exp), "asinh": (np.arcsinh, np.sinh)}
 
 

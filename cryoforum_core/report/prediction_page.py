@@ -1,6 +1,7 @@
 """The page of a run of predict."""
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from ..particles.table import ParticleTable
 from ..results.gallery import Gallery, read_gallery
@@ -20,17 +21,24 @@ from .page import (
     level_of,
     percent,
     significant,
+    with_angstrom_sign,
 )
 from .reasons import junk_label_tables
 from .run_files import RunFiles, angles_deg, defocus_um
 from .viewing_directions import empty_fraction, view_density
 
-GOOD_BELOW_DEG, USEFUL_BELOW_DEG = 4.0, 12.0
+# median expected errors of 4 and 12 degrees move a detail 100 A from the axis by 7 and 21 A
+GOOD_BELOW_DEG = 4.0
+USEFUL_BELOW_DEG = 12.0
+# far above the errors of well-determined orientations (a rule of thumb, not measured)
 UNCERTAIN_ABOVE_DEG = 20.0
+# part of the sphere that may lack particles: a cone of 26 degrees about one direction
 _UNEVEN_ABOVE = 0.05
 # fewer particles leave gaps by chance
 _MIN_FOR_COVERAGE = 200
+# smoothing of noisy images in figures: enough to see the particle, too little to blur its outline
 _DISPLAY_SIGMA_PX = 1.0
+# cause of ``Applicability`` -> title of the alarm
 _ALARM_TITLES = {
     "noise-only": "These images contain no particles",
     "contrast": "The contrast of these images is inverted",
@@ -42,10 +50,10 @@ _ALARM_TITLES = {
 }
 
 
-def prediction_page(files: RunFiles, truth: dict[str, np.ndarray] | None = None) -> Page:
+def prediction_page(files: RunFiles, truth: dict[str, Shaped[np.ndarray, " n"]] | None = None) -> Page:
     """The estimated poses, their uncertainty, and how well they match the map.
 
-    truth: ``error_deg``, ``shift_error_angstrom`` and ``is_junk`` (n,) against known poses, in the run's order.
+    truth: ``error_deg``, ``shift_error_angstrom`` and ``is_junk`` against known poses, in the run's order.
     """
     results, table = files.results(), files.table(files.run.particles)
     expected = results.errors.expected_error_deg
@@ -65,14 +73,14 @@ def prediction_page(files: RunFiles, truth: dict[str, np.ndarray] | None = None)
     alarm = _alarm(files)
     return Page("Predicted orientations", _assessment(files, results, density, truth),
                 () if alarm else _next_steps(files), facts, tuple(pictures), (*junk_label_tables(results), *tables),
-                notes=tuple(files.summary.get("model_applies_doubts", ())), alarm=alarm)
+                notes=tuple(map(with_angstrom_sign, files.summary.get("model_applies_doubts", ()))), alarm=alarm)
 
 
 def _alarm(files: RunFiles) -> Alarm | None:
     if files.summary.get("model_applies", True):
         return None
     title = _ALARM_TITLES.get(files.summary.get("model_applies_cause"), "This network does not apply to these particles")
-    reason = files.summary.get("model_applies_reason", "").rstrip(".")
+    reason = with_angstrom_sign(files.summary.get("model_applies_reason", "")).rstrip(".")
     return Alarm(title, f"{reason[:1].upper()}{reason[1:]}.")
 
 
@@ -90,7 +98,7 @@ def _assessment(files: RunFiles, results: PoseResults, density: np.ndarray | Non
     uncertain = float(np.mean(expected > UNCERTAIN_ABOVE_DEG))
     if uncertain:
         sentences.append(f"{percent(uncertain)} have an expected error above {UNCERTAIN_ABOVE_DEG:g}°: junk, or particles "
-                         "whose orientation the image does not determine.")
+                         "whose images do not determine the orientation.")
     if files.summary.get("model_applies") is False:
         level = "poor"
         sentences = ["Do not use these orientations until the problem above is solved.", *sentences]
@@ -104,12 +112,12 @@ def _assessment(files: RunFiles, results: PoseResults, density: np.ndarray | Non
     return Assessment(level, tuple(sentences))
 
 
-def missing_directions(density: np.ndarray | None, n_particles: int) -> str | None:
+def missing_directions(density: Float[np.ndarray, "latitudes longitudes"] | None, n_particles: int) -> str | None:
     """A sentence about missing viewing directions in a density of them; None where the particles cover all."""
     if density is None or n_particles < _MIN_FOR_COVERAGE or empty_fraction(density) <= _UNEVEN_ABOVE:
         return None
     return (f"{percent(empty_fraction(density))} of the viewing directions have almost no particles, so the map will be "
-            "blurred along some directions.")
+            "blurred along some of them.")
 
 
 def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
@@ -123,11 +131,11 @@ def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
 
 
 def pose_pictures(files: RunFiles, results: PoseResults, table: ParticleTable | None,
-                  density: np.ndarray | None) -> list[Picture]:
+                  density: Float[np.ndarray, "latitudes longitudes"] | None) -> list[Picture]:
     """Plots of estimated poses, for any run that has them: uncertainty, match scores, viewing directions, shifts."""
     expected, score = results.errors.expected_error_deg, None if results.match is None else results.match.match_score
     marks = {f"median {degrees(np.median(expected))}": float(np.median(expected))}
-    pictures = [Picture("Expected error", "There should be one peak at small angles; particles at the right are uncertain "
+    pictures = [Picture("Expected error", "There should be one peak at small angles; particles on the right are uncertain "
                         "or junk.",
                         plots.histogram({"particles": expected}, "expected error (degrees)", marks, x_scale="log"))]
     if score is not None and np.isfinite(score).any():
@@ -146,9 +154,10 @@ def pose_pictures(files: RunFiles, results: PoseResults, table: ParticleTable | 
 
 def _score_pictures(score: np.ndarray, expected: np.ndarray, defocus: np.ndarray | None) -> list[Picture]:
     pictures = [
-        Picture("Match score", "Particles form the peak at the right; images in the tail or peak at its left, such as "
-                "junk, do not match the map.", plots.histogram({"particles": score}, "match score", x_scale="asinh")),
-        Picture("Match score and expected error", "Particles cluster at the lower right, junk at the left.",
+        Picture("Match score", "Particles form the peak on the right. Images in its tail, or in a second peak on the "
+                "left, do not match the map: junk, or misassigned particles.",
+                plots.histogram({"particles": score}, "match score", x_scale="asinh")),
+        Picture("Match score and expected error", "Particles cluster at the lower right, junk on the left.",
                 plots.scatter(score, expected, "match score", "expected error (degrees)", "asinh", "log"))]
     if defocus is not None and len(defocus) == len(score):
         pictures.append(Picture("Match score and defocus", "The median should be flat; a drop at one end points to "

@@ -2,7 +2,6 @@
 
 import base64
 import datetime
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from .evaluation_page import evaluation_page
 from .map_page import other_page, reconstruction_page
 from .page import Page
 from .prediction_page import prediction_page
+from .result_labels import labelled, text_of
 from .run_files import RunFiles
 from .selection_page import selection_page
 from .simulation_page import simulation_page
@@ -69,7 +69,7 @@ def render(page: Page, files: RunFiles) -> str:
         run_path=files.path.resolve(), job=files.job, version=files.summary.get("version", ""),
         date=datetime.datetime.fromtimestamp(finished).strftime("%Y-%m-%d %H:%M"),
         pictures=[vars(picture) | {"source": _inlined(picture)} for picture in page.pictures],
-        summary=_readable(files.summary), config=_readable(files.config))
+        summary=labelled(files.summary), config={name: text_of(value) for name, value in files.config.items()})
 
 
 def _errors(files: RunFiles, truth: Path) -> dict[str, np.ndarray]:
@@ -96,6 +96,3 @@ def _inlined(picture) -> str:
     """The figure as a data URI: an image of its own, so that identifiers of two figures cannot clash."""
     return "data:image/svg+xml;base64," + base64.b64encode(plots.to_svg(picture.figure)).decode("ascii")
 
-
-def _readable(values: dict) -> dict[str, str]:
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from ..errors import InputError
 from ..particles.table import ParticleTable
@@ -52,8 +53,8 @@ class RunFiles:
             return None
         return ParticleTable.read(path)
 
-    def csv_columns(self, name: str) -> dict[str, np.ndarray] | None:
-        """Columns (n,) of a CSV file of the run, NaN where a cell is not a number; None without the file."""
+    def csv_columns(self, name: str) -> dict[str, Float[np.ndarray, " n"]] | None:
+        """Columns of a CSV file of the run, NaN where a cell is not a number; None without the file."""
         path = self.path / name
         if not path.is_file():
             return None
@@ -63,24 +64,24 @@ class RunFiles:
         return {column: np.array([_number(row[column]) for row in rows]) for column in reader.fieldnames or ()}
 
     def results(self) -> PoseResults:
-        """What the run found out about its particles."""
+        """What the run has found out about its particles."""
         return PoseResults.load(self.run.orientation_posterior)
 
 
-def column(table: ParticleTable | None, name: str) -> np.ndarray | None:
-    """A column (n,) of numbers; None where the table lacks it."""
+def column(table: ParticleTable | None, name: str) -> Float[np.ndarray, " n"] | None:
+    """A column of numbers; None where the table lacks it."""
     return table.floats(name) if table is not None and table.has(name) else None
 
 
-def angles_deg(table: ParticleTable | None) -> tuple[np.ndarray, np.ndarray] | None:
-    """rot and tilt (n,) of a table; None where it has no poses."""
+def angles_deg(table: ParticleTable | None) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]] | None:
+    """rot and tilt of a table; None where it has no poses."""
     if table is None or not table.has("rlnAngleRot", "rlnAngleTilt"):
         return None
     return table.floats("rlnAngleRot"), table.floats("rlnAngleTilt")
 
 
-def defocus_um(table: ParticleTable | None) -> np.ndarray | None:
-    """Mean defocus (n,) in micrometres; None where the table has none."""
+def defocus_um(table: ParticleTable | None) -> Float[np.ndarray, " n"] | None:
+    """Mean defocus in micrometres; None where the table has none."""
     if table is None or not table.has("rlnDefocusU", "rlnDefocusV"):
         return None
     return 0.5e-4 * (table.floats("rlnDefocusU") + table.floats("rlnDefocusV"))

@@ -29,13 +29,29 @@ from .reasons import MEANINGS, REASON_HEADER, reason_rows
 from .run_files import RunFiles, angles_deg, column
 from .viewing_directions import view_density
 
+# rejecting more can cost the map more than it gains (a rule of thumb, not measured)
 _MUCH_REJECTED = 0.4
-_N_EXAMPLES, _EXAMPLES_PER_ROW, _DISPLAY_SIGMA_PX = 20, 10, 1.0
-# a region is depleted where its density was above half of uniform, and less than half of it (or of uniform) is left
-_COVERED_ABOVE, _DEPLETED_BELOW, _DEPLETED_REGION = 0.5, 0.5, 0.01
+# two rows of images show the kinds that there are
+_N_EXAMPLES = 20
+# at the width of the page, more would be too small to see the particle
+_EXAMPLES_PER_ROW = 10
+# smoothing of noisy images in figures: enough to see the particle, too little to blur its outline
+_DISPLAY_SIGMA_PX = 1.0
+# a region is depleted where its density was above half of uniform ...
+_COVERED_ABOVE = 0.5
+# ... and less than half of it (or of uniform) is left
+_DEPLETED_BELOW = 0.5
+# part of the covered sphere that may be depleted without a word (not measured)
+_DEPLETED_REGION = 0.01
+# measures from 0 to 1, shown on a linear scale
 _FRACTIONS = ("figure-of-merit", PARTICLE_PROBABILITY)
+# measures in degrees, shown on a logarithmic scale
 _ERRORS = (EXPECTED_ERROR, ERROR_BOUND)
-_EXPECTED_ERROR_COLUMN, REASON_COLUMN = "rlnCryoforumExpectedError", "rlnCryoforumReason"
+_EXPECTED_ERROR_COLUMN = "rlnCryoforumExpectedError"
+REASON_COLUMN = "rlnCryoforumReason"
+# of examples whose reason is none of the catalogue's, too
+_KEPT = "kept"
+_REJECTED = "rejected"
 
 
 def selection_page(files: RunFiles) -> Page:
@@ -71,12 +87,12 @@ def _map_pictures(files: RunFiles) -> list[Picture]:
         kept, levels["resolution_angstrom"], levels["random_resolution_angstrom"],
         levels["random_resolution_deviation_angstrom"], chosen, "half-map resolution (Å)", best_label,
         lower_is_better=True)
-    return [Picture("Information in the map", "Determines how many particles are kept: the signal that the half maps "
-                    "share, summed over all resolutions, minus what images of pure noise contribute when they are "
-                    "aligned to a map. Above 100 %, the map is better than the map of all particles. Bands: one and two "
-                    "standard deviations of random subsets.", information),
-            Picture("Resolution of the half maps", "FSC 0.143, better upwards. It is not corrected for images of pure "
-                    "noise, which inflate it: compare it with random subsets of the same size, not with all particles.",
+    return [Picture("Information in the map", "This decides how many particles are kept. Information is the signal that "
+                    "the half maps share, summed over all resolutions, minus what images of pure noise contribute when "
+                    "they are aligned to a map. Above 100 %, the map is better than the map of all particles. Bands: one "
+                    "and two standard deviations of random subsets.", information),
+            Picture("Resolution of the half maps", "At FSC 0.143; better is up. It is not corrected for images of "
+                    "pure noise, which inflate it: compare it with random subsets of the same size, not with all particles.",
                     resolution)]
 
 
@@ -95,13 +111,13 @@ def _assessment(summary: dict, densities: dict[str, np.ndarray] | None) -> Asses
     level: Level = "good"
     if summary["n_rejected"] > _MUCH_REJECTED * n:
         level = "caution"
-        sentences.append("This removes a large part of the particles: compare the maps of both sets before you continue.")
+        sentences.append("A large part of the particles was rejected: compare the maps of both sets before you continue.")
     if densities is not None and summary["n_rejected"] and _depletes_directions(densities):
         level = "caution"
-        sentences.append("Some viewing directions lost more than half of their particles; see the plots below.")
+        sentences.append("Some viewing directions lost more than half of their particles; see the figures below.")
     if (short := summary.get("n_short_of_view_shares")) is not None and summary["n_rejected"]:
         sentences.append("No group of viewing directions lost more particles than its junk." if short == 0 else
-                         f"Some groups of viewing directions lost more than their junk: {short:,} particles in all.")
+                         f"Some groups of viewing directions lost more particles than their junk: {short:,} in all.")
     return Assessment(level, tuple(sentences))
 
 
@@ -132,9 +148,9 @@ def _reasons(summary: dict) -> tuple[Table, ...]:
     rows = reason_rows(named, n)
     if others := summary["n_rejected"] - sum(named.values()):
         rows += (("beyond the limit", f"{others:,}", percent(others / n), "Not junk, but beyond the limit of the "
-                  "selection; the column gives the value and the limit.", "Keep it for a larger set."),)
-    return (Table("Why particles were rejected", "The column rlnCryoforumReason of rejected.star has the label of each "
-                  "image.", REASON_HEADER, rows, wide=True),)
+                  "selection; rlnCryoforumReason has the value and the limit.", "Relax the limit to keep more particles."),)
+    return (Table("Why particles were rejected", "The column rlnCryoforumReason of rejected.star has the reason for "
+                  "each image.", REASON_HEADER, rows, wide=True),)
 
 
 def _gallery(predicted: RunFiles | None, kept: ParticleTable | None, rejected: ParticleTable | None) -> list[Picture]:
@@ -172,11 +188,9 @@ def _by_outcome(gallery: Gallery, outcome: np.ndarray) -> dict[str, list[int]]:
     return groups
 
 
-_KEPT, _REJECTED = "kept", "rejected"
-
 
 def _outcomes(kept: ParticleTable, rejected: ParticleTable) -> dict[str, str]:
-    """Image (``_image_keys``) -> kept, its junk label, or rejected."""
+    """Image (``_image_keys``) -> kept, the reason for its rejection, or rejected."""
     reasons = rejected.strings(REASON_COLUMN) if len(rejected) else []
     named = [str(reason) if reason in MEANINGS else _REJECTED for reason in reasons]
     return dict.fromkeys(_image_keys(kept), _KEPT) | dict(zip(_image_keys(rejected), named, strict=True))
@@ -193,9 +207,10 @@ def _cones(summary: dict) -> list[Picture]:
     if cones is None or not summary["n_rejected"]:
         return []
     before, after = np.array(cones["before"]), np.array(cones["after"])
-    return [Picture("Share of each group of viewing directions", "One point for each of 48 cones of viewing "
-                    "directions. Cones on or above the line kept their share; cones below it contained junk.", plots.scatter(
-                        before, after, "share of all particles (%)", "share of kept particles (%)", with_diagonal=True))]
+    return [Picture("Share of each group of viewing directions", "One point for each of 48 groups of neighbouring "
+                    "viewing directions. Groups on or above the line kept their share; groups below it contained junk.",
+                    plots.scatter(before, after, "share of all particles (%)", "share of kept particles (%)",
+                                  with_diagonal=True))]
 
 
 def _pictures(files: RunFiles, predicted: RunFiles | None, kept: ParticleTable | None, rejected: ParticleTable | None,
@@ -234,7 +249,7 @@ def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTab
     if measure not in _ERRORS and (values := _both(kept, rejected, _EXPECTED_ERROR_COLUMN)) is not None:
         marks = {} if max_error_deg is None else {f"threshold {degrees(max_error_deg)}": max_error_deg}
         pictures.append(Picture("Expected error of kept and rejected particles", "Rejected images should lie at "
-                                "the right: their orientations are uncertain, too.",
+                                "the right: their orientations are usually uncertain, too.",
                                 plots.histogram(values, "expected error (degrees)", marks, x_scale="log")))
     return pictures
 

@@ -10,7 +10,9 @@ from .page import Assessment, NextStep, Page, Picture, beside, command, percent,
 from .run_files import JUNK_KIND_COLUMN, RunFiles, angles_deg, defocus_um
 from .viewing_directions import view_density
 
+# at the width of the page, more would be too small to see the particle
 _PER_ROW = 10
+# smoothing of noisy images in figures: enough to see the particle, too little to blur its outline
 _DISPLAY_SIGMA_PX = 1.0
 
 

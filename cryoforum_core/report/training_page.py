@@ -1,15 +1,22 @@
 """The page of a run of train."""
 
 import numpy as np
+from jaxtyping import Float
 
 from . import plots
 from .error_plots import error_histogram
 from .page import Assessment, NextStep, Page, Picture, beside, command, degrees, duration, level_of
 from .run_files import RunFiles
 
-GOOD_BELOW_DEG, USEFUL_BELOW_DEG = 8.0, 60.0
+# near enough for local matching, without a search (a rule of thumb, not measured)
+GOOD_BELOW_DEG = 8.0
+# random orientations are off by 132 degrees (median); a network this far off guides no search
+USEFUL_BELOW_DEG = 60.0
+# so far off, matching has to search for many particles (a rule of thumb, not measured)
 TRAIN_LONGER_ABOVE_DEG = 20.0
+# columns of metrics.csv
 _NOT_LOSS_TERMS = {"step", "progress", "seconds", "learning_rate", "loss"}
+# the last validation error over the lowest; more than evaluations vary by (not measured)
 _OVERFITS_ABOVE = 1.5
 
 
@@ -72,7 +79,7 @@ def _pictures(files: RunFiles, metrics: dict[str, np.ndarray] | None) -> list[Pi
     return pictures
 
 
-def training_curves(metrics: dict[str, np.ndarray]) -> list[Picture]:
+def training_curves(metrics: dict[str, Float[np.ndarray, " n"]]) -> list[Picture]:
     """Training curves from the columns of metrics.csv, which have a ``step``."""
     step = metrics["step"]
     errors = {name: metrics[f"validation_{name}_error_deg"] for name in ("median", "mean")

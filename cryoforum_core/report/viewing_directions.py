@@ -1,16 +1,23 @@
 """How uniformly particles cover the sphere of viewing directions."""
 
 import numpy as np
+from jaxtyping import Float
 
-N_LATITUDES, N_LONGITUDES = 72, 144
+# grid of the density, cells of 2.5 degrees: finer than the kernel
+N_LATITUDES = 72
+N_LONGITUDES = 144
+# latitudes and longitudes in which particles are binned first, 4 degrees: half of the narrowest kernel
 _N_CELLS = (45, 90)
+# as many particles leave a relative noise of a fifth
 _PARTICLES_PER_KERNEL = 25
+# of the von Mises-Fisher kernel: 20 and 7 degrees
 _CONCENTRATION_LIMITS = (8.0, 60.0)
+# of the uniform density: below this the map lacks the direction
 _EMPTY_BELOW = 0.1
 
 
-def view_directions(rot_deg: np.ndarray, tilt_deg: np.ndarray) -> np.ndarray:
-    """Viewing directions (n, 3) in the molecule's frame, of RELION's rot and tilt (n,): the third row of A."""
+def view_directions(rot_deg: Float[np.ndarray, " n"], tilt_deg: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 3"]:
+    """Viewing directions in the molecule's frame, of RELION's rot and tilt: the third row of A."""
     rot, tilt = np.deg2rad(rot_deg), np.deg2rad(tilt_deg)
     return np.stack([np.cos(rot) * np.sin(tilt), np.sin(rot) * np.sin(tilt), np.cos(tilt)], axis=-1)
 
@@ -28,10 +35,11 @@ def _with_equivalents(directions: np.ndarray, symmetry: str) -> np.ndarray:
     return np.einsum("ni,gij->ngj", directions, matrices).reshape(-1, 3)
 
 
-def view_density(rot_deg: np.ndarray, tilt_deg: np.ndarray, symmetry: str = "c1") -> np.ndarray:
+def view_density(rot_deg: Float[np.ndarray, " n"], tilt_deg: Float[np.ndarray, " n"], symmetry: str = "c1"
+                 ) -> Float[np.ndarray, "latitudes longitudes"]:
     """Density of viewing directions on a grid (latitudes from -90 to 90, longitudes from -180 to 180); 1 is uniform.
 
-    Smoothed by a von Mises-Fisher kernel that contains some 25 uniformly spread particles, 8 to 20 degrees wide. With
+    Smoothed by a von Mises-Fisher kernel that contains some 25 uniformly spread particles, 7 to 20 degrees wide. With
     symmetry, all equivalent directions count.
     """
     n_particles, directions = len(rot_deg), _with_equivalents(view_directions(rot_deg, tilt_deg), symmetry)
@@ -50,7 +58,7 @@ def view_density(rot_deg: np.ndarray, tilt_deg: np.ndarray, symmetry: str = "c1"
                      for row in _grid_directions(N_LATITUDES, N_LONGITUDES)])
 
 
-def empty_fraction(density: np.ndarray) -> float:
+def empty_fraction(density: Float[np.ndarray, "latitudes longitudes"]) -> float:
     """Fraction of the sphere with less than a tenth of the uniform density."""
     weight = np.cos(_centres(N_LATITUDES, np.pi / 2))[:, None] * np.ones(N_LONGITUDES)
     return float(weight[density < _EMPTY_BELOW].sum() / weight.sum())

@@ -89,9 +89,7 @@ def _settings(config: TrainConfig, particles: Particles,
     box_size_px, pixel_size_angstrom = particles.box_size_px, particles.pixel_size_angstrom
     if parent is not None:
         settings = PreprocessSettings.from_dict(parent[1].preprocessing)
-        problems = settings.problems(box_size_px, pixel_size_angstrom)
-        if problems:
-            raise InputError(problems)
+        settings.check(box_size_px, pixel_size_angstrom)
         return settings
     wanted = config.network_box_size_px
     check_network_box(wanted, box_size_px)

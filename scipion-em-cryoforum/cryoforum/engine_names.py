@@ -69,7 +69,7 @@ REASONS = {record[0]: record for record in (
         True),
     Reason(
         'another-object',
-        'There is something at the centre, but it is not this molecule in any orientation.',
+        'There is an object at the centre, but it is not this molecule in any orientation.',
         'Other objects?',
         'rejectOtherObject',
         True),
@@ -112,8 +112,8 @@ Head = namedtuple('Head', 'name meaning')
 HEADS = {record[0]: record for record in (
     Head(
         'qcqp',
-        ('a symmetric 4x4 matrix whose smallest eigenvector is the rotation and whose eigenvalues give its '
-         'uncertainty (Chung 2023)')),
+        ('a symmetric 4x4 matrix: the eigenvector of its smallest eigenvalue is the rotation, its '
+         'eigenvalues give the uncertainty (Chung 2023)')),
     Head(
         'qcqp-psd',
         'the same, with a positive semi-definite matrix'),

@@ -19,13 +19,13 @@ def _search(**changed):
 
 
 @pytest.mark.parametrize("changed, says", [
-    (_search(found_structure=False), "had not seen fit its map no better than a featureless ball"),
-    ({"resolution_radius_px": 9.0}, "22.2 A only, hardly beyond their common start (25 A)"),
-    ({"explained_fraction": 0.3}, "30% of what they should"),
-    ({"explained_fraction": -0.2}, "0% of what they should"),
-    ({"sampled_fraction": 0.4}, "40% of the map's frequencies"),
-    (_search(symmetry_score=0.0), "has none of d2"),
-    (_search(starts=[{}, {}, {}], agreement_deg=30.0), "best agreement 30 degrees"),
+    (_search(found_structure=False), "had not seen fit its map no better than the map's spherical average"),
+    ({"resolution_radius_px": 9.0}, "only to 22.2 A, hardly beyond their common start (25 A)"),
+    ({"explained_fraction": 0.3}, "only 30% of the expected power"),
+    ({"explained_fraction": -0.2}, "only 0% of the expected power"),
+    ({"sampled_fraction": 0.4}, "40% of Fourier space"),
+    (_search(symmetry_score=0.0), "does not have the symmetry d2"),
+    (_search(starts=[{}, {}, {}], agreement_deg=30.0), "differ by 30 degrees or more"),
 ])
 def test_hybrid_says_what_speaks_against_its_map(changed, says):
     converged, reason = replace(CONVERGED, **changed).convergence()
@@ -53,9 +53,9 @@ def test_every_reason_against_the_map_is_given():
     (0.12, 0.10, 50.0, 60.0, 30.0, 7.0, False, "disagree by 60 degrees"),
     (0.12, 0.10, 50.0, 5.0, 130.0, 7.0, False, "off by 130 degrees"),
     (0.12, 0.10, 50.0, 9.0, None, 7.0, True, "95 %"),
-    (0.12, 0.10, 50.0, 9.0, 30.0, 2.0, False, "Fourier shells only"),
+    (0.12, 0.10, 50.0, 9.0, 30.0, 2.0, False, "only to 2.0 Fourier shells"),
     (0.12, 0.10, None, None, None, 7.0, True, "95 %"),
-    (0.495, 0.49, 50.0, 9.0, 30.0, 7.0, False, "no signal beyond noise"),
+    (0.495, 0.49, 50.0, 9.0, 30.0, 7.0, False, "no orientation-dependent signal"),
 ])
 def test_held_out_images_say_whether_end_to_end_converged(loss, of_noise, deviations, rotation_error_deg,
                                                          projection_error_deg, shells, converged, says):

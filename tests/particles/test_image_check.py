@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cryoforum_core.errors import InputError
 from cryoforum_core.mrc import write_stack
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_check import check_images, is_constant, without_constant_images
@@ -29,28 +30,30 @@ def spoilt(tmp_path, not_finite=(), constant=()):
 def test_not_finite_images_are_an_error_that_names_them(tmp_path):
     check = check_images(spoilt(tmp_path, not_finite=(1, 4), constant=(2,)), batch_size=4)
     assert check.not_finite.tolist() == [1, 4] and check.constant.tolist() == [2]
-    (problem,) = check.problems()
-    assert "particles 2; 5" in problem
+    with pytest.raises(InputError, match="particles 2; 5"):
+        check.raise_if_unusable()
 
 
 def test_some_constant_images_are_left_out_of_training(tmp_path, caplog):
     particles = spoilt(tmp_path, constant=(0, 5))
     check = check_images(particles)
-    assert check.problems() == [] and "2 of 6 images" in check.warning()
+    check.raise_if_unusable()
+    assert "2 of 6 images" in check.warning()
     with caplog.at_level(logging.WARNING, logger="cryoforum"):
         kept = without_constant_images(particles, check)
     assert kept.particle_id.tolist() == [2, 3, 4, 5] and "left out" in caplog.text
 
 
 def test_mostly_constant_images_are_an_error(tmp_path):
-    (problem,) = check_images(spoilt(tmp_path, constant=(0, 1, 2, 3))).problems()
-    assert "4 of the 6" in problem
+    with pytest.raises(InputError, match="4 of the 6"):
+        check_images(spoilt(tmp_path, constant=(0, 1, 2, 3))).raise_if_unusable()
 
 
 def test_good_images_raise_nothing_and_a_sample_is_a_sample(tmp_path):
     particles = spoilt(tmp_path)
     check = check_images(particles, n_sample=3, seed=1)
-    assert len(check.rows) == 3 and check.problems() == [] and check.warning() is None
+    check.raise_if_unusable()
+    assert len(check.rows) == 3 and check.warning() is None
     assert without_constant_images(particles, check) is particles
 
 

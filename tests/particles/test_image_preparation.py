@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cryoforum_core.errors import InputError
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image
 from cryoforum_core.particles.image_preparation import (
@@ -128,12 +129,13 @@ def test_a_smaller_field_is_padded_with_background():
 
 def test_images_that_cannot_be_shown_say_why():
     settings = PreprocessSettings(64, 2.0)
-    assert settings.problems(64, 2.0) == [] and settings.problems(128, 1.0) == []
-    (coarse,) = settings.problems(64, 3.0)
-    assert "at most the network's 2 A; these have 3 A" in coarse
-    (uneven,) = settings.problems(26, 1.9)
-    assert "within 2 %; 26 px of 1.9 A do not" in uneven
-    with pytest.raises(ValueError, match="at most the network's"):
+    settings.check(64, 2.0)
+    settings.check(128, 1.0)
+    with pytest.raises(InputError, match="at most the network's 2 A; these have 3 A"):
+        settings.check(64, 3.0)
+    with pytest.raises(InputError, match="within 2 %; 26 px of 1.9 A do not"):
+        settings.check(26, 1.9)
+    with pytest.raises(InputError, match="at most the network's"):
         network_images(noisy_images(), None, 3.0, BRIGHT_RAW, settings)
     with pytest.raises(ValueError, match="needs the CTF"):
         network_images(noisy_images(), None, 2.0, BRIGHT_RAW, settings)

@@ -35,13 +35,15 @@ def test_converged_run_is_good_and_shows_map_searches_and_rounds(runs):
     assert {"The map", "Fourier shell correlation", "Expected error", "Viewing directions"} <= set(titles(page))
     assert [table.title for table in page.tables] == ["Searches from random starts", "Refinement of the half maps", "Stages"]
     assert page.tables[1].rows == (("1", "24.0 Å", "-"), ("2", "14.2 Å", "3.10°"))
-    assert page.tables[0].rows[0][-1] == "chosen" and page.tables[0].rows[2][-1] == "10.0°"
+    assert page.tables[0].rows[0][-1] == "chosen" and page.tables[0].rows[2][-1] == "10.0"
 
 
 def test_search_table_leaves_out_empty_columns(tmp_path):
     table = page_of(ab_initio_run(tmp_path / "run", seeds=[{"seed": 7, "score": 2.5, "structure": 1.25,
                                                             "angle_to_best_deg": 0.0, "chosen": True}])).tables[0]
-    assert table.header == ("start", "log-evidence", "gain over a spherical map", "angle to the best")
+    assert table.header == ("start", "log-evidence per image, relative to noise alone (nats)",
+                            "its gain over the spherically averaged map (nats)",
+                            "median angle to the poses of the chosen start (degrees)")
     assert table.rows == (("7", "2.50", "1.25", "chosen"),)
 
 
@@ -72,7 +74,7 @@ def test_failed_end_to_end_run_suggests_hybrid_search_or_longer_training(tmp_pat
 
 
 @pytest.mark.parametrize("change, said", [
-    ({"resolution_angstrom": 40.0}, "blob"), ({"seeds_agreement_deg": 50.0}, "differ by 50.0°"),
+    ({"resolution_angstrom": 40.0}, "too little detail"), ({"seeds_agreement_deg": 50.0}, "differ by 50.0°"),
     ({"seeds_agreement_deg": None}, None)])
 def test_weak_maps_need_a_check(tmp_path, change, said):
     page = page_of(ab_initio_run(tmp_path / "run", **change))
