@@ -11,7 +11,7 @@ from cryoforum_core.results.pose_results import PoseResults
 from .example_runs import predict_run
 
 
-def test_junk_labels_of_a_prediction_are_counted(tmp_path):
+def test_junk_of_a_prediction_is_counted(tmp_path):
     run = predict_run(tmp_path / "run")[0]
     with np.load(run.orientation_posterior) as arrays:
         posterior = dict(arrays)
@@ -19,7 +19,7 @@ def test_junk_labels_of_a_prediction_are_counted(tmp_path):
 
     def table(reason):
         np.savez(run.orientation_posterior, **posterior, reason=np.array(reason))
-        return next(table for table in prediction_page(RunFiles(run)).tables if table.title == "Junk labels")
+        return next(table for table in prediction_page(RunFiles(run)).tables if table.title == "Junk and ambiguous images")
 
     rows = table(["none"] * (n - 12) + ["off-centre"] * 4 + ["ambiguous-orientation"] * 8).rows
     assert [row[:2] for row in rows] == [("ambiguous orientation", "8"), ("off centre", "4")]

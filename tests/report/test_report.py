@@ -11,6 +11,7 @@ import pytest
 
 from cryoforum_core.errors import InputError
 from cryoforum_core.report.report import LEVEL_NAMES, write_report
+from cryoforum_core.report.result_labels import label
 from cryoforum_core.run_directory import RunDirectory
 
 from .example_runs import ab_initio_run, make_run, predict_run, select_run, train_run
@@ -41,7 +42,7 @@ def test_page_shows_assessment_summary_and_options_of_the_run(runs, pages, job):
     level = re.search(r'class="card assessment (\w+)"', text).group(1)
     assert f'<div class="level">{LEVEL_NAMES[level]}</div>' in text
     assert str(runs[job].path) in text
-    for name in json.loads(runs[job].config.read_text()) | runs[job].read_summary():
+    for name in [*json.loads(runs[job].config.read_text()), *map(label, runs[job].read_summary())]:
         assert f"<td>{name}</td>" in text
 
 
