@@ -1,33 +1,24 @@
 """One set of images and one run of the hybrid method for all tests that only read them."""
 
-import sys
-from pathlib import Path
-
+import numpy as np
 import pytest
+import torch
 
 import cryoforum_core as cf
 from cryoforum_core import jobs
-from cryoforum_core.config import AbInitioConfig, EvaluateConfig
-
-sys.path.insert(0, str(Path(__file__).parent))  # for hybrid_runs
-
-import numpy as np
-import torch
-from hybrid_runs import BOX, FAST, N_CLEAN, N, trainings_by_steps  # noqa: E402
-
 from cryoforum_core.ab_initio.background import background_spectrum
 from cryoforum_core.ab_initio.half_sets import HalfSets
+from cryoforum_core.config import AbInitioConfig, EvaluateConfig
 from cryoforum_core.geometry.pose_hypotheses import PoseHypotheses
 from cryoforum_core.geometry.poses import displacement_px
-from cryoforum_core.geometry.rotations import (
-    compose,
-    rotation_vector_to_quaternion,
-)
+from cryoforum_core.geometry.rotations import compose, rotation_vector_to_quaternion
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_preparation import ImagePreparation
 from cryoforum_core.particles.image_state import ImageState
 from cryoforum_core.published_benchmarks.published import MODEL
+
+from .hybrid_runs import BOX, FAST, N_CLEAN, N, trainings_by_steps
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hybrid_runs import BOX, N_CLEAN
 
 from cryoforum_core.ab_initio.background import N_NOISE_IMAGES, background_spectrum
+
+from .hybrid_runs import BOX, N_CLEAN
 
 
 def test_white_noise_has_the_same_power_in_each_shell(half_sets):

@@ -4,12 +4,13 @@ import math
 from dataclasses import replace
 
 import torch
-from hybrid_runs import BOX
 
 from cryoforum_core.ab_initio.explained_fraction import explained_fraction
 from cryoforum_core.ab_initio.rounds import Refinement, global_round, local_round, reconstruct
 from cryoforum_core.imaging.fourier import low_pass_volume
 from cryoforum_core.mrc import read_map
+
+from .hybrid_runs import BOX
 
 
 def test_half_maps_of_a_wrong_start_do_not_explain_the_images(half_sets, poses, clean_data):

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from hybrid_runs import BOX
 
 from cryoforum_core.ab_initio.half_map_pair import HalfMapPair, next_radius_px, resized_spectrum
 from cryoforum_core.ab_initio.rounds import reconstruct
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.mrc import read_map
+
+from .hybrid_runs import BOX
 
 
 def test_only_the_lowest_frequencies_are_shared(half_sets, poses):

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hybrid_runs import BOX, N_CLEAN
 
 from cryoforum_core.ab_initio.half_sets import BATCH_IMAGES, batches
 from cryoforum_core.ab_initio.rounds import reconstruct
+
+from .hybrid_runs import BOX, N_CLEAN
 
 
 def test_every_particle_is_in_one_half_set(half_sets):

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from hybrid_runs import BOX, FAST, N
 
 import cryoforum_core as cf
 from cryoforum_core import jobs
@@ -12,6 +11,8 @@ from cryoforum_core.config import AbInitioConfig, PredictConfig
 from cryoforum_core.errors import InputError, NotConverged
 from cryoforum_core.mrc import StackWriter
 from cryoforum_core.particles.table import ParticleTable
+
+from .hybrid_runs import BOX, FAST, N
 
 
 def test_orientations_and_map_are_those_of_the_molecule(evaluation):

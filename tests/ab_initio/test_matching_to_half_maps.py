@@ -4,7 +4,6 @@ import csv
 
 import numpy as np
 import torch
-from hybrid_runs import N
 
 from cryoforum_core import jobs
 from cryoforum_core.ab_initio.matching_to_half_maps import FinalImages
@@ -15,8 +14,10 @@ from cryoforum_core.geometry.rotations import random_quaternions
 from cryoforum_core.model.orientation_head import PoseEstimate
 from cryoforum_core.particles.table import ParticleTable
 
+from .hybrid_runs import N
 
-def test_the_expected_error_is_the_error(run, evaluation, data):
+
+def test_expected_errors_are_the_size_of_true_errors(run, evaluation, data):
     rows = list(csv.DictReader((evaluation.path / "errors.csv").read_text().splitlines()))
     error_deg, is_junk = (np.array([float(row[name]) for row in rows]) for name in ("error_deg", "is_junk"))
     with np.load(run.orientation_posterior, allow_pickle=False) as arrays:
@@ -26,7 +27,7 @@ def test_the_expected_error_is_the_error(run, evaluation, data):
     assert 0.8 < (error_deg <= bound_deg)[right].mean() < 0.98
 
 
-def test_uncertainties_know_junk(run, data, folder):
+def test_junk_is_rejected_by_default(run, data, folder):
     clean = jobs.select(SelectConfig(out=folder / "clean", run=run.path))
     kind = dict(zip(ParticleTable.read(data.truth).integers("rlnParticleId").tolist(),
                     ParticleTable.read(data.truth).strings("rlnCryoforumJunkKind").tolist(), strict=True))

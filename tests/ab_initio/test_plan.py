@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from hybrid_runs import BOX
 
 from cryoforum_core import jobs
 from cryoforum_core.ab_initio.plan import plan_ab_initio
 from cryoforum_core.config import AbInitioConfig
 from cryoforum_core.errors import InputError
 from cryoforum_core.particles.dataset import load_particles
+
+from .hybrid_runs import BOX
 
 
 def test_all_problems_are_reported_before_anything_is_written(folder, data):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from hybrid_runs import resumed, stop
 
 from cryoforum_core import jobs
 from cryoforum_core.ab_initio import hybrid
@@ -21,6 +20,8 @@ from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.simulate import DEFAULT_MODEL, load_molecule
 from cryoforum_core.published_benchmarks.published import NEAR_SYMMETRY
 from cryoforum_core.saved_state import load_state
+
+from .hybrid_runs import resumed, stop
 
 N, BOX, RADIUS_PX = 600, 32, 14.0
 TWOFOLD = torch.nn.functional.normalize(torch.tensor(NEAR_SYMMETRY), dim=0)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from hybrid_runs import BOX, N_CLEAN
 
 from cryoforum_core.ab_initio.random_starts import (
     SearchImages,
@@ -13,14 +12,12 @@ from cryoforum_core.ab_initio.random_starts import (
     spherical_average,
 )
 from cryoforum_core.ab_initio.rounds import reconstruct
-from cryoforum_core.geometry.rotations import (
-    compose,
-    mirror_hand,
-    random_quaternions,
-)
+from cryoforum_core.geometry.rotations import compose, mirror_hand, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.fourier import resize_volume
 from cryoforum_core.mrc import read_map
+
+from .hybrid_runs import BOX, N_CLEAN
 
 
 def test_a_spherical_average_has_no_direction(clean_data):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from hybrid_runs import BOX, N_CLEAN
 
 from cryoforum_core.ab_initio.half_map_pair import next_radius_px
 from cryoforum_core.ab_initio.rounds import Refinement, global_round, local_round, pose_change_deg, reconstruct
@@ -15,6 +14,8 @@ from cryoforum_core.geometry.rotations import (
 )
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.mrc import read_map
+
+from .hybrid_runs import BOX, N_CLEAN
 
 
 def _rounds(half_sets, refinement, n):
@@ -46,7 +47,7 @@ def test_a_round_leaves_what_it_started_from(half_sets, poses):
     assert not torch.equal(after.poses.quaternion, before.quaternion)
 
 
-def test_an_alternative_pose_takes_over_when_the_resolution_tells(half_sets, poses, truth):
+def test_a_better_alternative_pose_becomes_the_best_hypothesis(half_sets, poses, truth):
     """Every fifth particle starts with a wrong pose first and its right one second."""
     first = reconstruct(half_sets, poses, half_sets.background_spectrum, 12.0)
     started, wrong = poses.copy(), torch.arange(0, N_CLEAN, 5)
@@ -71,7 +72,7 @@ def test_a_global_round_needs_no_poses(half_sets, truth, clean_data):
     assert found.pair.sampled_fraction > 0.95
 
 
-def test_a_round_sees_the_noise_that_the_background_had_not(half_sets, poses):
+def test_a_round_estimates_the_noise_anew(half_sets, poses):
     spectrum = half_sets.background_spectrum
     pair = local_round(half_sets, reconstruct(half_sets, poses, spectrum / 4, 12.0), 12.0).pair
     # what the maps leave unexplained is the noise, about four times what was said

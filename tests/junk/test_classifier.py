@@ -1,6 +1,5 @@
 """Junk labels from the features of images, by a classifier fitted to features that are about those of simulated images."""
 
-
 import numpy as np
 import pytest
 
@@ -24,7 +23,7 @@ def simulated():
     return [of_kind(reason, 60, rng) for reason in REASONS]
 
 
-def test_every_kind_gets_its_reason(simulated):
+def test_every_kind_of_junk_gets_its_label(simulated):
     rng = np.random.default_rng(2)
     counts = (800, 40, 40, 40, 40)
     truth = np.repeat(REASONS, counts)
@@ -34,14 +33,14 @@ def test_every_kind_gets_its_reason(simulated):
     assert ((classes.reason == "none") == (classes.particle_probability >= 0.5)).all()
 
 
-def test_a_clean_set_is_left_alone_even_where_its_particles_are_not_quite_as_simulated(simulated):
+def test_a_clean_set_keeps_its_particles_even_where_they_differ_from_simulated_ones(simulated):
     rng = np.random.default_rng(3)
     for offset in (0.0, -1.0):  # a poorer map, or images of several contrasts
         statistics = of_kind("none", 1000, rng) * np.array([1.3] + [1] * 8) + np.array([offset] + [0] * 8)
         assert (classify(statistics, simulated).reason != "none").mean() < 0.02
 
 
-def test_power_that_no_particle_has_is_not_a_particle(simulated):
+def test_images_with_power_that_no_particle_has_are_not_particles(simulated):
     rng = np.random.default_rng(4)
     statistics = of_kind("none", 300, rng)
     statistics[0, FEATURES.index("low_power")] = 500.0  # carbon

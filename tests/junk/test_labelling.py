@@ -1,6 +1,5 @@
 """The label of every image: other orientations that are about as likely, and labels of a whole set."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -6,9 +6,7 @@ import torch
 
 from cryoforum_core.geometry.rotations import compose, random_quaternions
 from cryoforum_core.imaging.projection import FourierVolume
-from cryoforum_core.matching.exhaustive_search import (
-    SearchGrid,
-)
+from cryoforum_core.matching.exhaustive_search import SearchGrid
 from cryoforum_core.matching.likelihood import predicted
 from cryoforum_core.matching.match_quality import match_quality
 from cryoforum_core.matching.refine import RefinedPoses
@@ -16,7 +14,7 @@ from cryoforum_core.matching.refine import RefinedPoses
 from .conftest import simulate
 
 
-def test_quality_tells_particles_from_noise_and_from_overlaps(noisy_images):
+def test_quality_distinguishes_particles_from_noise_and_from_overlapping_particles(noisy_images):
     model = noisy_images.model()
     search = SearchGrid.build(model, step_deg=12.0)
     good = model.images(noisy_images.images_ft[:40], noisy_images.ctf[:40])

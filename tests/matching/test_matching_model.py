@@ -10,9 +10,7 @@ from cryoforum_core.geometry.rotations import (
     rotation_vector_to_quaternion,
 )
 from cryoforum_core.imaging.fourier import shell_average
-from cryoforum_core.matching.exhaustive_search import (
-    SearchGrid,
-)
+from cryoforum_core.matching.exhaustive_search import SearchGrid
 from cryoforum_core.matching.matching_model import simulated_transforms
 
 from .conftest import BOX

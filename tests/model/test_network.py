@@ -8,12 +8,7 @@ import pytest
 import torch
 
 from cryoforum_core.geometry.bingham import bingham_negative_log_likelihood, isotropic_bingham
-from cryoforum_core.geometry.rotations import (
-    angular_distance_deg,
-    compose,
-    in_plane_quaternion,
-    random_quaternions,
-)
+from cryoforum_core.geometry.rotations import angular_distance_deg, compose, in_plane_quaternion, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetric_distance_deg, symmetry_group
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import ifft_image, shift_phase
@@ -103,7 +98,7 @@ def mirrored_shift(shift):
     (rotate_90_deg, TURN, turned_shift, {"turn_deg": 90.0}),
     (mirror_image, HALF_TURN_ABOUT_Y, mirrored_shift, {"is_mirrored": True}),
 ], ids=["quarter turn", "mirror"])
-def test_a_changed_image_is_that_of_the_turned_pose(view, change, rotation, moved, options):
+def test_a_rotated_or_mirrored_image_is_that_of_the_rotated_pose(view, change, rotation, moved, options):
     quaternion, shift = random_quaternions(6, torch.Generator().manual_seed(1)), torch.tensor([[1.0, -2.0]]).expand(6, 2)
     images, ctf = view(quaternion, shift)
     expected, expected_ctf = view(compose(rotation.expand(6, 4), quaternion), moved(shift), **options)
@@ -116,7 +111,7 @@ def test_a_changed_image_is_that_of_the_turned_pose(view, change, rotation, move
 @pytest.mark.parametrize("encoder", ["polar", "compact"])
 @pytest.mark.parametrize(("change", "rotation", "moved"), [
     (rotate_90_deg, TURN, turned_shift), (mirror_image, HALF_TURN_ABOUT_Y, mirrored_shift)], ids=["quarter turn", "mirror"])
-def test_prediction_follows_the_image(view, change, rotation, moved, encoder):
+def test_predicted_poses_are_equivariant_to_rotation_and_mirroring_of_the_image(view, change, rotation, moved, encoder):
     """Whatever the weights: the pose predicted for a turned or mirrored image is the turned pose, and so is the shift."""
     torch.manual_seed(8)
     network = OrientationNetwork(NetworkConfig(32, 5.0, encoder, width=8)).eval()
@@ -135,7 +130,7 @@ def test_prediction_follows_the_image(view, change, rotation, moved, encoder):
     assert torch.allclose(torch.linalg.eigvalsh(changed.bingham), eigenvalues, atol=0.2 * differ)
 
 
-def test_the_weight_of_all_views_scales_the_posterior_and_is_saved():
+def test_the_ensemble_weight_scales_the_posterior_and_is_saved():
     torch.manual_seed(9)
     network = OrientationNetwork(NetworkConfig(16, 5.0, width=8)).eval()
     images, ctf = random_input(2, 16)

@@ -2,10 +2,7 @@ import pytest
 import torch
 
 from cryoforum_core.geometry.bingham import bingham_negative_log_likelihood
-from cryoforum_core.geometry.rotations import (
-    angular_distance_deg,
-    random_quaternions,
-)
+from cryoforum_core.geometry.rotations import angular_distance_deg, random_quaternions
 from cryoforum_core.model.orientation_head import N_OUTPUTS, OrientationHead, PoseEstimate
 
 

@@ -5,10 +5,7 @@ import math
 import pytest
 import torch
 
-from cryoforum_core.geometry.rotations import (
-    in_plane_quaternion,
-    left_multiplication,
-)
+from cryoforum_core.geometry.rotations import in_plane_quaternion, left_multiplication
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px, shift_phase
 from cryoforum_core.imaging.masks import soft_circle
 from cryoforum_core.model.network import NetworkConfig, OrientationNetwork

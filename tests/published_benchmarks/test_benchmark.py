@@ -6,7 +6,7 @@ import pytest
 
 from cryoforum_core.cli import main
 
-from .conftest import TINY, benchmark
+from .conftest import TINY, benchmark, rows_of
 
 
 def test_every_set_and_method_has_a_row(out):

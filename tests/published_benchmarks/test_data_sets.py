@@ -1,6 +1,5 @@
 """The data sets of the table: simulated, or made by another program."""
 
-import csv
 import json
 import shutil
 
@@ -15,12 +14,7 @@ from cryoforum_core.particles.image_stack import save_table
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.published_benchmarks.data_sets import box_size_px, check_options, prepared_set
 
-from .conftest import benchmark
-
-
-def rows_of(out):
-    with open(out / "table.csv", newline="") as file:
-        return {(row["set"], row["method"]): row for row in csv.DictReader(file)}
+from .conftest import benchmark, rows_of
 
 
 def test_sets_match_the_published_table(out):
@@ -70,20 +64,20 @@ def without_ctf(block):
 
 def test_all_problems_of_the_options_are_reported_at_once(tmp_path):
     with pytest.raises(InputError) as caught:
-        check_options(BenchmarkConfig(out=tmp_path / "x", methods=(), sets=("A",), box_size_px=31,
+        check_options(BenchmarkConfig(table="cryoposenet", out=tmp_path / "x", methods=(), sets=("A",), box_size_px=31,
                                       particles_of=tmp_path / "nowhere"))
     text = str(caught.value)
     assert len(caught.value.problems) == 3 and all(words in text for words in ("--methods", "31", "nowhere"))
 
 
 def test_the_box_is_that_of_the_scale_unless_another_one_is_asked_for(tmp_path):
-    assert box_size_px(BenchmarkConfig(out=tmp_path, scale="small")) == 64
-    assert box_size_px(BenchmarkConfig(out=tmp_path, scale="full")) == 128
-    assert box_size_px(BenchmarkConfig(out=tmp_path, box_size_px=24)) == 24
+    assert box_size_px(BenchmarkConfig(table="cryoposenet", out=tmp_path, scale="small")) == 64
+    assert box_size_px(BenchmarkConfig(table="cryoposenet", out=tmp_path, scale="full")) == 128
+    assert box_size_px(BenchmarkConfig(table="cryoposenet", out=tmp_path, box_size_px=24)) == 24
 
 
 def test_the_last_tenth_is_the_test_set_and_a_set_that_exists_is_not_split_again(tmp_path):
-    config = BenchmarkConfig(out=tmp_path / "run", n_particles=40, box_size_px=16)
+    config = BenchmarkConfig(table="cryoposenet", out=tmp_path / "run", n_particles=40, box_size_px=16)
     found = prepared_set(config, "A", tmp_path / "set", simulate)
     everything = load_particles(tmp_path / "set/simulated/truth.star", require_ctf=False).particle_id.tolist()
     train, test = (load_particles(path, require_ctf=False).particle_id.tolist() for path in (found.train_truth, found.test_truth))

@@ -13,7 +13,7 @@ def test_pose_errors_are_recorded_during_training(out):
 def config_of(tmp_path, method: str, name: str = "A", **options):
     data = DataSet(name, *(tmp_path / f"{kind}.star" for kind in ("train", "train_truth", "test", "test_truth")),
                    tmp_path / "map.mrc")
-    return ab_initio_config(BenchmarkConfig(out=tmp_path, **options), method, data, 3, tmp_path / "run")
+    return ab_initio_config(BenchmarkConfig(table="cryoposenet", out=tmp_path, **options), method, data, 3, tmp_path / "run")
 
 
 def test_each_method_gets_its_options(tmp_path):

@@ -23,7 +23,7 @@ def result(name: str, method: str, seed: int, **changes) -> Result:
 def rows(tmp_path):
     results = [result("A", "hybrid", 0), result("A", "hybrid", 1, median_error_deg=6.0, converged=False),
                result("A", "known", 0, test_median_error_modulo_deg=1.0, test_mean_error_modulo_deg=1.5)]
-    return write_table(results, tmp_path, BenchmarkConfig(out=tmp_path))
+    return write_table(results, tmp_path, BenchmarkConfig(table="cryoposenet", out=tmp_path))
 
 
 def test_figures_are_means_over_the_runs_with_their_standard_deviation(rows):

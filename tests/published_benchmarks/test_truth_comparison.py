@@ -1,6 +1,5 @@
 """Frame, hand, centre and pseudo-symmetry are aligned before the comparison, and nothing else."""
 
-
 import pytest
 import torch
 

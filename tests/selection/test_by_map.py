@@ -1,6 +1,5 @@
 """Selection by the map: simulated sets whose answer is known, with true poses and scores as matching makes them."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -82,7 +81,7 @@ def test_levels_hold_what_the_populations_suggest_and_random_sets_lose_informati
     assert found.all.random_information_deviation == 0
 
 
-def test_too_few_particles_and_strangers_are_refused(make_set):
+def test_too_few_particles_and_particles_of_another_table_are_refused(make_set):
     particles, is_junk = make_set(0.0)
     few = particles.subset(np.arange(100))
     measures = {"match-score": scores(is_junk)["match-score"][:100]}

@@ -1,6 +1,5 @@
 """The measures that the results of a run hold, and the scales on which they are compared."""
 
-
 import numpy as np
 import pytest
 

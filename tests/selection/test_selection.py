@@ -243,7 +243,7 @@ def test_default_rejects_scattered_junk_that_is_no_second_population():
     assert (selection.kept >= 48).sum() >= 339
 
 
-def test_what_the_map_chooses_is_given_back_what_a_view_cannot_spare():
+def test_rare_viewing_directions_get_back_what_a_choice_by_the_map_took():
     """Ten good particles of one view, and two poorer ones and one of junk of another."""
     cone, reason = np.array([0] * 10 + [1] * 3), np.array(["none"] * 12 + ["another-object"])
     labels = ImageLabels(reason, cone, np.full((13, 2), np.nan), np.full((13, 4), np.nan))
@@ -257,7 +257,7 @@ def test_what_the_map_chooses_is_given_back_what_a_view_cannot_spare():
 
 @pytest.mark.parametrize("criterion", [{}, {"keep_fraction": 0.5}, {"keep_count": 300}])
 @pytest.mark.parametrize("measure", ["match-score", "expected-error"])
-def test_no_cone_loses_more_than_its_junk(criterion, measure):
+def test_no_viewing_direction_loses_more_than_its_junk(criterion, measure):
     measures, labels = labelled_views(np.random.default_rng(5))
     kept = select(measures, measure, labels=labels, **criterion).kept
     for cone in (3, 7):
@@ -266,7 +266,7 @@ def test_no_cone_loses_more_than_its_junk(criterion, measure):
         assert after >= before * (1 - junk) - 1.5 / len(kept)
 
 
-def test_views_are_not_protected_where_that_is_not_wanted_nor_against_a_limit():
+def test_viewing_directions_are_not_protected_against_a_limit_or_where_it_is_switched_off():
     measures, labels = labelled_views(np.random.default_rng(5))
     rare = labels.cone == 7
     for options in ({"keep_fraction": 0.5, "protect_views": False}, {"threshold": 0.0}):
@@ -276,7 +276,7 @@ def test_views_are_not_protected_where_that_is_not_wanted_nor_against_a_limit():
     assert (measures["match-score"][selection.kept] >= 0).all()
 
 
-def test_only_the_reasons_asked_for_are_rejected():
+def test_only_the_junk_labels_asked_for_are_rejected():
     measures, labels = labelled_views(np.random.default_rng(6))
     labels = replace(labels, reason=np.where(np.arange(2000) < 50, "off-centre", labels.reason))
     measures["particle-probability"][:50] = 0.1
@@ -285,7 +285,7 @@ def test_only_the_reasons_asked_for_are_rejected():
     assert selection.summary()["reasons"] == {"off-centre": 50}
 
 
-def test_particles_of_ambiguous_orientation_go_only_where_they_are_named():
+def test_particles_of_ambiguous_orientation_are_rejected_only_where_they_are_named():
     measures, labels = labelled_views(np.random.default_rng(6))
     reason = labels.reason.astype(object)
     ambiguous = np.flatnonzero(reason == "none")[:40]
@@ -297,14 +297,14 @@ def test_particles_of_ambiguous_orientation_go_only_where_they_are_named():
     assert selection.summary()["reasons"] == {"ambiguous-orientation": 40} and "Ambiguous" in selection.explanation
 
 
-def test_errors_beyond_the_limit_are_told_from_junk_and_from_ambiguous_orientations():
+def test_errors_beyond_the_limit_are_another_reason_than_junk_and_ambiguous_orientations():
     reason = np.array(["none", "off-centre", "none", "ambiguous-orientation"])
     labels = ImageLabels(reason, np.zeros(4, dtype=int), np.full((4, 2), np.nan), np.full((4, 4), 0.5))
     selection = select({"expected-error": np.array([1.0, 60.0, 20.0, 50.0])}, max_error_deg=10.0, labels=labels)
     assert selection.reason.tolist() == ["off-centre", "error-beyond-limit", "ambiguous-orientation"]
 
 
-def test_a_limit_of_errors_leaves_out_junk_of_the_kinds_that_matter():
+def test_a_limit_of_errors_rejects_junk_of_the_chosen_labels_too():
     """An overlapping particle is oriented well, and its bound says so."""
     reason = np.array(["none", "overlapping-neighbour", "off-centre", "none"])
     labels = ImageLabels(reason, np.zeros(4, dtype=int), np.full((4, 2), np.nan), np.full((4, 4), np.nan))

@@ -3,9 +3,7 @@
 import numpy as np
 import torch
 
-from cryoforum_core.geometry.rotations import (
-    random_quaternions,
-)
+from cryoforum_core.geometry.rotations import random_quaternions
 from cryoforum_core.imaging.fourier import ifft_image
 from cryoforum_core.imaging.masks import soft_circle
 from cryoforum_core.imaging.projection import FourierVolume

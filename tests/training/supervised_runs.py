@@ -1,6 +1,5 @@
 """Short supervised trainings on the small molecule: their configurations and runs."""
 
-
 from cryoforum_core.config import TrainConfig
 from cryoforum_core.particles.image_state import ImageState
 from cryoforum_core.run_directory import RunDirectory

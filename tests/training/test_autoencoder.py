@@ -104,7 +104,7 @@ def test_low_frequencies_come_first():
     assert marching_radius_px(0.6, 32) is None and marching_radius_px(1.0, 32) is None
 
 
-def test_held_out_images_get_poses_and_teach_the_map_nothing(clean):
+def test_held_out_images_get_poses_without_gradients_of_the_map(clean):
     model = make_model(AutoEncoderOptions(shifts=False, per_image_from_step=0), n_images=clean.n)
     objective = make_objective(clean, pose_steps_from=0)
     steps = [step for step in range(20) if objective.stream.is_held_out(step)]
@@ -208,7 +208,7 @@ def test_rotated_copies_distinguish_right_poses_from_wrong_ones(clean):
     assert equivariance_errors_deg(make_model().eval(), batches).median() > 20
 
 
-def test_random_poses_teach_the_encoder_but_not_the_map(clean):
+def test_projections_at_random_poses_train_the_encoder_but_not_the_map(clean):
     model = make_model(AutoEncoderOptions(shifts=True, random_pose_weight=1.0))
     loss = random_pose_loss(model, model.volume.transform(), clean.ctf[:32])
     assert loss.shape == (32,)
@@ -216,7 +216,7 @@ def test_random_poses_teach_the_encoder_but_not_the_map(clean):
     assert model.volume.voxels.grad is None and model.network.head.orientation.weight.grad.abs().sum() > 0
 
 
-def test_random_poses_are_learnt(clean, tmp_path):
+def test_the_encoder_finds_poses_of_projections_at_random_poses(clean, tmp_path):
     found = {}
     for weight in (0.0, 1.0):
         model = make_model(AutoEncoderOptions(shifts=False, random_pose_weight=weight))
@@ -245,7 +245,7 @@ def test_symmetry_makes_the_map_symmetric(clean, tmp_path):
 # poses of single images
 
 
-def test_tangent_gradient_is_the_derivative_along_small_turns():
+def test_tangent_gradient_is_the_derivative_along_small_rotations():
     generator = torch.Generator().manual_seed(2)
     quaternion = random_quaternions(5, generator, torch.float64)
     weight = torch.randn(5, 4, generator=generator, dtype=torch.float64)
@@ -363,7 +363,7 @@ def taught(clean):
     return network.eval()
 
 
-def test_fine_tuning_lowers_the_held_out_loss_and_leaves_the_given_alone(clean, taught, tmp_path):
+def test_fine_tuning_lowers_the_held_out_loss_and_leaves_the_given_network_as_it_was(clean, taught, tmp_path):
     given = {name: value.clone() for name, value in taught.state_dict().items()}
     blurred = 7.0 * ifft_volume(fft_volume(molecule()) * (radius_3d() < 3))  # any grey values
     settings = FineTuneSettings(batch_size=40, max_steps=60, options=AutoEncoderOptions(shifts=False))

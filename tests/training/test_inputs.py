@@ -14,7 +14,7 @@ from cryoforum_core.training.supervised import plan_training
 from .supervised_runs import KNOWN, config
 
 
-def test_the_half_set_asked_for_is_used(tmp_path, particle_set, molecule):
+def test_only_the_half_set_asked_for_is_used(tmp_path, particle_set, molecule):
     particles = particle_set(300, snr=2.0)
     plan = plan_training(config(tmp_path, half_set="2"), particles, state=KNOWN)
     assert plan.n_labelled == 135 and set(particles.half_set[plan.inputs.rows]) == {2}

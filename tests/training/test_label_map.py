@@ -6,11 +6,7 @@ import pytest
 import torch
 
 import cryoforum_core as cf
-from cryoforum_core.geometry.rotations import (
-    compose,
-    random_quaternions,
-    rotation_vector_to_quaternion,
-)
+from cryoforum_core.geometry.rotations import compose, random_quaternions, rotation_vector_to_quaternion
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.fourier import ifft_image, shift_phase
 from cryoforum_core.imaging.projection import FourierVolume
@@ -31,7 +27,7 @@ def ribosome(tmp_path_factory):
                                          snr=2.0, seed=1))
 
 
-def test_the_map_of_labels_has_no_solvent_where_they_agree_in_an_outline(ribosome):
+def test_the_map_of_labels_is_masked_where_its_resolution_allows_a_solvent_mask(ribosome):
     particles = load_particles(ribosome.truth)
     settings = config(ribosome.path, network_box_size_px=32)
     volume = plan_training(settings, particles, state=KNOWN).volume

@@ -27,7 +27,7 @@ def taught(tmp_path_factory, particle_set, molecule):
     return settings, *run_training(settings, particle_set(300, snr=2.0))
 
 
-def test_endless_projections_teach_orientations(taught, particle_set):
+def test_training_on_simulated_projections_finds_orientations_of_particles(taught, particle_set):
     settings, summary, run = taught
     particles = particle_set(300, snr=2.0)
     assert summary["validation_source"] == "simulated projections" and summary["n_labelled"] == 0
@@ -53,7 +53,7 @@ def test_training_from_labels_writes_a_map_and_learns(tmp_path, particle_set):
     assert volume.shape == (24, 24, 24) and pixel_size == pytest.approx(6.0)
 
 
-def test_fine_tuning_starts_from_what_was_learnt(tmp_path, taught, particle_set, molecule):
+def test_fine_tuning_starts_from_the_trained_weights(tmp_path, taught, particle_set, molecule):
     particles, (_, first, run) = particle_set(300, snr=2.0), taught
     again, _ = run_training(config(tmp_path / "again", reference=molecule, max_steps=15, from_checkpoint=run.path),
                             particles)

@@ -11,7 +11,7 @@ from cryoforum_core.training.supervised import plan_training
 from .supervised_runs import KNOWN, config
 
 
-def test_estimated_ratio_is_that_of_the_particles(tmp_path, particle_set, molecule):
+def test_the_estimated_signal_to_noise_ratio_is_that_of_the_particles(tmp_path, particle_set, molecule):
     for snr in (0.5, 2.0):
         plan = plan_training(config(tmp_path, reference=molecule), particle_set(300, snr=snr), state=KNOWN)
         assert plan.image_model.snr == pytest.approx(snr, rel=0.2)

@@ -34,7 +34,7 @@ def errors(run, data, folder):
     return tuple(np.array([float(row[name]) for row in rows]) for name in ("error_deg", "shift_error_angstrom"))
 
 
-def test_bounds_hold_as_often_as_they_say_against_the_truth(run, data, folder):
+def test_bounds_have_their_nominal_coverage_against_the_true_poses(run, data, folder):
     error_deg, shift_error = errors(run, data, folder)
     found = RunDirectory(folder / f"{run.path.name}_errors").read_summary()
     assert abs(found["error_bound_held"] - 0.8) < 0.08 and abs(found["shift_error_bound_held"] - 0.8) < 0.08
@@ -48,7 +48,7 @@ def test_bounds_hold_as_often_as_they_say_against_the_truth(run, data, folder):
     assert table.has("rlnCryoforumErrorBound", "rlnCryoforumExpectedShiftError", "rlnCryoforumShiftErrorBound")
 
 
-def test_the_run_says_what_was_promised_and_what_held(run):
+def test_the_run_reports_nominal_and_empirical_coverage(run):
     summary = run.read_summary()
     assert summary["error_bound_coverage"] == 0.8 and abs(summary["error_bound_held"] - 0.8) < 0.06
     assert summary["n_calibration_particles"] == 400 and "simulated" in summary["calibration_source"]
@@ -60,14 +60,14 @@ def test_the_run_says_what_was_promised_and_what_held(run):
     assert "80 % bound on the shift" in page
 
 
-def test_a_selection_repeats_what_its_particles_were_promised(run, folder):
+def test_a_selection_repeats_the_coverage_table_of_its_prediction(run, folder):
     selection = cf.select(cf.SelectConfig(out=folder / "selection", run=run.path, keep_fraction=0.9))
     page = selection.report.read_text()
     assert "Coverage of the error bounds" in page and "400 simulated images of the map" in page
     assert "Calibration of the expected error" in page
 
 
-def test_labelled_particles_are_learnt_from_instead(folder, data, network):
+def test_errors_are_calibrated_on_labelled_particles_where_they_are_given(folder, data, network):
     labelled = simulated(folder, "labelled", n_particles=150, seed=2)
     run = cf.predict(cf.PredictConfig(out=folder / "by_labels", particles=data.particles, model=network.path,
                                       calibration_particles=labelled.truth))
@@ -77,7 +77,7 @@ def test_labelled_particles_are_learnt_from_instead(folder, data, network):
         assert 0.8 < np.mean(error_deg <= arrays["error_bound_deg"]) < 0.98
 
 
-def test_labelled_particles_that_cannot_be_learnt_from_are_refused(folder, data, network):
+def test_labelled_particles_that_are_too_few_or_extracted_otherwise_are_refused(folder, data, network):
     few = simulated(folder, "few", n_particles=20)
     small = simulated(folder, "small", n_particles=120, box_size_px=24)
     for labelled, complaint in ((few, "at least 100"), (small, "box and pixel size"), (data, "rlnAngleRot")):
@@ -88,7 +88,7 @@ def test_labelled_particles_that_cannot_be_learnt_from_are_refused(folder, data,
         assert not (folder / "refused").exists()
 
 
-def test_a_network_alone_learns_its_errors_where_it_has_a_map(folder, data, network):
+def test_errors_of_a_network_alone_are_calibrated_on_images_of_its_map(folder, data, network):
     run = cf.predict(cf.PredictConfig(out=folder / "network_alone", particles=data.particles, model=network.path,
                                       refinement="none"))
     error_deg, _ = errors(run, data, folder)
@@ -98,7 +98,7 @@ def test_a_network_alone_learns_its_errors_where_it_has_a_map(folder, data, netw
         assert arrays["expected_error_deg"].mean() > 60
 
 
-def test_a_network_for_centred_images_is_judged_by_centred_images(folder):
+def test_a_network_for_centred_images_is_calibrated_on_centred_images(folder):
     """Displacements that it was told not to expect throw it off: of images that have none it would promise too little."""
     # of 400 images chance alone moves what holds by 2 %
     centred = cf.simulate(cf.SimulateConfig(out=folder / "centred", model=folder / "molecule.mrc", n_particles=2000,
@@ -114,7 +114,7 @@ def test_a_network_for_centred_images_is_judged_by_centred_images(folder):
 
 
 @pytest.mark.parametrize("is_masked", [False, True])
-def test_images_without_noise(folder, network, is_masked):
+def test_images_without_noise_have_small_errors_and_small_expected_errors(folder, network, is_masked):
     """As first trials often have: errors of hundredths of a degree, and no promise of a hundred degrees. A mask leaves a
     background of exactly 0."""
     name = f"clean_{is_masked}"
@@ -130,7 +130,7 @@ def test_images_without_noise(folder, network, is_masked):
         assert np.mean(error_deg <= arrays["error_bound_deg"]) > 0.85
 
 
-def test_without_learning_the_matches_speak_for_themselves(folder, data, network):
+def test_without_calibration_no_coverage_is_reported(folder, data, network):
     run = cf.predict(cf.PredictConfig(out=folder / "uncalibrated", particles=data.particles, model=network.path,
                                       refinement="local", calibrate=False))
     assert "error_bound_coverage" not in run.read_summary() and not (run.path / "calibration.csv").exists()

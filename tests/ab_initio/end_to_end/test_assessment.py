@@ -12,9 +12,9 @@ def test_noise_does_not_converge(sets, tmp_path):
 
 
 def test_figures_of_a_map_made_at_known_poses_are_far_from_those_of_noise(sets, tmp_path):
-    """Half of the power of images at SNR 1 is signal: of it nearly all is explained, of noise hardly anything is."""
-    summary, _ = run_end_to_end(config(tmp_path, sets(1.0, 400).truth, poses="known", epochs=4))
-    assert summary["converged"] and summary["explained_fraction"] > 0.8
-    assert summary["validation_loss"] < summary["loss_without_poses"] < 1.05
+    """Of images without noise nearly all is explained, and far more than by the one image that comes nearest to all."""
+    summary, _ = run_end_to_end(config(tmp_path, sets(float("inf")).truth, poses="known", epochs=4))
+    assert summary["validation_loss"] < 0.2 * summary["loss_without_poses"] and summary["loss_without_poses"] < 1.05
+    assert summary["loss_of_noise"] < 0.05
     # without an encoder there is nothing to say of rotated images and of projections
     assert summary["turn_error_deg"] is summary["projection_error_deg"] is summary["noise_gain_deviations"] is None

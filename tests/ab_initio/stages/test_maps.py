@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hybrid_runs import BOX
 
 from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.table import ParticleTable
+
+from ..hybrid_runs import BOX
 
 
 def test_the_network_carries_the_final_map_without_solvent(run):

@@ -1,12 +1,13 @@
 """The network's training as a stage of a run that is stopped after it."""
 
 import pytest
-from hybrid_runs import FAST, first_particles, resumed, run_or_not_converged, stop
 
 from cryoforum_core import jobs
 from cryoforum_core.ab_initio import hybrid
 from cryoforum_core.ab_initio.stages import network, search
 from cryoforum_core.config import AbInitioConfig
+
+from ..hybrid_runs import FAST, first_particles, resumed, run_or_not_converged, stop
 
 
 def test_a_network_that_was_trained_before_the_stop_is_kept(folder, data, monkeypatch):
