@@ -69,7 +69,8 @@ def half_sets(clean_data):
     """The images without junk in two half sets."""
     particles = load_particles(clean_data.particles)
     images = ImagePreparation(particles, ImageState(), BOX, torch.device("cpu"))
-    return HalfSets(images, particles.half_set, symmetry_group("c1"), 0.45, 4.0, background_spectrum(images, np.arange(N_CLEAN)))
+    spectrum = background_spectrum(images, np.arange(N_CLEAN))
+    return HalfSets(images, particles.half_set, symmetry_group("c1"), 0.45, 4.0, spectrum)
 
 
 @pytest.fixture(scope="session")
@@ -85,5 +86,6 @@ def poses(half_sets, truth):
 @pytest.fixture(scope="session")
 def adenylate_kinase(tmp_path_factory):
     """Two chains that differ little, 102 A box, SNR 3."""
-    return cf.simulate(cf.SimulateConfig(out=tmp_path_factory.mktemp("pseudo_symmetry") / "kinase", model=MODEL, n_particles=N, box_size_px=BOX,
+    out = tmp_path_factory.mktemp("pseudo_symmetry") / "kinase"
+    return cf.simulate(cf.SimulateConfig(out=out, model=MODEL, n_particles=N, box_size_px=BOX,
                                          pixel_size_angstrom=102.4 / BOX, snr=3.0, shift_rms_px=1.0, seed=4))

@@ -24,7 +24,8 @@ def test_a_round_has_the_smallest_even_box_that_holds_its_resolution(half_sets, 
 
 def test_whitened_images_are_the_same_in_a_smaller_box(half_sets):
     """Fourier-cropped, with a noise spectrum that follows: the pixels that are left have the same values."""
-    small, large = (half_sets.scaled(half_sets.background_spectrum, radius_px).at(np.arange(20)) for radius_px in (6.0, 15.0))
+    small, large = (half_sets.scaled(half_sets.background_spectrum, radius_px).at(np.arange(20))
+                    for radius_px in (6.0, 15.0))
     assert float(small.radius.max()) <= 6.0 and len(small.radius) < len(large.radius)
     own, other = ({tuple(k): values for k, values in zip(images.k.round().int().tolist(), images.data.T, strict=True)}
                   for images in (small, large))

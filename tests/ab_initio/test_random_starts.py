@@ -47,7 +47,7 @@ def test_lengths_of_a_search_are_fractions_of_the_box(images):
     assert settings.first_radius_px == 6.0 and settings.last_radius_px == pytest.approx(11.0, abs=0.5)
 
 
-def test_held_out_images_prefer_the_right_map_to_its_spherical_average_and_to_a_wrong_one(images, half_sets, poses, clean_data):
+def test_held_out_images_prefer_the_right_map_to_its_spherical_average_and_to_a_wrong_one(images, half_sets, poses):
     settings = search_settings(images, 10, 0.45, 0.125)
     right = reconstruct(half_sets, poses, half_sets.background_spectrum, 12.0).pair.mean_reference
     right = resize_volume(right, BOX)

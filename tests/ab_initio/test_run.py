@@ -11,8 +11,8 @@ from cryoforum_core.ab_initio import run as job
 def test_the_method_asked_for_is_run_with_what_it_needs(method, monkeypatch):
     """The hybrid method has no use for figures of a training."""
     calls = []
-    monkeypatch.setattr(job, "hybrid", lambda *arguments: calls.append(("hybrid", arguments)) or {"of": "hybrid"})
-    monkeypatch.setattr(job, "end_to_end", lambda *arguments: calls.append(("end-to-end", arguments)) or {"of": "end-to-end"})
+    for function, name in (("hybrid", "hybrid"), ("end_to_end", "end-to-end")):
+        monkeypatch.setattr(job, function, lambda *arguments, name=name: calls.append((name, arguments)) or {"of": name})
     plan, on_evaluate = SimpleNamespace(config=SimpleNamespace(method=method)), object()
     assert job.run_ab_initio(plan, "run", on_evaluate) == {"of": method}
     assert calls == [(method, (plan, "run") if method == "hybrid" else (plan, "run", on_evaluate))]

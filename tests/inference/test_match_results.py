@@ -22,7 +22,8 @@ def matches() -> Matches:
     second = compose(in_plane_quaternion(torch.full((N,), torch.pi / 2)), first)
     displacement = torch.arange(4.0 * N).reshape(N, 2, 2) / 10
     information = (100.0 * torch.eye(5)).expand(N, 2, 5, 5).clone()
-    poses = RefinedPoses(torch.stack([first, second], 1), displacement, torch.tensor([[12.0, 10.0]]).expand(N, 2), information)
+    score = torch.tensor([[12.0, 10.0]]).expand(N, 2)
+    poses = RefinedPoses(torch.stack([first, second], 1), displacement, score, information)
     return Matches(poses, MatchQuality(torch.arange(float(N)), -torch.arange(float(N))), torch.arange(N) % 2 == 0)
 
 
@@ -32,7 +33,8 @@ def test_poses_are_those_of_the_best_hypothesis_in_angstrom(matches):
     assert found.particle_id.tolist() == list(range(10, 10 + N))
     np.testing.assert_array_equal(found.quaternion, best.quaternion.numpy())
     np.testing.assert_allclose(found.shift_angstrom, shift_angstrom(best.displacement_px, PIXEL).numpy())
-    np.testing.assert_allclose(found.shift_angstrom, -PIXEL * best.displacement_px.numpy())  # RELION's origin: minus where it is
+    # RELION's origin is minus the displacement
+    np.testing.assert_allclose(found.shift_angstrom, -PIXEL * best.displacement_px.numpy())
     assert found.match.fit.tolist() == matches.quality.fit.tolist()
     assert found.match.searched.tolist() == [True, False] * 3
 

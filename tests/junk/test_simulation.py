@@ -59,7 +59,8 @@ def simulation(made):
     volume = torch.from_numpy(read_map(made.map)[0])
     model = MatchingModel.estimate(volume, images_ft, ctf, noise_power_spectrum(ifft_image(images_ft), 0.45 * BOX), IDENTITY,
                                    BOX / 2 - 1, BOX / 8)
-    return JunkSimulation(images, ImageSource.like(images, model), volume, PowerMap.build(model, ctf[:64]), Matcher(model, adaptive=True))
+    return JunkSimulation(images, ImageSource.like(images, model), volume, PowerMap.build(model, ctf[:64]),
+                          Matcher(model, adaptive=True))
 
 
 @pytest.fixture(scope="module")

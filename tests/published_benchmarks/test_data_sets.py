@@ -80,7 +80,8 @@ def test_the_last_tenth_is_the_test_set_and_a_set_that_exists_is_not_split_again
     config = BenchmarkConfig(table="cryoposenet", out=tmp_path / "run", n_particles=40, box_size_px=16)
     found = prepared_set(config, "A", tmp_path / "set", simulate)
     everything = load_particles(tmp_path / "set/simulated/truth.star", require_ctf=False).particle_id.tolist()
-    train, test = (load_particles(path, require_ctf=False).particle_id.tolist() for path in (found.train_truth, found.test_truth))
+    train, test = (load_particles(path, require_ctf=False).particle_id.tolist()
+                   for path in (found.train_truth, found.test_truth))
     assert len(test) == 4 and train + test == everything and found.ctf_state == "none"
     before = found.test.stat().st_mtime_ns
     assert prepared_set(config, "A", tmp_path / "set", simulate).test.stat().st_mtime_ns == before

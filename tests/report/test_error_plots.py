@@ -11,7 +11,8 @@ JUNK = np.array([False, False, False, False, True])
 
 def texts(picture) -> str:
     """All words of a figure."""
-    return " ".join(text.get_text() for axes in picture.figure.axes for text in axes.findobj(lambda a: hasattr(a, "get_text")))
+    parts = [part for axes in picture.figure.axes for part in axes.findobj(lambda part: hasattr(part, "get_text"))]
+    return " ".join(part.get_text() for part in parts)
 
 
 def test_junk_is_a_group_of_its_own_and_not_in_median_and_mean():

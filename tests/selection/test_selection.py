@@ -172,12 +172,13 @@ def test_default_keeps_tiny_and_constant_sets(scores):
 @pytest.mark.parametrize("name", ["expected-error", "error-bound", "dispersion-max", "dispersion-trace",
                                   "dispersion-wigner"])
 def test_default_works_for_every_measure_of_the_posterior(name):
-    """Sure particles with errors of some 2 degrees, lost ones of some 60: factors apart, not degrees."""
+    """Particles with errors of some 2 degrees, misassigned ones of some 60: factors apart, not degrees."""
     rng = np.random.default_rng(5)
     precision = np.r_[np.exp(rng.normal(np.log(2.0), 0.4, 300)), np.exp(rng.normal(np.log(2000.0), 0.5, 1700))]
     error = np.rad2deg(np.sqrt(3 / precision))
     ascending = precision[:, None] * np.array([0.0, 1.0, 1.4, 2.0])
-    measures = measures_of(PoseResults.from_arrays({"eigenvalues": ascending, "expected_error_deg": error, "error_bound_deg": 2 * error}))
+    arrays = {"eigenvalues": ascending, "expected_error_deg": error, "error_bound_deg": 2 * error}
+    measures = measures_of(PoseResults.from_arrays(arrays))
     selection = select(measures, name)
     assert (selection.rejected < 300).sum() >= 295 and len(selection.rejected) <= 310
     kept_worst = MEASURES[name].quality(measures[name][selection.kept]).min()

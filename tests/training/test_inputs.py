@@ -66,7 +66,8 @@ def test_the_networks_box_is_that_of_the_particles_or_the_one_asked_for(tmp_path
 
 
 @pytest.mark.parametrize("wanted_px, box_size_px, says", [
-    (33, 64, "must be even"), (14, 64, "at least 16"), (80, 64, "at most that of the particles, 64"), (None, 12, "at least 16")])
+    (33, 64, "must be even"), (14, 64, "at least 16"), (80, 64, "at most that of the particles, 64"),
+    (None, 12, "at least 16")])
 def test_boxes_that_no_network_can_work_at_are_refused(wanted_px, box_size_px, says):
     with pytest.raises(InputError, match=says):
         check_network_box(wanted_px, box_size_px)

@@ -47,7 +47,8 @@ def projections(n: int, noise: float, seed: int):
     """Images (n, b, b) of the molecule at random poses and origins, CTFs of 1, poses and origins."""
     generator = torch.Generator().manual_seed(seed)
     quaternion, shift_angstrom = random_quaternions(n, generator), 5 * torch.randn(n, 2, generator=generator)
-    images = ifft_image(FourierVolume.from_real(blobs()).project(quaternion) * shift_phase(-shift_angstrom / PIXEL_SIZE, BOX))
+    phase = shift_phase(-shift_angstrom / PIXEL_SIZE, BOX)
+    images = ifft_image(FourierVolume.from_real(blobs()).project(quaternion) * phase)
     images = images + noise * images.std() * torch.randn(images.shape, generator=generator)
     return images, torch.ones(n, BOX, BOX // 2 + 1), quaternion, shift_angstrom
 

@@ -1,4 +1,4 @@
-"""Errors learnt from particles with known poses, through the jobs: what is promised of new particles holds."""
+"""Errors calibrated on particles with known poses, through the jobs: bounds have their nominal coverage on new ones."""
 
 import csv
 
@@ -28,9 +28,9 @@ def run(folder, data, network):
 
 
 def errors(run, data, folder):
-    judged = cf.evaluate(cf.EvaluateConfig(out=folder / f"{run.path.name}_errors", particles=run.particles,
+    compared = cf.evaluate(cf.EvaluateConfig(out=folder / f"{run.path.name}_errors", particles=run.particles,
                                            truth=data.truth))
-    rows = list(csv.DictReader((judged.path / "errors.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((compared.path / "errors.csv").read_text().splitlines()))
     return tuple(np.array([float(row[name]) for row in rows]) for name in ("error_deg", "shift_error_angstrom"))
 
 
@@ -94,13 +94,13 @@ def test_errors_of_a_network_alone_are_calibrated_on_images_of_its_map(folder, d
     error_deg, _ = errors(run, data, folder)
     with np.load(run.orientation_posterior, allow_pickle=False) as arrays:
         assert abs(np.mean(error_deg <= arrays["error_bound_deg"]) - 0.9) < 0.07
-        # a network of ten steps knows nothing, and says so
+        # a network of ten steps finds no orientations, and expects so
         assert arrays["expected_error_deg"].mean() > 60
 
 
 def test_a_network_for_centred_images_is_calibrated_on_centred_images(folder):
-    """Displacements that it was told not to expect throw it off: of images that have none it would promise too little."""
-    # of 400 images chance alone moves what holds by 2 %
+    """Displacements that it was told not to expect throw it off: on images that have them its bounds would be too wide."""
+    # of 400 images chance alone moves the coverage by 2 %
     centred = cf.simulate(cf.SimulateConfig(out=folder / "centred", model=folder / "molecule.mrc", n_particles=2000,
                                             snr=2.0, shift_rms_px=0.0, seed=4))
     network = cf.train(cf.TrainConfig(out=folder / "of_centred", particles=centred.particles, reference=centred.map,
@@ -115,7 +115,7 @@ def test_a_network_for_centred_images_is_calibrated_on_centred_images(folder):
 
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_images_without_noise_have_small_errors_and_small_expected_errors(folder, network, is_masked):
-    """As first trials often have: errors of hundredths of a degree, and no promise of a hundred degrees. A mask leaves a
+    """As first trials often have: errors of hundredths of a degree, and no bound of a hundred degrees. A mask leaves a
     background of exactly 0."""
     name = f"clean_{is_masked}"
     clean = simulated(folder, name, snr=1e6, n_particles=120, ctf="none")

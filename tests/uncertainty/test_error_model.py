@@ -47,8 +47,8 @@ def test_enough_images_are_simulated_for_a_high_coverage():
         new = population(50, 1)[0]
         model = ErrorModel.fit(*population(n, 0), UNIFORM, coverage)
         assert torch.isfinite(model.expected_shift_error_angstrom(new)[1]).all() and n < 1500
-    held = cross_validated(*population(n, 0), UNIFORM, coverage)
-    assert torch.isfinite(held.shift_bound_angstrom).all()
+    found = cross_validated(*population(n, 0), UNIFORM, coverage)
+    assert torch.isfinite(found.shift_bound_angstrom).all()
 
 
 @pytest.mark.parametrize("coverage", [0.5, 0.9, 0.95])
@@ -73,8 +73,8 @@ def test_expected_errors_are_mean_errors_of_particles_of_that_expectation():
         assert abs(expected[part].mean() / torch.rad2deg(error[part]).mean() - 1) < 0.2
     assert abs(model.expected_shift_error_angstrom(new)[0].mean() / shift_error.mean() - 1) < 0.1
     # a bound belongs to its particle: sharper for the sharp ones, and it holds among them as among the others
-    few_lost = new.fit > 1
-    narrow, wide = (part[few_lost[part]] for part in (order[:10000], order[10000:]))
+    few_misassigned = new.fit > 1
+    narrow, wide = (part[few_misassigned[part]] for part in (order[:10000], order[10000:]))
     assert bound[narrow].median() < 0.7 * bound[wide].median()
     assert all((torch.deg2rad(bound[part]) >= error[part]).double().mean() > 0.85 for part in (narrow, wide))
 
@@ -104,15 +104,16 @@ def test_the_conformal_quantile_covers_one_more_value():
 
 
 def test_misassignment_probabilities_are_calibrated_where_few_particles_have_alternative_poses():
-    """Most particles have no rival at all, a few have strong ones: as many are lost as are said to be."""
+    """Most particles have no alternative pose at all, a few have strong ones: as many are misassigned as expected."""
     generator = torch.Generator().manual_seed(4)
     n = 1500
-    has_rival = torch.rand(n, generator=generator) < 0.02
-    rival = torch.where(has_rival, 10 ** (-9 * torch.rand(n, generator=generator)), 1e-14)
-    belief = MatchPosterior(torch.stack([1 - rival, rival], 1), torch.tensor([0.0, 2.0]).expand(n, 2), torch.full((n, 3), 0.013))
-    particles = Evidence(belief, torch.randn(n, generator=generator), 0.6 * torch.rand(n, generator=generator) + 0.1,
+    has_alternative = torch.rand(n, generator=generator) < 0.02
+    alternative = torch.where(has_alternative, 10 ** (-9 * torch.rand(n, generator=generator)), 1e-14)
+    posterior = MatchPosterior(torch.stack([1 - alternative, alternative], 1), torch.tensor([0.0, 2.0]).expand(n, 2),
+                               torch.full((n, 3), 0.013))
+    particles = Evidence(posterior, torch.randn(n, generator=generator), 0.6 * torch.rand(n, generator=generator) + 0.1,
                          torch.full((n, 2), 0.5))
-    is_misassigned = torch.rand(n, generator=generator) < torch.where(has_rival, 0.15, 0.008)
+    is_misassigned = torch.rand(n, generator=generator) < torch.where(has_alternative, 0.15, 0.008)
     error_rad = torch.where(is_misassigned, 1.0, 0.02)
     model = ErrorModel.fit(particles, error_rad, torch.ones(n), UNIFORM, 0.9)
     assert abs(model.misassignment.probability(particles.features()).sum() / is_misassigned.sum() - 1) < 0.02

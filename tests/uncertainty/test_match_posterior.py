@@ -54,9 +54,10 @@ def hypotheses(quaternion, score):
 
 
 def test_two_refinements_to_one_pose_count_once_and_alternatives_by_their_likelihood():
-    first, rival = random_quaternions(2, torch.Generator().manual_seed(4))
+    first, other = random_quaternions(2, torch.Generator().manual_seed(4))
     nearly = compose(first, rotation_vector_to_quaternion(torch.tensor([0.01, 0.0, 0.0])))
-    posterior = match_posterior(hypotheses(torch.stack([first, nearly, rival])[None], torch.tensor([[50.0, 49.9, 49.0]])), C1)
+    found = hypotheses(torch.stack([first, nearly, other])[None], torch.tensor([[50.0, 49.9, 49.0]]))
+    posterior = match_posterior(found, C1)
     expected = torch.softmax(torch.tensor([50.0, 49.0]), 0)
     torch.testing.assert_close(posterior.weight[0], torch.stack([expected[0], torch.tensor(0.0), expected[1]]))
 
