@@ -76,7 +76,7 @@ class HalfMapPair:
 
 def matching_model(volume: Float[Tensor, "b b b"], noise_spectrum: Float[Tensor, " shells"], group: Float[Tensor, "g 4"],
                    max_radius_px: float, max_displacement_px: float) -> MatchingModel:
-    """A map made of the images themselves as their model: its amplitude is theirs."""
+    """The matching model of a map that was reconstructed from the images themselves, so that it has their amplitude."""
     fourier_volume = FourierVolume.from_real(volume, max_radius_px=max_radius_px + 1, with_gradient=True)
     views = random_quaternions(200, torch.Generator().manual_seed(0)).to(volume.device)
     power = shell_average(fourier_volume.project(views).abs().square().mean(0), volume.shape[-1])

@@ -143,7 +143,7 @@ def run_search(images: SearchImages, settings: StochasticSettings, seed: int, st
 
 def assess(images: SearchImages, volume: Float[Tensor, "b b b"], settings: StochasticSettings, seed: int
            ) -> SearchResult:
-    """What held-out images say of a map."""
+    """Log-evidence and explained fraction of held-out images, for a map."""
     evidence, quaternion, fitted = _held_out_evidence(images.held_out, volume, settings)
     of_sphere, *_ = _held_out_evidence(images.held_out, spherical_average(volume), settings, n_rotations=1)
     gain = evidence - of_sphere

@@ -52,7 +52,7 @@ class JunkSimulation:
     def features(self, quaternion: Float[Tensor, "m 4"], displacement_px: Float[Tensor, "m 2"], n: int
                  ) -> list[Float[np.ndarray, "_ s"]]:
         """Features of about ``n`` images, by ``REASONS``; poses of good particles are drawn from, so that
-        views and centring are the set's own."""
+        viewing directions and centring are the set's own."""
         generator = torch.Generator().manual_seed(self.matcher.seed)
         results = []
         for kind, reason in enumerate(REASONS):

@@ -59,7 +59,7 @@ class ConvolutionalEncoder(nn.Module):
 
     @torch.no_grad()
     def scale_input(self, factor: float | Float[Tensor, ""]) -> None:
-        """Takes images of ``factor`` times less contrast for what it took before."""
+        """Adapts the first layer to images of ``factor`` times less contrast."""
         # what comes before the first convolution is linear
         next(layer for layer in self.modules() if isinstance(layer, nn.Conv2d)).weight.mul_(factor)
 

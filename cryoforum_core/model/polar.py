@@ -175,6 +175,6 @@ class PolarEncoder(nn.Module):
 
     @torch.no_grad()
     def scale_input(self, factor: float | Float[Tensor, ""]) -> None:
-        """Takes images of ``factor`` times less contrast for what it took before."""
+        """Adapts the first layers to images of ``factor`` times less contrast."""
         for network in (self.circles, self.centring):
             network.layers[0].weight *= factor

@@ -148,7 +148,7 @@ def normalise(images: Float[Tensor, "n b b"], state: ImageState,
 
 def effective_ctf(ctf: CTFParameters, box_size_px: int, pixel_size_angstrom: float, ctf_state: CTFState
                   ) -> Float[Tensor, "n {box_size_px} {box_size_px}//2+1"]:
-    """What stands between a projection and its image in this state of the CTF: (n, B, B // 2 + 1).
+    """The transfer function from a projection to its image, by the state of CTF correction: (n, B, B // 2 + 1).
 
     The CTF of raw images, its absolute value of phase-flipped ones, its square of multiplied ones.
     """
@@ -159,7 +159,7 @@ def effective_ctf(ctf: CTFParameters, box_size_px: int, pixel_size_angstrom: flo
 
 
 def network_ctf(ctf: CTFParameters, state: ImageState, settings: PreprocessSettings) -> Float[Tensor, "n b b//2+1"]:
-    """What stands between a projection and an image as ``network_images`` makes it: (n, b, b // 2 + 1)."""
+    """The transfer function from a projection to an image of ``network_images``: (n, b, b // 2 + 1)."""
     flipped = settings.phase_flip and state.ctf_state == "raw"
     return effective_ctf(ctf, settings.box_size_px, settings.pixel_size_angstrom,
                          "phase-flipped" if flipped else state.ctf_state)

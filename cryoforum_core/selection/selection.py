@@ -81,7 +81,7 @@ def select(measures: Mapping[str, Float[np.ndarray, " n"]], measure: str = "auto
     beside a limit of errors; other kinds of junk are kept. ``protect_views``: no view cone's share falls by more than the
     share of junk found in it. The probability needs no protection: each image is classified by itself. By count, a
     cone's best particles come before better ones of other cones; from beyond a valley they come back. A limit that was
-    given is meant: nothing beyond it is kept for its view.
+    given is meant: nothing beyond it is kept for its viewing direction.
 
     Raises InputError where the measure is missing, criteria contradict each other, or nothing would be kept.
     """

@@ -57,7 +57,7 @@ class TrainingParticles:
         return network_images(batch.images, batch.ctf, self.particles.pixel_size_angstrom, self.state, settings)
 
     def ctf(self, parameters: CTFParameters) -> Float[Tensor, "n b b//2+1"]:
-        """What stands between a projection and a prepared image."""
+        """The transfer function from a projection to a prepared image."""
         return network_ctf(parameters, self.state, self.settings)
 
     def image_model(self, rows: Int[np.ndarray, " m"], volume: Float[Tensor, "d d d"], seed: int) -> ImageModel:

@@ -70,13 +70,14 @@ def test_searches_are_assessed_once_and_counted(data, tmp_path):
     assert "| map | 1 | 1 of 2 |" in benchmark.reliability_table(rows)
 
 
-def test_time_is_counted_and_limited(tmp_path):
+def test_processor_time_is_counted_and_limited(tmp_path):
+    """Programs that end by their own processor time: however busy the machine is, they have had that much."""
     busy = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"]
     cost = sets.measured(busy, tmp_path / "log")
-    assert cost.exit_code == 0 and 0.45 < cost.processor <= cost.wall + 0.1
+    assert cost.exit_code == 0 and min(cost.processor, cost.wall) > 0.45
     endless = [sys.executable, "-c", "while True: pass"]
     cost = sets.measured(endless, tmp_path / "log", max_processor_seconds=1)
-    assert cost.exit_code == -signal.SIGXCPU and 0.6 < cost.processor < 2
+    assert cost.exit_code == -signal.SIGXCPU and cost.processor > 0.6
 
 
 @pytest.mark.skipif(shutil.which("relion_reconstruct") is None, reason="no RELION")

@@ -63,7 +63,7 @@ def test_true_pose_is_the_likeliest(volume):
     assert (log_likelihood_ratio(images, volume, quaternion, displacement + 1.5) < at_truth).all()
 
 
-def test_nothing_is_as_likely_as_an_empty_image(volume):
+def test_an_empty_map_has_the_likelihood_of_an_empty_image(volume):
     """Images of pure noise: on average each pose is less likely than no particle, by the power of its projection."""
     images = matching_images(noise(400), torch.full((BOX // 2 + 1,), float(BOX ** 2)))
     quaternion = random_quaternions(400, torch.Generator().manual_seed(3))

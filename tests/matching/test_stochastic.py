@@ -8,12 +8,7 @@ from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.matching.exhaustive_search import displacement_grid
 from cryoforum_core.matching.likelihood import MatchingImages, log_likelihood_ratio
-from cryoforum_core.matching.stochastic import (
-    GridPosterior,
-    StochasticSearch,
-    StochasticSettings,
-    signal_power,
-)
+from cryoforum_core.matching.stochastic import GridPosterior, StochasticSearch, StochasticSettings, signal_power
 
 from .conftest import simulate
 

@@ -192,7 +192,7 @@ def test_what_the_file_states_comes_before_what_is_measured(tmp_path):
     assert determine_image_state(particles, ImageInputConfig(ctf_state="raw")).ctf_state == "raw"
 
 
-def test_doubt_is_said_aloud(tmp_path, caplog):
+def test_an_undetermined_state_is_warned_of(tmp_path, caplog):
     images, ctf = particle_images(40, has_particle=False)
     assert determine_image_state(stored(tmp_path, images, ctf), ImageInputConfig()) == ImageState("bright", "raw")
     assert "do not tell whether protein is bright or dark" in caplog.text and "--contrast dark" in caplog.text

@@ -218,7 +218,7 @@ def test_what_leaves_the_box_does_not_come_in_at_the_other_side(tmp_path, molecu
         assert np.abs(image[:, :BOX // 8]).max() < 0.05 * image.max()
 
 
-def test_preferred_views_crowd_around_one_direction(tmp_path):
+def test_preferred_viewing_directions_lie_around_one_direction(tmp_path):
     def directions(fraction):
         config = SimulateConfig(out=tmp_path, n_particles=2000, preferred_view_fraction=fraction,
                                 preferred_view_width_deg=15.0)

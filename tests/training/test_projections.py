@@ -1,6 +1,5 @@
 """Simulated images like a data set's own: the estimated signal and noise are those that went in."""
 
-
 import pytest
 import torch
 
