@@ -25,7 +25,7 @@ LARGE_CLASSES = {
 }
 MANY_PARAMETERS = {
     "training/autoencoder.py:fine_tune_end_to_end": "each is an object of its own that the caller has made already",
-    "training/projections.py:__init__": "each is an object of its own that the caller has made already",
+    "training/simulated_projections.py:__init__": "each is an object of its own that the caller has made already",
     "training/streams.py:__init__": "each is an object of its own that the caller has made already",
     "report/plots.py:scatter": "the options of one figure, keywords with defaults",
     "benchmarks/real_input.py:run_chain": "the arguments of its command line",

@@ -18,7 +18,8 @@ from torch import Tensor
 from ..geometry.pose_hypotheses import PoseHypotheses
 from ..imaging.fourier import resize_volume
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
-from ..matching.likelihood import MatchingImages, predicted
+from ..matching.likelihood import predicted
+from ..matching.whitened_images import WhitenedImages
 from ..progress import Progress
 from .half_map_pair import RoundSums, matching_model
 from .half_sets import BATCH_IMAGES, RoundImages
@@ -51,7 +52,7 @@ class _Residuals:
     """Images of rows ``index`` (n,) less the symmetric part, and their two poses in px of the round's box."""
 
     index: Tensor
-    images: MatchingImages
+    images: WhitenedImages
     own: Pose
     other: Pose
 
@@ -115,7 +116,7 @@ class AntisymmetricPart:
                     break
         return self._volume(total), scores
 
-    def _with_both_poses(self, rows: Tensor) -> Iterator[tuple[Tensor, MatchingImages, Pose, Pose]]:
+    def _with_both_poses(self, rows: Tensor) -> Iterator[tuple[Tensor, WhitenedImages, Pose, Pose]]:
         """Batches of images with both of their poses."""
         for some in rows.split(BATCH_IMAGES):
             index = some.to(self.device)

@@ -16,8 +16,8 @@ from ..imaging.fourier import shell_average
 from ..imaging.masks import solvent_mask
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..imaging.resolution import fourier_shell_correlation
-from ..matching.likelihood import MatchingImages
 from ..matching.matching_model import MatchingModel
+from ..matching.whitened_images import WhitenedImages
 
 # RELION shares what is coarser than 40 A; in cycles per box it is as little
 JOINED_RADIUS_PX = 3.0
@@ -103,13 +103,13 @@ class RoundSums:
         n_shells = box_size_px // 2 + 1
         self._residual, self._count = torch.zeros(n_shells, device=device), torch.zeros(n_shells, device=device)
 
-    def add_residual(self, images: MatchingImages, model: Complex[Tensor, "n m"]) -> None:
+    def add_residual(self, images: WhitenedImages, model: Complex[Tensor, "n m"]) -> None:
         shells = images.radius.round().long().clamp_max(len(self._residual) - 1)
         left = (images.data - model).abs().square().sum(0)
         self._residual.index_add_(0, shells, left)
         self._count.index_add_(0, shells, torch.full_like(left, len(images)))
 
-    def insert(self, half: int, images: MatchingImages, quaternion: Float[Tensor, "n 4"],
+    def insert(self, half: int, images: WhitenedImages, quaternion: Float[Tensor, "n 4"],
                displacement_px: Float[Tensor, "n 2"], weight: Float[Tensor, " n"], group: Float[Tensor, "g 4"]) -> None:
         """Images at poses, displaced, with ``weight``, and at the poses that the symmetry makes equivalent."""
         centred = (weight[:, None] * images.transfer) * images.data * images.displacement_phase(displacement_px).conj()

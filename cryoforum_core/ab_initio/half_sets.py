@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..imaging.fourier import resize_volume
 from ..imaging.masks import soft_sphere
-from ..matching.likelihood import MatchingImages
 from ..matching.matching_model import MatchingModel
+from ..matching.whitened_images import WhitenedImages
 from ..particles.image_preparation import ImagePreparation
 from .half_map_pair import HalfMapPair, matching_model, resized_spectrum
 
@@ -83,9 +83,9 @@ class RoundImages:
         box = self.box_size_px
         return soft_sphere(box, self.half_sets.mask_radius_fraction * box, _EDGE_FRACTION * box, self.half_sets.device)
 
-    def at(self, rows: Int[np.ndarray, " m"]) -> MatchingImages:
+    def at(self, rows: Int[np.ndarray, " m"]) -> WhitenedImages:
         """Particles ``rows``, whitened."""
-        return MatchingImages.from_transforms(*self.images.transforms(rows), self.noise_spectrum, self.max_radius_px)
+        return WhitenedImages.from_transforms(*self.images.transforms(rows), self.noise_spectrum, self.max_radius_px)
 
     def model(self, volume: Float[Tensor, "b b b"]) -> MatchingModel:
         """A map in any box as a model of these images."""

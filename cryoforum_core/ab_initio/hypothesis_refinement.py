@@ -5,9 +5,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..geometry.pose_hypotheses import N_HYPOTHESES, PoseHypotheses
-from ..matching.likelihood import MatchingImages
 from ..matching.matching_model import MatchingModel
 from ..matching.refine import RefinedPoses, refine
+from ..matching.whitened_images import WhitenedImages
 from ..uncertainty.match_posterior import match_posterior, rotation_information
 
 # a hypothesis is dropped when its log-likelihood is that much below the best: wrong poses were ahead by 7 at most
@@ -32,7 +32,7 @@ def store_hypotheses(poses: PoseHypotheses, rows: Int[Tensor, " n"], found: Refi
     poses.information[rows] = rotation_information(found.information[:, 0])
 
 
-def refine_hypotheses(images: MatchingImages, model: MatchingModel, quaternion: Float[Tensor, "n k 4"],
+def refine_hypotheses(images: WhitenedImages, model: MatchingModel, quaternion: Float[Tensor, "n k 4"],
                       displacement_px: Float[Tensor, "n k 2"], score: Float[Tensor, "n k"]) -> RefinedPoses:
     """Refines the hypotheses that are not dropped; best first."""
     n, k = score.shape

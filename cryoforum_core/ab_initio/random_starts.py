@@ -14,7 +14,7 @@ from ..geometry.so3_grid import super_fibonacci
 from ..imaging.fourier import fft_volume, ifft_volume, volume_radius_px
 from ..imaging.projection import FourierVolume
 from ..matching.exhaustive_search import displacement_grid
-from ..matching.likelihood import MatchingImages, explained_power, predicted
+from ..matching.likelihood import explained_power, predicted
 from ..matching.refine import refine
 from ..matching.stochastic import (
     DISPLACEMENT_STEP_OF_WAVE,
@@ -22,6 +22,7 @@ from ..matching.stochastic import (
     StochasticSearch,
     StochasticSettings,
 )
+from ..matching.whitened_images import WhitenedImages
 from ..particles.image_preparation import ImagePreparation
 from ..progress import Progress
 from ..saved_state import load_state, save_state
@@ -65,8 +66,8 @@ SHOW_EVERY_STEPS = 20
 class SearchImages:
     """Low-resolution images in memory: those that the search sees, and those that assess it; whitened."""
 
-    seen: MatchingImages
-    held_out: MatchingImages
+    seen: WhitenedImages
+    held_out: WhitenedImages
     pixel_size_angstrom: float
 
     @classmethod
@@ -82,7 +83,7 @@ class SearchImages:
         held_out, seen = ([small.transforms(np.sort(part))
                            for part in np.array_split(some, max(1, len(some) // _READ_AT_ONCE))]
                           for some in (rows[:n_held_out], rows[n_held_out:]))
-        return cls(*(MatchingImages.from_transforms(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]),
+        return cls(*(WhitenedImages.from_transforms(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]),
                                                     spectrum, last_radius_px) for parts in (seen, held_out)),
                    small.pixel_size_angstrom)
 
@@ -154,7 +155,7 @@ def assess(images: SearchImages, volume: Float[Tensor, "b b b"], settings: Stoch
     return SearchResult(seed, volume, float(evidence.mean()), float(gain.mean()), error, explained, quaternion)
 
 
-def _held_out_evidence(images: MatchingImages, volume: Tensor, settings: StochasticSettings,
+def _held_out_evidence(images: WhitenedImages, volume: Tensor, settings: StochasticSettings,
                        n_rotations: int = N_ASSESSED_ROTATIONS) -> tuple[Tensor, Tensor, Tensor]:
     """Log-evidence (n,) over all poses, the best rotations (n, 4), refined beyond the grid, and the power that the map
     explains there in each pixel (n, m)."""

@@ -11,9 +11,10 @@ from torch import Tensor
 from ..geometry.pose_hypotheses import N_HYPOTHESES, PoseHypotheses
 from ..geometry.rotations import angular_distance_rad
 from ..matching.exhaustive_search import SearchGrid
-from ..matching.likelihood import MatchingImages, predicted
+from ..matching.likelihood import predicted
 from ..matching.matching_model import MatchingModel
 from ..matching.refine import RefinedPoses
+from ..matching.whitened_images import WhitenedImages
 from ..progress import Progress
 from .half_map_pair import HalfMapPair, RoundSums
 from .half_sets import HalfSets, RoundImages, batches
@@ -26,7 +27,7 @@ _SMALLEST_WEIGHT = 0.02
 
 Show = Callable[[float, str], None]
 """Is told which part of a round is done, 0 to 1, and what it does."""
-Match = Callable[[MatchingImages, Tensor], RefinedPoses]
+Match = Callable[[WhitenedImages, Tensor], RefinedPoses]
 """(images of the round, their rows (n,)) -> their hypotheses, best first, in px of the round's box."""
 
 
@@ -93,7 +94,7 @@ def _round(scaled: RoundImages, before: PoseHypotheses, references: tuple[Tensor
     return Refinement(poses, scaled.in_own_box(sums.pair(scaled.mask(), scaled.noise_spectrum), noise_spectrum))
 
 
-def _match_batch(scaled: RoundImages, images: MatchingImages, rows: np.ndarray, model: MatchingModel, match: Match,
+def _match_batch(scaled: RoundImages, images: WhitenedImages, rows: np.ndarray, model: MatchingModel, match: Match,
                  poses: PoseHypotheses, sums: RoundSums) -> None:
     """Puts what is found for particles ``rows`` (n,) into ``poses``, and what it leaves unexplained into ``sums``."""
     half_sets, index = scaled.half_sets, torch.from_numpy(rows).to(scaled.half_sets.device)
@@ -103,7 +104,7 @@ def _match_batch(scaled: RoundImages, images: MatchingImages, rows: np.ndarray, 
     sums.add_residual(images, predicted(images, model.volume, best.quaternion, best.displacement_px))
 
 
-def _insert_batch(scaled: RoundImages, images: MatchingImages, rows: np.ndarray, half: int, poses: PoseHypotheses,
+def _insert_batch(scaled: RoundImages, images: WhitenedImages, rows: np.ndarray, half: int, poses: PoseHypotheses,
                   sums: RoundSums) -> None:
     index = torch.from_numpy(rows).to(scaled.half_sets.device)
     weight = poses.weight[index]

@@ -24,9 +24,10 @@ from ..imaging.fourier import (
 from ..imaging.masks import soft_sphere
 from ..imaging.noise_spectrum import noise_power_spectrum
 from ..matching.exhaustive_search import SearchGrid
-from ..matching.likelihood import MatchingImages, amplitude_from_power, predicted
+from ..matching.likelihood import amplitude_from_power, predicted
 from ..matching.matching_model import MatchingModel, simulated_transforms
 from ..matching.refine import RefinedPoses, refine
+from ..matching.whitened_images import WhitenedImages
 from ..particles.image_preparation import ImagePreparation
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION, ImageState
 
@@ -181,7 +182,7 @@ def _magnified(model: MatchingModel, factor: float) -> MatchingModel:
     return replace(model, volume=volume, max_radius_px=min(model.max_radius_px, volume.max_radius_px - 1))
 
 
-def _gain(images: MatchingImages, model: MatchingModel, poses: RefinedPoses) -> Gain:
+def _gain(images: WhitenedImages, model: MatchingModel, poses: RefinedPoses) -> Gain:
     """With a free overall amplitude a: sum of ``2 a Re<y, f> - a^2 |f|^2``."""
     expected = predicted(images, model.volume, poses.quaternion, poses.displacement_px)
     cross, power = (images.data.conj() * expected).real.sum(-1), expected.abs().square().sum(-1)

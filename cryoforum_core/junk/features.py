@@ -14,10 +14,11 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ..geometry.rotations import random_quaternions
-from ..matching.likelihood import MatchingImages, predicted, to_images
+from ..matching.likelihood import predicted
 from ..matching.match_quality import RESIDUAL_MIN_RADIUS_PX, match_quality
 from ..matching.matching_model import MatchingModel
 from ..matching.refine import RefinedPoses
+from ..matching.whitened_images import WhitenedImages, to_images
 
 # random viewing directions whose mean power stands for the particle's
 N_VIEWS = 64
@@ -45,7 +46,7 @@ class PowerMap:
         power = to_images(signal * _filter(images, model), images).square().mean(0)
         return cls(model, torch.fft.rfft2(torch.fft.ifftshift(power / power.sum())))
 
-    def of(self, images: MatchingImages, data: Complex[Tensor, "n m"]) -> Float[Tensor, "n b b"]:
+    def of(self, images: WhitenedImages, data: Complex[Tensor, "n m"]) -> Float[Tensor, "n b b"]:
         """T of whitened transforms, whole or what is left of them; index B // 2 is displacement 0."""
         weight, box = _filter(images, self.model), images.box_size_px
         covariance = to_images(weight.square().to(data.dtype), images) / box ** 2
@@ -55,13 +56,13 @@ class PowerMap:
         spread = torch.fft.fft2(covariance.square()).abs() * _both_halves(self.template).abs().square()
         return smooth / (2 * spread.sum((-2, -1)) / box ** 2).sqrt().clamp_min(1e-20)[:, None, None]
 
-    def features(self, images: MatchingImages, poses: RefinedPoses) -> tuple[Float[Tensor, "n s"], Float[Tensor, "n 2"]]:
+    def features(self, images: WhitenedImages, poses: RefinedPoses) -> tuple[Float[Tensor, "n s"], Float[Tensor, "n 2"]]:
         """Of images matched at poses (n, ...), one for each: the features by ``FEATURES``, and where in the box,
         px, there is most power beyond the largest shift searched."""
         parts = [self._features(images[rows], poses[rows]) for rows in torch.arange(len(images)).split(CHUNK)]
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def _features(self, images: MatchingImages, poses: RefinedPoses) -> tuple[Tensor, Tensor]:
+    def _features(self, images: WhitenedImages, poses: RefinedPoses) -> tuple[Tensor, Tensor]:
         model, box = self.model, images.box_size_px
         expected = predicted(images, model.volume, poses.quaternion, poses.displacement_px)
         quality = match_quality(images, model, poses)
@@ -78,7 +79,7 @@ class PowerMap:
         return torch.stack(values, dim=1), place.to(whole.dtype)
 
 
-def _shell_powers(images: MatchingImages, model: MatchingModel) -> tuple[Tensor, Tensor]:
+def _shell_powers(images: WhitenedImages, model: MatchingModel) -> tuple[Tensor, Tensor]:
     """Power beyond the noise's (n,), in its standard deviations, of the lowest and of the highest shells."""
     power = images.data.abs().square() - 1
     low = images.radius <= RESIDUAL_MIN_RADIUS_PX + 2
@@ -86,7 +87,7 @@ def _shell_powers(images: MatchingImages, model: MatchingModel) -> tuple[Tensor,
     return tuple(power[:, some].sum(1) / some.sum().sqrt() for some in (low, high))
 
 
-def _filter(images: MatchingImages, model: MatchingModel) -> Tensor:
+def _filter(images: WhitenedImages, model: MatchingModel) -> Tensor:
     shells = images.radius.round().long().clamp_max(len(model.map_power) - 1)
     return images.transfer * model.map_power[shells].sqrt() * (images.radius >= RESIDUAL_MIN_RADIUS_PX)
 

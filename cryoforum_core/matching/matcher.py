@@ -22,10 +22,11 @@ from .exhaustive_search import (
     N_HYPOTHESES,
     SearchGrid,
 )
-from .likelihood import MatchingImages, contrast_from_poses
+from .likelihood import contrast_from_poses
 from .match_quality import MatchQuality, match_quality
 from .matching_model import MatchingModel, simulated_transforms
 from .refine import RefinedPoses, predicted_at_refined
+from .whitened_images import WhitenedImages
 
 logger = logging.getLogger("cryoforum")
 
@@ -153,7 +154,7 @@ class Matcher:
         return Matches(poses, match_quality(images, self.model, poses[:, 0]),
                        torch.full((len(images),), self.adaptive)), local
 
-    def _best_misassigned_fit(self, images: MatchingImages, local: RefinedPoses, best: RefinedPoses, fit: Tensor) -> float:
+    def _best_misassigned_fit(self, images: WhitenedImages, local: RefinedPoses, best: RefinedPoses, fit: Tensor) -> float:
         """The best fit in the sample of a local match that a search has shown to be wrong; -inf where there is none.
 
         The spread of the fits alone is no limit: images of different contrast, as several micrographs have, spread so
@@ -165,7 +166,7 @@ class Matcher:
             return -math.inf
         return float(match_quality(images, self.model, local).fit[wrong].max())
 
-    def _chance_score(self, images: MatchingImages) -> float:
+    def _chance_score(self, images: WhitenedImages) -> float:
         """The score of the best of all poses in images of noise alone: the highest of a few images."""
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(*images.data.shape, 2, generator=generator).to(images.transfer.device) * 0.5 ** 0.5
@@ -178,11 +179,11 @@ class Matcher:
         # slices do not depend on amplitude and noise: the grid outlives an adapted model
         return replace(self._grids[fine], model=self.model)
 
-    def _local(self, images: MatchingImages, start: StartingPoses) -> RefinedPoses:
+    def _local(self, images: WhitenedImages, start: StartingPoses) -> RefinedPoses:
         start = start.within(self.model.max_displacement_px)
         return self.model.refine_from(images, start.quaternion, start.displacement_px, keep=KEPT_HYPOTHESES)
 
-    def search(self, images: MatchingImages) -> RefinedPoses:
+    def search(self, images: WhitenedImages) -> RefinedPoses:
         """The best poses of an exhaustive search, whatever the starting poses; best first."""
         return self._grid().search(images)
 
@@ -219,7 +220,7 @@ class Matcher:
     def _needs_fine_search(self, quality: MatchQuality) -> Tensor:
         return quality.fit < self.median_fit + FINE_SEARCH_BELOW_DEVIATIONS * self.fit_deviation
 
-    def _search(self, images: MatchingImages, poses: RefinedPoses, quality: MatchQuality, wanted: Tensor,
+    def _search(self, images: WhitenedImages, poses: RefinedPoses, quality: MatchQuality, wanted: Tensor,
                 fine: bool) -> tuple[RefinedPoses, MatchQuality]:
         rows = torch.nonzero(wanted)[:, 0]
         if not len(rows):
@@ -237,7 +238,7 @@ def _median_and_deviation(fit: Tensor) -> tuple[float, float]:
     return median, max(1.0, 1.4826 * float(spread.median()))
 
 
-def _contrast(images: MatchingImages, model: MatchingModel, poses: RefinedPoses) -> Contrast:
+def _contrast(images: WhitenedImages, model: MatchingModel, poses: RefinedPoses) -> Contrast:
     """Of those of the images, at poses (n, ...), that look like particles."""
     fit = match_quality(images, model, poses).fit
     median, deviation = _median_and_deviation(fit)

@@ -13,16 +13,6 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from ..run_directory import atomic_path
 
-# of particles.star
-EXPECTED_ERROR_COLUMN = "rlnCryoforumExpectedError"
-ERROR_BOUND_COLUMN = "rlnCryoforumErrorBound"
-FIGURE_OF_MERIT_COLUMN = "rlnCryoforumFigureOfMerit"
-EXPECTED_SHIFT_ERROR_COLUMN = "rlnCryoforumExpectedShiftError"
-SHIFT_ERROR_BOUND_COLUMN = "rlnCryoforumShiftErrorBound"
-MATCH_SCORE_COLUMN = "rlnCryoforumMatchScore"
-REASON_COLUMN = "rlnCryoforumReason"
-PARTICLE_PROBABILITY_COLUMN = "rlnCryoforumParticleProbability"
-
 
 @dataclass(frozen=True, eq=False)
 class ParticleArrays:
@@ -169,21 +159,6 @@ class PoseResults(ParticleArrays):
     def evidence(self) -> MatchEvidence | None:
         """Of a match that was just made."""
         return None if self.match is None else self.match.evidence
-
-    def star_columns(self) -> dict[str, Shaped[np.ndarray, " n"]]:
-        """The columns beside the poses that a STAR file gets."""
-        columns = {}
-        if self.errors is not None:
-            columns = {EXPECTED_ERROR_COLUMN: self.errors.expected_error_deg,
-                       ERROR_BOUND_COLUMN: self.errors.error_bound_deg,
-                       FIGURE_OF_MERIT_COLUMN: self.errors.figure_of_merit,
-                       EXPECTED_SHIFT_ERROR_COLUMN: self.errors.expected_shift_error_angstrom,
-                       SHIFT_ERROR_BOUND_COLUMN: self.errors.shift_error_bound_angstrom}
-        if self.match is not None and self.match.match_score is not None and np.isfinite(self.match.match_score).all():
-            columns[MATCH_SCORE_COLUMN] = self.match.match_score
-        if self.junk is not None:
-            columns |= {REASON_COLUMN: self.junk.reason, PARTICLE_PROBABILITY_COLUMN: self.junk.particle_probability}
-        return {name: values for name, values in columns.items() if values is not None}
 
     def arrays(self, with_evidence: bool = False) -> dict[str, Shaped[np.ndarray, "n ..."]]:
         """By the names of ``orientation_posterior.npz``. Without a match ``fit``, ``residual`` and ``match_score`` are

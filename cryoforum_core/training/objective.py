@@ -12,7 +12,7 @@ from ..model.network import OrientationNetwork
 from ..model.orientation_head import PoseEstimate
 from .losses import bingham_loss, displacement_error, orientation_loss
 from .precision import mixed_precision
-from .projections import TrainingBatch
+from .simulated_projections import TrainingBatch
 
 
 class Objective:

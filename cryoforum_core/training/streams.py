@@ -16,8 +16,8 @@ from ..imaging.ctf import CTFParameters
 from ..particles.dataset import ParticleBatch, Particles
 from .augment import random_transforms, transform_images, transform_labels, vary_grey_values
 from .loop import step_generator
-from .projections import ProjectionStream, TrainingBatch
 from .schedules import NOISE_IS_FULL_AT, noise_factor
+from .simulated_projections import ProjectionStream, TrainingBatch
 
 
 class ParticleStream:

@@ -19,11 +19,11 @@ from ..particles.dataset import Particles
 from ..particles.image_state import ImageState, determine_image_state, images_of
 from ..run_directory import RunDirectory
 from .inputs import TrainingInputs, check_inputs
-from .label_map import network_volume
 from .loop import LoopResult, LoopSettings, TrainingTask, step_generator, train_network
+from .map_from_labels import network_volume
 from .objective import Objective
-from .projections import ImageModel, ProjectionStream, TrainingBatch
 from .schedules import NOISE_IS_FULL_AT
+from .simulated_projections import ImageModel, ProjectionStream, TrainingBatch
 from .streams import MixedStream, ParticleStream
 from .training_particles import TrainingParticles
 

@@ -16,8 +16,8 @@ from ..particles.dataset import ParticleBatch, Particles
 from ..particles.image_preparation import PreprocessSettings, network_ctf, network_images
 from ..particles.image_state import ImageState
 from ..progress import Progress
-from .label_map import LabelMap, network_volume
-from .projections import ImageModel, TrainingBatch, estimate_image_model
+from .map_from_labels import LabelMap, network_volume
+from .simulated_projections import ImageModel, TrainingBatch, estimate_image_model
 from .streams import ParticleStream
 
 # images that the noise spectrum and the scale of the signal are estimated from

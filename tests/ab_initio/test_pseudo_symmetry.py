@@ -14,7 +14,8 @@ from cryoforum_core.geometry.rotations import angular_distance_deg, quaternion_t
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.imaging.volume_frame import move_volume
-from cryoforum_core.matching.likelihood import MatchingImages, predicted
+from cryoforum_core.matching.likelihood import predicted
+from cryoforum_core.matching.whitened_images import WhitenedImages
 from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.simulate import DEFAULT_MODEL, load_molecule
@@ -67,7 +68,7 @@ def test_the_twofold_axis_is_found_and_the_other_pose_shows_the_same(adenylate_k
     assert float(angular_distance_deg(found.rotation, TWOFOLD)) < 1.0
     # the axis through the displaced middle
     assert torch.allclose(found.translation_px, offset_px - quaternion_to_matrix(TWOFOLD) @ offset_px, atol=0.3)
-    images = MatchingImages.from_transforms(torch.zeros(20, BOX, BOX // 2 + 1, dtype=torch.complex64),
+    images = WhitenedImages.from_transforms(torch.zeros(20, BOX, BOX // 2 + 1, dtype=torch.complex64),
                                             torch.ones(20, BOX, BOX // 2 + 1), torch.ones(BOX // 2 + 1), 8.0)
     poses = random_quaternions(20, torch.Generator().manual_seed(1)), torch.zeros(20, 2)
     transform = FourierVolume.from_real(moved, max_radius_px=9)

@@ -11,7 +11,7 @@ from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.model.checkpoint import load_checkpoint
 from cryoforum_core.model.orientation_head import PoseEstimate
 from cryoforum_core.training.objective import Objective
-from cryoforum_core.training.projections import TrainingBatch
+from cryoforum_core.training.simulated_projections import TrainingBatch
 from cryoforum_core.training.supervised import plan_training
 
 from .supervised_runs import KNOWN, config, run_training

@@ -22,11 +22,11 @@ from ...particles.image_state import images_of
 from ...reconstruction.reconstruct import HalfMaps, reconstruct_halves
 from ...results.write import write_results
 from ...run_directory import RunDirectory
-from ...training.label_map import network_volume
 from ...training.loop import step_generator
 from ...training.losses import bingham_loss
+from ...training.map_from_labels import network_volume
 from ...training.objective import Objective
-from ...training.projections import ImageModel, ProjectionStream, TrainingBatch
+from ...training.simulated_projections import ImageModel, ProjectionStream, TrainingBatch
 from ..particle_results import of_network, with_estimated_errors
 from ..plan import AbInitioPlan
 from .setup import EndToEndSetup

@@ -13,7 +13,7 @@ from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import load_particles
-from cryoforum_core.training.label_map import LabelMap, network_volume
+from cryoforum_core.training.map_from_labels import LabelMap, network_volume
 from cryoforum_core.training.supervised import plan_training
 
 from .conftest import BOX, PIXEL_SIZE, blobs
