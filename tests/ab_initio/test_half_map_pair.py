@@ -18,7 +18,8 @@ def test_only_the_lowest_frequencies_are_shared(half_sets, poses):
 
 
 def pair_of(fsc, volume=None) -> HalfMapPair:
-    volume = torch.zeros(BOX, BOX, BOX) if volume is None else volume
+    box = 2 * (len(fsc) - 1)
+    volume = torch.zeros(box, box, box) if volume is None else volume
     return HalfMapPair((volume, volume), (volume, volume), torch.tensor(fsc), torch.ones(len(fsc)), 1.0)
 
 

@@ -2,9 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 
 import cryoforum_core as cf
+from cryoforum_core.imaging.fourier import ifft_image
+from cryoforum_core.imaging.noise_spectrum import noise_power_spectrum
+from cryoforum_core.junk.features import PowerMap
+from cryoforum_core.junk.simulation import JunkSimulation
+from cryoforum_core.matching.matcher import Matcher
+from cryoforum_core.matching.matching_model import MatchingModel
+from cryoforum_core.mrc import read_map
+from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.particles.image_preparation import ImagePreparation
+from cryoforum_core.particles.image_state import ImageState
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.uncertainty.simulated_images import ImageSource
 
 BOX, PIXEL, N = 32, 8.2, 240
 
@@ -35,3 +47,19 @@ def runs(made):
     with np.load(poses.orientation_posterior, allow_pickle=False) as arrays:
         posterior = dict(arrays)
     return made, poses, kept, posterior, ParticleTable.read(made.truth)
+
+
+IDENTITY = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+
+
+@pytest.fixture(scope="session")
+def simulation(made):
+    """Junk simulated like that of the set."""
+    particles = load_particles(made.truth, require_poses=True)
+    images = ImagePreparation(particles, ImageState(), BOX, torch.device("cpu"))
+    images_ft, ctf = images.transforms(np.arange(len(particles)))
+    volume = torch.from_numpy(read_map(made.map)[0])
+    model = MatchingModel.estimate(volume, images_ft, ctf, noise_power_spectrum(ifft_image(images_ft), 0.45 * BOX), IDENTITY,
+                                   BOX / 2 - 1, BOX / 8)
+    return JunkSimulation(images, ImageSource.like(images, model), volume, PowerMap.build(model, ctf[:64]),
+                          Matcher(model, adaptive=True))

@@ -46,11 +46,11 @@ def test_predict_labels_junk_of_every_kind_correctly(runs):
     assert table.floats("rlnCryoforumParticleProbability") == pytest.approx(posterior["particle_probability"], abs=1e-5)
 
 
-def test_sets_too_small_to_classify_get_no_labels():
+def test_sets_too_small_to_classify_get_no_labels(simulation):
     """Too few images to fit a classifier to: none is simulated."""
     n = MIN_IMAGES - 1
     arrays = [np.zeros((n, k), np.float32) for k in (1, 1, 3, 2, 4)]
     evidence = MatchEvidence(*arrays, junk_features=np.zeros((n, len(FEATURES)), np.float32))
     few = PoseResults(np.arange(n), np.zeros((n, 4)), np.zeros((n, 2)), np.zeros((n, 4, 4)), match=Match(evidence=evidence))
-    assert simulated_features(few, None) == []
-    assert junk_labels(few, np.arange(n), None, []) is None
+    assert simulated_features(few, simulation) == []
+    assert junk_labels(few, np.arange(n), simulation, []) is None

@@ -5,23 +5,12 @@ import pytest
 import torch
 
 from cryoforum_core.geometry.poses import displacement_px
-from cryoforum_core.imaging.fourier import fft_volume, ifft_image, volume_radius_px
-from cryoforum_core.imaging.noise_spectrum import noise_power_spectrum
-from cryoforum_core.junk.features import FEATURES, PowerMap
+from cryoforum_core.imaging.fourier import fft_volume, volume_radius_px
+from cryoforum_core.junk.features import FEATURES
 from cryoforum_core.junk.rejection import REASONS
-from cryoforum_core.junk.simulation import PARTICLE_SHARE, JunkSimulation, random_object
-from cryoforum_core.matching.matcher import Matcher
-from cryoforum_core.matching.matching_model import MatchingModel
-from cryoforum_core.mrc import read_map
-from cryoforum_core.particles.dataset import load_particles
-from cryoforum_core.particles.image_preparation import ImagePreparation
-from cryoforum_core.particles.image_state import ImageState
-from cryoforum_core.uncertainty.simulated_images import ImageSource
+from cryoforum_core.junk.simulation import PARTICLE_SHARE, random_object
 
 from ..matching.conftest import blobs
-from .conftest import BOX
-
-IDENTITY = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
 
 
 def shell_power(volume: torch.Tensor) -> torch.Tensor:
@@ -49,18 +38,6 @@ def test_random_objects_are_as_large_as_asked_for():
     small, large = (np.mean([rms_radius(random_object(blobs(), radius, torch.Generator().manual_seed(seed)))
                              for seed in range(5)]) for radius in (0.6, 1.2))
     assert large > 1.1 * small
-
-
-@pytest.fixture(scope="module")
-def simulation(made):
-    particles = load_particles(made.truth, require_poses=True)
-    images = ImagePreparation(particles, ImageState(), BOX, torch.device("cpu"))
-    images_ft, ctf = images.transforms(np.arange(len(particles)))
-    volume = torch.from_numpy(read_map(made.map)[0])
-    model = MatchingModel.estimate(volume, images_ft, ctf, noise_power_spectrum(ifft_image(images_ft), 0.45 * BOX), IDENTITY,
-                                   BOX / 2 - 1, BOX / 8)
-    return JunkSimulation(images, ImageSource.like(images, model), volume, PowerMap.build(model, ctf[:64]),
-                          Matcher(model, adaptive=True))
 
 
 @pytest.fixture(scope="module")

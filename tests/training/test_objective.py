@@ -9,6 +9,7 @@ from cryoforum_core.geometry.bingham import isotropic_bingham
 from cryoforum_core.geometry.rotations import compose, in_plane_quaternion, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.model.checkpoint import load_checkpoint
+from cryoforum_core.model.network import NetworkConfig, OrientationNetwork
 from cryoforum_core.model.orientation_head import PoseEstimate
 from cryoforum_core.training.objective import Objective
 from cryoforum_core.training.simulated_projections import TrainingBatch
@@ -19,17 +20,16 @@ from .supervised_runs import KNOWN, config, run_training
 N, BOX_ANGSTROM = 60, 144.0
 
 
-class OffBy(torch.nn.Module):
+class OffBy(OrientationNetwork):
     """Says that every pose is the label rotated in-plane by ``error_deg``, and the shift is off by ``shift_angstrom``."""
 
     def __init__(self, batch: TrainingBatch, error_deg: float, shift_angstrom: float, concentration: float = 50.0):
-        super().__init__()
+        super().__init__(NetworkConfig(16, BOX_ANGSTROM / 16, "compact", width=8))
         rotation = in_plane_quaternion(torch.tensor(math.radians(error_deg)))
         quaternion = compose(rotation.expand(N, 4), batch.quaternion)
         offset = torch.tensor([shift_angstrom, 0.0])
         self.estimate = PoseEstimate(quaternion, isotropic_bingham(quaternion, torch.full((N,), concentration)),
                                      batch.shift_angstrom + offset)
-        self.register_buffer("ensemble_weight", torch.tensor(1.0))
 
     def forward(self, images, ctf):
         return self.estimate
