@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "cryoforum_core/__init__.py
 setup(
     name="cryoforum-core",
     version=VERSION,
-    description="Orientations of cryo-EM particles with an uncertainty, and 3-D clean-up",
+    description="Orientations of cryo-EM particles with calibrated errors, and removal of junk in 3D",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="GPL-3.0-or-later",

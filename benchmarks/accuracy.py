@@ -24,8 +24,8 @@ from results_page import record
 from cryoforum_core.imaging.ctf import ctf_2d
 from cryoforum_core.imaging.fourier import fft_image
 from cryoforum_core.imaging.projection import FourierVolume
-from cryoforum_core.matching.likelihood import MatchingImages
 from cryoforum_core.matching.refine import fisher_information
+from cryoforum_core.matching.whitened_images import WhitenedImages
 from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import Particles, load_particles
 
@@ -43,7 +43,7 @@ def bound_deg(dataset: Path, reference: Path) -> tuple[float, float, float]:
     for rows in torch.arange(len(particles)).split(500):
         images_ft = fft_image(particles.images(rows))
         ctf = ctf_2d(particles.ctf[rows], box, pixel_size_angstrom)
-        images = MatchingImages.from_transforms(images_ft, ctf, spectrum, box / 2 - 1)
+        images = WhitenedImages.from_transforms(images_ft, ctf, spectrum, box / 2 - 1)
         displacement = -particles.poses.shift_angstrom[rows] / pixel_size_angstrom
         information = fisher_information(images, fourier_volume, particles.poses.quaternion[rows], displacement)
         factor = torch.linalg.cholesky(torch.linalg.inv(information.double()))

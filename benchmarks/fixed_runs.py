@@ -56,7 +56,8 @@ RUNS = {
 GOOD_CODES = (0, 3)
 TIMED = ("seconds", "per_second", "stages", "version", "path")
 # names of arrays and of summaries' figures that have changed since: old -> new
-RENAMED: dict[str, str] = {"promised_fraction": "nominal_coverage", "held_fraction": "empirical_coverage"}
+RENAMED = {"promised_fraction": "nominal_coverage", "held_fraction": "empirical_coverage",
+           "worth_of_views": "ensemble_weight"}
 
 
 def make(out: Path, checkout: Path, only: list[str]) -> None:

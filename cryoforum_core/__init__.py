@@ -1,4 +1,4 @@
-"""cryoforum: orientations of cryo-EM particles, with an uncertainty.
+"""cryoforum: orientations of cryo-EM particles, with calibrated errors.
 
 The names of ``__all__`` are what a script needs; they are imported when they are first used, so that importing the
 package is quick and loads no torch::

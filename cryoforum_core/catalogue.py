@@ -195,7 +195,7 @@ MEASURES = {measure.name: measure for measure in (
 
 @dataclass(frozen=True)
 class Limit:
-    """A number that decides, and why it is this one."""
+    """A limit used by the program, and why it has this value."""
 
     value: int | float
     reason: str
@@ -216,5 +216,5 @@ STARTS_AGREE_DEG = Limit(20.0, "within this median angle two searches found the 
 
 
 def fewest_known(coverage: float) -> int:
-    """How many particles with known poses a bound for ``coverage`` (0 to 1) must be calibrated on at least."""
+    """Fewest particles with known poses from which an error bound of this ``coverage`` (0 to 1) can be calibrated."""
     return max(FEWEST_KNOWN.value, math.ceil(KNOWN_PER_ODDS.value * coverage / (1 - coverage)))

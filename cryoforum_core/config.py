@@ -1,4 +1,4 @@
-"""What each job can be told. These models are the command line: one field, one flag.
+"""The options of each job. These models define the command line: one field, one flag.
 
 Every model is frozen; a field's unit is in its name. Relations between files (does the map fit the particles?) are
 checked by the job, which can open them; what a single value must be is checked here.
@@ -33,7 +33,7 @@ DEFAULT_COVERAGE = catalogue.DEFAULT_COVERAGE.value
 
 
 class JobConfig(BaseModel):
-    """What every job has."""
+    """The options of every job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

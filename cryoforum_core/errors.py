@@ -1,4 +1,4 @@
-"""How a job ends without a reliable result."""
+"""Exceptions that end a job without a reliable result: bad input, interrupted, not converged."""
 
 from collections.abc import Iterable
 

@@ -98,10 +98,17 @@ def _perform(config: JobConfig, device: torch.device, purpose: str, work: Callab
     run.write_summary(about_the_run | summary)
     run.remove_temporary()
     logger.info("%s done in %s", config.job, format_duration(seconds))
+    _log_results(summary)
+    return run
+
+
+def _log_results(summary: dict) -> None:
+    from .report.result_labels import label
+
     for name, value in summary.items():
         if isinstance(value, int | float | str):
-            logger.info("  %-34s %s", name, f"{value:.4g}" if isinstance(value, float) else value)
-    return run
+            line = f"  {label(name)}: {f'{value:.4g}' if isinstance(value, float) else value}"
+            logger.info("%s", line.replace("Å", "A"))  # not every terminal shows it
 
 
 def _write_report(run: RunDirectory, summary: dict) -> None:
@@ -123,7 +130,7 @@ def _once(job: Callable[[JobConfig], RunDirectory]) -> Callable[[JobConfig], Run
             if not run.changed_options(config):
                 logger.info("%s is already finished; nothing to do.", run.path)
                 return run
-            logger.info("%s was finished with another budget; running again.", run.path)
+            logger.info("%s was finished with other options; running again with those given now.", run.path)
         return job(config, **more)
 
     return job_unless_finished

@@ -29,8 +29,8 @@ class MrcStack:
             raise InputError(f"A stack must be a readable MRC file; {self.path} is not ({error}).") from error
         if self._file.data is None:
             self._file.close()
-            raise InputError(f"A stack must hold the images its header announces; {self.path} is cut short or is no "
-                             "MRC file. Copy it again from its source.")
+            raise InputError(f"A stack must contain as many images as its header states; {self.path} is cut short or "
+                             "is no MRC file. Copy it again from its source.")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,10 +77,10 @@ def read_map(path: Path | str) -> tuple[np.ndarray, float]:
         elif shape[0] % 2:
             problems.append(f"A map must have an even box; {path} has {shape[0]} px. Crop or pad it by one voxel.")
         if not pixel_size_angstrom > 0:
-            problems.append(f"A map must have a pixel size; the header of {path} says {pixel_size_angstrom:g} A. "
+            problems.append(f"A map must have a pixel size; in the header of {path} it is {pixel_size_angstrom:g} A. "
                             "Set it (relion_image_handler --angpix).")
         if not np.isfinite(volume).all():
-            problems.append(f"A map must hold finite values; {path} holds NaN or infinite ones. Make the map again.")
+            problems.append(f"A map must have finite values; {path} has NaN or infinite ones. Make the map again.")
     return volume, pixel_size_angstrom
 
 

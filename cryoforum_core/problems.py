@@ -1,4 +1,4 @@
-"""Collecting what is wrong with an input, so that its user sees everything at once and repairs it once."""
+"""Collects all problems of an input, so that users see them at once and repair the input once."""
 
 from collections.abc import Callable, Iterable
 from types import TracebackType

@@ -99,10 +99,10 @@ class RunDirectory:
             raise InputError(f"--out must be a directory; {self.path} is a file. Choose another --out.")
         occupied = self.path.is_dir() and any(self.path.iterdir())
         if occupied and not resume:
-            raise InputError(f"--out must be a new or empty directory; {self.path} holds files of an earlier run. "
+            raise InputError(f"--out must be a new or empty directory; {self.path} contains files of an earlier run. "
                              "Add --resume to continue that run, or choose another --out.")
         if occupied and not self.config.is_file():
-            raise InputError(f"--resume continues an earlier run; {self.path} holds files but no "
+            raise InputError(f"--resume continues an earlier run; {self.path} contains files but no "
                              f"{self.config.name}. Choose another --out.")
         if occupied:
             self._check_same_options(config)
@@ -110,7 +110,7 @@ class RunDirectory:
     def _check_same_options(self, config) -> None:
         found = json.loads(self.config.read_text()).get("job")
         if found != config.job:
-            raise InputError(f"--resume continues a run of the same job; {self.path} holds a {found!r} run, "
+            raise InputError(f"--resume continues a run of the same job; {self.path} is a {found!r} run, "
                              f"and this is {config.job!r}. Choose another --out.")
         changed = [f"{name} (was {before!r}, is {now!r})" for name, (before, now) in self.changed_options(config).items()
                    if name not in config.MAY_CHANGE]

@@ -21,5 +21,5 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict:
         return torch.load(path, map_location=device, weights_only=True)
     # a damaged file raises many kinds of error, and torch's own message advises to allow code in the file
     except Exception as error:
-        raise InputError(f"--resume needs the saved state of the same run; {path} is damaged, or another file. Remove it "
-                         "to do that part again, or choose another --out.") from error
+        raise InputError(f"--resume needs the saved state of the same run; {path} is damaged, or not such a file. "
+                         "Remove it to do that part again, or choose another --out.") from error

@@ -19,7 +19,7 @@ LANES = {
         ("particles", ".star, .mrcs", True),
         ("transforms and CTF", "particles/image_preparation", False),
         ("network: first poses", "model/network", False),
-        ("whitening, matching to the map", "matching/likelihood, matcher, refine", False),
+        ("whitening, matching to the map", "matching/whitened_images, matcher", False),
         ("errors and junk labels", "uncertainty/calibration, junk/", False),
         ("particles.star, orientation_posterior.npz", "results/pose_results", True),
     ],

@@ -6,7 +6,9 @@ import signal
 
 HERE_IS_SCIPION = importlib.util.find_spec("pyworkflow") is not None
 # packages whose annotations tell the shapes of tensors
-SHAPES_CHECKED = [f"cryoforum_core.{name}" for name in ("geometry", "imaging", "matching")]
+SHAPES_CHECKED = [f"cryoforum_core.{name}" for name in (
+    "geometry", "imaging", "matching", "particles", "model", "training", "uncertainty", "junk", "results", "reconstruction",
+    "selection", "evaluation", "inference", "ab_initio")]
 
 
 def check_shapes():

@@ -6,10 +6,8 @@ Each case is caused for real: the file is damaged, missing or of the wrong kind.
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import mrcfile
 import numpy as np
@@ -155,7 +153,7 @@ def set_value(path, index, value):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_pixels_that_are_not_finite(work, refused, reading, job, value):
     set_value(work / "set/particles.mrcs", 6 * BOX**2 + 100, value)
-    assert "Images must hold finite values; NaN or infinite ones are in particles 7." in refused(
+    assert "Images must have finite values; NaN or infinite ones are in particles 7." in refused(
         *reading(work / "set/truth.star")[job])
 
 
@@ -164,7 +162,7 @@ def test_constant_images(work, refused, reading, job):
     images = np.array(mrcfile.read(work / "set/particles.mrcs"))
     images[:35] = 3.0
     write_stack(work / "set/particles.mrcs", images, PIXEL)
-    assert "35 of the 60 looked at have one value in all pixels" in refused(*reading(work / "set/truth.star")[job])
+    assert "35 of the 60 images checked have one value in all pixels" in refused(*reading(work / "set/truth.star")[job])
 
 
 def test_no_poses_to_reconstruct_or_learn_from(work, refused, reading):
@@ -184,7 +182,7 @@ def write_bad_map(path, shape, pixel, fill=0.0):
     ((32, 32, 30), PIXEL, 0.0, "A map must be a cube"),
     ((31, 31, 31), PIXEL, 0.0, "A map must have an even box"),
     ((32, 32, 32), None, 0.0, "A map must have a pixel size"),
-    ((32, 32, 32), PIXEL, np.nan, "A map must hold finite values"),
+    ((32, 32, 32), PIXEL, np.nan, "A map must have finite values"),
     ((32, 32, 32), PIXEL, 1.0, "must show a molecule"),
 ])
 def test_wrong_reference(work, refused, reading, shape, pixel, fill, message):
@@ -245,9 +243,9 @@ def test_resume_in_a_directory_that_is_no_such_run(work, refused, reading):
     command = [*reading(work / "set/truth.star")["reconstruct"], "--resume"]
     (work / "out").mkdir()
     (work / "out/thesis.tex").write_text("years of work")
-    assert "holds files but no config.json" in refused(*command)
+    assert "contains files but no config.json" in refused(*command)
     (work / "out/config.json").write_text('{"job": "train"}')
-    assert "holds a 'train' run" in refused(*command)
+    assert "is a 'train' run" in refused(*command)
 
 
 def test_checkpoint_that_is_not_one(made, work, refused, reading):
@@ -260,7 +258,7 @@ def test_checkpoint_that_is_not_one(made, work, refused, reading):
     shutil.copytree(made / "network/checkpoint", work / "checkpoint")
     weights = work / "checkpoint/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "must hold the weights of its network" in predict_with(work / "checkpoint")
+    assert "must contain the weights of its network" in predict_with(work / "checkpoint")
     (work / "checkpoint/checkpoint.json").write_text("{}")
     assert "must describe its network" in predict_with(work / "checkpoint")
 
@@ -306,24 +304,36 @@ def test_all_problems_of_one_input_at_once(work, refused):
         assert any(words in problem for problem in problems), words
 
 
+# the command line, with a queue that sends SIGTERM after the second row of metrics.csv
+_STOPPED_AT_SECOND_ROW = """
+import signal, sys
+from cryoforum_core import cli
+from cryoforum_core.training.loop import MetricsFile
+
+write, rows = MetricsFile.write, []
+
+def write_and_stop(self, step, *figures):
+    write(self, step, *figures)
+    rows.append(step)
+    if len(rows) == 2:
+        signal.raise_signal(signal.SIGTERM)
+
+MetricsFile.write = write_and_stop
+cli.main(sys.argv[1:])
+"""
+
+
 def test_interrupted_training_goes_on(made, work):
-    """SIGTERM, as a queue sends it: 130, what was learnt is kept, and --resume ends the training."""
-    command = [sys.executable, "-u", "-m", "cryoforum_core", "train", "--out", str(work / "out"), "--particles",
-               str(work / "set/particles.star"), "--reference", str(work / "molecule.mrc"), "--max-steps", "400",
-               "--batch-size", "4"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    for _ in process.stdout:
-        metrics = work / "out/metrics.csv"
-        if metrics.is_file() and len(metrics.read_text().splitlines()) > 2:
-            break
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and "--resume" in errors and "Traceback" not in errors
-    assert not (work / "out/summary.json").exists() and Path(metrics).exists()
-    done_before = int(metrics.read_text().splitlines()[-1].split(",")[0])
-    assert 0 < done_before < 400
-    assert run(*command[4:], "--resume") == 0
+    """SIGTERM, as a queue sends it: 130, the state of the training is kept, and --resume ends the training."""
+    arguments = ["train", "--out", str(work / "out"), "--particles", str(work / "set/particles.star"), "--reference",
+                 str(work / "molecule.mrc"), "--max-steps", "50", "--batch-size", "4"]
+    done = subprocess.run([sys.executable, "-c", _STOPPED_AT_SECOND_ROW, *arguments], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 130 and "--resume" in done.stderr and "Traceback" not in done.stderr
+    metrics = work / "out/metrics.csv"
+    assert not (work / "out/summary.json").exists()
+    assert [line.split(",")[0] for line in metrics.read_text().splitlines()] == ["step", "1", "2"]
+    assert run(*arguments, "--resume") == 0
     steps = [int(line.split(",")[0]) for line in metrics.read_text().splitlines()[1:]]
-    assert steps == sorted(set(steps)) and steps[-1] > done_before
+    assert steps == list(range(1, 51))
     assert json.loads((work / "out/summary.json").read_text())["validation_median_error_deg"] > 0

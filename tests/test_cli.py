@@ -152,6 +152,7 @@ def test_simulate_writes_its_files_and_summary(small_set):
     for name in ("particles.star", "particles.mrcs", "truth.star", "map.mrc", "config.json", "report.html"):
         assert (out / name).stat().st_size > 0
     assert f"cryoforum {__version__} simulate" in text and "CPU" in text and "100%" in text
+    assert "  pixel size (A): 5\n" in text and "pixel_size_angstrom" not in text
 
 
 def test_reconstruct_and_evaluate_from_the_truth(cryoforum, small_set, tmp_path):

@@ -41,7 +41,7 @@ def test_directory_with_files_needs_resume_and_the_same_job(run):
     with pytest.raises(InputError, match=r"these differ: snr \(was 0.1, is 0.5\), seed \(was 0, is 2\)|these differ: seed"):
         run.prepare(config_of(run, seed=2, snr=0.5), resume=True)
     assert json.loads(run.config.read_text())["seed"] == 0
-    with pytest.raises(InputError, match="holds a 'simulate' run"):
+    with pytest.raises(InputError, match="is a 'simulate' run"):
         run.prepare(ReconstructConfig(out=run.path, particles="a.star"), resume=True)
     run.config.unlink()
     (run.path / "something").write_text("else")

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..geometry.pose_hypotheses import PoseHypotheses
 from ..imaging.fourier import resize_volume
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
-from ..matching.likelihood import MatchingImages, predicted
+from ..matching.likelihood import predicted
+from ..matching.whitened_images import WhitenedImages
 from ..progress import Progress
 from .half_map_pair import RoundSums, matching_model
 from .half_sets import BATCH_IMAGES, RoundImages
@@ -32,6 +34,7 @@ HELD_OUT_FRACTION = 0.2
 N_FOLDS = 6
 # of the power iteration
 MIN_STEPS = 8
+# and at most
 MAX_STEPS = 25
 # part of the signs that stay the same in a step, beyond which it ends
 SETTLED_FRACTION = 0.995
@@ -40,8 +43,8 @@ MIN_GAIN = 1.4
 # and by how many standard deviations
 MIN_GAIN_DEVIATIONS = 5.0
 
-Pose = tuple[Tensor, Tensor]
-"""Rotations (n, 4) and displacements (n, 2) in px."""
+Pose = tuple[Float[Tensor, "n 4"], Float[Tensor, "n 2"]]
+"""Rotations and displacements in px."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class _Residuals:
     """Images of rows ``index`` (n,) less the symmetric part, and their two poses in px of the round's box."""
 
     index: Tensor
-    images: MatchingImages
+    images: WhitenedImages
     own: Pose
     other: Pose
 
@@ -58,8 +61,8 @@ class AntisymmetricPart:
     """The search for the antisymmetric part, on a sample of the images."""
 
     def __init__(self, images: RoundImages, poses: PoseHypotheses, other_pose: Callable[[Tensor, Tensor], Pose],
-                 mask: Tensor, seed: int):
-        """``other_pose`` gives the other pose of images, in px of their own box; ``mask`` (b, b, b) holds the molecule."""
+                 mask: Float[Tensor, "b b b"], seed: int):
+        """``other_pose`` gives the other pose of images, in px of their own box; ``mask`` holds the molecule."""
         self.images, self.poses, self.other_pose = images, poses, other_pose
         self.half_sets, self.box, self.device = images.half_sets, images.box_size_px, images.half_sets.device
         self.mask = resize_volume(mask, self.box)
@@ -70,15 +73,14 @@ class AntisymmetricPart:
         # an image has no part in the map that it is compared with
         self.folds = [list(self._residuals(rows)) for rows in used.tensor_split(N_FOLDS)]
 
-    def is_other_way_round(self) -> Tensor | None:
-        """For each image whether its other pose is the right one, bool (N,); None where held-out images do not confirm
-        it."""
+    def is_other_way_round(self) -> Bool[Tensor, " n"] | None:
+        """For each image whether its other pose is the right one; None where held-out images do not confirm it."""
         volume, scores = self._found()
         held_out = list(self._residuals(self.held_out))
         own, control = (self._relative_power(held_out, volume, rolled) for rolled in (0, 1))
         gain = float(own.mean() / control.mean())
         deviations = float((own.mean() - control.mean()) / ((own.var() + control.var()) / len(own)).sqrt())
-        logger.info("antisymmetric part of the map: held-out images hold %.2f times as much of it as other images would "
+        logger.info("antisymmetric part of the map: held-out images contain %.2f times as much of it as expected by chance "
                     "(%.0f standard deviations)", gain, deviations)
         if gain < MIN_GAIN or deviations < MIN_GAIN_DEVIATIONS:
             return None
@@ -114,7 +116,7 @@ class AntisymmetricPart:
                     break
         return self._volume(total), scores
 
-    def _with_both_poses(self, rows: Tensor) -> Iterator[tuple[Tensor, MatchingImages, Pose, Pose]]:
+    def _with_both_poses(self, rows: Tensor) -> Iterator[tuple[Tensor, WhitenedImages, Pose, Pose]]:
         """Batches of images with both of their poses."""
         for some in rows.split(BATCH_IMAGES):
             index = some.to(self.device)

@@ -1,7 +1,8 @@
-"""The noise of the images, from what lies around the particles."""
+"""The noise spectrum of the images, from the background around the particles."""
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..imaging.fourier import ifft_image
@@ -15,8 +16,8 @@ N_NOISE_IMAGES = 1000
 _BATCH = 250
 
 
-def background_spectrum(images: ImagePreparation, rows: np.ndarray) -> Tensor:
-    """Noise power per shell, (b // 2 + 1,), from the background of a thousand images."""
+def background_spectrum(images: ImagePreparation, rows: Int[np.ndarray, " n"]) -> Float[Tensor, " shells"]:
+    """Noise power per shell, from the background of a thousand images."""
     box = images.box_size_px
     some = np.sort(rows[:N_NOISE_IMAGES])
     spectra = [noise_power_spectrum(ifft_image(images.transforms(part)[0]), BACKGROUND_RADIUS_FRACTION * box)

@@ -1,4 +1,4 @@
-"""When a run has converged, what is left out where there is nothing to refine, and the sentences that say so.
+"""Whether a run of ab-initio converged, in sentences for its user, and which stages are left out without a structure.
 
 Reasons of the limits: ``docs/decisions/0042-wrong-maps.md``, ``docs/decisions/0038-half-sets-apart-from-radius-8.md`` and
 ``docs/decisions/0030-convergence.md``.
@@ -105,7 +105,7 @@ class HybridAssessment:
 
 
 def gained_radius_px(plan: AbInitioPlan) -> float:
-    """What half maps reach at least that have found something which their common start did not hold."""
+    """Resolution, in cycles per box, that half maps must reach to have found more than their common start."""
     return min(COMMON_RADIUS_PX + MIN_SHELLS_GAINED, plan.max_radius_px - 1)
 
 
@@ -142,7 +142,7 @@ class EndToEndAssessment:
 
     @property
     def explained_fraction(self) -> float:
-        """Of what poses can explain beyond the image that is the same for all: 0 to 1."""
+        """Fraction, 0 to 1, of the pose-dependent power of the images that is explained."""
         return (self.loss_without_poses - self.loss) / max(self.loss_without_poses - self.loss_of_noise, 1e-9)
 
     def convergence(self) -> tuple[bool, str]:
@@ -185,7 +185,7 @@ class EndToEndAssessment:
 
 
 def max_projection_error_deg(is_equivariant: bool) -> float:
-    """How far off poses of projections of the map may be in a run that has converged.
+    """Largest error of the poses of projections of the map in a run that has converged.
 
     ``is_equivariant``: the encoder follows the images' rotation in their plane whatever it was trained to.
     """

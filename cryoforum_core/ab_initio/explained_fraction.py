@@ -8,7 +8,8 @@ from torch import Tensor
 from ..geometry.pose_hypotheses import PoseHypotheses
 from ..imaging.fourier import resize_volume
 from ..imaging.projection import FourierVolume
-from ..matching.likelihood import MatchingImages, explained_power, predicted
+from ..matching.likelihood import explained_power, predicted
+from ..matching.whitened_images import WhitenedImages
 from .half_map_pair import HalfMapPair
 from .half_sets import HalfSets, batches
 from .rounds import Refinement
@@ -27,7 +28,7 @@ def explained_fraction(half_sets: HalfSets, refinement: Refinement, first_radius
     the half maps agree in no shell after it, or nothing is to be explained.
 
     Half maps that started from one wrong map agree in what they made of it, far beyond the start, but hardly explain
-    an image there: 0.1 to 0.4, where right maps reach 0.8 and more (``docs/decisions/README.md``, Ab initio). What ice,
+    an image there: 0.1 to 0.4, where right maps reach 0.8 and more (``docs/decisions/0042-wrong-maps.md``). What ice,
     neighbours and junk hold lowers both parts.
     """
     pair = refinement.pair
@@ -53,7 +54,7 @@ def _explained_shells(half_sets: HalfSets, poses: PoseHypotheses, pair: HalfMapP
         reference = resize_volume(pair.reference[2 - half], half_sets.box_size_px)
         volume = FourierVolume.from_real(reference, max_radius_px=last + 1)
         for rows in batches(half_sets.rows(half)[:MAX_EXPLAINED_IMAGES]):
-            some = MatchingImages.from_transforms(*half_sets.images.transforms(rows), spectrum, last)
+            some = WhitenedImages.from_transforms(*half_sets.images.transforms(rows), spectrum, last)
             index = torch.from_numpy(rows).to(half_sets.device)
             model = predicted(some, volume, *(value[index] for value in poses.best()))
             shell = some.radius.round().long().clamp_max(last)

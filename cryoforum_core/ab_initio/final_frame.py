@@ -1,9 +1,10 @@
-"""The frame of a run's poses and maps: centred, on the symmetry's axes or on the reference, with its hand."""
+"""The final frame of poses and maps: centred, on the symmetry's axes, or aligned to a reference, which decides the hand."""
 
 import logging
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry.rotations import compose, inverse
@@ -19,30 +20,31 @@ REFERENCE_RADIUS_PX = 8.0
 # and by which the axes of the symmetry are found: nearly as fine as the search goes
 AXES_RADIUS_PX = 10.0
 
-AS_REFERENCE, UNDETERMINED = "as in the reference", "undetermined"
+# of the hand, in ``summary.json``: that of the reference, or one of two that images cannot tell
+AS_REFERENCE = "as in the reference"
+UNDETERMINED = "undetermined"
 
 
 @dataclass(frozen=True)
 class FramedMap:
     """A map in the final frame."""
 
-    volume: Tensor
-    """(b, b, b)"""
+    volume: Float[Tensor, "b b b"]
     symmetry_score: float | None
     """How well the map agrees with its symmetrised copy; None for c1"""
     hand: str
-    rotation: Tensor
-    """(4,) what brought the map here, but for the hand: a rotation ``rotation g rotation^-1`` of the frame in which the map
+    rotation: Float[Tensor, " 4"]
+    """what brought the map here, but for the hand: a rotation ``rotation g rotation^-1`` of the frame in which the map
     was found is ``g`` here"""
 
-    def group_before(self, group: Tensor) -> Tensor:
-        """A point group (G, 4) of this frame as it lies in the one in which the map was found."""
+    def group_before(self, group: Float[Tensor, "g 4"]) -> Float[Tensor, "g 4"]:
+        """A point group of this frame as it lies in the one in which the map was found."""
         return compose(compose(self.rotation, group), inverse(self.rotation))
 
 
-def into_final_frame(volume: Tensor, group: Tensor, mask_radius_px: float, hand_reference: Tensor | None, seed: int
-                     ) -> FramedMap:
-    """Moves a map (b, b, b); ``mask_radius_px`` in its own pixels; ``hand_reference`` (B, B, B) has its field of view."""
+def into_final_frame(volume: Float[Tensor, "b b b"], group: Float[Tensor, "g 4"], mask_radius_px: float,
+                     hand_reference: Float[Tensor, "B B B"] | None, seed: int) -> FramedMap:
+    """Moves a map; ``mask_radius_px`` in its own pixels; ``hand_reference`` has its field of view."""
     rotation = torch.tensor([0.0, 0.0, 0.0, 1.0], device=volume.device)
     score, hand = None, UNDETERMINED
     if hand_reference is not None:
@@ -56,7 +58,7 @@ def into_final_frame(volume: Tensor, group: Tensor, mask_radius_px: float, hand_
     if len(group) > 1:
         frame = symmetry_frame(volume, group, AXES_RADIUS_PX, seed)
         score = float(frame.score)
-        logger.info("the map agrees with its symmetrised copy to %.2f", score)
+        logger.info("correlation of the map with its symmetrised copy: %.2f", score)
     if score is not None and score >= NO_SYMMETRY_BELOW:
         volume = move_volume(volume, frame.rotation, frame.translation_px)
         rotation = compose(rotation, frame.rotation.to(rotation))

@@ -1,6 +1,6 @@
 """Half maps and their FSC, and how a round makes them from matched images.
 
-What two half sets agree in, refined independently from one low-resolution start (gold standard), says how far each map is
+The half sets are refined independently from one low-resolution start (gold standard). Their FSC says how far each map is
 to be trusted: it sets the prior of the next map, and the finest resolution of the next round. Only the lowest frequencies
 are shared, so that the two maps cannot drift apart.
 """
@@ -8,6 +8,7 @@ are shared, so that the two maps cannot drift apart.
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ..geometry.rotations import compose, random_quaternions
@@ -15,8 +16,8 @@ from ..imaging.fourier import shell_average
 from ..imaging.masks import solvent_mask
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from ..imaging.resolution import fourier_shell_correlation
-from ..matching.likelihood import MatchingImages
 from ..matching.matching_model import MatchingModel
+from ..matching.whitened_images import WhitenedImages
 
 # RELION shares what is coarser than 40 A; in cycles per box it is as little
 JOINED_RADIUS_PX = 3.0
@@ -37,13 +38,13 @@ _NOISE_FSC = 0.05
 
 @dataclass(frozen=True)
 class HalfMapPair:
-    """Maps (b, b, b) of the two half sets: ``raw`` as they are measured, ``reference`` as the data support them; their
-    FSC (b // 2 + 1,), and the noise power per shell of the images (b // 2 + 1,)."""
+    """Maps of the two half sets: ``raw`` as they are measured, ``reference`` as the data support them; their FSC, and the
+    noise power per shell of the images, whose box may be another."""
 
-    raw: tuple[Tensor, Tensor]
-    reference: tuple[Tensor, Tensor]
-    fsc: Tensor
-    noise_spectrum: Tensor
+    raw: tuple[Float[Tensor, "b b b"], Float[Tensor, "b b b"]]
+    reference: tuple[Float[Tensor, "b b b"], Float[Tensor, "b b b"]]
+    fsc: Float[Tensor, " b//2+1"]
+    noise_spectrum: Float[Tensor, " shells"]
     sampled_fraction: float
     """Part of the Fourier voxels up to the finest resolution that the slices of the images reach"""
 
@@ -54,16 +55,16 @@ class HalfMapPair:
         return float(below[0] + 1) if len(below) else float(len(self.fsc) - 1)
 
     @property
-    def mean_reference(self) -> Tensor:
-        """(b, b, b), of both half sets."""
+    def mean_reference(self) -> Float[Tensor, "b b b"]:
+        """Of both half sets."""
         return 0.5 * (self.reference[0] + self.reference[1])
 
     def without_solvent(self) -> "HalfMapPair":
         """The references with the solvent around the molecule flat: its noise would only mislead the matching.
 
         Solvent is three quarters of the sphere and more; masking it lowered the error of poses from 1.31 to 1.06
-        times the Cramer-Rao bound (``docs/decisions/README.md``, Ab initio). Both half maps get the same mask, as fine as they
-        agree.
+        times the Cramer-Rao bound (``docs/decisions/0037-solvent-mask.md``). Both half maps get the same mask, as fine as
+        they agree.
         """
         mask = solvent_mask(self.mean_reference, self.resolution_radius_px)
         return replace(self, reference=(self.reference[0] * mask, self.reference[1] * mask))
@@ -73,9 +74,9 @@ class HalfMapPair:
         return self.without_solvent() if self.resolution_radius_px > common_radius_px + _SHELLS_BEFORE_MASKING else self
 
 
-def matching_model(volume: Tensor, noise_spectrum: Tensor, group: Tensor, max_radius_px: float,
-                   max_displacement_px: float) -> MatchingModel:
-    """A map made of the images themselves as their model: its amplitude is theirs."""
+def matching_model(volume: Float[Tensor, "b b b"], noise_spectrum: Float[Tensor, " shells"], group: Float[Tensor, "g 4"],
+                   max_radius_px: float, max_displacement_px: float) -> MatchingModel:
+    """The matching model of a map that was reconstructed from the images themselves, so that it has their amplitude."""
     fourier_volume = FourierVolume.from_real(volume, max_radius_px=max_radius_px + 1, with_gradient=True)
     views = random_quaternions(200, torch.Generator().manual_seed(0)).to(volume.device)
     power = shell_average(fourier_volume.project(views).abs().square().mean(0), volume.shape[-1])
@@ -83,7 +84,8 @@ def matching_model(volume: Tensor, noise_spectrum: Tensor, group: Tensor, max_ra
                          max_displacement_px)
 
 
-def resized_spectrum(spectrum: Tensor, box_size_px: int, new_box_size_px: int) -> Tensor:
+def resized_spectrum(spectrum: Float[Tensor, " shells"], box_size_px: int, new_box_size_px: int
+                     ) -> Float[Tensor, " {new_box_size_px}//2+1"]:
     """Noise power per shell of the same images Fourier-cropped (or not) to another box; zeros where it is unknown."""
     scale = (new_box_size_px / box_size_px) ** 4
     n = new_box_size_px // 2 + 1
@@ -101,22 +103,21 @@ class RoundSums:
         n_shells = box_size_px // 2 + 1
         self._residual, self._count = torch.zeros(n_shells, device=device), torch.zeros(n_shells, device=device)
 
-    def add_residual(self, images: MatchingImages, model: Tensor) -> None:
+    def add_residual(self, images: WhitenedImages, model: Complex[Tensor, "n m"]) -> None:
         shells = images.radius.round().long().clamp_max(len(self._residual) - 1)
         left = (images.data - model).abs().square().sum(0)
         self._residual.index_add_(0, shells, left)
         self._count.index_add_(0, shells, torch.full_like(left, len(images)))
 
-    def insert(self, half: int, images: MatchingImages, quaternion: Tensor, displacement_px: Tensor,
-               weight: Tensor, group: Tensor) -> None:
-        """Images (n, m) at poses (n, 4), displaced by (n, 2), with ``weight`` (n,), and at the poses that the symmetry
-        makes equivalent."""
+    def insert(self, half: int, images: WhitenedImages, quaternion: Float[Tensor, "n 4"],
+               displacement_px: Float[Tensor, "n 2"], weight: Float[Tensor, " n"], group: Float[Tensor, "g 4"]) -> None:
+        """Images at poses, displaced, with ``weight``, and at the poses that the symmetry makes equivalent."""
         centred = (weight[:, None] * images.transfer) * images.data * images.displacement_phase(displacement_px).conj()
         power = weight[:, None] * images.transfer.square()
         for element in group.to(quaternion):
             self.halves[half].insert_points(centred, power, slice_points(compose(quaternion, element), images.k))
 
-    def pair(self, mask: Tensor, noise_spectrum: Tensor) -> HalfMapPair:
+    def pair(self, mask: Float[Tensor, "b b b"], noise_spectrum: Float[Tensor, " b//2+1"]) -> HalfMapPair:
         """Half maps, their FSC, and the references that it allows."""
         first, second = self.halves[1], self.halves[2]
         raw = tuple(half.volume(1e-2) for half in (first, second))
@@ -158,5 +159,5 @@ def _sampled_fraction(first: Reconstructor, second: Reconstructor) -> float:
 
 
 def next_radius_px(pair: HalfMapPair, limit_px: float) -> float:
-    """How far the next round may look: some shells beyond what the halves agree in."""
+    """The finest frequency of the next round: some shells beyond the resolution of the half maps."""
     return min(limit_px, 1.1 * pair.resolution_radius_px + _SPARE_SHELLS)

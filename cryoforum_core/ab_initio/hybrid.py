@@ -34,7 +34,7 @@ def hybrid(plan: AbInitioPlan, run: RunDirectory) -> dict:
     store, live = StageStore(run.stages, plan.config.resume, plan.device), LiveRun(run, SHARES)
     if plan.config.resume:
         live.go_on_after(store.seconds())
-    logger.info("Expect about %s on this device; the time left is shown as it goes.",
+    logger.info("Expected time on this device: about %s; the time left is shown during the run.",
                 format_duration(estimated_seconds(plan)))
     with _stage("search", store, live):
         found = search(plan, store, live)

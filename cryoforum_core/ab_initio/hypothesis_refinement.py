@@ -1,12 +1,13 @@
 """Refinement of pose hypotheses against a map."""
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..geometry.pose_hypotheses import N_HYPOTHESES, PoseHypotheses
-from ..matching.likelihood import MatchingImages
 from ..matching.matching_model import MatchingModel
 from ..matching.refine import RefinedPoses, refine
+from ..matching.whitened_images import WhitenedImages
 from ..uncertainty.match_posterior import match_posterior, rotation_information
 
 # a hypothesis is dropped when its log-likelihood is that much below the best: wrong poses were ahead by 7 at most
@@ -15,8 +16,9 @@ KEPT_WITHIN_SCORE = 15.0
 _REFINE_ITERATIONS = 3
 
 
-def store_hypotheses(poses: PoseHypotheses, rows: Tensor, found: RefinedPoses, scale: float, group: Tensor) -> None:
-    """Puts found hypotheses, best first with fields (n, k, ...), into ``rows`` (n,) of ``poses``, in place; their
+def store_hypotheses(poses: PoseHypotheses, rows: Int[Tensor, " n"], found: RefinedPoses, scale: float,
+                     group: Float[Tensor, "g 4"]) -> None:
+    """Puts found hypotheses, best first with fields (n, k, ...), into ``rows`` of ``poses``, in place; their
     displacements are in units of ``scale`` px."""
     found = found[:, :N_HYPOTHESES]
     k = found.score.shape[1]
@@ -30,9 +32,9 @@ def store_hypotheses(poses: PoseHypotheses, rows: Tensor, found: RefinedPoses, s
     poses.information[rows] = rotation_information(found.information[:, 0])
 
 
-def refine_hypotheses(images: MatchingImages, model: MatchingModel, quaternion: Tensor, displacement_px: Tensor,
-                      score: Tensor) -> RefinedPoses:
-    """Refines the hypotheses (n, K, 4), (n, K, 2) that are not dropped, ``score`` (n, K); best first."""
+def refine_hypotheses(images: WhitenedImages, model: MatchingModel, quaternion: Float[Tensor, "n k 4"],
+                      displacement_px: Float[Tensor, "n k 2"], score: Float[Tensor, "n k"]) -> RefinedPoses:
+    """Refines the hypotheses that are not dropped; best first."""
     n, k = score.shape
     image, hypothesis = torch.nonzero(torch.isfinite(score), as_tuple=True)
     refined = refine(images[image], model.volume, quaternion[image, hypothesis], displacement_px[image, hypothesis],

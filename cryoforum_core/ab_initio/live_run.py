@@ -1,4 +1,4 @@
-"""What a run shows while it goes on, and where its time went."""
+"""What a run shows of its progress, and how long each stage took."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 
+from jaxtyping import Float
 from torch import Tensor
 
 from ..progress import format_duration
@@ -14,6 +15,7 @@ from ..run_directory import RunDirectory
 
 logger = logging.getLogger("cryoforum")
 
+# a page that changes more often is not read
 _MIN_SECONDS_BETWEEN = 3.0
 # drawing takes a fraction of a second, on a busy machine more: within a stage the page may take this part of the time
 _MOST_OF_THE_TIME = 0.03
@@ -32,7 +34,7 @@ class LiveRun:
         self._resolution_angstrom: float | None = None
 
     def go_on_after(self, seconds: Mapping[str, float]) -> None:
-        """A stopped run goes on: what its finished stages took. The time left is reckoned from all that it has taken."""
+        """Continues a stopped run, whose finished stages took ``seconds``. The time left is estimated from all its time."""
         self.seconds, total = dict(seconds), 0.0
         for name, spent in seconds.items():
             total += spent
@@ -59,9 +61,10 @@ class LiveRun:
         before = sum(self.shares[name] for name in names[:names.index(self._stage)])
         return (before + of_stage * self.shares[self._stage]) / sum(self.shares.values())
 
-    def map(self, volume: Tensor, pixel_size_angstrom: float, fsc: Mapping[str, Tensor] | None = None,
-            resolution_angstrom: float | None = None) -> None:
-        """The map (D, D, D) so far and FSC curves over the shells of its box."""
+    def map(self, volume: Float[Tensor, "d d d"], pixel_size_angstrom: float,
+            fsc: Mapping[str, Float[Tensor, " shells"]] | None = None, resolution_angstrom: float | None = None
+            ) -> None:
+        """The map so far and FSC curves over the shells of its box."""
         self._volume, self._pixel_size_angstrom = volume.detach().cpu().numpy(), pixel_size_angstrom
         self._fsc = {name: curve.cpu().numpy() for name, curve in (fsc or {}).items()}
         self._resolution_angstrom = resolution_angstrom

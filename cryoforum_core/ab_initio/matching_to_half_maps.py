@@ -1,5 +1,5 @@
-"""Every particle matched against its half's map from all that is known of it, and searched for again where the match is
-poor; then the errors of the poses, calibrated on simulated images."""
+"""Every particle matched to the map of its half set, from its poses so far and that of the network, by an exhaustive search
+where the match is poor; then the errors of the poses, calibrated on simulated images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ..geometry.pose_hypotheses import PoseHypotheses
@@ -36,6 +37,7 @@ from .stages.store import StageStore, State
 # an eighth of a half set, within these limits: they are searched exhaustively
 CALIBRATION_FRACTION = 1 / 8
 MIN_CALIBRATION = 48
+# at most
 MAX_CALIBRATION = 128
 # a pose that another one replaces which is further away was wrong
 MISASSIGNED_ABOVE_DEG = 10.0
@@ -59,8 +61,8 @@ class FinalImages:
            ) -> "FinalImages":
         return cls(plan, _scaled(plan, half_sets, refinement.pair), refinement, network)
 
-    def starts(self, rows: np.ndarray) -> StartingPoses:
-        """The refined hypotheses of particles ``rows`` (n,), and the network's pose where there is one."""
+    def starts(self, rows: Int[np.ndarray, " m"]) -> StartingPoses:
+        """The refined hypotheses of particles ``rows``, and the network's pose where there is one."""
         images, poses, index = self.scaled.images, self.refinement.poses, torch.from_numpy(rows).to(self.plan.device)
         quaternion, displacement = poses.quaternion[index], poses.displacement_px[index] * self.scaled.scale
         if self.network is not None:
@@ -72,10 +74,10 @@ class FinalImages:
 
 @dataclass(frozen=True)
 class MatchedHalf:
-    """``rows`` (n,) of half set 1 or 2, what matching says of them, their poses now, and what they were matched with."""
+    """``rows`` of half set 1 or 2, what matching says of them, their poses now, and what they were matched with."""
 
     half: int
-    rows: np.ndarray
+    rows: Int[np.ndarray, " m"]
     results: PoseResults
     poses: PoseHypotheses
     matcher: Matcher
@@ -134,8 +136,9 @@ def _calibrated(images: FinalImages, half: int, rows: np.ndarray) -> tuple[Match
     return matcher, PowerMap.build(matcher.model, ctf)
 
 
-def match_half(images: FinalImages, matcher: Matcher, power_map: PowerMap, rows: np.ndarray, progress: Progress) -> State:
-    """Of particles ``rows`` (n,): their results, and their hypotheses, in the order of the rows."""
+def match_half(images: FinalImages, matcher: Matcher, power_map: PowerMap, rows: Int[np.ndarray, " m"],
+               progress: Progress) -> State:
+    """Of particles ``rows``: their results, and their hypotheses, in the order of the rows."""
     scaled, device, parts = images.scaled, images.plan.device, []
     poses = images.refinement.poses.at(torch.from_numpy(rows).to(device))
     for places in batches(np.arange(len(rows))):
@@ -215,7 +218,7 @@ def _scaled(plan: AbInitioPlan, half_sets: HalfSets, pair: HalfMapPair) -> Round
 
 
 def _truth_like(pair: HalfMapPair, half: int, box: int) -> Tensor:
-    """A map (b, b, b) from which this half's map differs as it does from the truth.
+    """A map (b, b, b) that differs from this half map as much as the true map does.
 
     Half maps with errors of equal variance s differ by a variance of 2 s; a step of that difference over the square root
     of 2 from one of them has the variance s.

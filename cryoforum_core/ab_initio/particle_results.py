@@ -1,9 +1,10 @@
-"""Results of a run's particles: from poses alone, with errors, and as the state of a stage that a stopped run keeps."""
+"""Results of the particles of a run: made from poses alone, given errors, and converted to and from the state of a stage."""
 
 from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from ..geometry.poses import Poses
@@ -13,13 +14,13 @@ from ..uncertainty.calibration import Calibration, with_errors
 from .plan import AbInitioPlan
 
 
-def of_poses(particle_id: np.ndarray, poses: Poses) -> PoseResults:
+def of_poses(particle_id: Int[np.ndarray, " n"], poses: Poses) -> PoseResults:
     """N poses about whose errors nothing is known."""
     flat = np.broadcast_to(np.eye(4, dtype=np.float32), (len(poses), 4, 4)).copy()
     return PoseResults(particle_id, poses.quaternion.cpu().numpy(), poses.shift_angstrom.cpu().numpy(), flat)
 
 
-def of_network(particle_id: np.ndarray, estimate: PoseEstimate) -> PoseResults:
+def of_network(particle_id: Int[np.ndarray, " n"], estimate: PoseEstimate) -> PoseResults:
     """N poses that a network alone found."""
     return PoseResults(particle_id, estimate.quaternion.numpy(), estimate.shift_angstrom.numpy(), estimate.bingham.numpy())
 
@@ -34,12 +35,12 @@ def with_estimated_errors(results: PoseResults, network: PoseEstimate | None, pl
                        plan.config.coverage)
 
 
-def to_state(results: PoseResults) -> dict[str, Tensor]:
+def to_state(results: PoseResults) -> dict[str, Shaped[Tensor, "n ..."]]:
     """Matched results as plain tensors, as ``saved_state`` takes them."""
     return {name: torch.from_numpy(values) for name, values in results.arrays(with_evidence=True).items()}
 
 
-def from_state(state: dict[str, Tensor], particle_id: np.ndarray) -> PoseResults:
-    """What ``to_state`` made of the results of these particles (n,)."""
+def from_state(state: dict[str, Shaped[Tensor, "n ..."]], particle_id: Int[np.ndarray, " n"]) -> PoseResults:
+    """What ``to_state`` made of the results of these particles."""
     arrays = {name: values.cpu().numpy() for name, values in state.items()}
     return PoseResults.from_arrays(arrays | {"particle_id": particle_id})

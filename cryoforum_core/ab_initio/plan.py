@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..catalogue import AB_INITIO_PARTICLES
@@ -17,11 +18,13 @@ from ..problems import Problems
 from ..training.image_batches import PreparedImages
 from ..training.inputs import check_network_box
 
+# fewer determine no map
 MIN_PARTICLES = AB_INITIO_PARTICLES.value
 # at the Nyquist frequency itself a shell of the box is not whole
 N_SPARE_SHELLS = 1
-# a sphere a little smaller than the box, where the particle's diameter is not given; the largest that a given one may have
+# a sphere a little smaller than the box, where the particle's diameter is not given
 DEFAULT_MASK_RADIUS_BOXES = 0.45
+# the largest that a given diameter may make
 MAX_MASK_RADIUS_BOXES = 0.48
 # particles are centred to a few pixels when they are picked
 DEFAULT_MAX_DISPLACEMENT_BOXES = 1 / 8
@@ -31,18 +34,18 @@ OnEvaluate = Callable[[nn.Module, PreparedImages, np.ndarray], dict[str, float]]
 
 @dataclass(frozen=True)
 class AbInitioPlan:
-    """What is known before the start."""
+    """Configuration, particles and settings of a run of ab-initio, fixed before it starts."""
 
     config: AbInitioConfig
     particles: Particles
     images: ImagePreparation
     """The images in their own box, on the device of the job."""
-    group: Tensor
-    """(G, 4) rotations of the point group ``symmetry``"""
+    group: Float[Tensor, "g 4"]
+    """rotations of the point group ``symmetry``"""
     symmetry: str
     device: torch.device
-    hand_reference: Tensor | None = None
-    """(b, b, b) map of known hand, with the particles' field of view"""
+    hand_reference: Float[Tensor, "b b b"] | None = None
+    """map of known hand, with the particles' field of view"""
 
     @property
     def state(self) -> ImageState:

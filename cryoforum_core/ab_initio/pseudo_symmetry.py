@@ -5,6 +5,7 @@ Each image then has two orientations that the map can hardly distinguish.
 
 from dataclasses import dataclass
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..geometry.rotations import compose, inverse, quaternion_to_matrix
@@ -31,15 +32,16 @@ _FIRST_SHELL = 3
 class PseudoTwofold:
     """The map at ``r`` is nearly that at ``rotation r + translation_px``; ``agreement``: their mean FSC.
 
-    ``rotation`` (4,) by 180 degrees; ``translation_px`` (3,) across its axis, in px of the particles' own box.
+    ``rotation`` by 180 degrees; ``translation_px`` across its axis, in px of the particles' own box.
     """
 
-    rotation: Tensor
-    translation_px: Tensor
+    rotation: Float[Tensor, " 4"]
+    translation_px: Float[Tensor, " 3"]
     agreement: float
 
-    def other(self, quaternion: Tensor, displacement_px: Tensor) -> tuple[Tensor, Tensor]:
-        """The other orientations (n, 4) and displacements (n, 2) of images."""
+    def other(self, quaternion: Float[Tensor, "n 4"], displacement_px: Float[Tensor, "n 2"]
+              ) -> tuple[Float[Tensor, "n 4"], Float[Tensor, "n 2"]]:
+        """The other orientations and displacements of images."""
         moved = quaternion_to_matrix(quaternion) @ self.translation_px
         return compose(quaternion, self.rotation.expand_as(quaternion)), displacement_px + moved[:, :2]
 
@@ -63,8 +65,8 @@ def find_pseudo_twofold(pair: HalfMapPair, box_size_px: int) -> PseudoTwofold | 
 
 
 def is_other_way_round(half_sets: HalfSets, refinement: Refinement, twofold: PseudoTwofold, max_radius_px: float, seed: int
-                       ) -> Tensor | None:
-    """For each image whether its other orientation is the right one, bool (N,), or for each the other way; None where
+                       ) -> Bool[Tensor, " n"] | None:
+    """For each image whether its other orientation is the right one, or for each the other way; None where
     held-out images do not confirm that there is a difference.
 
     All images decide this together, as they do in classifications, before the half sets are refined independently again.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry.pose_errors import align_frame, rotation_errors_deg
@@ -13,7 +14,7 @@ from ..geometry.so3_grid import super_fibonacci
 from ..imaging.fourier import fft_volume, ifft_volume, volume_radius_px
 from ..imaging.projection import FourierVolume
 from ..matching.exhaustive_search import displacement_grid
-from ..matching.likelihood import MatchingImages, explained_power, predicted
+from ..matching.likelihood import explained_power, predicted
 from ..matching.refine import refine
 from ..matching.stochastic import (
     DISPLACEMENT_STEP_OF_WAVE,
@@ -21,6 +22,7 @@ from ..matching.stochastic import (
     StochasticSearch,
     StochasticSettings,
 )
+from ..matching.whitened_images import WhitenedImages
 from ..particles.image_preparation import ImagePreparation
 from ..progress import Progress
 from ..saved_state import load_state, save_state
@@ -38,6 +40,7 @@ SEARCH_BOX_PX = 32
 MAX_IMAGES = 20_000
 # enough for a small standard error of their mean log-evidence
 MAX_HELD_OUT = 400
+# of small sets
 HELD_OUT_FRACTION = 0.1
 # rotations some 15 degrees apart: held-out poses are refined from the best of them
 N_ASSESSED_ROTATIONS = 4000
@@ -49,7 +52,7 @@ _READ_AT_ONCE = 500
 _MAX_GRID_VALUES = 3e7
 # log-evidence of a structure over that of its spherical average, per held-out image
 MIN_STRUCTURE_EVIDENCE = 1.0
-# ``explained_fraction`` of right maps is 0.78 and more, of wrong ones 0.5 and less (``docs/decisions/README.md``, Ab initio)
+# ``explained_fraction`` of right maps is 0.78 and more, of wrong ones 0.5 and less (``docs/decisions/0042-wrong-maps.md``)
 EXPLAINED_BY_RIGHT_MAPS = 0.6
 # structure must be so many standard errors above zero, too
 MIN_STRUCTURE_ERRORS = 4
@@ -63,8 +66,8 @@ SHOW_EVERY_STEPS = 20
 class SearchImages:
     """Low-resolution images in memory: those that the search sees, and those that assess it; whitened."""
 
-    seen: MatchingImages
-    held_out: MatchingImages
+    seen: WhitenedImages
+    held_out: WhitenedImages
     pixel_size_angstrom: float
 
     @classmethod
@@ -80,24 +83,24 @@ class SearchImages:
         held_out, seen = ([small.transforms(np.sort(part))
                            for part in np.array_split(some, max(1, len(some) // _READ_AT_ONCE))]
                           for some in (rows[:n_held_out], rows[n_held_out:]))
-        return cls(*(MatchingImages.from_transforms(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]),
+        return cls(*(WhitenedImages.from_transforms(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]),
                                                     spectrum, last_radius_px) for parts in (seen, held_out)),
                    small.pixel_size_angstrom)
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A finished search: its map (b, b, b) and the held-out images' log-evidence, with that of the spherical average
+    """A finished search: its map and the held-out images' log-evidence, with that of the spherical average
     taken off (``structure``, mean and standard error) and as it is (``score``); ``explained_fraction``: the part of what
     held-out images hold beyond noise, in the shells after the first radius, that the map explains."""
 
     seed: int
-    volume: Tensor
+    volume: Float[Tensor, "b b b"]
     score: float
     structure: float
     structure_error: float
     explained_fraction: float
-    held_out_quaternion: Tensor
+    held_out_quaternion: Float[Tensor, "n 4"]
 
     @property
     def found_structure(self) -> bool:
@@ -139,8 +142,9 @@ def run_search(images: SearchImages, settings: StochasticSettings, seed: int, st
     return assess(images, search.volume(), settings, seed)
 
 
-def assess(images: SearchImages, volume: Tensor, settings: StochasticSettings, seed: int) -> SearchResult:
-    """What held-out images say of a map."""
+def assess(images: SearchImages, volume: Float[Tensor, "b b b"], settings: StochasticSettings, seed: int
+           ) -> SearchResult:
+    """Log-evidence and explained fraction of held-out images, for a map."""
     evidence, quaternion, fitted = _held_out_evidence(images.held_out, volume, settings)
     of_sphere, *_ = _held_out_evidence(images.held_out, spherical_average(volume), settings, n_rotations=1)
     gain = evidence - of_sphere
@@ -151,7 +155,7 @@ def assess(images: SearchImages, volume: Tensor, settings: StochasticSettings, s
     return SearchResult(seed, volume, float(evidence.mean()), float(gain.mean()), error, explained, quaternion)
 
 
-def _held_out_evidence(images: MatchingImages, volume: Tensor, settings: StochasticSettings,
+def _held_out_evidence(images: WhitenedImages, volume: Tensor, settings: StochasticSettings,
                        n_rotations: int = N_ASSESSED_ROTATIONS) -> tuple[Tensor, Tensor, Tensor]:
     """Log-evidence (n,) over all poses, the best rotations (n, 4), refined beyond the grid, and the power that the map
     explains there in each pixel (n, m)."""
@@ -173,8 +177,8 @@ def _held_out_evidence(images: MatchingImages, volume: Tensor, settings: Stochas
     return torch.cat(evidence), torch.cat(best), torch.cat(fitted)
 
 
-def spherical_average(volume: Tensor) -> Tensor:
-    """The map (b, b, b) with each shell of its transform averaged: what it is without any direction."""
+def spherical_average(volume: Float[Tensor, "b b b"]) -> Float[Tensor, "b b b"]:
+    """The map with each shell of its transform averaged: what it is without any direction."""
     volume_ft = fft_volume(volume)
     shells = volume_radius_px(len(volume), volume.device).round().long()
     counts = torch.bincount(shells.flatten())
@@ -182,7 +186,7 @@ def spherical_average(volume: Tensor) -> Tensor:
     return ifft_volume(torch.complex(mean[shells].to(volume.dtype), torch.zeros_like(volume_ft.real)))
 
 
-def agreement_deg(results: list[SearchResult], group: Tensor) -> dict[int, float]:
+def agreement_deg(results: list[SearchResult], group: Float[Tensor, "g 4"]) -> dict[int, float]:
     """Median angle of each search's held-out poses to the best search's, after the frames and hands are aligned."""
     best = max(results, key=lambda result: result.score)
     angles = {}

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry.pose_hypotheses import N_HYPOTHESES, PoseHypotheses
 from ..geometry.rotations import angular_distance_rad
 from ..matching.exhaustive_search import SearchGrid
-from ..matching.likelihood import MatchingImages, predicted
+from ..matching.likelihood import predicted
 from ..matching.matching_model import MatchingModel
 from ..matching.refine import RefinedPoses
+from ..matching.whitened_images import WhitenedImages
 from ..progress import Progress
 from .half_map_pair import HalfMapPair, RoundSums
 from .half_sets import HalfSets, RoundImages, batches
@@ -25,7 +27,7 @@ _SMALLEST_WEIGHT = 0.02
 
 Show = Callable[[float, str], None]
 """Is told which part of a round is done, 0 to 1, and what it does."""
-Match = Callable[[MatchingImages, Tensor], RefinedPoses]
+Match = Callable[[WhitenedImages, Tensor], RefinedPoses]
 """(images of the round, their rows (n,)) -> their hypotheses, best first, in px of the round's box."""
 
 
@@ -38,11 +40,12 @@ class Refinement:
 
 
 def show_nothing(done: float, label: str) -> None:
-    """For rounds that nobody follows."""
+    """For rounds whose progress is not shown."""
 
 
-def global_round(half_sets: HalfSets, references: tuple[Tensor, Tensor], noise_spectrum: Tensor, max_radius_px: float,
-                 step_deg: float, search_radius_px: float, show: Show = show_nothing) -> Refinement:
+def global_round(half_sets: HalfSets, references: tuple[Float[Tensor, "b b b"], Float[Tensor, "b b b"]],
+                 noise_spectrum: Float[Tensor, " shells"], max_radius_px: float, step_deg: float, search_radius_px: float,
+                 show: Show = show_nothing) -> Refinement:
     """Searches every image anywhere in SO(3) against its half's reference, then reconstructs."""
     def matching(model: MatchingModel) -> Match:
         grid = SearchGrid.build(model, step_deg, search_radius_px)
@@ -63,7 +66,7 @@ def local_round(half_sets: HalfSets, before: Refinement, max_radius_px: float, s
     return _round(scaled, poses, before.pair.reference, before.pair.noise_spectrum, matching, "local refinement", show)
 
 
-def reconstruct(half_sets: HalfSets, poses: PoseHypotheses, noise_spectrum: Tensor, max_radius_px: float,
+def reconstruct(half_sets: HalfSets, poses: PoseHypotheses, noise_spectrum: Float[Tensor, " shells"], max_radius_px: float,
                 show: Show = show_nothing) -> Refinement:
     """Half maps from the poses as they are."""
     return _round(half_sets.scaled(noise_spectrum, max_radius_px), poses, None, noise_spectrum, None, "reconstruct", show)
@@ -91,7 +94,7 @@ def _round(scaled: RoundImages, before: PoseHypotheses, references: tuple[Tensor
     return Refinement(poses, scaled.in_own_box(sums.pair(scaled.mask(), scaled.noise_spectrum), noise_spectrum))
 
 
-def _match_batch(scaled: RoundImages, images: MatchingImages, rows: np.ndarray, model: MatchingModel, match: Match,
+def _match_batch(scaled: RoundImages, images: WhitenedImages, rows: np.ndarray, model: MatchingModel, match: Match,
                  poses: PoseHypotheses, sums: RoundSums) -> None:
     """Puts what is found for particles ``rows`` (n,) into ``poses``, and what it leaves unexplained into ``sums``."""
     half_sets, index = scaled.half_sets, torch.from_numpy(rows).to(scaled.half_sets.device)
@@ -101,7 +104,7 @@ def _match_batch(scaled: RoundImages, images: MatchingImages, rows: np.ndarray, 
     sums.add_residual(images, predicted(images, model.volume, best.quaternion, best.displacement_px))
 
 
-def _insert_batch(scaled: RoundImages, images: MatchingImages, rows: np.ndarray, half: int, poses: PoseHypotheses,
+def _insert_batch(scaled: RoundImages, images: WhitenedImages, rows: np.ndarray, half: int, poses: PoseHypotheses,
                   sums: RoundSums) -> None:
     index = torch.from_numpy(rows).to(scaled.half_sets.device)
     weight = poses.weight[index]
@@ -111,6 +114,6 @@ def _insert_batch(scaled: RoundImages, images: MatchingImages, rows: np.ndarray,
                 weight[image, hypothesis], scaled.half_sets.group)
 
 
-def pose_change_deg(before: Tensor, after: Tensor) -> float:
-    """Median angle in degrees between two sets of rotations (N, 4)."""
+def pose_change_deg(before: Float[Tensor, "n 4"], after: Float[Tensor, "n 4"]) -> float:
+    """Median angle in degrees between two sets of rotations."""
     return float(torch.rad2deg(angular_distance_rad(before, after)).median())

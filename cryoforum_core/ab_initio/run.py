@@ -1,4 +1,4 @@
-"""The job: the method that was asked for."""
+"""The job ab-initio: runs the method that --method asks for."""
 
 from ..run_directory import RunDirectory
 from .end_to_end.run import end_to_end

@@ -1,4 +1,4 @@
-"""The summaries of both methods."""
+"""What both methods of ab-initio write to summary.json."""
 
 import math
 

@@ -6,8 +6,9 @@ from ..config import AbInitioConfig
 from ..uncertainty.calibration import n_simulated
 from .plan import AbInitioPlan
 
-# of the network's training, where no time is given: a part of what the run took before, and the least that teaches it
+# of the network's training, where no time is given: a part of what the run took before
 TRAIN_SHARE_OF_TIME_SPENT = 0.5
+# the least that teaches it
 MIN_TRAIN_MINUTES = 1.0
 # processor seconds of one step of a search, for a set of any size
 SECONDS_OF_A_SEARCH_STEP = 0.15

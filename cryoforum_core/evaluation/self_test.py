@@ -25,7 +25,11 @@ from ..matching.matching_model import MatchingModel
 
 logger = logging.getLogger("cryoforum")
 
-BOX_SIZE_PX, PIXEL_SIZE_ANGSTROM = 48, 4.0
+# small enough for a few seconds on any device
+BOX_SIZE_PX = 48
+# of the images whose poses are refined
+PIXEL_SIZE_ANGSTROM = 4.0
+# of each comparison
 N_IMAGES = 64
 # RELION's matrix for rot 20, tilt 50, psi 70
 _MATRIX = [[-0.114806, 0.958214, -0.262003], [-0.684574, 0.114806, 0.719846], [0.719846, 0.262003, 0.642788]]
@@ -87,6 +91,7 @@ def _atoms() -> Tensor:
     return direction * torch.rand(30, 1, generator=generator) ** (1 / 3) * BOX_SIZE_PX / 4
 
 
+# standard deviation of the Gaussians that stand for atoms
 _WIDTH_PX = 1.5
 
 

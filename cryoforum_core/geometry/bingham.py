@@ -31,7 +31,7 @@ def symmetric_from_10(vector: Float[Tensor, "*batch 10"]) -> Float[Tensor, "*bat
 
 
 def psd_from_10(vector: Float[Tensor, "*batch 10"]) -> Float[Tensor, "*batch 4 4"]:
-    """Ten numbers (..., 10) to the positive semi-definite ``L L'`` (..., 4, 4), L lower triangular (Cryo-forum)."""
+    """Ten numbers (..., 10) to the positive semi-definite ``L L'`` (..., 4, 4), L lower triangular (Chung 2023)."""
     lower = vector.new_zeros(*vector.shape[:-1], 4, 4)
     lower[..., _ROW, _COLUMN] = vector
     return lower @ lower.transpose(-1, -2)
@@ -48,7 +48,7 @@ def bingham_from_weights(quaternion: Float[Tensor, "*batch m 4"], weight: Float[
                          ) -> Float[Tensor, "*batch 4 4"]:
     """``A = -sum_j w_j q_j q_j'`` (..., 4, 4) from rotations (..., m, 4) and weights (..., m).
 
-    Its smallest eigenvector is the weighted mean rotation (Markley et al. 2007, doi 10.2514/1.28949).
+    Its eigenvector of the smallest eigenvalue is the weighted mean rotation (Markley et al. 2007, doi 10.2514/1.28949).
     """
     return -torch.einsum("...m,...mi,...mj->...ij", weight, quaternion, quaternion)
 
@@ -143,7 +143,7 @@ def _error_distribution(gaps: Tensor, n_angles: int = 64) -> tuple[Tensor, Tenso
 
 def angular_error(eigenvalues: Float[Tensor, "n 4"], coverage: float = 0.9, chunk: int = 2048
                   ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """What the distribution says about its own mode, from ascending eigenvalues (n, 4).
+    """The error of the mode expected under the distribution itself, from ascending eigenvalues (n, 4).
 
     Returns the expected angle in degrees (n,) between the mode and the true rotation, and the angle in degrees (n,)
     that the truth stays within with probability ``coverage``. By two-dimensional quadrature, good to 1 % of the angle.
@@ -200,17 +200,17 @@ def _envelope_parameter(gaps: Tensor) -> Tensor:
 
 
 def dispersion_max(eigenvalues: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
-    """Cryo-forum's largest dispersion ``lambda_1 - lambda_2`` (...,): <= 0, lower is more certain. Eigenvalues ascend."""
+    """Largest dispersion ``lambda_1 - lambda_2`` (...,) of Chung (2023): <= 0, lower is more certain. Eigenvalues ascend."""
     return eigenvalues[..., 0] - eigenvalues[..., 1]
 
 
 def dispersion_trace(eigenvalues: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
-    """Cryo-forum's sum of dispersions ``sum_i (lambda_1 - lambda_i)`` (...,): <= 0, lower is more certain."""
+    """Sum of dispersions ``sum_i (lambda_1 - lambda_i)`` (...,) of Chung (2023): <= 0, lower is more certain."""
     return (eigenvalues[..., :1] - eigenvalues).sum(-1)
 
 
 def dispersion_wigner(eigenvalues: Float[Tensor, "*batch 4"]) -> Float[Tensor, " *batch"]:
-    """Cryo-forum's Wigner log-likelihood of the spacings, ``sum_i log s_i - pi s_i^2 / 4`` (...,)."""
+    """Wigner log-likelihood of the spacings (Chung 2023), ``sum_i log s_i - pi s_i^2 / 4`` (...,)."""
     spacing = eigenvalues.diff(dim=-1).clamp_min(torch.finfo(eigenvalues.dtype).tiny)
     return (spacing.log() - 0.25 * math.pi * spacing.square()).sum(-1)
 

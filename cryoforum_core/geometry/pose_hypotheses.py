@@ -10,7 +10,7 @@ from .poses import Poses, shift_angstrom
 from .rotations import compose, rotation_vector_to_quaternion
 
 # kept for each particle: at a radius of 12 cycles per box one particle in ten of the noisiest sets fits a wrong pose better
-# than its own; the details that tell come later (``docs/decisions/README.md``, Ab initio)
+# than its own; the details that tell come later (``docs/decisions/0039-alternative-poses.md``)
 N_HYPOTHESES = 4
 # 20 degrees: the Gaussian approximation means nothing beyond, as for an image that leaves an axis undetermined
 _LARGEST_DEVIATION_RAD = 0.35
@@ -18,7 +18,7 @@ _LARGEST_DEVIATION_RAD = 0.35
 
 @dataclass(frozen=True, eq=False)
 class PoseHypotheses:
-    """What is known of the pose of every particle: K hypotheses, best first.
+    """K hypotheses of the pose of every particle, best first, with their posterior weights.
 
     ``quaternion`` (N, K, 4); ``displacement_px`` (N, K, 2) in px of the particles' own box; ``score`` (N, K) the
     log-likelihood ratio to an empty image, -inf of those dropped; ``weight`` (N, K) their posterior, which sums to 1;

@@ -1,4 +1,4 @@
-"""Centred Fourier transforms of images and maps, and what lives on their grids.
+"""Centred Fourier transforms of images and maps; cropping, shifts, frequencies and shells on their grids.
 
 An image's transform is ``rfft2`` of the image with its centre (index B // 2) moved to index 0: shape
 ``(..., B, B // 2 + 1)``, rows ky in FFT order (0, 1, ..., -1), columns kx >= 0, no normalisation. Boxes are even.

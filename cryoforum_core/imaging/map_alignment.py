@@ -1,7 +1,7 @@
 """One map brought onto another of the same or a similar molecule: rotation, translation and hand.
 
-The amplitudes of a map's transform do not know where the map lies, nor its hand, so one coarse search over all
-rotations serves both; phases decide between the candidates it leaves. Transforms are whitened (unit power in each
+The amplitudes of a map's transform depend neither on its position nor on its hand, so one coarse search over all
+rotations serves both hands; phases decide between the candidates it leaves. Transforms are whitened (unit power in each
 shell) throughout: fine shells, which distinguish orientations, count as much per voxel as coarse ones. What is the same
 in all directions is taken out, since it agrees whatever the rotation.
 """

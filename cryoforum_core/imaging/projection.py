@@ -265,7 +265,7 @@ class Reconstructor:
 
 
 def _flat_corners(volume: Tensor) -> Tensor:
-    """The map with its mean outside of the inscribed sphere in place of what lies there: only noise and aliases do."""
+    """The map with everything outside the inscribed sphere, which is noise and aliases, replaced by its mean."""
     sphere = soft_sphere(len(volume), len(volume) / 2, 3.0, volume.device).to(volume.dtype)
     outside = (volume * (1 - sphere)).sum() / (1 - sphere).sum()
     return volume * sphere + outside * (1 - sphere)

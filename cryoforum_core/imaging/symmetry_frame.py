@@ -1,8 +1,8 @@
 """The axes and the centre of a symmetric molecule in a map that was made without its symmetry, in an arbitrary frame.
 
 For a symmetry operation g of the wanted frame and a rotation R, the map has g's axis at R where its transform at R k and at
-R g k is the same but for a phase linear in k, which holds the centre. Amplitudes alone, which do not know the
-centre, leave a few candidates for R; phases decide between them, find the centre and refine both. Score throughout is the
+R g k is the same but for a phase linear in k, which holds the centre. Amplitudes alone, which do not depend on
+the centre, leave a few candidates for R; phases decide between them, find the centre and refine both. The score is the
 mean correlation of the map with its images under the operations, the operations but the identity: 1 for a symmetric map
 without noise, about 0 for noise, whatever the group's order.
 """

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..imaging.fourier import ifft_image, radius_px
@@ -69,9 +70,9 @@ class Applicability:
                 **self.figures}
 
 
-def assess(images: ImagePreparation, volume: Tensor, group: Tensor, max_radius_px: float, max_displacement_px: float,
-          seed: int = 0) -> Applicability:
-    """Whether a map (b, b, b), on the grid of ``images``, is that of the particles, all settings being right."""
+def assess(images: ImagePreparation, volume: Float[Tensor, "b b b"], group: Float[Tensor, "g 4"], max_radius_px: float,
+           max_displacement_px: float, seed: int = 0) -> Applicability:
+    """Whether a map, on the grid of ``images``, is that of the particles, all settings being right."""
     draw = np.random.default_rng([seed, 0xA1]).permutation(len(images.particles))
     excess = excess_z(images, np.sort(draw[:N_FOR_EXCESS]))
     if excess < EXCESS_ABOVE:
@@ -86,11 +87,11 @@ def assess(images: ImagePreparation, volume: Tensor, group: Tensor, max_radius_p
     return (assessment(wanted) if wanted > 1.2 * len(first.sample.rows) else first).result()
 
 
-_NOISE_ONLY = ("the images hold no more power where the particle should be than in their corners: noise only, or a box "
-               "that the particle fills. Check the picking and the box, or leave these images out")
+_NOISE_ONLY = ("the images have no more power where the particle should be than in the corners: noise only, or a particle "
+               "that fills the box. Check the picking and the box, or leave these images out")
 
 
-def excess_z(images: ImagePreparation, rows: np.ndarray) -> float:
+def excess_z(images: ImagePreparation, rows: Int[np.ndarray, " n"]) -> float:
     """How significantly images hold more power in their middle than in their corners: a t score over the images.
 
     Stationary noise of any spectrum has the same variance everywhere. The lowest shells are left out: subtracting the
@@ -108,7 +109,7 @@ def excess_z(images: ImagePreparation, rows: np.ndarray) -> float:
     return significance(torch.cat(excess))
 
 
-def significance(values: Tensor) -> float:
+def significance(values: Float[Tensor, " n"]) -> float:
     """Mean of n values over its standard error; 0 where all are 0."""
     spread = float(values.std()) / math.sqrt(len(values))
     return float(values.mean()) / spread if spread > 0 else 0.0
@@ -120,7 +121,7 @@ def _typical(gain: Gain) -> float:
 
 
 def _apart(first: Gain, second: Gain) -> float:
-    """Standard deviations by which the means over two samples, of other images, differ."""
+    """Difference of the means over two samples of different images, in standard deviations."""
     a, b = first.per_image, second.per_image
     return float((a.mean() - b.mean()) / torch.sqrt(a.var() / len(a) + b.var() / len(b)).clamp_min(1e-12))
 
@@ -134,9 +135,9 @@ def assess_poses(map_applies: Applicability, explained_amplitude: float) -> Appl
     undecided = map_applies.figures["promise_significance"] < SIGNIFICANT
     if explained_amplitude >= EXPLAINED_AMPLITUDE_ABOVE or undecided:
         return replace(map_applies, figures=figures)
-    return Applicability(False, "poses", "the map fits these particles when their poses are searched for, and explains "
-                         f"{100 * explained_amplitude:.0f} % of the signal's amplitude only at the poses found from the network's "
-                         "poses. Use --refinement adaptive, or train the network longer", figures)
+    return Applicability(False, "poses", "the map fits these particles when their poses are searched for, but explains only "
+                         f"{100 * explained_amplitude:.0f} % of the signal's amplitude at the poses found from those of "
+                         "the network. Use --refinement adaptive, or train the network longer", figures)
 
 
 class _Assessment:
@@ -149,7 +150,7 @@ class _Assessment:
                         "promise_significance": _apart(self.expected, self.chance)}
 
     def images_wanted(self) -> int:
-        """As many as tell the map from a scrambled one, with some to spare."""
+        """As many as are needed to distinguish the map from a scrambled one, with a margin."""
         significance_of_expected = max(self.figures["promise_significance"], 1.0)
         return math.ceil(len(self.sample.rows) * (2 * SIGNIFICANT / significance_of_expected) ** 2)
 
@@ -187,10 +188,10 @@ class _Assessment:
 
     def _another_molecule(self) -> str:
         return ("the images hold particles, but the map fits them only "
-                f"{100 * max(self.relative_gain(self.stated), 0):.0f} % as well as simulated projections of itself (corrected "
-                "for chance); no other contrast, CTF state or pixel size does "
+                f"{100 * max(self.relative_gain(self.stated), 0):.0f} % as well as simulated projections of itself "
+                "(corrected for chance); no other contrast, CTF state or pixel size does "
                 "better: another molecule, or mostly junk. Train a network for these particles, or look at the "
-                "pictures of particles in the report and clean the set")
+                "example images in the report and remove the junk")
 
     def _is_better(self, gain: Gain, than: Gain) -> bool:
         return significance(gain.per_image - than.per_image) > SIGNIFICANT
@@ -210,8 +211,8 @@ class _Assessment:
 
     def _applies(self) -> str:
         if self.figures["promise_significance"] < SIGNIFICANT:
-            return ("nothing speaks against it, but at this noise the sample of "
-                    f"{len(self.sample.rows)} images hardly tells one molecule from another")
+            return ("no mismatch was found, but at this noise level a sample of "
+                    f"{len(self.sample.rows)} images can hardly distinguish one molecule from another")
         percent = 100 * min(self.relative_gain(self.stated), 1.0)
         return f"the map fits the images {percent:.0f} % as well as simulated projections of itself (corrected for chance)"
 

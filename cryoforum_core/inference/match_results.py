@@ -1,6 +1,7 @@
 """Matched images as results: poses, posterior and evidence, in Angstrom and as arrays."""
 
 import numpy as np
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..geometry.poses import shift_angstrom
@@ -16,11 +17,12 @@ from ..uncertainty.match_posterior import (
 )
 
 
-def match_results(matches: Matches, particle_id: np.ndarray, group: Tensor, pixel_size_angstrom: float,
-                  network_quaternion: Tensor | None = None, features: tuple[Tensor, Tensor] | None = None) -> PoseResults:
-    """Results of n images from their matches at pixels of ``pixel_size_angstrom``, under a symmetry ``group`` (G, 4).
+def match_results(matches: Matches, particle_id: Int[np.ndarray, " n"], group: Float[Tensor, "g 4"],
+                  pixel_size_angstrom: float, network_quaternion: Float[Tensor, "n 4"] | None = None,
+                  features: tuple[Float[Tensor, "n s"], Float[Tensor, "n 2"]] | None = None) -> PoseResults:
+    """Results of n images from their matches at pixels of ``pixel_size_angstrom``, under a symmetry ``group``.
 
-    ``network_quaternion`` (n, 4): the network's own rotations; ``features``: of ``PowerMap.features``, where junk is to be
+    ``network_quaternion``: the network's own rotations; ``features``: of ``PowerMap.features``, where junk is to be
     found.
     """
     best, posterior = matches.hypotheses[:, 0], match_posterior(matches.hypotheses, group)
@@ -30,10 +32,11 @@ def match_results(matches: Matches, particle_id: np.ndarray, group: Tensor, pixe
     evidence = MatchEvidence(*map(_array, (
         posterior.weight, posterior.alternative_angle_rad, posterior.local_deviation_rad, deviation,
         strongest_alternative(matches.hypotheses, posterior), angle, junk_features, matches.contrast, elsewhere_px)))
-    match = Match(_array(matches.quality.fit), _array(matches.quality.residual), _array(matches.searched), evidence=evidence)
+    match = Match(_array(matches.quality.fit), _array(matches.quality.residual), _array(matches.searched),
+                  evidence=evidence)
     bingham = bingham_from_information(best.quaternion, rotation_information(best.information))
-    return PoseResults(particle_id, _array(best.quaternion), _array(shift_angstrom(best.displacement_px, pixel_size_angstrom)),
-                       _array(bingham), match=match)
+    shift = shift_angstrom(best.displacement_px, pixel_size_angstrom)
+    return PoseResults(particle_id, _array(best.quaternion), _array(shift), _array(bingham), match=match)
 
 
 def _array(values: Tensor | None) -> np.ndarray | None:

@@ -1,10 +1,11 @@
-"""The particles beside those that the network was trained for: what can be known before anything is matched."""
+"""How the particles differ from those that the network was trained for, as far as that shows before any matching."""
 
 from dataclasses import replace
 from math import inf
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..imaging.noise_spectrum import noise_power_spectrum
@@ -13,10 +14,15 @@ from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_score
 from ..model.checkpoint import CheckpointMetadata
 from ..particles.image_preparation import ImagePreparation
 
+# smaller differences are those of pixel sizes as they are calibrated and rounded
 FIELD_OF_VIEW_TOLERANCE = 0.01
 # a network is trained with noise that varies by 10 % from image to image, of the spectrum of its set
 NOISE_RATIO_BELOW = 2.0
-_BAND_SHELLS, _FIRST_SHELL = 4, 2
+# spectra are compared in means over so many shells
+_BAND_SHELLS = 4
+# the lower shells are left out
+_FIRST_SHELL = 2
+# that the spectrum is estimated from
 _N_IMAGES = 128
 
 
@@ -48,8 +54,8 @@ def _ctf_state(metadata: CheckpointMetadata, images: ImagePreparation) -> str | 
     before, now = metadata.images.get("ctf_state"), images.state.ctf_state
     if before is None or before == now or "multiplied" not in (before, now):
         return None  # raw and flipped images look alike to a network, whose images are always flipped
-    return (f"The network was trained with images that were {before}, and these are {now}: frequencies have another "
-            "weight in them.")
+    return (f"The network was trained with images that were {before}, and these are {now}, so their frequencies are "
+            "weighted differently.")
 
 
 def _noise(metadata: CheckpointMetadata, images: ImagePreparation, seed: int) -> str | None:
@@ -66,8 +72,8 @@ def _noise(metadata: CheckpointMetadata, images: ImagePreparation, seed: int) ->
         return None
     shell = _FIRST_SHELL + (worst + 0.5) * _BAND_SHELLS
     resolution = settings.box_size_px * settings.pixel_size_angstrom / shell
-    return (f"The noise has another spectrum than in the network's training: {float(ratio[worst]):.2g} times its power "
-            f"at {resolution:.2g} A.")
+    return (f"The noise spectrum differs from that of the network's training images: {float(ratio[worst]):.2g} times the "
+            f"power at {resolution:.2g} A.")
 
 
 def _banded(spectrum: Tensor) -> Tensor:
@@ -76,13 +82,13 @@ def _banded(spectrum: Tensor) -> Tensor:
     return shells[:n].reshape(-1, _BAND_SHELLS).mean(1)
 
 
-def broken_symmetry(volume: Tensor, group: Tensor, symmetry: str) -> str | None:
-    """Why a map (b, b, b) cannot be matched under the ``group`` (G, 4) of ``symmetry``; None where it can."""
+def broken_symmetry(volume: Float[Tensor, "b b b"], group: Float[Tensor, "g 4"], symmetry: str) -> str | None:
+    """Why a map cannot be matched under the ``group`` of ``symmetry``; None where it can."""
     if len(group) == 1:
         return None
     score = symmetry_score(FourierVolume.from_real(volume.cpu()), group.cpu())
     if score >= NO_SYMMETRY_BELOW:
         return None
-    return (f"the map has not the symmetry {symmetry}: its agreement with itself under it is {score:.2f}, and that of a "
-            f"symmetric map above {NO_SYMMETRY_BELOW}. Give the map's own --symmetry, or turn the map so that its axes "
-            "are RELION's")
+    return (f"the map does not have the symmetry {symmetry}: its correlation with its symmetrised copy is {score:.2f}, and "
+            f"that of a symmetric map is above {NO_SYMMETRY_BELOW}. Give the map's own --symmetry, or rotate the map so "
+            "that its axes are those of RELION")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..config import PredictConfig
@@ -53,10 +54,10 @@ class PredictionSetup:
 
     network: Callable[[Tensor, Tensor], PoseEstimate]
     images: ImagePreparation
-    volume: Tensor | None
-    """(b, b, b) at the matching box"""
-    group: Tensor
-    """(G, 4) rotations of the point group ``symmetry``"""
+    volume: Float[Tensor, "b b b"] | None
+    """at the matching box"""
+    group: Float[Tensor, "g 4"]
+    """rotations of the point group ``symmetry``"""
     symmetry: str
     labelled: ImagePreparation | None = None
     """particles with known poses, to calibrate the errors on"""
@@ -85,7 +86,7 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     if matcher is not None and applicable.applies:
         applicable = assess_poses(applicable, matcher.explained_amplitude)
     if not applicable.applies:
-        logger.warning("This model does not apply to these particles (%s): %s.", applicable.cause, applicable.reason)
+        logger.warning("Network or map does not fit these particles (%s): %s.", applicable.cause, applicable.reason)
     run.parts.mkdir(exist_ok=True)
     power_map = _power_map(matcher, setup)
     predictor = Predictor(setup, matcher, power_map, config.batch_size)
@@ -144,7 +145,8 @@ def _labelled(results: PoseResults, simulation: JunkSimulation, predictor: "Pred
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predicts rows of the setup's images; ``matcher`` None: by the network alone, ``power_map`` None: without junk features."""
+    """Predicts rows of the setup's images; ``matcher`` None: by the network alone, ``power_map`` None: without junk
+    features."""
 
     setup: PredictionSetup
     matcher: Matcher | None
@@ -162,8 +164,8 @@ class Predictor:
                 part.save(_part(directory, start), with_evidence=True)
         return n_missing
 
-    def rows(self, rows: np.ndarray, label: str, search_all: bool = False) -> PoseResults:
-        """All ``rows`` (n,), shown as ``label``; ``search_all``: see ``Matcher.match``."""
+    def rows(self, rows: Int[np.ndarray, " n"], label: str, search_all: bool = False) -> PoseResults:
+        """All ``rows``, shown as ``label``; ``search_all``: see ``Matcher.match``."""
         with Progress(len(rows), label) as progress:
             return self._batches(rows, progress, search_all)
 
@@ -187,13 +189,14 @@ class Predictor:
             matches = matcher.match(*transforms, starting_poses(setup, network, matcher.seed), search_all)
             features = None if self.power_map is None else self.power_map.features(matcher.model.images(*transforms),
                                                                                    matches.hypotheses[:, 0])
-            results = match_results(matches, particle_id, setup.group, setup.pixel_size_angstrom, network.quaternion, features)
+            results = match_results(matches, particle_id, setup.group, setup.pixel_size_angstrom, network.quaternion,
+                                    features)
         return replace(results, network=pose_results.NetworkPoses(
             torch.linalg.eigvalsh(network.bingham).cpu().numpy(), network.quaternion.cpu().numpy()))
 
 
-def network_estimate(setup: PredictionSetup, rows: np.ndarray) -> PoseEstimate:
-    """What the network says of ``rows`` (n,), in single precision."""
+def network_estimate(setup: PredictionSetup, rows: Int[np.ndarray, " n"]) -> PoseEstimate:
+    """What the network says of ``rows``, in single precision."""
     with torch.no_grad():
         estimate = setup.network(*setup.images.network_input(rows))
     return PoseEstimate(estimate.quaternion.float(), estimate.bingham.float(), estimate.shift_angstrom.float())
@@ -264,7 +267,7 @@ def _calibrated_matcher(config: PredictConfig, particles: Particles, setup: Pred
 
 
 def _power_map(matcher: Matcher | None, setup: PredictionSetup) -> PowerMap | None:
-    """None where poses are not searched for: an image that does not match says nothing then, its pose may be wrong."""
+    """None where poses are not searched for: a poor match is then no evidence of junk, since the pose may be wrong."""
     if matcher is None or not matcher.adaptive:
         return None
     rows = np.unique(np.linspace(0, len(setup.images.particles) - 1, N_POWER_IMAGES).round().astype(int))

@@ -1,4 +1,4 @@
-"""How well a map explains a sample of a set's images, under one assumption or another about images and map.
+"""How well a map explains a sample of the images, if their contrast, CTF state or pixel size is as stated, or another.
 
 Every assumption is treated alike: the same images, the same search over poses, one free amplitude. What poses fitted to
 noise gain is then the same for all, and gains can be compared image by image.
@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..imaging.fourier import (
@@ -23,9 +24,10 @@ from ..imaging.fourier import (
 from ..imaging.masks import soft_sphere
 from ..imaging.noise_spectrum import noise_power_spectrum
 from ..matching.exhaustive_search import SearchGrid
-from ..matching.likelihood import MatchingImages, amplitude_from_power, predicted
+from ..matching.likelihood import amplitude_from_power, predicted
 from ..matching.matching_model import MatchingModel, simulated_transforms
 from ..matching.refine import RefinedPoses, refine
+from ..matching.whitened_images import WhitenedImages
 from ..particles.image_preparation import ImagePreparation
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION, ImageState
 
@@ -67,21 +69,21 @@ class Assumption:
 
 @dataclass(frozen=True)
 class Gain:
-    """Log-likelihood that the map gains over an empty image, for each image (n,), with the best amplitude for all, and
+    """Log-likelihood that the map gains over an empty image, for each image, with the best amplitude for all, and
     the poses at which it does."""
 
-    per_image: Tensor
+    per_image: Float[Tensor, " n"]
     poses: RefinedPoses
     amplitude: float
     """regressed on the images, over what their power asks for: 1 for the right map at the right poses"""
 
 
 class SampleMatching:
-    """A sample of a set's images, a map, and what one says about the other."""
+    """A sample of the images, matched to a map under different assumptions."""
 
-    def __init__(self, images: ImagePreparation, rows: np.ndarray, volume: Tensor, group: Tensor,
-                 max_radius_px: float, max_displacement_px: float, seed: int = 0):
-        """``rows`` (n,) of the particles, ``volume`` (b, b, b) at the matching box."""
+    def __init__(self, images: ImagePreparation, rows: Int[np.ndarray, " n"], volume: Float[Tensor, "b b b"],
+                 group: Float[Tensor, "g 4"], max_radius_px: float, max_displacement_px: float, seed: int = 0):
+        """``rows`` of the particles, ``volume`` at the matching box."""
         self.images, self.rows, self.volume, self.group = images, rows, volume, group
         self.max_radius_px = min(max_radius_px, LOCAL_RADIUS_PX)
         self.max_displacement_px, self.seed = max_displacement_px, seed
@@ -114,16 +116,16 @@ class SampleMatching:
         return replace(model, max_radius_px=min(model.max_radius_px, REFINE_RADIUS_PX))
 
     def stated_gain(self) -> Gain:
-        """Of the map, with all as the files and the settings say."""
+        """Of the map, with everything as stated by files and options."""
         return self._search(self._grid, self._searched(self.model), self.images_ft, self.ctf)
 
     def expected_gain(self) -> Gain:
-        """Of the map in images that it would make: random views, the sample's CTFs, noise and signal."""
+        """Of the map in simulated images of itself: random viewing directions, the sample's CTFs, noise and signal."""
         simulated = simulated_transforms(self.model, self.ctf, self.seed)
         return self._search(self._grid, self._searched(self.model), simulated, self.ctf)
 
     def chance_gain(self) -> Gain:
-        """Of a map that has this one's spectrum and extent, and another structure, in the same images."""
+        """Of a map with the same spectrum and extent but another structure, in the same images."""
         model = self._searched(self._model(scrambled(self.volume, self.seed), self.max_radius_px))
         return self._search(SearchGrid.build(model, SEARCH_STEP_DEG, SEARCH_RADIUS_PX), model, self.images_ft, self.ctf)
 
@@ -180,7 +182,7 @@ def _magnified(model: MatchingModel, factor: float) -> MatchingModel:
     return replace(model, volume=volume, max_radius_px=min(model.max_radius_px, volume.max_radius_px - 1))
 
 
-def _gain(images: MatchingImages, model: MatchingModel, poses: RefinedPoses) -> Gain:
+def _gain(images: WhitenedImages, model: MatchingModel, poses: RefinedPoses) -> Gain:
     """With a free overall amplitude a: sum of ``2 a Re<y, f> - a^2 |f|^2``."""
     expected = predicted(images, model.volume, poses.quaternion, poses.displacement_px)
     cross, power = (images.data.conj() * expected).real.sum(-1), expected.abs().square().sum(-1)
@@ -210,8 +212,8 @@ def _amplitude(images_ft: Tensor, ctf: Tensor, noise_spectrum: Tensor, map_power
     return torch.minimum(overall, in_shell)
 
 
-def scrambled(volume: Tensor, seed: int) -> Tensor:
-    """A map (b, b, b) with the power of this one in each shell, its extent, and otherwise a random structure."""
+def scrambled(volume: Float[Tensor, "b b b"], seed: int) -> Float[Tensor, "b b b"]:
+    """A map with the power of this one in each shell, its extent, and otherwise a random structure."""
     size = len(volume)
     noise = torch.randn(volume.shape, generator=torch.Generator().manual_seed(seed)).to(volume)
     # a random map within the same sphere: outside there is nothing that a particle could look like

@@ -21,6 +21,7 @@ from .predict import PredictionSetup
 
 logger = logging.getLogger("cryoforum")
 
+
 def prediction_setup(config: PredictConfig, particles: Particles, device: torch.device) -> PredictionSetup:
     """Network, map and images. Raises one InputError with all problems of network, map, symmetry and images."""
     with Problems() as problems:
@@ -56,13 +57,14 @@ def _labelled(config: PredictConfig, particles: Particles) -> Particles:
     known = load_particles(config.calibration_particles, config, require_poses=True)
     fewest = fewest_known(config.coverage)
     if len(known) < fewest:
-        raise InputError(f"Errors whose bound holds for {100 * config.coverage:g} % are calibrated on at least {fewest} labelled "
-                         f"particles; {config.calibration_particles} has {len(known)}. Give more, or leave out "
-                         "--calibration-particles: images of the map are used then.")
+        raise InputError(f"Error bounds with a coverage of {100 * config.coverage:g} % need at least {fewest} particles "
+                         f"with known poses for calibration; {config.calibration_particles} has {len(known)}. Give more, or "
+                         "leave out --calibration-particles: projections of the map are used then.")
     own, other = ((p.box_size_px, round(p.pixel_size_angstrom, 3)) for p in (particles, known))
     if own != other:
-        raise InputError(f"Labelled particles must have the box and pixel size of the others, {own[0]} px of {own[1]:g} A; "
-                         f"{config.calibration_particles} has {other[0]} px of {other[1]:g} A. Extract them alike.")
+        raise InputError(f"Calibration particles must have the box and pixel size of the others, {own[0]} px of {own[1]:g} "
+                         f"A; {config.calibration_particles} has {other[0]} px of {other[1]:g} A. "
+                         "Extract them with the same box and pixel size.")
     return known
 
 

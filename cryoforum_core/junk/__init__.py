@@ -1,1 +1,1 @@
-"""Which images hold no good particle, and why: features, simulated junk, classifier, labels, view cones."""
+"""Which images show no good particle, and why: features, simulated junk, classifier, labels, cones of viewing directions."""

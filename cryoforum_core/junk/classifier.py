@@ -1,4 +1,4 @@
-"""Which images hold no good particle, and why: each is compared with simulated images of every kind.
+"""Which images show no good particle, and why: each is compared with simulated images of every kind.
 
 Images of particles and of four kinds of junk are simulated with the set's own CTFs, noise and box, and matched as the set's
 images are. Their features (module ``features``) make one normal distribution for each kind (quadratic discriminant
@@ -11,6 +11,7 @@ particle in a viewing direction that is hard to align is no junk.
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Shaped
 
 from ..catalogue import NOT_A_PARTICLE
 from .features import FEATURES
@@ -30,29 +31,28 @@ FAR_OUT = 12.0
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """Of n images: ``reason`` (n,) of ``REASONS``, and the ``probability`` (n, k) of each."""
+    """Of n images: ``reason`` of ``REASONS``, and the ``probability`` of each."""
 
-    reason: np.ndarray
-    probability: np.ndarray
+    reason: Shaped[np.ndarray, " n"]
+    probability: Float[np.ndarray, "n k"]
 
     @property
-    def particle_probability(self) -> np.ndarray:
-        """(n,) float32."""
+    def particle_probability(self) -> Float32[np.ndarray, " n"]:
         return self.probability[:, 0].astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class KindsOfImages:
-    """Normal distributions of the features of each kind (``REASONS``): ``mean`` (k, s), ``covariance`` (k, s, s),
-    ``share`` (k,) of the set."""
+    """Normal distributions of the features of each kind (``REASONS``): ``mean``, ``covariance``, and ``share`` of the
+    set."""
 
-    mean: np.ndarray
-    covariance: np.ndarray
-    share: np.ndarray
+    mean: Float[np.ndarray, "k s"]
+    covariance: Float[np.ndarray, "k s s"]
+    share: Float[np.ndarray, " k"]
 
     @classmethod
-    def fit(cls, simulated: list[np.ndarray]) -> "KindsOfImages":
-        """From features (n_k, s) of simulated images of each kind.
+    def fit(cls, simulated: list[Float[np.ndarray, "_ s"]]) -> "KindsOfImages":
+        """From features of simulated images of each kind.
 
         A covariance from few images is drawn towards what all kinds have in common, by s images' weight.
         """
@@ -63,14 +63,14 @@ class KindsOfImages:
         share = np.array([0.5] + [0.5 / (len(simulated) - 1)] * (len(simulated) - 1))
         return cls(np.stack([f.mean(0) for f in simulated]), covariance + 1e-3 * np.eye(s), share)
 
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Of each kind (n, k) for features (n, s)."""
+    def probabilities(self, features: Float[np.ndarray, "n s"]) -> Float[np.ndarray, "n k"]:
+        """Of each kind."""
         log = np.log(self.share) + np.stack([_log_normal(features, mean, covariance) for mean, covariance
                                              in zip(self.mean, self.covariance)], axis=1)
         log -= log.max(1, keepdims=True)
         return np.exp(log) / np.exp(log).sum(1, keepdims=True)
 
-    def adapted(self, features: np.ndarray, n_simulated: int) -> "KindsOfImages":
+    def adapted(self, features: Float[np.ndarray, "n s"], n_simulated: int) -> "KindsOfImages":
         """With the set's own shares, and with the particles' distribution as the set has it.
 
         The ``n_simulated`` simulated particles keep their weight; junk's distributions stay as simulated, since a wide
@@ -99,13 +99,13 @@ def _log_normal(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) 
     return -0.5 * (distance ** 2).sum(0) - np.log(np.diag(factor)).sum()
 
 
-def normalised(features: np.ndarray) -> np.ndarray:
-    """Features (n, s) on a scale on which kinds are about normal: powers spread by factors once they are large."""
+def normalised(features: Float[np.ndarray, "n s"]) -> Float[np.ndarray, "n s"]:
+    """Features on a scale on which kinds are about normal: powers spread by factors once they are large."""
     return POWER_SCALE * np.arcsinh(np.asarray(features, dtype=np.float64) / POWER_SCALE)
 
 
-def classify(features: np.ndarray, simulated: list[np.ndarray]) -> Classification:
-    """Images by their features (n, s), from those of simulated images of each kind (n_k, s)."""
+def classify(features: Float[np.ndarray, "n s"], simulated: list[Float[np.ndarray, "_ s"]]) -> Classification:
+    """Images by their features, from those of simulated images of each kind."""
     values, is_foreign = normalised(features), has_foreign_power(features)
     kinds = KindsOfImages.fit([normalised(each) for each in simulated])
     probability = kinds.adapted(values[~is_foreign], len(simulated[0])).probabilities(values)
@@ -114,13 +114,13 @@ def classify(features: np.ndarray, simulated: list[np.ndarray]) -> Classificatio
     return Classification(np.array(REASONS)[kind], probability)
 
 
-def is_junk(features: np.ndarray, simulated: list[np.ndarray]) -> np.ndarray:
-    """bool (n,), of ``classify``."""
+def is_junk(features: Float[np.ndarray, "n s"], simulated: list[Float[np.ndarray, "_ s"]]) -> Bool[np.ndarray, " n"]:
+    """Whether ``classify`` finds junk."""
     return classify(features, simulated).reason != PARTICLE
 
 
-def has_foreign_power(features: np.ndarray) -> np.ndarray:
-    """bool (n,): power at the lowest or highest resolution that no particle has: contamination, an edge, no image.
+def has_foreign_power(features: Float[np.ndarray, "n s"]) -> Bool[np.ndarray, " n"]:
+    """Whether there is power at the lowest or highest resolution that no particle has: contamination, an edge, no image.
 
     The better-fitting half stands for the particles.
     """

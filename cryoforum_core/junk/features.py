@@ -1,6 +1,6 @@
-"""What an image shows beside the particle that was matched to it: power where noise has none, and where in the box.
+"""Features of an image that reveal junk: its fit to the map, and where in the box it has more power than noise.
 
-The image is filtered by what it can hold of a particle, ``z = y c sqrt(P)`` with y the whitened transform, c its
+The image is filtered by the signal expected of a particle, ``z = y c sqrt(P)`` with y the whitened transform, c its
 transfer (the CTF's sign included, so that a particle's power gathers where the particle is) and P the map's mean power
 in each shell. A particle of unknown orientation is a random signal of known power; to first order the log-likelihood
 ratio that one lies at displacement d is ``T(d) = sum_x v(x - d) (z(x)^2 - noise variance)``, v the power of a particle
@@ -10,13 +10,15 @@ at the centre. T is given in standard deviations of what noise alone would do.
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from ..geometry.rotations import random_quaternions
-from ..matching.likelihood import MatchingImages, predicted, to_images
+from ..matching.likelihood import predicted
 from ..matching.match_quality import RESIDUAL_MIN_RADIUS_PX, match_quality
 from ..matching.matching_model import MatchingModel
 from ..matching.refine import RefinedPoses
+from ..matching.whitened_images import WhitenedImages, to_images
 
 # random viewing directions whose mean power stands for the particle's
 N_VIEWS = 64
@@ -29,14 +31,14 @@ FEATURES = ("fit", "signal", "residual", "power_here", "power_elsewhere", "rest_
 
 @dataclass(frozen=True)
 class PowerMap:
-    """T(d) of images, for a matching model: ``template`` (B, B // 2 + 1), the transform of v."""
+    """T(d) of images, for a matching model: ``template`` is the transform of v."""
 
     model: MatchingModel
-    template: Tensor
+    template: Complex[Tensor, "b b//2+1"]
 
     @classmethod
-    def build(cls, model: MatchingModel, ctf: Tensor) -> "PowerMap":
-        """For images with CTFs like the sample ``ctf`` (n, B, B // 2 + 1)."""
+    def build(cls, model: MatchingModel, ctf: Float[Tensor, "n b b//2+1"]) -> "PowerMap":
+        """For images with CTFs like the sample ``ctf``."""
         some = ctf[torch.arange(N_VIEWS, device=ctf.device) % len(ctf)]
         images = model.images(torch.zeros_like(some, dtype=torch.complex64), some)
         views = random_quaternions(N_VIEWS, torch.Generator().manual_seed(0), device=ctf.device)
@@ -44,8 +46,8 @@ class PowerMap:
         power = to_images(signal * _filter(images, model), images).square().mean(0)
         return cls(model, torch.fft.rfft2(torch.fft.ifftshift(power / power.sum())))
 
-    def of(self, images: MatchingImages, data: Tensor) -> Tensor:
-        """T (n, B, B) of whitened transforms (n, m), whole or what is left of them; index B // 2 is displacement 0."""
+    def of(self, images: WhitenedImages, data: Complex[Tensor, "n m"]) -> Float[Tensor, "n b b"]:
+        """T of whitened transforms, whole or what is left of them; index B // 2 is displacement 0."""
         weight, box = _filter(images, self.model), images.box_size_px
         covariance = to_images(weight.square().to(data.dtype), images) / box ** 2
         power = to_images(data * weight, images).square() - covariance[:, box // 2, box // 2, None, None]
@@ -54,13 +56,13 @@ class PowerMap:
         spread = torch.fft.fft2(covariance.square()).abs() * _both_halves(self.template).abs().square()
         return smooth / (2 * spread.sum((-2, -1)) / box ** 2).sqrt().clamp_min(1e-20)[:, None, None]
 
-    def features(self, images: MatchingImages, poses: RefinedPoses) -> tuple[Tensor, Tensor]:
-        """Of images matched at poses (n, ...), one for each: the features (n, s) by ``FEATURES``, and where in the box (n, 2),
+    def features(self, images: WhitenedImages, poses: RefinedPoses) -> tuple[Float[Tensor, "n s"], Float[Tensor, "n 2"]]:
+        """Of images matched at poses (n, ...), one for each: the features by ``FEATURES``, and where in the box,
         px, there is most power beyond the largest shift searched."""
         parts = [self._features(images[rows], poses[rows]) for rows in torch.arange(len(images)).split(CHUNK)]
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def _features(self, images: MatchingImages, poses: RefinedPoses) -> tuple[Tensor, Tensor]:
+    def _features(self, images: WhitenedImages, poses: RefinedPoses) -> tuple[Tensor, Tensor]:
         model, box = self.model, images.box_size_px
         expected = predicted(images, model.volume, poses.quaternion, poses.displacement_px)
         quality = match_quality(images, model, poses)
@@ -77,7 +79,7 @@ class PowerMap:
         return torch.stack(values, dim=1), place.to(whole.dtype)
 
 
-def _shell_powers(images: MatchingImages, model: MatchingModel) -> tuple[Tensor, Tensor]:
+def _shell_powers(images: WhitenedImages, model: MatchingModel) -> tuple[Tensor, Tensor]:
     """Power beyond the noise's (n,), in its standard deviations, of the lowest and of the highest shells."""
     power = images.data.abs().square() - 1
     low = images.radius <= RESIDUAL_MIN_RADIUS_PX + 2
@@ -85,7 +87,7 @@ def _shell_powers(images: MatchingImages, model: MatchingModel) -> tuple[Tensor,
     return tuple(power[:, some].sum(1) / some.sum().sqrt() for some in (low, high))
 
 
-def _filter(images: MatchingImages, model: MatchingModel) -> Tensor:
+def _filter(images: WhitenedImages, model: MatchingModel) -> Tensor:
     shells = images.radius.round().long().clamp_max(len(model.map_power) - 1)
     return images.transfer * model.map_power[shells].sqrt() * (images.radius >= RESIDUAL_MIN_RADIUS_PX)
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..catalogue import AMBIGUOUS, JUNK_PARTICLES, NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT
@@ -23,6 +24,7 @@ from .simulation import JunkSimulation
 
 logger = logging.getLogger("cryoforum")
 
+# fewer do not determine the shares of the kinds
 MIN_IMAGES = JUNK_PARTICLES.value
 # simulated images: an eighth of the set, between these two
 MIN_SIMULATED = 180
@@ -35,8 +37,8 @@ AMBIGUOUS_RAD = math.radians(15.0)
 AMBIGUOUS_WEIGHT = 0.2
 
 
-def simulated_features(results: PoseResults, simulation: JunkSimulation) -> list[np.ndarray]:
-    """Features (n_k, s) of simulated images of every kind, with the viewing directions and shifts of those matched images
+def simulated_features(results: PoseResults, simulation: JunkSimulation) -> list[Float[np.ndarray, "_ s"]]:
+    """Features of simulated images of every kind, with the viewing directions and shifts of those matched images
     that fit well. Empty for fewer than ``MIN_IMAGES``."""
     features = results.evidence.junk_features
     if len(features) < MIN_IMAGES:
@@ -46,12 +48,13 @@ def simulated_features(results: PoseResults, simulation: JunkSimulation) -> list
     poses = poses_of(results[good], torch.float32)
     n = min(max(len(features) // 8, MIN_SIMULATED), MAX_SIMULATED)
     logger.info("Junk: classifier fitted to %d simulated images.", n)
-    return simulation.features(poses.quaternion, displacement_px(poses.shift_angstrom, simulation.images.pixel_size_angstrom), n)
+    displacement = displacement_px(poses.shift_angstrom, simulation.images.pixel_size_angstrom)
+    return simulation.features(poses.quaternion, displacement, n)
 
 
-def junk_labels(results: PoseResults, rows: np.ndarray, simulation: JunkSimulation, simulated: list[np.ndarray]
-                ) -> JunkLabels | None:
-    """Labels of n matched images, those of ``rows`` (n,) of the simulation's set, by the features of simulated ones; None
+def junk_labels(results: PoseResults, rows: Int[np.ndarray, " n"], simulation: JunkSimulation,
+                simulated: list[Float[np.ndarray, "_ s"]]) -> JunkLabels | None:
+    """Labels of n matched images, those of ``rows`` of the simulation's set, by the features of simulated ones; None
     where there are none (``simulated_features``)."""
     if not simulated:
         return None
@@ -60,20 +63,22 @@ def junk_labels(results: PoseResults, rows: np.ndarray, simulation: JunkSimulati
                                             simulation.matcher)
     ambiguous = (classes.reason == PARTICLE) & is_ambiguous(evidence.weight, evidence.alternative_angle_rad)
     reason = np.where(ambiguous, AMBIGUOUS, classes.reason)
-    logger.info("Labels: %s.", ", ".join(f"{(reason == name).sum():,} {name}" for name in (*REASONS[1:], AMBIGUOUS)))
+    logger.info("Junk and ambiguous orientations: %s.",
+                ", ".join(f"{(reason == name).sum():,} {name}" for name in (*REASONS[1:], AMBIGUOUS)))
     return JunkLabels(reason, classes.particle_probability, shift_angstrom(recentre_px, images.pixel_size_angstrom),
                       np.where(ambiguous[:, None], evidence.strongest_alternative, np.nan))
 
 
-def strongest_alternative(hypotheses: RefinedPoses, posterior: MatchPosterior) -> Tensor:
-    """The most likely of the hypotheses (n, K, ...) that are another orientation than the best: quaternions (n, 4). Where
-    all are near it, the best itself."""
+def strongest_alternative(hypotheses: RefinedPoses, posterior: MatchPosterior) -> Float[Tensor, "n 4"]:
+    """The most likely of the hypotheses (n, K, ...) that are another orientation than the best: quaternions. Where all are
+    near it, the best itself."""
     weight = posterior.weight * (posterior.alternative_angle_rad > AMBIGUOUS_RAD)
     return hypotheses.quaternion[torch.arange(len(weight), device=weight.device), weight.argmax(1)]
 
 
-def is_ambiguous(weight: np.ndarray, alternative_angle_rad: np.ndarray) -> np.ndarray:
-    """bool (n,): another orientation is about as likely. Both (n, K), of ``MatchPosterior``."""
+def is_ambiguous(weight: Float[np.ndarray, "n k"], alternative_angle_rad: Float[np.ndarray, "n k"]
+                 ) -> Bool[np.ndarray, " n"]:
+    """Whether another orientation is about as likely. Both arguments are those of ``MatchPosterior``."""
     return (weight * (alternative_angle_rad > AMBIGUOUS_RAD)).sum(1) >= AMBIGUOUS_WEIGHT
 
 

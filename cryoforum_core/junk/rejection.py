@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 
 from ..catalogue import JUNK_REASONS, NO_REASON, OFF_CENTRE
 from ..geometry.rotations import quaternion_to_matrix, quaternion_to_relion_euler
@@ -14,20 +15,23 @@ from ..particles.table import ParticleTable
 from ..results.pose_results import PoseResults
 from .view_cones import view_cones
 
+# the label of a good particle
 PARTICLE = NO_REASON
+# the labels that the classifier chooses from, in the order of its probabilities
 REASONS = (PARTICLE, *JUNK_REASONS)
+# RELION's three angles of the other orientation
 _ALTERNATIVE_COLUMNS = ("rlnCryoforumAlternativeRot", "rlnCryoforumAlternativeTilt", "rlnCryoforumAlternativePsi")
 
 
 @dataclass(frozen=True, eq=False)
 class ImageLabels:
-    """Of n images: ``reason`` (n,), ``cone`` (n,) of viewing directions, ``recentre_shift_angstrom`` (n, 2) and
-    ``alternative_quaternion`` (n, 4), NaN where there is none. ``rejected_reasons``: the labels that a selection rejects."""
+    """Of n images: ``reason``, ``cone`` of viewing directions, ``recentre_shift_angstrom`` and
+    ``alternative_quaternion``, NaN where there is none. ``rejected_reasons``: the labels that a selection rejects."""
 
-    reason: np.ndarray
-    cone: np.ndarray
-    recentre_shift_angstrom: np.ndarray
-    alternative_quaternion: np.ndarray
+    reason: Shaped[np.ndarray, " n"]
+    cone: Int[np.ndarray, " n"]
+    recentre_shift_angstrom: Float[np.ndarray, "n 2"]
+    alternative_quaternion: Float[np.ndarray, "n 4"]
     rejected_reasons: tuple[str, ...] = JUNK_REASONS
 
     @classmethod
@@ -42,27 +46,27 @@ class ImageLabels:
                    results.junk.alternative_quaternion)
 
     def rejecting(self, reasons: Collection[str]) -> "ImageLabels":
-        """With other labels to be rejected."""
+        """A copy that rejects the labels ``reasons``."""
         return replace(self, rejected_reasons=tuple(reasons))
 
     @property
-    def is_rejected(self) -> np.ndarray:
-        """bool (n,): images with a rejected label."""
+    def is_rejected(self) -> Bool[np.ndarray, " n"]:
+        """Images with a rejected label."""
         return np.isin(self.reason, self.rejected_reasons)
 
     @property
-    def is_accepted_junk(self) -> np.ndarray:
-        """bool (n,): junk of a kind that is not rejected."""
+    def is_accepted_junk(self) -> Bool[np.ndarray, " n"]:
+        """Junk of a kind that is not rejected."""
         return np.isin(self.reason, [each for each in JUNK_REASONS if each not in self.rejected_reasons])
 
-    def recentrable(self, rows: np.ndarray) -> np.ndarray:
+    def recentrable(self, rows: Int[np.ndarray, " k"]) -> Int[np.ndarray, " r"]:
         """Those of ``rows`` that are off-centre, with a shift that recentres them."""
         far = (self.reason[rows] == OFF_CENTRE) & np.isfinite(self.recentre_shift_angstrom[rows]).all(1)
         return rows[far]
 
 
-def alternative_columns(labels: ImageLabels, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns (n,) with RELION's angles of the other orientation of ``rows``, -999 elsewhere; none where none has one."""
+def alternative_columns(labels: ImageLabels, rows: Int[np.ndarray, " k"]) -> dict[str, Float[np.ndarray, " n"]]:
+    """Columns with RELION's angles of the other orientation of ``rows``, -999 elsewhere; none where none has one."""
     rows = rows[np.isfinite(labels.alternative_quaternion[rows]).all(1)]
     if not len(rows):
         return {}
@@ -71,8 +75,8 @@ def alternative_columns(labels: ImageLabels, rows: np.ndarray) -> dict[str, np.n
     return dict(zip(_ALTERNATIVE_COLUMNS, angles.T))
 
 
-def recentred(table: ParticleTable, shift_angstrom: np.ndarray) -> ParticleTable:
-    """The table with the origins (n, 2) that recentre its particles, in Angstrom, or pixels in RELION 3.0's form."""
+def recentred(table: ParticleTable, shift_angstrom: Float[np.ndarray, "n 2"]) -> ParticleTable:
+    """The table with the origins that recentre its particles, in Angstrom, or pixels in RELION 3.0's form."""
     pixel_size_angstrom = 1.0
     if table.version == "3.0" or table.has("rlnOriginX") or table.has("rlnOriginY"):
         pixel_size_angstrom = fields.read_pixel_size_angstrom(table, np.array([]))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..catalogue import NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, OVERLAP
@@ -32,14 +33,14 @@ OBJECT_RADII = (0.6, 0.8, 1.0, 1.2)
 class JunkSimulation:
     """What is needed to make images of every kind like a data set's, and to match them.
 
-    ``source`` makes images of particles, of the map ``volume`` (b, b, b) at the matching box; the map that they are
+    ``source`` makes images of particles, of the map ``volume`` at the matching box; the map that they are
     matched to, the matcher's, need not equal it. Images that have no right pose are searched for the best one; what has
     one is matched from it, which is what a search that succeeds comes to.
     """
 
     images: ImagePreparation
     source: ImageSource
-    volume: Tensor
+    volume: Float[Tensor, "b b b"]
     power_map: PowerMap
     matcher: Matcher
 
@@ -48,9 +49,10 @@ class JunkSimulation:
         """That images are matched with."""
         return self.matcher.model
 
-    def features(self, quaternion: Tensor, displacement_px: Tensor, n: int) -> list[np.ndarray]:
-        """Features (n_k, s) of about ``n`` images, by ``REASONS``; poses of good particles (m, 4), (m, 2) are drawn
-        from, so that views and centring are the set's own."""
+    def features(self, quaternion: Float[Tensor, "m 4"], displacement_px: Float[Tensor, "m 2"], n: int
+                 ) -> list[Float[np.ndarray, "_ s"]]:
+        """Features of about ``n`` images, by ``REASONS``; poses of good particles are drawn from, so that
+        viewing directions and centring are the set's own."""
         generator = torch.Generator().manual_seed(self.matcher.seed)
         results = []
         for kind, reason in enumerate(REASONS):
@@ -102,8 +104,8 @@ class JunkSimulation:
         return int(torch.randint(2**31, (), generator=generator))
 
 
-def random_object(volume: Tensor, radius: float, generator: torch.Generator) -> Tensor:
-    """An object of chance (b, b, b) with the map's power in each shell, ``radius`` times as large as the map."""
+def random_object(volume: Float[Tensor, "b b b"], radius: float, generator: torch.Generator) -> Float[Tensor, "b b b"]:
+    """An object of chance with the map's power in each shell, ``radius`` times as large as the map."""
     box = len(volume)
     axis = torch.arange(box, device=volume.device) - box // 2
     squared = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis ** 2).float()

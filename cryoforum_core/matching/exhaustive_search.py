@@ -9,9 +9,9 @@ from torch import Tensor
 from ..geometry.rotations import angular_distance_rad, compose
 from ..geometry.so3_grid import n_rotations_for_step, super_fibonacci
 from ..imaging.projection import FourierVolume, slice_points
-from .likelihood import MatchingImages
 from .matching_model import MatchingModel
 from .refine import RefinedPoses
+from .whitened_images import WhitenedImages
 
 # distance of the displacements tried along x and y, as a fraction of the shortest wavelength: none is further than half of
 # it from the nearest, where the phase is off by 56 degrees
@@ -63,7 +63,7 @@ class GridReferences:
         return cls(quaternion, parts, parts[:m].square() + parts[m:].square())
 
 
-def score_grid(images: MatchingImages, references: GridReferences, displacement_px: Float[Tensor, "t 2"]
+def score_grid(images: WhitenedImages, references: GridReferences, displacement_px: Float[Tensor, "t 2"]
                ) -> tuple[Float[Tensor, "n r"], Integer[Tensor, "n r"]]:
     """Best log-likelihood ratio over displacements (T, 2) for each image and rotation (n, R), and its index (n, R)."""
     cross_data = images.transfer * images.data
@@ -119,7 +119,7 @@ class SearchGrid:
         radius_px = min(radius_px, model.max_radius_px)
         grid = asymmetric_unit(super_fibonacci(n_rotations_for_step(step_deg)).to(device), model.group)
         box_size_px = model.volume.box_size_px
-        pixels = MatchingImages.from_transforms(
+        pixels = WhitenedImages.from_transforms(
             torch.zeros(1, box_size_px, box_size_px // 2 + 1, dtype=torch.complex64, device=device),
             torch.zeros(1, box_size_px, box_size_px // 2 + 1, device=device), model.noise_spectrum, radius_px)
         step_px = DISPLACEMENT_STEP_OF_WAVE * box_size_px / radius_px
@@ -127,7 +127,7 @@ class SearchGrid:
         return cls(model, GridReferences.build(model.volume, grid, pixels.k), radius_px, displacement,
                    float(torch.deg2rad(torch.tensor(1.4 * step_deg))))
 
-    def search(self, images: MatchingImages, n_hypotheses: int = N_HYPOTHESES, keep: int = 2,
+    def search(self, images: WhitenedImages, n_hypotheses: int = N_HYPOTHESES, keep: int = 2,
                chunk: int = 64) -> RefinedPoses:
         """The best poses anywhere: hypotheses from the grid, refined; best first, fields (n, keep, ...)."""
         low = images.up_to(self.radius_px)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..imaging.projection import FourierVolume
-from .likelihood import MatchingImages
 from .refine import RefinedPoses, refine
+from .whitened_images import WhitenedImages
 
 # in log-likelihood at a stage's resolution: finer resolution rarely reverses a difference of e^40
 HOPELESS_SCORE = 40.0
@@ -23,7 +23,7 @@ class MarchStage:
     iterations: int
 
 
-def march(images: MatchingImages, volume: FourierVolume, quaternion: Float[Tensor, "n k 4"],
+def march(images: WhitenedImages, volume: FourierVolume, quaternion: Float[Tensor, "n k 4"],
           displacement_px: Float[Tensor, "n k 2"], stages: list[MarchStage], max_displacement_px: float,
           chunk_values: int = 1_000_000) -> RefinedPoses:
     """Refines hypotheses (n, K, 4), (n, K, 2) at growing resolution; after each stage the best go on.

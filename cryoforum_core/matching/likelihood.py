@@ -1,85 +1,27 @@
-"""Images and map as the matching likelihood sees them.
+"""The likelihood of an image, given a map and a pose: whitened images, and what the map predicts for them.
 
 Model of a whitened image: ``y = c P(R) s(t) + n``, with P the slice of the map at rotation R, s the phase factor of a
 displacement t, c = CTF x amplitude / noise standard deviation, and n complex noise of unit power. Over half of the
 Fourier plane the log-likelihood is ``-sum |y - c P s|^2`` up to a constant.
 """
 
-from dataclasses import dataclass, replace
-
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from ..imaging.fourier import half_plane_pixels, ifft_image, radius_px, shell_index
+from ..imaging.fourier import radius_px, shell_index
 from ..imaging.projection import FourierVolume, slice_points
+from .whitened_images import WhitenedImages
 
 
-@dataclass(frozen=True)
-class MatchingImages:
-    """Whitened images on the pixels of half of the Fourier plane, ordered by radius.
-
-    ``data`` (n, m) complex; ``transfer`` (n, m) real, the factor c; ``k`` (m, 2) = (kx, ky) in cycles per box;
-    ``radius`` (m,) ascending.
-    """
-
-    data: Complex[Tensor, "n m"]
-    transfer: Float[Tensor, "n m"]
-    k: Float[Tensor, "m 2"]
-    radius: Float[Tensor, " m"]
-    box_size_px: int
-
-    @classmethod
-    def from_transforms(cls, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"],
-                        noise_spectrum: Float[Tensor, " b//2+1"], max_radius_px: float,
-                        amplitude: Float[Tensor, " b//2+1"] | None = None) -> "MatchingImages":
-        """From transforms (n, B, B // 2 + 1), CTFs of the same shape and the noise power of each shell.
-
-        ``amplitude`` (B // 2 + 1,): signal amplitude of the images over that of the map, in each shell.
-        """
-        box_size_px = images_ft.shape[-2]
-        index, k = half_plane_pixels(box_size_px, max_radius_px, device=images_ft.device)
-        radius = k.norm(dim=-1)
-        order = torch.argsort(radius, stable=True)
-        index, k, radius = index[order], k[order], radius[order]
-        shells = shell_index(box_size_px, images_ft.device).flatten()[index]
-        inverse_deviation = noise_spectrum[shells].rsqrt()
-        transfer = ctf.flatten(-2)[:, index] * inverse_deviation
-        if amplitude is not None:
-            transfer = transfer * amplitude[shells]
-        return cls(images_ft.flatten(-2)[:, index] * inverse_deviation, transfer, k, radius, box_size_px)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index) -> "MatchingImages":
-        """Some of the images: ``index`` is a slice, indices or a mask."""
-        return MatchingImages(self.data[index], self.transfer[index], self.k, self.radius, self.box_size_px)
-
-    def up_to(self, max_radius_px: float) -> "MatchingImages":
-        """The same images without the pixels beyond ``max_radius_px``."""
-        # pixels are sorted by radius
-        m = int((self.radius <= max_radius_px).sum())
-        return MatchingImages(self.data[:, :m], self.transfer[:, :m], self.k[:m], self.radius[:m], self.box_size_px)
-
-    def with_contrast(self, contrast: Float[Tensor, " n"]) -> "MatchingImages":
-        """The same images, each expected to have ``contrast`` (n,) times the model's signal."""
-        return replace(self, transfer=self.transfer * contrast[:, None])
-
-    def displacement_phase(self, displacement_px: Float[Tensor, "*batch 2"]) -> Complex[Tensor, "*batch m"]:
-        """Factors (..., m) that displace an image by (..., 2) px along (x, y)."""
-        angle = (-2.0 * torch.pi / self.box_size_px) * (displacement_px @ self.k.T)
-        return torch.polar(torch.ones_like(angle), angle)
-
-
-def predicted(images: MatchingImages, volume: FourierVolume, quaternion: Float[Tensor, "n 4"],
+def predicted(images: WhitenedImages, volume: FourierVolume, quaternion: Float[Tensor, "n 4"],
               displacement_px: Float[Tensor, "n 2"]) -> Complex[Tensor, "n m"]:
     """The model's images ``c P s`` (n, m) for poses (n, 4) and displacements (n, 2), one for each image."""
     slices = volume.sample(slice_points(quaternion, images.k))
     return images.transfer * slices * images.displacement_phase(displacement_px)
 
 
-def log_likelihood_ratio(images: MatchingImages, volume: FourierVolume, quaternion: Float[Tensor, "n 4"],
+def log_likelihood_ratio(images: WhitenedImages, volume: FourierVolume, quaternion: Float[Tensor, "n 4"],
                          displacement_px: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
     """Log-likelihood of each pose minus that of an empty image (n,): 0 when the map explains nothing."""
     model = predicted(images, volume, quaternion, displacement_px)
@@ -106,13 +48,13 @@ def amplitude_from_power(images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Te
     return squared.clamp_min(floor).sqrt().expand(box_size_px // 2 + 1).clone()
 
 
-def explained_power(images: MatchingImages, model: Complex[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+def explained_power(images: WhitenedImages, model: Complex[Tensor, "n m"]) -> Float[Tensor, "n m"]:
     """Power that ``model`` (n, m), as from ``predicted``, takes out of whitened images: (n, m), 0 on average for a model
     of the right size that has nothing in common with them, less than 0 for one that is too large."""
     return 2 * (images.data.conj() * model).real - model.abs().square()
 
 
-def amplitude_from_poses(images: MatchingImages, model: Complex[Tensor, "n m"], taken_up: Float[Tensor, "n m"],
+def amplitude_from_poses(images: WhitenedImages, model: Complex[Tensor, "n m"], taken_up: Float[Tensor, "n m"],
                          smoothing_shells: int = 2) -> Float[Tensor, " shells"]:
     """Correction factor (B // 2 + 1,) to the amplitude in each shell, by regression of images on their predictions.
 
@@ -134,22 +76,10 @@ def amplitude_from_poses(images: MatchingImages, model: Complex[Tensor, "n m"], 
     return factor.clamp(0.1 * overall.abs(), 10 * overall.abs())
 
 
-def contrast_from_poses(images: MatchingImages, model: Complex[Tensor, "n m"], taken_up: Float[Tensor, "n m"] | float
+def contrast_from_poses(images: WhitenedImages, model: Complex[Tensor, "n m"], taken_up: Float[Tensor, "n m"] | float
                         ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Regression of each image on its prediction: factor (n,), 1 on average for a model of the right size, and its variance
     (n,) by the noise. ``model`` and ``taken_up`` (n, m) as from ``refine.predicted_at_refined``; at poses that were not
     refined against the images themselves it is 0."""
     power = model.abs().square().sum(-1).clamp_min(1e-12)
     return ((images.data.conj() * model).real - taken_up).sum(-1) / power, 0.5 / power
-
-
-def to_images(values: Complex[Tensor, "n m"], images: MatchingImages) -> Float[Tensor, "n b b"]:
-    """Values (n, m) on the pixels of ``images`` as real images (n, B, B)."""
-    box_size_px = images.box_size_px
-    full = values.new_zeros(len(values), box_size_px, box_size_px // 2 + 1)
-    kx, ky = images.k.long().unbind(-1)
-    full[:, ky % box_size_px, kx] = values
-    # the column kx = 0 holds both members of each pair
-    column = kx == 0
-    full[:, (-ky[column]) % box_size_px, 0] = values[:, column].conj()
-    return ifft_image(full)

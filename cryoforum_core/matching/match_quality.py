@@ -1,4 +1,4 @@
-"""How well an image fits the map at its pose, and what it shows beside it."""
+"""How well an image fits the map at its pose, and whether it shows something else, too."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .likelihood import MatchingImages, predicted
+from .likelihood import predicted
 from .matching_model import MatchingModel
 from .refine import RefinedPoses
+from .whitened_images import WhitenedImages
 
 # below, ice and gradients may hold more power than any particle
 RESIDUAL_MIN_RADIUS_PX = 2.0
@@ -26,7 +27,7 @@ class MatchQuality:
     residual: Float[Tensor, " n"]
 
 
-def match_quality(images: MatchingImages, model: MatchingModel, poses: RefinedPoses) -> MatchQuality:
+def match_quality(images: WhitenedImages, model: MatchingModel, poses: RefinedPoses) -> MatchQuality:
     """For poses (n, ...), one for each image.
 
     With y = f + n: the score 2 Re<y, f> - |f|^2 has mean |f|^2 and variance 2 |f|^2; the residual power of a pixel has

@@ -22,10 +22,11 @@ from .exhaustive_search import (
     N_HYPOTHESES,
     SearchGrid,
 )
-from .likelihood import MatchingImages, contrast_from_poses
+from .likelihood import contrast_from_poses
 from .match_quality import MatchQuality, match_quality
 from .matching_model import MatchingModel, simulated_transforms
 from .refine import RefinedPoses, predicted_at_refined
+from .whitened_images import WhitenedImages
 
 logger = logging.getLogger("cryoforum")
 
@@ -147,18 +148,18 @@ class Matcher:
         """Whether the contrast differs so much between the set's particles that each is matched with its own."""
         return self.contrast_deviation > NEGLIGIBLE_CONTRAST_DEVIATION
 
-    def contrast(self, images: MatchingImages, poses: RefinedPoses) -> Float[Tensor, " n"]:
+    def contrast(self, images: WhitenedImages, poses: RefinedPoses) -> Float[Tensor, " n"]:
         """Of each image at its pose (n, ...), over that of the model: the mean of the posterior from the image's own
         regression and the set's distribution."""
         value, variance = contrast_from_poses(images, *predicted_at_refined(images, self.model.volume, poses))
         prior = self.contrast_deviation ** 2
         return ((value * prior + variance) / (prior + variance)).clamp_min(MIN_CONTRAST)
 
-    def _is_better_half(self, images: MatchingImages, poses: RefinedPoses) -> Tensor:
+    def _is_better_half(self, images: WhitenedImages, poses: RefinedPoses) -> Tensor:
         fit = match_quality(images, self.model, poses).fit
         return fit >= fit.median()
 
-    def _matches(self, images: MatchingImages, poses: RefinedPoses, quality: MatchQuality, searched: Tensor) -> Matches:
+    def _matches(self, images: WhitenedImages, poses: RefinedPoses, quality: MatchQuality, searched: Tensor) -> Matches:
         """With hypotheses (n, K, ...), best first, refined with each image's own contrast: an image of low contrast
         determines its pose less well than the set's mean says."""
         if not self.has_contrast_of_its_own:
@@ -190,7 +191,7 @@ class Matcher:
         return Matches(poses, match_quality(images, self.model, poses[:, 0]),
                        torch.full((len(images),), self.adaptive), torch.ones_like(poses.score[:, 0])), local
 
-    def _best_misassigned_fit(self, images: MatchingImages, local: RefinedPoses, best: RefinedPoses, fit: Tensor) -> float:
+    def _best_misassigned_fit(self, images: WhitenedImages, local: RefinedPoses, best: RefinedPoses, fit: Tensor) -> float:
         """The best fit in the sample of a local match that a search has shown to be wrong; -inf where there is none.
 
         The spread of the fits alone is no limit: images of different contrast, as several micrographs have, spread so
@@ -202,8 +203,8 @@ class Matcher:
             return -math.inf
         return float(match_quality(images, self.model, local).fit[wrong].max())
 
-    def _chance_score(self, images: MatchingImages) -> float:
-        """What the best of all poses reaches in images of noise alone: the highest of a few."""
+    def _chance_score(self, images: WhitenedImages) -> float:
+        """The score of the best of all poses in images of noise alone: the highest of a few images."""
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(*images.data.shape, 2, generator=generator).to(images.transfer.device) * 0.5 ** 0.5
         return float(self._grid().search(replace(images, data=torch.view_as_complex(noise))).score[:, 0].max())
@@ -215,11 +216,11 @@ class Matcher:
         # slices do not depend on amplitude and noise: the grid outlives an adapted model
         return replace(self._grids[fine], model=self.model)
 
-    def _local(self, images: MatchingImages, start: StartingPoses) -> RefinedPoses:
+    def _local(self, images: WhitenedImages, start: StartingPoses) -> RefinedPoses:
         start = start.within(self.model.max_displacement_px)
         return self.model.refine_from(images, start.quaternion, start.displacement_px, keep=KEPT_HYPOTHESES)
 
-    def search(self, images: MatchingImages) -> RefinedPoses:
+    def search(self, images: WhitenedImages) -> RefinedPoses:
         """The best poses of an exhaustive search, whatever the starting poses; best first."""
         return self._grid().search(images)
 
@@ -242,7 +243,7 @@ class Matcher:
         return self._matches(images, poses, quality, searched)
 
     def is_particle(self, fit: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
-        """Whether matches of that quality (n,) are those of particles, as far as the sample's good ones tell: bool (n,)."""
+        """Whether matches of that quality (n,) are those of particles, compared with good ones of the sample: bool (n,)."""
         return fit >= self.median_fit + SEARCH_BELOW_DEVIATIONS * self.fit_deviation
 
     def find(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"]) -> Matches:
@@ -256,7 +257,7 @@ class Matcher:
     def _needs_fine_search(self, quality: MatchQuality) -> Tensor:
         return quality.fit < self.median_fit + FINE_SEARCH_BELOW_DEVIATIONS * self.fit_deviation
 
-    def _search(self, images: MatchingImages, poses: RefinedPoses, quality: MatchQuality, wanted: Tensor,
+    def _search(self, images: WhitenedImages, poses: RefinedPoses, quality: MatchQuality, wanted: Tensor,
                 fine: bool) -> tuple[RefinedPoses, MatchQuality]:
         rows = torch.nonzero(wanted)[:, 0]
         if not len(rows):
@@ -274,7 +275,7 @@ def _median_and_deviation(fit: Tensor) -> tuple[float, float]:
     return median, max(1.0, 1.4826 * float(spread.median()))
 
 
-def _contrast(images: MatchingImages, model: MatchingModel, poses: RefinedPoses) -> Contrast:
+def _contrast(images: WhitenedImages, model: MatchingModel, poses: RefinedPoses) -> Contrast:
     """Of those of the images, at poses (n, ...), that look like particles."""
     fit = match_quality(images, model, poses).fit
     median, deviation = _median_and_deviation(fit)

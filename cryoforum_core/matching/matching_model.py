@@ -10,8 +10,9 @@ from ..geometry.rotations import random_quaternions
 from ..imaging.fourier import fft_image, shell_average, shell_index, shift_phase
 from ..imaging.projection import FourierVolume
 from .frequency_marching import MarchStage, march
-from .likelihood import MatchingImages, amplitude_from_poses, amplitude_from_power
+from .likelihood import amplitude_from_poses, amplitude_from_power
 from .refine import RefinedPoses, predicted_at_refined
+from .whitened_images import WhitenedImages
 
 # standard deviation of simulated shifts along x and y, as a part of the largest one searched
 SHIFT_RMS_OF_LARGEST = 0.3
@@ -43,11 +44,11 @@ class MatchingModel:
         amplitude = amplitude_from_power(images_ft, ctf, noise_spectrum, map_power, min(16.0, max_radius_px))
         return cls(fourier_volume, noise_spectrum, amplitude, map_power, group, max_radius_px, max_displacement_px)
 
-    def images(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"]) -> MatchingImages:
-        """Transforms and CTFs (n, B, B // 2 + 1) as the likelihood sees them."""
-        return MatchingImages.from_transforms(images_ft, ctf, self.noise_spectrum, self.max_radius_px, self.amplitude)
+    def images(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"]) -> WhitenedImages:
+        """Transforms and CTFs (n, B, B // 2 + 1), whitened, as input of the likelihood."""
+        return WhitenedImages.from_transforms(images_ft, ctf, self.noise_spectrum, self.max_radius_px, self.amplitude)
 
-    def adapted(self, images: MatchingImages, poses: RefinedPoses) -> tuple["MatchingModel", float]:
+    def adapted(self, images: WhitenedImages, poses: RefinedPoses) -> tuple["MatchingModel", float]:
         """The model with amplitudes and noise power regressed on matched images, and the overall amplitude factor.
 
         A factor well below 1 says that the map does not explain the power that the images have above their noise.
@@ -58,11 +59,11 @@ class MatchingModel:
         shells = images.radius.round().long().clamp_max(len(factor) - 1)
         return replace(self, amplitude=self.amplitude * factor)._with_noise_of(images, factor[shells] * model), overall
 
-    def with_noise_left_by(self, images: MatchingImages, poses: RefinedPoses) -> "MatchingModel":
+    def with_noise_left_by(self, images: WhitenedImages, poses: RefinedPoses) -> "MatchingModel":
         """The model with the noise power that its predictions at refined poses leave in the images."""
         return self._with_noise_of(images, predicted_at_refined(images, self.volume, poses)[0])
 
-    def _with_noise_of(self, images: MatchingImages, prediction: Tensor) -> "MatchingModel":
+    def _with_noise_of(self, images: WhitenedImages, prediction: Tensor) -> "MatchingModel":
         shells = images.radius.round().long().clamp_max(len(self.amplitude) - 1)
         residual = (images.data - prediction).abs().square().mean(0)
         sums = torch.zeros_like(self.amplitude).index_add_(0, shells, residual)
@@ -80,12 +81,12 @@ class MatchingModel:
         middle = (first * self.max_radius_px) ** 0.5
         return [MarchStage(first, keep[0], 4), MarchStage(middle, keep[1], 3), MarchStage(self.max_radius_px, keep[2], 5)]
 
-    def refine_to_the_end(self, images: MatchingImages, poses: RefinedPoses) -> RefinedPoses:
+    def refine_to_the_end(self, images: WhitenedImages, poses: RefinedPoses) -> RefinedPoses:
         """Hypotheses (n, K, ...) refined once more at the finest resolution; best first."""
         stage = MarchStage(self.max_radius_px, poses.score.shape[1], _LAST_ITERATIONS)
         return march(images, self.volume, poses.quaternion, poses.displacement_px, [stage], self.max_displacement_px)
 
-    def refine_from(self, images: MatchingImages, quaternion: Float[Tensor, "n k 4"],
+    def refine_from(self, images: WhitenedImages, quaternion: Float[Tensor, "n k 4"],
                     displacement_px: Float[Tensor, "n k 2"], first_radius_px: float = 8.0, keep: int = 2) -> RefinedPoses:
         """Local matching from hypotheses (n, K, 4), (n, K, 2); best first, fields (n, min(K, keep), ...)."""
         hypotheses = quaternion.shape[1]

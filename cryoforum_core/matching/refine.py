@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..geometry.rotations import compose, rotation_vector_to_quaternion
 from ..imaging.projection import FourierVolume, slice_points
-from .likelihood import MatchingImages
+from .whitened_images import WhitenedImages
 
 # longest step of a rotation, 9 degrees: beyond, the linear approximation of a slice does not hold
 MAX_STEP_RAD = 0.15
@@ -44,7 +44,7 @@ class RefinedPoses:
                             self.information[index])
 
 
-def _predicted_with_jacobian(images: MatchingImages, volume: FourierVolume, quaternion: Tensor,
+def _predicted_with_jacobian(images: WhitenedImages, volume: FourierVolume, quaternion: Tensor,
                              displacement_px: Tensor) -> tuple[Tensor, Tensor]:
     """Predictions (n, m), and their derivatives (n, 5, 2 m), real and imaginary part of each pixel beside each other."""
     points = slice_points(quaternion, images.k)
@@ -58,7 +58,7 @@ def _predicted_with_jacobian(images: MatchingImages, volume: FourierVolume, quat
     return model, torch.view_as_real(jacobian).flatten(2)
 
 
-def _linearise(images: MatchingImages, volume: FourierVolume, quaternion: Tensor,
+def _linearise(images: WhitenedImages, volume: FourierVolume, quaternion: Tensor,
                displacement_px: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Score (n,), right-hand side (n, 5) and information (n, 5, 5) of the log-likelihood around poses."""
     model, jacobian = _predicted_with_jacobian(images, volume, quaternion, displacement_px)
@@ -67,7 +67,7 @@ def _linearise(images: MatchingImages, volume: FourierVolume, quaternion: Tensor
     return score, 2.0 * (jacobian @ residual[..., None])[..., 0], 2.0 * (jacobian @ jacobian.transpose(1, 2))
 
 
-def fisher_information(images: MatchingImages, volume: FourierVolume, quaternion: Float[Tensor, "n 4"],
+def fisher_information(images: WhitenedImages, volume: FourierVolume, quaternion: Float[Tensor, "n 4"],
                        displacement_px: Float[Tensor, "n 2"]) -> Float[Tensor, "n 5 5"]:
     """Fisher information (n, 5, 5) of (rotation vector in rad, displacement in px) at given poses.
 
@@ -76,7 +76,7 @@ def fisher_information(images: MatchingImages, volume: FourierVolume, quaternion
     return _linearise(images, volume, quaternion, displacement_px)[2]
 
 
-def predicted_at_refined(images: MatchingImages, volume: FourierVolume, poses: RefinedPoses
+def predicted_at_refined(images: WhitenedImages, volume: FourierVolume, poses: RefinedPoses
                          ) -> tuple[Complex[Tensor, "n m"], Float[Tensor, "n m"]]:
     """``likelihood.predicted`` (n, m) at refined poses (n, ...), and what these have gained from the noise: the part (n, m)
     of ``Re(conj(data) predicted)`` that regressions of images on their predictions must leave out.
@@ -99,7 +99,7 @@ def predicted_at_refined(images: MatchingImages, volume: FourierVolume, poses: R
     return torch.cat(predictions), torch.cat(taken_up)
 
 
-def refine(images: MatchingImages, volume: FourierVolume, quaternion: Float[Tensor, "n 4"],
+def refine(images: WhitenedImages, volume: FourierVolume, quaternion: Float[Tensor, "n 4"],
            displacement_px: Float[Tensor, "n 2"], iterations: int = 6, max_displacement_px: float = float("inf")
            ) -> RefinedPoses:
     """Levenberg-Marquardt steps from poses (n, 4), (n, 2), one for each image; never ends below where it starts.

@@ -19,7 +19,8 @@ from ..geometry.so3_grid import super_fibonacci
 from ..imaging.masks import soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
 from .exhaustive_search import DISPLACEMENT_STEP_OF_WAVE, displacement_grid
-from .likelihood import MatchingImages, predicted
+from .likelihood import predicted
+from .whitened_images import WhitenedImages
 
 # posterior weights below this fraction of an image's largest are left out
 SMALLEST_WEIGHT = 1e-3
@@ -79,7 +80,7 @@ class StochasticSearch:
     ``images``: at a box that the last radius just fills.
     """
 
-    def __init__(self, images: MatchingImages, settings: StochasticSettings, seed: int):
+    def __init__(self, images: WhitenedImages, settings: StochasticSettings, seed: int):
         self.images, self.settings, self.seed, self.step_number = images, settings, seed, 0
         self.device = images.data.device
         box = images.box_size_px
@@ -114,15 +115,15 @@ class StochasticSearch:
         counts = torch.bincount(shells, minlength=n_shells)
         return torch.where(counts > 0, sums / counts.clamp_min(1), 1.0)
 
-    def _with_map_errors(self, images: MatchingImages) -> MatchingImages:
+    def _with_map_errors(self, images: WhitenedImages) -> WhitenedImages:
         """The images with what the map does not explain yet counted as noise, so that no posterior is narrower than the map
         warrants: with little noise in the images, poses would otherwise stay where the first maps put them."""
         shells = images.radius.round().long().clamp_max(len(self.noise_factor) - 1)
         scale = self.noise_factor[shells].rsqrt()
         return replace(images, data=images.data * scale, transfer=images.transfer * scale)
 
-    def _update_noise(self, images: MatchingImages, posterior: "GridPosterior", volume: FourierVolume) -> None:
-        """Follows the power that the best poses leave, relative to the noise of the background, which it never is below."""
+    def _update_noise(self, images: WhitenedImages, posterior: "GridPosterior", volume: FourierVolume) -> None:
+        """Updates the noise from the power left at the best poses; it never falls below that of the background."""
         rotation, displacement_px = posterior.best_pose()
         left = (images.data - predicted(images, volume, rotation, displacement_px)).abs().square().mean(0)
         seen = images.radius.max().round().long() + 1
@@ -179,7 +180,7 @@ class StochasticSearch:
         self.displacement_px[rows] = displacement_px * (limit / length).clamp_max(1.0)
 
     def state_dict(self) -> dict:
-        """What ``load_state_dict`` needs to go on; tensors and numbers only."""
+        """What ``load_state_dict`` needs to continue; tensors and numbers only."""
         return {"sums": self.sums, "displacement_px": self.displacement_px, "step": self.step_number,
                 "effective_images": self.effective_images, "noise_factor": self.noise_factor}
 
@@ -189,8 +190,8 @@ class StochasticSearch:
         self.noise_factor = state["noise_factor"].to(self.device)
 
 
-def signal_power(images: MatchingImages) -> Float[Tensor, " shells"]:
-    """Power of the map's transform in each shell (b // 2 + 1,), from what whitened images hold beyond their noise."""
+def signal_power(images: WhitenedImages) -> Float[Tensor, " shells"]:
+    """Power of the map's transform in each shell (b // 2 + 1,), from the power of whitened images above their noise."""
     n_shells = images.box_size_px // 2 + 1
     shells = images.radius.round().long().clamp_max(n_shells - 1)
 
@@ -210,7 +211,7 @@ class GridPosterior:
     empty map: for images of noise alone it is 0 or less on average, whatever the map.
     """
 
-    images: MatchingImages
+    images: WhitenedImages
     grid: Float[Tensor, "r 4"]
     centre_px: Float[Tensor, "n 2"]
     offsets_px: Float[Tensor, "t 2"]
@@ -220,7 +221,7 @@ class GridPosterior:
     """(n, T, m) complex: transfer x data, moved back by centre and offset"""
 
     @classmethod
-    def of(cls, images: MatchingImages, volume: FourierVolume, grid: Float[Tensor, "r 4"],
+    def of(cls, images: WhitenedImages, volume: FourierVolume, grid: Float[Tensor, "r 4"],
            centre_px: Float[Tensor, "n 2"], offsets_px: Float[Tensor, "t 2"]) -> "GridPosterior":
         """grid: (R, 4); centre_px: (n, 2); offsets_px: (T, 2)."""
         n, t, r = len(images), len(offsets_px), len(grid)

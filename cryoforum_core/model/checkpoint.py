@@ -28,7 +28,7 @@ REFERENCE = "reference.mrc"
 
 @dataclass(frozen=True)
 class CheckpointMetadata:
-    """What a user of the network must know; everything is JSON."""
+    """What is known of a network beside its weights; everything is JSON."""
 
     network: NetworkConfig
     symmetry: str = "c1"
@@ -88,7 +88,7 @@ def load_checkpoint(path: Path | str,
     try:
         network.load_state_dict(safetensors.torch.load_file(directory / WEIGHTS))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise InputError(f"A checkpoint must hold the weights of its network; {directory / WEIGHTS} is missing, cut "
+        raise InputError(f"A checkpoint must contain the weights of its network; {directory / WEIGHTS} is missing, cut "
                          f"short or of another network ({str(error).splitlines()[0]}). Copy the checkpoint again, or "
                          "train again.") from error
     return network.to(device).eval(), metadata

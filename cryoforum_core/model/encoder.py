@@ -1,5 +1,5 @@
-"""Encoders: particle images to features. Cryo-forum's, CryoPoseNet's, a plain one for minutes on a CPU (``compact``), and
-the default (``polar``, in a file of its own), for any even box >= 16.
+"""Encoders: particle images to features. Those of Chung (2023) and of CryoPoseNet, a small one that trains in minutes on a
+CPU (``compact``), and the default (``polar``, in a file of its own), for any even box >= 16.
 
 Each is a ``nn.Module`` with ``out_features`` and ``scale_input``; the images come with their CTFs, because ours undo the
 CTF's sign where that was not done before.
@@ -8,25 +8,27 @@ CTF's sign where that was not done before.
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..catalogue import ENCODERS, NETWORK_BOX_PX
 from .filters import MatchedLowPass, SquareLowPass, activation_layer
 from .polar import PolarEncoder
 
+# the smallest that the encoders' strides leave anything of
 MIN_BOX_SIZE_PX = NETWORK_BOX_PX.value
 # of each dense layer, as in CryoPoseNet
 DENSE_FEATURES = 512
 
 
 class GeneralizedMean(nn.Module):
-    """``mean(x^p)^(1/p)`` over the pixels (GeM, Radenovic et al. 2018): (n, C, h, w) to (n, C)."""
+    """``mean(x^p)^(1/p)`` over the pixels (GeM, Radenovic et al. 2018)."""
 
     def __init__(self, power: float):
         super().__init__()
         self.power = power
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def forward(self, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c"]:
         # in float32: a sixth power leaves the range of half precision
         return maps.float().clamp_min(1e-6).pow(self.power).mean((-2, -1)).pow(1 / self.power)
 
@@ -53,18 +55,18 @@ def _dense(features_in: int, features_out: int, activation: str, dropout: float)
 
 
 class ConvolutionalEncoder(nn.Module):
-    """What the plain encoders have in common."""
+    """Base class of the encoders that are not equivariant."""
 
     @torch.no_grad()
-    def scale_input(self, factor: float | Tensor) -> None:
-        """Takes images of ``factor`` times less contrast for what it took before."""
+    def scale_input(self, factor: float | Float[Tensor, ""]) -> None:
+        """Adapts the first layer to images of ``factor`` times less contrast."""
         # what comes before the first convolution is linear
         next(layer for layer in self.modules() if isinstance(layer, nn.Conv2d)).weight.mul_(factor)
 
 
 class CryoForumEncoder(ConvolutionalEncoder):
-    """The VGG-like network of Cryo-forum (Chung 2023, arXiv 2307.09847): filter channels, six blocks of convolutions
-    with batch normalisation and PReLU, each halving the image, generalised-mean pooling, dropout."""
+    """The VGG-like network of the published Cryo-forum method (Chung 2023, arXiv 2307.09847): filter channels, six blocks
+    of convolutions with batch normalisation and PReLU, each halving the image, generalised-mean pooling, dropout."""
 
     def __init__(self, box_size_px: int, filter_channels: int, pooling: str, activation: str, width: int,
                  dropout: float):
@@ -81,8 +83,7 @@ class CryoForumEncoder(ConvolutionalEncoder):
         pool, self.out_features = _pooling(pooling, channels, size, power=6.0)
         self.layers = nn.Sequential(*layers, pool, nn.Dropout(dropout))
 
-    def forward(self, images: Tensor, ctf: Tensor) -> Tensor:
-        """Images (n, B, B) and CTFs (n, B, B // 2 + 1) to features (n, F)."""
+    def forward(self, images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"]) -> Float[Tensor, "n f"]:
         return self.layers(self.front(images, ctf).contiguous(memory_format=torch.channels_last))
 
 
@@ -105,14 +106,14 @@ class CryoPoseNetEncoder(ConvolutionalEncoder):
             pool = nn.Sequential(pool, nn.Linear(n_in, 512), activation_layer(activation, 512), nn.Dropout(dropout))
         self.layers, self.out_features = nn.Sequential(*layers, pool), 512
 
-    def forward(self, images: Tensor, ctf: Tensor) -> Tensor:
-        """Images (n, B, B); the CTFs are not used."""
+    def forward(self, images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"]) -> Float[Tensor, "n f"]:
+        """The CTFs are not used."""
         return self.layers(images[:, None].contiguous(memory_format=torch.channels_last))
 
 
 class CompactEncoder(ConvolutionalEncoder):
-    """A plain one: strided 4x4 convolutions down to a 4x4 map that is flattened (where a feature lies says how the particle is
-    turned), then two dense layers. Most weights are where they cost least; see ``docs/decisions/README.md``, Encoder."""
+    """A plain one: strided 4x4 convolutions down to a 4x4 map that is flattened (where a feature lies says how the particle
+    is turned), then two dense layers. Most weights are where they cost least; see ``docs/decisions/0021-compact.md``."""
 
     def __init__(self, box_size_px: int, filter_channels: int, pooling: str, activation: str, width: int,
                  dropout: float):
@@ -131,8 +132,7 @@ class CompactEncoder(ConvolutionalEncoder):
         dense += _dense(DENSE_FEATURES, DENSE_FEATURES, activation, dropout)
         self.layers, self.out_features = nn.Sequential(*layers, pool, *dense), DENSE_FEATURES
 
-    def forward(self, images: Tensor, ctf: Tensor) -> Tensor:
-        """Images (n, B, B) and CTFs (n, B, B // 2 + 1) to features (n, F)."""
+    def forward(self, images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"]) -> Float[Tensor, "n f"]:
         return self.layers(self.front(images, ctf).contiguous(memory_format=torch.channels_last))
 
 

@@ -1,21 +1,22 @@
-"""What stands before the convolutions: low-pass copies of an image; and the encoders' activations."""
+"""First layers of the encoders, which add low-pass filtered copies of the image; and activations."""
 
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from ..imaging.fourier import fft_image, frequency_grid, ifft_image, radius_px
 
-# half widths of Cryo-forum's square low-pass masks, as fractions of the box (63, 57, 47, 33 and 10 px of 128)
+# half widths of the square low-pass masks of Chung (2023), as fractions of the box (63, 57, 47, 33 and 10 px of 128)
 _SQUARE_MASKS = (63 / 128, 57 / 128, 47 / 128, 33 / 128, 10 / 128)
 
 
 def activation_layer(name: str, channels: int) -> nn.Module:
-    # one slope for each channel: Cryo-forum's slopes for each pixel tie the network to one image size
+    # one slope for each channel: one for each pixel, as in Chung (2023), would tie the network to one image size
     return nn.PReLU(channels) if name == "prelu" else {"relu": nn.ReLU, "silu": nn.SiLU}[name]()
 
 
 class SquareLowPass(nn.Module):
-    """Cryo-forum's front layer: the image, and ``n`` copies without the frequencies outside a square."""
+    """First layer of Chung (2023): the image, and ``n`` copies without the frequencies outside a square."""
 
     def __init__(self, box_size_px: int, n: int):
         super().__init__()
@@ -26,14 +27,14 @@ class SquareLowPass(nn.Module):
         self.register_buffer("masks", (largest <= fractions[:, None, None] * box_size_px).float(), persistent=False)
         self.n_channels = 1 + n
 
-    def forward(self, images: Tensor, ctf: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"]) -> Float[Tensor, "n c b b"]:
         if not len(self.masks):
             return images[:, None]
         return torch.cat([images[:, None], ifft_image(fft_image(images)[:, None] * self.masks)], dim=1)
 
 
 class MatchedLowPass(nn.Module):
-    """The image with the sign of its CTF undone, and ``n`` low-pass copies of it: (n, 1 + n, B, B).
+    """The image with the sign of its CTF undone, and ``n`` low-pass copies of it.
 
     So the particle looks alike at every defocus (nothing is left to do where the phases are flipped already). Edges
     are soft in Fourier space and leave no ringing; cut-off frequencies are spaced evenly in their logarithm from 0.7
@@ -49,9 +50,9 @@ class MatchedLowPass(nn.Module):
         self.register_buffer("masks", torch.cat([torch.ones_like(radius), masks]), persistent=False)
         self.n_channels = 1 + n
 
-    def forward(self, images: Tensor, ctf: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"]) -> Float[Tensor, "n c b b"]:
         return self.filtered(fft_image(images) * torch.where(ctf < 0, -1.0, 1.0))
 
-    def filtered(self, images_ft: Tensor) -> Tensor:
-        """The same of transforms (n, B, B // 2 + 1) that carry no CTF sign."""
+    def filtered(self, images_ft: Complex[Tensor, "n b b//2+1"]) -> Float[Tensor, "n c b b"]:
+        """The same of transforms that carry no CTF sign."""
         return ifft_image(images_ft[:, None] * self.masks)

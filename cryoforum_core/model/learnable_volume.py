@@ -6,6 +6,7 @@ the voxels and the poses through its trilinear interpolation.
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..imaging.fourier import ifft_image, shift_phase
@@ -20,8 +21,8 @@ class LearnableVolume(nn.Module):
     and one learning rate serves every data set.
     """
 
-    def __init__(self, initial: Tensor, mask_radius_px: float, unit: float = 1.0):
-        """initial: map (b, b, b) [z, y, x]; ``mask_radius_px``: there is no density outside."""
+    def __init__(self, initial: Float[Tensor, "b b b"], mask_radius_px: float, unit: float = 1.0):
+        """initial: map [z, y, x]; ``mask_radius_px``: there is no density outside."""
         super().__init__()
         self.voxels = nn.Parameter(initial / unit)
         self.register_buffer("unit", torch.as_tensor(unit, dtype=initial.dtype))
@@ -33,8 +34,8 @@ class LearnableVolume(nn.Module):
         """Voxels uniform in [0, 1): a ball with noise in it, no more."""
         return cls(torch.rand(box_size_px, box_size_px, box_size_px, generator=generator), mask_radius_px)
 
-    def map(self) -> Tensor:
-        """The map (b, b, b) [z, y, x]; projections (sums over z) have the images' grey values."""
+    def map(self) -> Float[Tensor, "b b b"]:
+        """The map [z, y, x]; projections (sums over z) have the images' grey values."""
         return self.voxels * (self.unit * self.mask)
 
     def transform(self, max_radius_px: float | None = None) -> FourierVolume:
@@ -47,9 +48,10 @@ class LearnableVolume(nn.Module):
         self.unit *= factor
 
 
-def decode(transform: FourierVolume, quaternion: Tensor, displacement_px: Tensor | None, ctf: Tensor) -> Tensor:
-    """Images (n, b, b) of poses (n, 4): central slices, moved by ``displacement_px`` (n, 2) along (x, y) where given,
-    times the CTFs (n, b, b // 2 + 1), transformed back."""
+def decode(transform: FourierVolume, quaternion: Float[Tensor, "n 4"], displacement_px: Float[Tensor, "n 2"] | None,
+           ctf: Float[Tensor, "n b b//2+1"]) -> Float[Tensor, "n b b"]:
+    """Images of poses: central slices, moved by ``displacement_px`` along (x, y) where given, times the CTFs, transformed
+    back."""
     box_size_px = ctf.shape[-2]
     images_ft = transform.project(quaternion, box_size_px) * ctf
     if displacement_px is not None:

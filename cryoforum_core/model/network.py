@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..geometry.rotations import (
@@ -22,12 +23,12 @@ from .orientation_head import OrientationHead, PoseEstimate
 from .polar import PolarEncoder
 
 # rotations by multiples of 90 degrees, mirrored or not: they need no interpolation
-_N_VIEWS = 8
+_N_COPIES = 8
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What rebuilds a network. ``box_size_px`` and ``pixel_size_angstrom`` are those of the images it sees."""
+    """The settings that rebuild a network. ``box_size_px`` and ``pixel_size_angstrom`` are those of the images it sees."""
 
     box_size_px: int
     pixel_size_angstrom: float
@@ -55,7 +56,7 @@ class OrientationNetwork(nn.Module):
                                     config.activation, config.width, config.dropout)
         box_size_angstrom = config.box_size_px * config.pixel_size_angstrom
         self.head = OrientationHead(self.encoder.out_features, config.head, box_size_angstrom)
-        # weight of the posteriors of all views of an image together, in posteriors of one; calibrated on held-out images
+        # weight of the posteriors of all copies of an image together, relative to one; calibrated on held-out images
         self.register_buffer("ensemble_weight", torch.ones(()))
         self.register_load_state_dict_pre_hook(_read_earlier_names)
         self.to(memory_format=torch.channels_last)  # 1.6 times faster on a CPU
@@ -69,21 +70,22 @@ class OrientationNetwork(nn.Module):
         """Whether the encoder is equivariant to in-plane rotation and mirroring."""
         return isinstance(self.encoder, PolarEncoder)
 
-    def forward(self, images: Tensor, ctf: Tensor) -> PoseEstimate:
-        """Images (n, B, B) and CTFs (n, B, B // 2 + 1), as ``particles.image_preparation`` makes them, to poses."""
+    def forward(self, images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"]) -> PoseEstimate:
+        """Images and CTFs, as ``particles.image_preparation`` makes them, to poses."""
         return self.head(self.encoder(images, ctf))
 
-    def predict(self, images: Tensor, ctf: Tensor, group: Tensor | None = None) -> PoseEstimate:
+    def predict(self, images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"],
+                group: Float[Tensor, "g 4"] | None = None) -> PoseEstimate:
         """As ``forward``, with a calibrated posterior: see ``ensemble_weight``.
 
         An encoder that is equivariant to rotation and mirroring is shown the image once. Any other is shown it, its
         rotations by 90, 180 and 270 degrees, and the mirror images of these four: errors 15 to 20 %
         lower for eight times the work.
 
-        A view multiplies the pose on the left by a known rotation r (``rotation_of_view``). As q' = L q with a matrix L
-        of r, the eight posteriors A' are eight posteriors ``L' A' L`` of the image's pose. Their
+        The pose q' of a copy is that of the image, q, times a known rotation r on the left (``rotation_of_view``). As
+        q' = L q with a matrix L of r, the eight posteriors A' are eight posteriors ``L' A' L`` of the image's pose. Their
         noise is the same, so they do not count as eight: ``ensemble_weight`` is the weight of their mean. For a molecule
-        with the symmetry ``group`` (G, 4) the eight may peak at different equivalent poses: they are rotated to that of
+        with the symmetry ``group`` the eight may peak at different equivalent poses: they are rotated to that of
         the first.
         """
         if self.is_equivariant:
@@ -103,9 +105,9 @@ class OrientationNetwork(nn.Module):
                     mode = compose(inverse(rotation).to(seen.quaternion), seen.quaternion)
                     first = mode if first is None else first
                     answer = _moved_to_equivalent(answer, mode, first, group)
-                bingham = bingham + answer / _N_VIEWS
+                bingham = bingham + answer / _N_COPIES
                 in_plane = quaternion_to_matrix(rotation)[:2, :2].to(seen.shift_angstrom)
-                shift_angstrom = shift_angstrom + seen.shift_angstrom @ in_plane / _N_VIEWS
+                shift_angstrom = shift_angstrom + seen.shift_angstrom @ in_plane / _N_COPIES
                 images, ctf = rotate_90_deg(images), ctf_of_view(rotate_90_deg, ctf)
         bingham = bingham * self.ensemble_weight
         return PoseEstimate(smallest_eigenvector(bingham), bingham, shift_angstrom)
@@ -117,18 +119,19 @@ def _read_earlier_names(_: nn.Module, state: dict[str, Tensor], prefix: str, *_o
         state[prefix + "ensemble_weight"] = state.pop(prefix + "worth_of_views")
 
 
-def rotate_90_deg(images: Tensor) -> Tensor:
-    """Images (..., B, B) rotated by 90 degrees, +x towards +y, about the pixel B // 2; without interpolation."""
+def rotate_90_deg(images: Float[Tensor, "*batch b b"]) -> Float[Tensor, "*batch b b"]:
+    """Images rotated by 90 degrees, +x towards +y, about the pixel B // 2; without interpolation."""
     return images.transpose(-1, -2).flip(-1).roll(1, -1)
 
 
-def mirror_image(images: Tensor) -> Tensor:
-    """Images (..., B, B) with x and -x exchanged, about the pixel B // 2."""
+def mirror_image(images: Float[Tensor, "*batch b b"]) -> Float[Tensor, "*batch b b"]:
+    """Images with x and -x exchanged, about the pixel B // 2."""
     return images.flip(-1).roll(1, -1)
 
 
-def ctf_of_view(change: Callable[[Tensor], Tensor], ctf: Tensor) -> Tensor:
-    """The CTFs (..., B, B // 2 + 1) of rotated or mirrored images: by way of the point-spread functions, which change like
+def ctf_of_view(change: Callable[[Tensor], Tensor], ctf: Float[Tensor, "*batch b b//2+1"]
+                ) -> Float[Tensor, "*batch b b//2+1"]:
+    """The CTFs of rotated or mirrored images: by way of the point-spread functions, which change like
     images."""
     return fft_image(change(ifft_image(torch.complex(ctf, torch.zeros_like(ctf))))).real
 

@@ -1,13 +1,14 @@
-"""From an encoder's features to a rotation, its uncertainty, and a shift: the parametrisations of both papers.
+"""From an encoder's features to a rotation, its uncertainty, and a shift: the parametrisations of two papers.
 
-All heads return the same quantities: ``qcqp`` and ``qcqp-psd`` make a 4x4 matrix A, whose
-smallest eigenvector is the rotation (Cryo-forum); ``s2s2``, ``quaternion`` and ``euler`` (CryoPoseNet) make a rotation
-and a concentration k, and A is ``k (I - q q')``.
+All heads return the same quantities: ``qcqp`` and ``qcqp-psd`` make a 4x4 matrix A, whose eigenvector of the smallest
+eigenvalue is the rotation (Chung 2023); ``s2s2``, ``quaternion`` and ``euler`` (CryoPoseNet, Nashed et al. 2021)
+make a rotation and a concentration k, and A is ``k (I - q q')``.
 """
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..geometry.bingham import isotropic_bingham, psd_from_10, symmetric_from_10
@@ -22,14 +23,14 @@ N_OUTPUTS = {"qcqp": 10, "qcqp-psd": 10, "s2s2": 7, "quaternion": 5, "euler": 4}
 class PoseEstimate:
     """Poses that the network predicts for n images."""
 
-    quaternion: Tensor
-    """(n, 4) unit, xyzw."""
-    bingham: Tensor
-    """(n, 4, 4); its smallest eigenvector is ``quaternion``."""
-    shift_angstrom: Tensor
-    """(n, 2) with the sign of rlnOriginX/YAngst."""
-    first_shift_angstrom: Tensor | None = None
-    """(n, 2) part of the shift by which an encoder centred its images; for its loss alone"""
+    quaternion: Float[Tensor, "n 4"]
+    """unit, xyzw"""
+    bingham: Float[Tensor, "n 4 4"]
+    """``quaternion`` is the eigenvector of its smallest eigenvalue"""
+    shift_angstrom: Float[Tensor, "n 2"]
+    """with the sign of rlnOriginX/YAngst"""
+    first_shift_angstrom: Float[Tensor, "n 2"] | None = None
+    """part of the shift by which an encoder centred its images; for its loss alone"""
 
     def __len__(self) -> int:
         return len(self.quaternion)
@@ -44,6 +45,7 @@ class PoseEstimate:
         return PoseEstimate(*(torch.cat([getattr(part, name) for part in parts]) for name in _PREDICTED))
 
 
+# fields that every estimate has; the rest is for the loss alone
 _PREDICTED = ("quaternion", "bingham", "shift_angstrom")
 
 
@@ -63,23 +65,23 @@ class OrientationHead(nn.Module):
         # one common unit of A: precisions reach thousands while a layer's outputs are of order one
         self.log_scale = nn.Parameter(torch.tensor(2.0))
 
-    def forward(self, features: Tensor | EquivariantFeatures) -> PoseEstimate:
-        """Features (n, F), or those of several views of each image, to poses of n images; always computed in float32."""
-        of_views = isinstance(features, EquivariantFeatures)
-        values = features.values if of_views else features
+    def forward(self, features: Float[Tensor, "n f"] | EquivariantFeatures) -> PoseEstimate:
+        """Features, or those of several copies of each image, to poses of n images; always computed in float32."""
+        of_copies = isinstance(features, EquivariantFeatures)
+        values = features.values if of_copies else features
         with torch.autocast(values.device.type, enabled=False):
             values = values.float()
             bingham, quaternion = self._posterior(self.orientation(values))
             shift_of_box = SHIFT_UNIT_OF_BOX * self.shift(values)
-            if of_views:
+            if of_copies:
                 return self._joined(features, bingham, shift_of_box)
             quaternion = smallest_eigenvector(bingham) if quaternion is None else quaternion
             return PoseEstimate(quaternion, bingham, shift_of_box * self.box_size_angstrom)
 
     def _joined(self, features: EquivariantFeatures, bingham: Tensor, shift_of_box: Tensor) -> PoseEstimate:
-        """Joins the views (n, V, ...): a posterior A of the pose L q of a view is the posterior L' A L of q.
+        """Joins the copies (n, V, ...): a posterior A of the pose L q of a copy is the posterior L' A L of the image's q.
 
-        Their mean, in which concentrated posteriors count more.
+        The mean of the matrices is taken, in which concentrated posteriors count more.
         """
         left = features.pose_matrices
         bingham = (left.transpose(-1, -2) @ bingham @ left).mean(1)
@@ -88,7 +90,7 @@ class OrientationHead(nn.Module):
                             features.centre_of_box * self.box_size_angstrom)
 
     def _posterior(self, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Matrices A (..., 4, 4) of the outputs (..., p), and their smallest eigenvectors where they are known without them."""
+        """Matrices A (..., 4, 4) of the outputs (..., p), and the rotations where they are known without eigenvectors."""
         if self.parametrisation in ("qcqp", "qcqp-psd"):
             form = symmetric_from_10 if self.parametrisation == "qcqp" else psd_from_10
             return form(numbers) * self.log_scale.exp(), None

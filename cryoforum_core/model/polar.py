@@ -1,17 +1,18 @@
-"""Our encoder, equivariant to in-plane rotation and mirroring of the image.
+"""The default encoder, equivariant to in-plane rotation and mirroring of the image.
 
 Rotating a projection in its plane multiplies its pose on the left by a known rotation, and so does mirroring it (the
 particle seen from behind). A plain network has to learn all of this from examples; here it is built in, and what is left to
 learn are viewing directions. Images are sampled on circles about the particle's centre; convolutions along the circles, with
-all radii as channels, and with every filter used once as it is and once mirrored (group convolutions over O(2), Cohen & Welling
-2016, arXiv 1602.07576), end in features of every view: of the image rotated by each of K angles, and of its mirror image.
-Measured against a plain network in ``docs/decisions/README.md``, Encoder.
+all radii as channels, and with every filter used once as it is and once mirrored (group convolutions over O(2), Cohen &
+Welling 2016, arXiv 1602.07576), end in features of 2 K copies: the image rotated by each of K angles, and its mirror image
+likewise. Measured against a plain network in ``docs/decisions/0020-polar-encoder.md``.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -31,16 +32,15 @@ SHIFT_UNIT_OF_BOX = 0.25
 
 @dataclass(frozen=True)
 class EquivariantFeatures:
-    """Features of V views of n images; ``OrientationHead`` joins them."""
+    """Features of V rotated and mirrored copies of n images; ``OrientationHead`` joins them."""
 
-    values: Tensor
-    """(n, V, F)"""
-    pose_matrices: Tensor
-    """(V, 4, 4): a view shows the pose L q of the quaternion q"""
-    shift_matrices: Tensor
-    """(V, 2, 2): from the shift of a view to that of the image"""
-    centre_of_box: Tensor
-    """(n, 2) the shift, as a part of the box, that was undone before"""
+    values: Float[Tensor, "n v f"]
+    pose_matrices: Float[Tensor, "v 4 4"]
+    """matrices L: a copy of an image with the pose q has the pose L q"""
+    shift_matrices: Float[Tensor, "v 2 2"]
+    """from the shift of a copy to that of the image"""
+    centre_of_box: Float[Tensor, "n 2"]
+    """the shift, as a part of the box, that was undone before"""
 
 
 class CircularConvolution(nn.Module):
@@ -60,7 +60,7 @@ class CircularConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels_out, n_in, channels_in, kernel).uniform_(-bound, bound))
         self.normalise, self.activate = nn.BatchNorm1d(channels_out), activation_layer(activation, channels_out)
 
-    def forward(self, values: Tensor) -> Tensor:
+    def forward(self, values: Float[Tensor, "n c t"]) -> Float[Tensor, "n c_out t_out"]:
         weight = torch.stack([self.weight, self.weight.flip(-1, 1)])  # mirrored, and the two halves exchanged
         weight = weight.flatten(2, 3).flatten(0, 1)
         if self.reach:
@@ -89,11 +89,11 @@ class CircleNetwork(nn.Module):
             layers.append(CircularConvolution(channels, n_out, kernel, stride, i == 0, activation))
             channels = n_out
         self.layers, self.out_features = nn.Sequential(*layers), channels
-        pose_matrices, shift_matrices = _views()
+        pose_matrices, shift_matrices = _copies()
         self.register_buffer("pose_matrices", pose_matrices, persistent=False)
         self.register_buffer("shift_matrices", shift_matrices, persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "n c b b"]) -> Float[Tensor, "n v f"]:
         n = len(images)
         sampled = functional.grid_sample(images, self.circles.expand(n, -1, -1, -1), "bicubic", align_corners=False)
         features = self.layers(sampled.flatten(1, 2))
@@ -116,10 +116,10 @@ def _circles(box_size_px: int, n_circles: int, n_samples: int, reach_px: float) 
     return (torch.stack([x, y], dim=-1)[None] + box_size_px // 2 + 0.5) * (2 / box_size_px) - 1
 
 
-def _views() -> tuple[Tensor, Tensor]:
-    """What the views show: matrices (2 K, 4, 4) of their poses, and (2 K, 2, 2) of their shifts turned back.
+def _copies() -> tuple[Tensor, Tensor]:
+    """Of the rotated and mirrored copies: matrices (2 K, 4, 4) of their poses, and (2 K, 2, 2) of their shifts turned back.
 
-    View k is the image turned so that what was at the angle a_k comes to 0; view K + k the same of the image with y and -y
+    Copy k is the image turned so that what was at the angle a_k comes to 0; copy K + k the same of the image with y and -y
     exchanged, in which it was at -a_k. That is the image with x and -x exchanged, which shows the particle turned by 180
     degrees about y, turned by 180 degrees.
     """
@@ -134,7 +134,7 @@ def _views() -> tuple[Tensor, Tensor]:
 
 
 class PolarEncoder(nn.Module):
-    """The particle's centre first, from a coarse copy; then the circles about it."""
+    """Finds the particle's centre in a coarse copy of the image, then analyses circles about it."""
 
     def __init__(self, box_size_px: int, filter_channels: int, activation: str, width: int, dropout: float):
         super().__init__()
@@ -156,8 +156,8 @@ class PolarEncoder(nn.Module):
         # no shift at first: images must not be shifted at random
         nn.init.zeros_(self.centre.weight), nn.init.zeros_(self.centre.bias)
 
-    def forward(self, images: Tensor, ctf: Tensor) -> EquivariantFeatures:
-        """Images (n, B, B) and CTFs (n, B, B // 2 + 1) to features of 2 ``N_ANGLES`` views."""
+    def forward(self, images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"]) -> EquivariantFeatures:
+        """Features of 2 ``N_ANGLES`` copies."""
         images_ft = fft_image(images) * torch.where(ctf < 0, -self.inside, self.inside)
         centre_of_box = self._centre(images_ft)
         # detached: the centre has a loss of its own, from which it is trained faster than through the pose
@@ -174,7 +174,7 @@ class PolarEncoder(nn.Module):
             return SHIFT_UNIT_OF_BOX * (self.centring.shift_matrices @ shifts[..., None])[..., 0].mean(1)
 
     @torch.no_grad()
-    def scale_input(self, factor: float | Tensor) -> None:
-        """Takes images of ``factor`` times less contrast for what it took before."""
+    def scale_input(self, factor: float | Float[Tensor, ""]) -> None:
+        """Adapts the first layers to images of ``factor`` times less contrast."""
         for network in (self.circles, self.centring):
             network.layers[0].weight *= factor

@@ -16,6 +16,7 @@ from pathlib import Path
 import gemmi
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
@@ -39,12 +40,11 @@ _TAPERED_FRACTION = 0.05
 class AtomicModel:
     """Atoms around their centre of mass."""
 
-    position_angstrom: np.ndarray
-    """(n, 3) as x, y, z, relative to the centre of mass."""
+    position_angstrom: Float[np.ndarray, "n 3"]
+    """As x, y, z, relative to the centre of mass."""
     element: list[str]
     """Chemical symbols, n of them."""
-    occupancy: np.ndarray
-    """(n,)"""
+    occupancy: Float[np.ndarray, " n"]
 
     @property
     def radius_angstrom(self) -> float:
@@ -68,7 +68,7 @@ def read_atomic_model(path: Path | str) -> AtomicModel:
         raise InputError(f"An atomic model must be a PDB or mmCIF file; {path} cannot be read ({error}).") from error
     atoms = list(_atoms_to_keep(structure[0])) if len(structure) else []
     if not atoms:
-        raise InputError(f"An atomic model must hold atoms; {path} holds none but hydrogens and waters.")
+        raise InputError(f"An atomic model must contain atoms; {path} contains none but hydrogens and waters.")
     elements = [_element(atom) for atom in atoms]
     position = np.array([atom.pos.tolist() for atom in atoms])
     weight = np.array([element.weight for element in elements])
@@ -99,8 +99,9 @@ def default_pixel_size_angstrom(model: AtomicModel, box_size_px: int) -> float:
 
 
 def potential_map(model: AtomicModel, box_size_px: int, pixel_size_angstrom: float,
-                  b_factor_angstrom2: float = 25.0) -> Tensor:
-    """The electron potential in volts: (D, D, D) float32 [z, y, x], the centre of mass at index D // 2.
+                  b_factor_angstrom2: float = 25.0
+                  ) -> Float[Tensor, "{box_size_px} {box_size_px} {box_size_px}"]:
+    """The electron potential in volts, float32 [z, y, x], the centre of mass at index D // 2.
 
     Raises InputError where the molecule does not fit in the box.
     """
@@ -109,7 +110,7 @@ def potential_map(model: AtomicModel, box_size_px: int, pixel_size_angstrom: flo
         raise InputError(
             f"The molecule must fit in the box; it is {diameter_angstrom:.0f} A wide and the box of {box_size_px} px of "
             f"{pixel_size_angstrom:g} A is {box_size_px * pixel_size_angstrom:.0f} A. "
-            f"Take a pixel size of {default_pixel_size_angstrom(model, box_size_px):g} A or more, or a larger box.")
+            f"Use a pixel size of {default_pixel_size_angstrom(model, box_size_px):g} A or more, or a larger box.")
     finer = max(2, math.ceil(pixel_size_angstrom / _COARSEST_SPACING_ANGSTROM - 1e-6))
     density = _sum_of_gaussians(model, box_size_px * finer, pixel_size_angstrom / finer, b_factor_angstrom2)
     # crop_volume keeps the sums along z; a potential keeps its values instead

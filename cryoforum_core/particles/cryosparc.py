@@ -72,7 +72,7 @@ def _load(path: Path) -> np.ndarray:
                          f"({str(error).splitlines()[0]}). Export the particles again.") from error
     names = getattr(getattr(records, "dtype", None), "names", None)
     if not names or "uid" not in names:
-        raise InputError(f"A .cs file must hold particles with a uid; {path} does not. Give the particles' .cs file.")
+        raise InputError(f"A .cs file must contain particles with a uid; {path} does not. Give the particles' .cs file.")
     return records
 
 

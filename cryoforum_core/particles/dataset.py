@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from ..config import ImageInputConfig
@@ -18,18 +20,18 @@ from . import fields
 from .cryosparc import read_cryosparc
 from .fields import PARTICLE_ID_COLUMNS, listed
 from .image_stack import ImageLocations, ImageStack, locate_images, save_table
-from .table import ParticleTable
+from .table import Indices, IndicesOrMask, ParticleTable
 
 
 @dataclass(frozen=True, eq=False)
 class ParticleBatch:
-    """What a step sees: n images with what is known of them. ``indices`` (n,) are rows of the ``Particles``."""
+    """What a step sees: n images with what is known of them. ``indices`` are rows of the ``Particles``."""
 
-    images: Tensor
-    """(n, B, B) float32 [y, x], as in the stack."""
+    images: Float[Tensor, "n b b"]
+    """float32 [y, x], as in the stack."""
     ctf: CTFParameters | None
     poses: Poses | None
-    indices: Tensor
+    indices: Int[Tensor, " n"]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,11 +41,26 @@ class ParticleBatch:
                              None if self.poses is None else self.poses.to(device), self.indices.to(device))
 
 
+@runtime_checkable
+class ParticleSource(Protocol):
+    """N particles whose images can be asked for: ``Particles``, or simulated ones in their place."""
+
+    poses: Poses | None
+    ctf: CTFParameters | None
+    box_size_px: int
+    pixel_size_angstrom: float
+    particle_id: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Indices | Integer[Tensor, " k"]) -> ParticleBatch: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Particles:
     """N particles; row i of every field is row i of the file.
 
-    ``half_set`` (N,) holds 1 and 2 (rlnRandomSubset) or is None. ``particle_id`` (N,) int64 is unique: the column
+    ``half_set`` holds 1 and 2 (rlnRandomSubset) or is None. ``particle_id`` is unique: the column
     rlnParticleId, else rlnImageId, else 1..N; results are joined by it, never by row.
     """
 
@@ -51,16 +68,16 @@ class Particles:
     stack: ImageStack
     poses: Poses | None
     ctf: CTFParameters | None
-    half_set: np.ndarray | None
+    half_set: Int[np.ndarray, " n"] | None
     box_size_px: int
     pixel_size_angstrom: float
-    particle_id: np.ndarray
+    particle_id: Int[np.ndarray, " n"]
 
     def __len__(self) -> int:
         return len(self.particle_id)
 
-    def subset(self, indices: np.ndarray) -> "Particles":
-        """The particles of ``indices`` (k,) or of a mask (N,), in that order."""
+    def subset(self, indices: IndicesOrMask) -> "Particles":
+        """The particles of ``indices`` or of a mask, in that order."""
         rows = np.asarray(indices)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         return Particles(self.table.subset(rows), self.stack.subset(rows),
@@ -69,16 +86,15 @@ class Particles:
                          None if self.half_set is None else self.half_set[rows],
                          self.box_size_px, self.pixel_size_angstrom, self.particle_id[rows])
 
-    def images(self, indices: np.ndarray | Tensor) -> Tensor:
-        """The images of ``indices`` (k,), as in the stack: (k, B, B) float32."""
+    def images(self, indices: Indices | Integer[Tensor, " k"]) -> Float[Tensor, "k b b"]:
+        """The images of ``indices``, as in the stack: float32."""
         return torch.from_numpy(self.stack.read(np.asarray(indices)))
 
-    def batch(self, indices: np.ndarray | Tensor) -> ParticleBatch:
-        """Images, CTF and poses of ``indices`` (k,)."""
+    def batch(self, indices: Indices | Integer[Tensor, " k"]) -> ParticleBatch:
+        """Images, CTF and poses of ``indices``."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return ParticleBatch(self.images(rows), None if self.ctf is None else self.ctf[rows],
                              None if self.poses is None else self.poses[rows], rows)
-
 
     def save(self, path: Path | str, poses: Poses | None = None, columns: Mapping[str, Iterable] | None = None) -> None:
         """Writes the table, rows and columns as read, with ``poses`` (N,) in RELION's columns and more ``columns``.
@@ -108,7 +124,7 @@ def load_particles(path: Path | str, image_input: ImageInputConfig | None = None
     """
     table = read_table(path)
     if not len(table):
-        raise InputError(f"A set of particles must not be empty; {path} has no rows. Check the selection before.")
+        raise InputError(f"A set of particles must not be empty; {path} has no rows. Check the selection that made it.")
     given = image_input.pixel_size_angstrom if image_input is not None else None
     without_ctf = image_input is not None and image_input.ctf_state == "none"
     headers = []
@@ -160,7 +176,7 @@ def _check_stack_lengths(locations: ImageLocations, headers: list[_Header | None
              for header, last in zip(headers, last_index.tolist(), strict=True)
              if header is not None and last >= header.shape[0]]
     if short:
-        raise InputError(f"A stack must hold every image that the rows refer to; {listed(short)}. "
+        raise InputError(f"A stack must contain every image that the rows refer to; {listed(short)}. "
                          "Copy the stack again, or export the particles again.")
 
 

@@ -7,6 +7,7 @@ import logging
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
@@ -51,8 +52,9 @@ def listed(items: list[str]) -> str:
     return "; ".join(items[:MAX_LISTED]) + more
 
 
-def read_pixel_size_angstrom(table: ParticleTable, header_sizes: np.ndarray, given: float | None = None) -> float:
-    """The one pixel size of the set: as given, else from the table, else from the stacks' headers (n_stacks,)."""
+def read_pixel_size_angstrom(table: ParticleTable, header_sizes: Float[np.ndarray, " n_stacks"],
+                             given: float | None = None) -> float:
+    """The one pixel size of the set: as given, else from the table, else from the stacks' headers."""
     sizes, source = _table_pixel_sizes_angstrom(table), str(table.path)
     # an unset header says 0, and many programs leave 1
     in_headers = np.unique([size for size in header_sizes if size not in (0.0, 1.0)])
@@ -146,8 +148,8 @@ def read_poses(table: ParticleTable, pixel_size_angstrom: float | None, required
     shift_angstrom = _origins_angstrom(table, pixel_size_angstrom)
     bad = np.flatnonzero(~(np.isfinite(euler_deg).all(axis=1) & np.isfinite(shift_angstrom).all(axis=1)))
     if len(bad):
-        raise InputError(f"Angles and origins must be finite numbers; {len(bad)} particles of {table.path} have others, "
-                         f"the first is particle {bad[0] + 1}. Leave them out, or refine again.")
+        raise InputError(f"Angles and origins must be finite numbers; those of {len(bad)} particles of {table.path} are "
+                         f"not, the first is particle {bad[0] + 1}. Leave them out, or refine again.")
     poses = Poses.from_relion(torch.from_numpy(euler_deg), torch.from_numpy(shift_angstrom))
     return Poses(poses.quaternion.float(), poses.shift_angstrom.float())
 
@@ -163,7 +165,7 @@ def _origins_angstrom(table: ParticleTable, pixel_size_angstrom: float | None) -
     return np.zeros((len(table), 2))
 
 
-def pose_columns(table: ParticleTable, poses: Poses, pixel_size_angstrom: float) -> dict[str, np.ndarray]:
+def pose_columns(table: ParticleTable, poses: Poses, pixel_size_angstrom: float) -> dict[str, Float[np.ndarray, " n"]]:
     """Poses as the columns that RELION reads from this table: origins in Angstrom in RELION 3.1, in pixels in 3.0;
     other origin columns that the table has are kept in step."""
     euler_deg = poses.euler_deg().double().cpu().numpy()
@@ -171,8 +173,9 @@ def pose_columns(table: ParticleTable, poses: Poses, pixel_size_angstrom: float)
     return angles | origin_columns(table, poses.shift_angstrom.double().cpu().numpy(), pixel_size_angstrom)
 
 
-def origin_columns(table: ParticleTable, origin_angstrom: np.ndarray, pixel_size_angstrom: float) -> dict[str, np.ndarray]:
-    """The origins (N, 2) alone, as ``pose_columns`` has them."""
+def origin_columns(table: ParticleTable, origin_angstrom: Float[np.ndarray, "n 2"], pixel_size_angstrom: float
+                   ) -> dict[str, Float[np.ndarray, " n"]]:
+    """The origins alone, as ``pose_columns`` has them."""
     columns = {}
     for axis, (in_px, in_angstrom) in enumerate((("rlnOriginX", "rlnOriginXAngst"), ("rlnOriginY", "rlnOriginYAngst"))):
         if table.version == "3.1" or in_angstrom in table.names:
@@ -182,8 +185,8 @@ def origin_columns(table: ParticleTable, origin_angstrom: np.ndarray, pixel_size
     return columns
 
 
-def read_half_set(table: ParticleTable) -> np.ndarray | None:
-    """rlnRandomSubset (N,), 1 or 2; None where there is none."""
+def read_half_set(table: ParticleTable) -> Int[np.ndarray, " n"] | None:
+    """rlnRandomSubset, 1 or 2; None where there is none."""
     if not table.has("rlnRandomSubset"):
         return None
     half_set = table.integers("rlnRandomSubset")
@@ -199,8 +202,8 @@ def particle_id_column(table: ParticleTable) -> str | None:
     return next((column for column in PARTICLE_ID_COLUMNS if column in table.names), None)
 
 
-def read_particle_id(table: ParticleTable) -> np.ndarray:
-    """The ids (N,) int64: of rlnParticleId, else rlnImageId, else 1..N."""
+def read_particle_id(table: ParticleTable) -> Int[np.ndarray, " n"]:
+    """The ids: of rlnParticleId, else rlnImageId, else 1..N."""
     column = particle_id_column(table)
     if column is None:
         return np.arange(1, len(table) + 1, dtype=np.int64)

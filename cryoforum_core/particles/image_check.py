@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..problems import Problems
@@ -19,21 +20,21 @@ _MAX_CHECKED = 20_000
 
 @dataclass(frozen=True, eq=False)
 class ImageCheck:
-    """Rows (0-based) whose pixels cannot be right. ``rows`` are those that were looked at."""
+    """Rows (0-based) whose pixels cannot be right. ``rows`` are those that were checked."""
 
-    rows: np.ndarray
-    not_finite: np.ndarray
-    constant: np.ndarray
+    rows: Int[np.ndarray, " n"]
+    not_finite: Int[np.ndarray, " f"]
+    constant: Int[np.ndarray, " c"]
 
     def raise_if_unusable(self) -> None:
         """Raises InputError for what no job can work with: NaN or infinite pixels, more than half of the images constant."""
         with Problems() as problems:
             if len(self.not_finite):
-                problems.append("Images must hold finite values; NaN or infinite ones are in particles "
+                problems.append("Images must have finite values; NaN or infinite ones are in particles "
                                 f"{_rows_text(self.not_finite)}. Leave these particles out, or extract them again.")
             if 2 * len(self.constant) > len(self.rows):
-                problems.append(f"Images must show particles; {len(self.constant)} of the {len(self.rows)} looked at have "
-                                f"one value in all pixels (particles {_rows_text(self.constant)}). Extract them again.")
+                problems.append(f"Images must show particles; {len(self.constant)} of the {len(self.rows)} images checked "
+                                f"have one value in all pixels (particles {_rows_text(self.constant)}). Extract them again.")
 
     def warning(self) -> str | None:
         """A sentence about constant images, None where there are none: they have no orientation, but junk is legal."""
@@ -49,7 +50,7 @@ def _rows_text(rows: np.ndarray) -> str:
 
 def check_images(particles: Particles, n_sample: int | None = None, seed: int = 0, batch_size: int = 512
                  ) -> ImageCheck:
-    """Looks at the pixels of ``n_sample`` images drawn at random, by default of all.
+    """Checks the pixels of ``n_sample`` images drawn at random, by default of all.
 
     An image is constant where its standard deviation is below 1e-6 of its largest absolute value.
     """
@@ -66,7 +67,7 @@ def check_images(particles: Particles, n_sample: int | None = None, seed: int = 
     return ImageCheck(rows, rows[not_finite], rows[constant])
 
 
-def is_constant(images: Tensor) -> Tensor:
+def is_constant(images: Float[Tensor, "n ..."]) -> Bool[Tensor, " n"]:
     """Which of the images (n, ...) have one value in all pixels, up to rounding: bool (n,)."""
     flat = images.flatten(1)
     return flat.std(dim=1) <= 1e-6 * flat.abs().amax(dim=1)

@@ -1,4 +1,4 @@
-"""From images as they are in the stack to images as matching, reconstruction and the network want them.
+"""Preparation of the images of a stack for matching, reconstruction and the network: box, CTF, contrast, grey values, mask.
 
 One path for training and prediction: its settings are stored in the checkpoint, its data-set part (``ImageState``) is
 found per data set.
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Complex, Float, Integer
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,13 +22,13 @@ from ..imaging.fourier import crop_image_ft, crop_volume, fft_image, ifft_image
 from ..imaging.masks import soft_circle
 from ..imaging.resample import resample_volume
 from ..mrc import read_map
-from .dataset import Particles
+from .dataset import Particles, ParticleSource
 from .image_check import checked_pixels, is_constant
 from .image_state import BACKGROUND_RADIUS_FRACTION, CTFState, ImageState, determine_image_state
 
 logger = logging.getLogger("cryoforum")
 
-# Cryo-forum's box; larger ones cost time, and their high frequencies are noise in a single image
+# the box of Chung (2023); larger ones cost time, and their high frequencies are noise in a single image
 MAX_DEFAULT_BOX_PX = 128
 # boxes are even, so that a crop meets the network's pixel size only nearly; twice the scatter of training's magnifications
 _SCALE_TOLERANCE = 0.02
@@ -88,8 +89,8 @@ class PreprocessSettings:
                 "Extract them with a larger box, or train a network for them.")
 
 
-def network_images(images: Tensor, ctf: CTFParameters | None, pixel_size_angstrom: float, state: ImageState,
-                   settings: PreprocessSettings) -> Tensor:
+def network_images(images: Float[Tensor, "n B B"], ctf: CTFParameters | None, pixel_size_angstrom: float,
+                   state: ImageState, settings: PreprocessSettings) -> Float[Tensor, "n b b"]:
     """Images (n, B, B) of the stack as the network's input (n, b, b) float32.
 
     In this order: Fourier crop to the network's pixel size, phase flip (raw images), crop or pad to the network's
@@ -119,8 +120,8 @@ def _centre_crop_or_pad(images: Tensor, box_size_px: int) -> Tensor:
     return functional.pad(images, (before, after, before, after))
 
 
-def normalise(images: Tensor, state: ImageState, background_radius_fraction: float = BACKGROUND_RADIUS_FRACTION
-              ) -> Tensor:
+def normalise(images: Float[Tensor, "n b b"], state: ImageState,
+              background_radius_fraction: float = BACKGROUND_RADIUS_FRACTION) -> Float[Tensor, "n b b"]:
     """Images (n, B, B) with bright protein, and a background of mean 0 and standard deviation 1.
 
     The background is what lies outside the circle of ``background_radius_fraction`` boxes (RELION's normalisation).
@@ -145,8 +146,9 @@ def normalise(images: Tensor, state: ImageState, background_radius_fraction: flo
     return torch.where(is_empty[:, None, None], torch.zeros_like(scaled), scaled)
 
 
-def effective_ctf(ctf: CTFParameters, box_size_px: int, pixel_size_angstrom: float, ctf_state: CTFState) -> Tensor:
-    """What stands between a projection and its image in this state of the CTF: (n, B, B // 2 + 1).
+def effective_ctf(ctf: CTFParameters, box_size_px: int, pixel_size_angstrom: float, ctf_state: CTFState
+                  ) -> Float[Tensor, "n {box_size_px} {box_size_px}//2+1"]:
+    """The transfer function from a projection to its image, by the state of CTF correction: (n, B, B // 2 + 1).
 
     The CTF of raw images, its absolute value of phase-flipped ones, its square of multiplied ones.
     """
@@ -156,8 +158,8 @@ def effective_ctf(ctf: CTFParameters, box_size_px: int, pixel_size_angstrom: flo
     return values.square() if ctf_state == "multiplied" else values
 
 
-def network_ctf(ctf: CTFParameters, state: ImageState, settings: PreprocessSettings) -> Tensor:
-    """What stands between a projection and an image as ``network_images`` makes it: (n, b, b // 2 + 1)."""
+def network_ctf(ctf: CTFParameters, state: ImageState, settings: PreprocessSettings) -> Float[Tensor, "n b b//2+1"]:
+    """The transfer function from a projection to an image of ``network_images``: (n, b, b // 2 + 1)."""
     flipped = settings.phase_flip and state.ctf_state == "raw"
     return effective_ctf(ctf, settings.box_size_px, settings.pixel_size_angstrom,
                          "phase-flipped" if flipped else state.ctf_state)
@@ -167,7 +169,7 @@ def network_ctf(ctf: CTFParameters, state: ImageState, settings: PreprocessSetti
 class ImagePreparation:
     """How the images of one data set are read: their state, the box of matching, and the network's settings."""
 
-    particles: Particles
+    particles: ParticleSource
     state: ImageState
     box_size_px: int
     device: torch.device
@@ -183,7 +185,8 @@ class ImagePreparation:
         """Of the matching box."""
         return self.particles.pixel_size_angstrom * self.particles.box_size_px / self.box_size_px
 
-    def transforms(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def transforms(self, rows: Integer[np.ndarray, " n"]
+                   ) -> tuple[Complex[Tensor, "n b b//2+1"], Float[Tensor, "n b b//2+1"]]:
         """Transforms and CTFs (n, b, b // 2 + 1) of the particles ``rows`` (n,): bright protein, background of mean 0
         and standard deviation 1 in the original box, noise as the camera made it."""
         batch = self.particles.batch(rows).to(self.device)
@@ -195,7 +198,8 @@ class ImagePreparation:
         usable = ctf.abs() > SMALLEST_CTF
         return torch.where(usable, images_ft / torch.where(usable, ctf, 1.0), 0), torch.where(usable, ctf, 0.0)
 
-    def network_input(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def network_input(self, rows: Integer[np.ndarray, " n"]
+                      ) -> tuple[Float[Tensor, "n b b"], Float[Tensor, "n b b//2+1"]]:
         """Images (n, c, c) and CTFs (n, c, c // 2 + 1) at the network's box."""
         batch = self.particles.batch(rows).to(self.device)
         images = network_images(batch.images, batch.ctf, self.particles.pixel_size_angstrom, self.state,
@@ -203,7 +207,8 @@ class ImagePreparation:
         return images, network_ctf(batch.ctf, self.state, self.network_settings)
 
 
-def matching_map(path: Path, particles: Particles, resolution_angstrom: float | None = None) -> Tensor:
+def matching_map(path: Path, particles: Particles, resolution_angstrom: float | None = None
+                 ) -> Float[Tensor, "b b b"]:
     """A map file on the grid in which matching is done: the particles' field of view, in a box (b, b, b) that is no
     larger than what the particles, the map or the resolution asked for can fill."""
     volume, pixel_size_angstrom = read_map(path)

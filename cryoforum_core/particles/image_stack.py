@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from ..errors import InputError
 from ..mrc import MrcStack
 from .star import TEXT
-from .table import ParticleTable
+from .table import Indices, IndicesOrMask, ParticleTable
 
 # more names in one message are not read
 _MAX_LISTED = 10
@@ -25,14 +26,14 @@ class ImageLocations:
     """Where N images are: ``paths[path_of_image[i]]`` holds image i at the 0-based ``index_in_stack[i]``."""
 
     paths: tuple[Path, ...]
-    path_of_image: np.ndarray
-    index_in_stack: np.ndarray
+    path_of_image: Int[np.ndarray, " n"]
+    index_in_stack: Int[np.ndarray, " n"]
 
     def __len__(self) -> int:
         return len(self.path_of_image)
 
-    def subset(self, indices: np.ndarray) -> "ImageLocations":
-        """The locations of ``indices`` (k,) or of a mask (N,)."""
+    def subset(self, indices: IndicesOrMask) -> "ImageLocations":
+        """The locations of ``indices`` or of a mask."""
         indices = np.asarray(indices)
         return dataclasses.replace(self, path_of_image=self.path_of_image[indices],
                                    index_in_stack=self.index_in_stack[indices])
@@ -54,8 +55,8 @@ def find_stack(name: str, directories: tuple[Path, ...]) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def parse_image_names(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """RELION's ``000012@stack.mrcs`` (N,) to stack names (N,) and 0-based indices (N,) int64.
+def parse_image_names(names: Shaped[np.ndarray, " n"]) -> tuple[Shaped[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """RELION's ``000012@stack.mrcs`` to stack names and 0-based indices.
 
     A name without ``@`` is the first image of its file. Raises InputError naming the first malformed row.
     """
@@ -144,12 +145,12 @@ class ImageStack:
         """How many files are open now."""
         return len(self._open)
 
-    def subset(self, indices: np.ndarray) -> "ImageStack":
-        """The images of ``indices`` (k,) or of a mask (N,), in that order."""
+    def subset(self, indices: IndicesOrMask) -> "ImageStack":
+        """The images of ``indices`` or of a mask, in that order."""
         return ImageStack(self.locations.subset(indices), self._max_open)
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """The images of 0-based ``indices`` (k,): float32 (k, y, x), in that order.
+    def read(self, indices: Indices) -> Float[np.ndarray, "k y x"]:
+        """The images of 0-based ``indices``: float32, in that order.
 
         Each file is opened once per call and read in ascending order. All images must have one shape.
         """

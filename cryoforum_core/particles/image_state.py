@@ -1,5 +1,5 @@
-"""What was done to the images before: the sign of the protein, and the state of the CTF. Measured, never guessed in
-silence: each finding is logged with its figure, and "unknown" is said where the images do not tell.
+"""The state of the images in their stack: contrast of the protein, and CTF correction. Measured, never guessed in silence:
+each finding is logged with its figure, and a warning says where the images do not tell.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..config import ImageInputConfig
@@ -41,8 +42,8 @@ CTF_SMALLEST_NOISE_DEVIATION = 0.5
 # images whose variance is so many times that of their background have no noise to be normalised by, one by one: what is
 # left in the background is the particle itself
 NOISELESS_ABOVE = 50.0
-# ``whiteness`` of images: 1 of white noise alone, 0.4 to 0.97 of masked images at SNR 1 to 0.1, 0.0004 to 0.13 of projections
-# of seven maps without noise, the most at 16 px
+# ``whiteness`` of images: 1 of white noise alone, 0.4 to 0.97 of masked images at SNR 1 to 0.1, 0.0004 to 0.13 of
+# projections of seven maps without noise, the most at 16 px
 MASKED_ABOVE = 0.2
 # ``whiteness`` counts from this fraction of the Nyquist frequency on: signal is weakest there
 _WHITE_FROM = 0.8
@@ -84,7 +85,7 @@ class ImageState:
 
 
 def images_of(particles: Particles, state: ImageState) -> dict[str, int | float | str]:
-    """What a checkpoint keeps of the images a network was trained for."""
+    """What a checkpoint records of the images that a network was trained for."""
     return {"box_size_px": particles.box_size_px, "pixel_size_angstrom": particles.pixel_size_angstrom,
             **state.to_dict()}
 
@@ -105,12 +106,12 @@ def determine_image_state(particles: Particles, image_input: ImageInputConfig, n
     if unit is not None:
         found = whiteness(images)
         if found > MASKED_ABOVE:
-            raise InputError("Images must keep their background: in these the particle is in noise (high frequencies have "
-                             f"{found:.0%} of the mean power), and there is next to none around it. They were masked. Extract "
-                             "them again without a mask.")
-        logger.warning("Noise: the images have hardly any; they keep their own grey values.")
+            raise InputError("Images must keep their background; in these, the particle is noisy (high frequencies have "
+                             f"{found:.0%} of the mean power) and its surroundings are not: they were masked. Extract them "
+                             "again without a mask.")
+        logger.warning("Noise: the images have almost none; their grey values are not normalised one by one.")
     if ctf is not None and not ctf.has_effect:
-        logger.info("CTF: the images have none (1 everywhere).")
+        logger.info("CTF: the images have none (by their parameters it is 1 everywhere).")
         return ImageState(_choose_contrast(image_input.contrast, z, len(rows)), "raw", unit)
     statistic = None if ctf is None else ctf_state_statistic(images, ctf, pixel_size_angstrom)
     return ImageState(_choose_contrast(image_input.contrast, z, len(rows)),
@@ -123,8 +124,8 @@ def _cropped_images(particles: Particles, rows: np.ndarray) -> tuple[Tensor, flo
     return torch.cat(parts), particles.pixel_size_angstrom * particles.box_size_px / box_size_px
 
 
-def grey_unit(images: Tensor) -> float | None:
-    """The unit of grey values of images (n, B, B) with hardly any noise; None where each has noise to be normalised by.
+def grey_unit(images: Float[Tensor, "n b b"]) -> float | None:
+    """The unit of grey values of images with hardly any noise; None where each has noise to be normalised by.
 
     It gives them a variance of ``NOISELESS_ABOVE`` (medians of the images), the least that they can have with a background
     of variance 1.
@@ -136,8 +137,8 @@ def grey_unit(images: Tensor) -> float | None:
     return math.sqrt(variance / NOISELESS_ABOVE) if variance > NOISELESS_ABOVE * background else None
 
 
-def whiteness(images: Tensor) -> float:
-    """Power of the highest frequencies, from 0.8 Nyquist on, over the mean power of images (n, B, B), each less its mean and
+def whiteness(images: Float[Tensor, "n b b"]) -> float:
+    """Power of the highest frequencies, from 0.8 Nyquist on, over the mean power of images, each less its mean and
     of variance 1; images that are constant or hold NaN left out."""
     box_size_px = images.shape[-1]
     usable = torch.isfinite(images).flatten(1).all(1) & ~is_constant(images)
@@ -161,22 +162,22 @@ def _choose_contrast(setting: str, z: float, n_images: int) -> Contrast:
     figure = f"z = {z:.1f} of {n_images} images"
     if setting == "auto":
         if measured is None:
-            logger.warning("Contrast: these images do not tell whether protein is bright or dark (%s); taken as "
-                           "bright. Where it is dark, give --contrast dark.", figure)
+            logger.warning("Contrast: whether protein is bright or dark cannot be determined from these images (%s); "
+                           "assumed to be bright. If it is dark, give --contrast dark.", figure)
             return "bright"
         logger.info("Contrast: protein is %s (%s)%s.", measured, figure,
                     "; the images are inverted" if measured == "dark" else "")
         return measured
     if measured is not None and measured != setting:
-        logger.warning("Contrast: --contrast says %s, and the images look %s (%s). The setting is followed.",
+        logger.warning("Contrast: --contrast says %s, but the images look %s (%s). The option is used.",
                        setting, measured, figure)
     return setting
 
 
-def contrast_z(images: Tensor, ctf: CTFParameters | None, pixel_size_angstrom: float) -> float:
+def contrast_z(images: Float[Tensor, "n b b"], ctf: CTFParameters | None, pixel_size_angstrom: float) -> float:
     """How significantly protein is bright (positive) or dark (negative): a standard normal score.
 
-    Each image (n, B, B) is correlated with a blob of protein in its centre (the projection of a solid ball) as its
+    Each image is correlated with a blob of protein in its centre (the projection of a solid ball) as its
     CTF shows it, over the first three shells, where the transform of anything compact is positive whatever its shape;
     the n correlations are compared with 0 by Student's t, turned into a normal score (Wallace 1959). Two sizes of
     blob, a quarter and 0.4 of the box in radius, are tried; the larger score counts. 0 for fewer than 3 images.
@@ -221,7 +222,7 @@ def _normal_score(values: Tensor) -> float:
 
 @dataclass(frozen=True)
 class CTFStateStatistic:
-    """What the images say about the state of their CTF. ``state`` draws the conclusion.
+    """Evidence in the images for each state of CTF correction. ``state`` draws the conclusion.
 
     ``log_likelihood_ratio`` > 0 favours a raw CTF, < 0 flipped phases; ``noise_deviation`` is
     its standard deviation where there is only noise. ``power_at_zeros`` is the part of the power
@@ -254,8 +255,9 @@ class CTFStateStatistic:
                 f"power at CTF zeros {self.power_at_zeros:.2f}, {self.n_images} images")
 
 
-def ctf_state_statistic(images: Tensor, ctf: CTFParameters, pixel_size_angstrom: float) -> CTFStateStatistic:
-    """Tells raw from phase-flipped from CTF-multiplied images (n, B, B), without poses or a reference.
+def ctf_state_statistic(images: Float[Tensor, "n b b"], ctf: CTFParameters, pixel_size_angstrom: float
+                        ) -> CTFStateStatistic:
+    """Tells raw from phase-flipped from CTF-multiplied images, without poses or a reference.
 
     The particle fills a part of the box only, so that neighbouring Fourier coefficients of its transform P are alike:
     ``E[P(k) P*(k+1)] > 0``, also when it is off-centre by some pixels. Across a zero of the CTF a raw image therefore
@@ -369,7 +371,7 @@ def _choose_ctf_state(setting: str, table: ParticleTable, statistic: CTFStateSta
     measured = None if statistic is None else statistic.state
     if setting != "auto":
         if measured is not None and measured != setting:
-            logger.warning("CTF: --ctf-state says %s, and the images look %s (%s). The setting is followed.",
+            logger.warning("CTF: --ctf-state says %s, but the images look %s (%s). The option is used.",
                            setting, measured, statistic)
         return setting
     stated = _stated_ctf_state(table)
@@ -377,8 +379,8 @@ def _choose_ctf_state(setting: str, table: ParticleTable, statistic: CTFStateSta
         logger.info("CTF: the particles' file says that the images are %s.", stated)
         return stated
     if measured is None:
-        logger.warning("CTF: these images do not tell whether their phases are flipped (%s); taken as raw. "
-                       "Where they are, give --ctf-state phase-flipped or multiplied.", statistic or "no CTF is known")
+        logger.warning("CTF: whether phases are flipped cannot be determined from these images (%s); assumed to be raw. "
+                       "If they are flipped, give --ctf-state phase-flipped or multiplied.", statistic or "no CTF is known")
         return "raw"
     logger.info("CTF: the images are %s (%s).", measured, statistic)
     return measured

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,9 +60,9 @@ _COLOURED_CORNER = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Molecule:
-    """A map (D, D, D) float32 [z, y, x] and its pixel size."""
+    """A map, float32 [z, y, x], and its pixel size."""
 
-    volume: Tensor
+    volume: Float[Tensor, "d d d"]
     pixel_size_angstrom: float
 
 
@@ -74,7 +75,7 @@ def load_molecule(path: Path | None, box_size_px: int | None, pixel_size_angstro
     """
     path = DEFAULT_MODEL if path is None else path
     if box_size_px is not None and box_size_px % 2:
-        raise InputError(f"The box must be even; --box-size-px is {box_size_px}. Take {box_size_px + 1}.")
+        raise InputError(f"The box must be even; --box-size-px is {box_size_px}. Use {box_size_px + 1}.")
     if is_atomic_model(path):
         model = read_atomic_model(path)
         box_size_px = box_size_px or DEFAULT_BOX_SIZE_PX
@@ -102,8 +103,8 @@ class ImageMaker:
         self._molecule = FourierVolume.from_real(molecule.volume.to(device))
         self._other = None if other is None else FourierVolume.from_real(_as_strong_as(molecule, other).to(device))
 
-    def clean(self, rows: np.ndarray) -> Tensor:
-        """Images (k, B, B) of the 0-based ``rows`` (k,) of the plan, on the device."""
+    def clean(self, rows: Int[np.ndarray, " k"]) -> Float[Tensor, "k b b"]:
+        """Images of the 0-based ``rows`` of the plan, on the device."""
         kind = self.plan.junk_kind[rows]
         images_ft = self._displaced(self._molecule, self.plan.poses[rows], is_far=kind == "off-centre")
         for name, replacement in (("other-molecule", self._other), ("noise", None), ("blank", None)):
@@ -147,8 +148,9 @@ def _as_strong_as(molecule: Molecule, other: Molecule) -> Tensor:
     return other.volume * (molecule.volume.std() / other.volume.std())
 
 
-def noise_images(n: int, box_size_px: int, is_coloured: bool, generator: torch.Generator) -> Tensor:
-    """Noise of variance 1, white or with more power at low frequencies: (n, B, B)."""
+def noise_images(n: int, box_size_px: int, is_coloured: bool, generator: torch.Generator
+                 ) -> Float[Tensor, "{n} {box_size_px} {box_size_px}"]:
+    """Noise of variance 1, white or with more power at low frequencies."""
     white = torch.randn(n, box_size_px, box_size_px, generator=generator)
     if not is_coloured:
         return white

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from ..config import JunkKind, SimulateConfig
@@ -20,7 +21,7 @@ OVERLAP_BOXES = (0.25, 0.40)
 
 @dataclass(frozen=True, eq=False)
 class SimulationPlan:
-    """Row i describes image i. ``junk_kind`` (N,) holds ``none`` or a kind of junk.
+    """Row i describes image i. ``junk_kind`` holds ``none`` or a kind of junk.
 
     ``poses`` of the kinds noise, blank and other-molecule mean nothing for the molecule.
     ``companion`` is the second particle of the kind overlap; its shift is as large as the kind says.
@@ -29,19 +30,19 @@ class SimulationPlan:
     poses: Poses
     companion: Poses
     ctf: CTFParameters
-    junk_kind: np.ndarray
+    junk_kind: Shaped[np.ndarray, " n"]
     noise_seed: int
 
     def __len__(self) -> int:
         return len(self.poses)
 
     @property
-    def is_junk(self) -> np.ndarray:
+    def is_junk(self) -> Bool[np.ndarray, " n"]:
         return self.junk_kind != "none"
 
 
 def plan_simulation(config: SimulateConfig, box_size_px: int, pixel_size_angstrom: float) -> SimulationPlan:
-    """Draws everything but the noise from ``config.seed``."""
+    """Draws everything at random but the noise, seeded by ``config.seed``."""
     generator = torch.Generator().manual_seed(config.seed)
     n = config.n_particles
     junk_kind = _draw_junk(n, config.junk_fraction, config.junk_kinds, generator)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Shaped
 
 from ..errors import InputError
 from ..run_directory import atomic_path
@@ -29,10 +30,10 @@ _ROWS_PER_CHUNK = 100_000
 
 @dataclass(frozen=True, eq=False)
 class StarBlock:
-    """One ``data_`` block: columns in file order, each (n,) of text; a block that is no loop has n = 1."""
+    """One ``data_`` block: columns of text in file order; a block that is no loop has n = 1."""
 
     name: str
-    columns: dict[str, np.ndarray]
+    columns: dict[str, Shaped[np.ndarray, " n"]]
     is_loop: bool = True
     comments: tuple[str, ...] = ()
     """The ``#`` lines above the block, such as ``# version 30001``."""
@@ -96,7 +97,7 @@ def read_star(path: Path | str) -> tuple[StarBlock, ...]:
         raise InputError(f"A STAR file must be readable text (UTF-8); {path} is not ({error}). "
                          "Give the particles' STAR file, not an image file.") from error
     if not blocks:
-        raise InputError(f"A STAR file must hold a data_ block; {path} holds none. Check the path.")
+        raise InputError(f"A STAR file must contain a data_ block; {path} contains none. Check the path.")
     return tuple(blocks)
 
 
@@ -146,7 +147,7 @@ def _row_chunks(lines: _Lines, n_columns: int) -> Iterator[list[list[str]]]:
         if len(values) == 1 and values[0].startswith("data_") and (n_columns > 1 or lines.after_blank):
             break
         if len(values) != n_columns:
-            raise lines.error(f"A row must hold one value per column ({n_columns})")
+            raise lines.error(f"A row must have one value per column ({n_columns})")
         rows.append(values)
         if len(rows) == _ROWS_PER_CHUNK:
             yield rows

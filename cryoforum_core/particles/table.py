@@ -1,18 +1,23 @@
 """The particles' table: RELION's columns as text, so that what no one changed is written as it was read."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 
 from ..errors import InputError
 from .star import TEXT, StarBlock, read_star, write_star
 
 # RELION reads and warns about optics tables by this version line
 RELION_31_COMMENT = "# version 30001"
+
+# rows of a set, in the order wanted
+Indices = Integer[np.ndarray, " k"] | Sequence[int]
+IndicesOrMask = Indices | Bool[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +58,7 @@ class ParticleTable:
     def _check(self) -> None:
         if self._particles_index is None:
             found = ", ".join(f"data_{block.name}" for block in self.blocks)
-            raise InputError(f"A particles' STAR file must hold a block with rlnImageName; {self.path} holds {found}. "
+            raise InputError(f"A particles' STAR file must contain a block with rlnImageName; {self.path} contains {found}. "
                              "Give the file of particles, not of micrographs or models.")
         if self.optics is not None and len(self):
             self._optics_row  # noqa: B018 - raises where a group is missing
@@ -94,8 +99,8 @@ class ParticleTable:
         """Whether every particle has all of these values, its own or its optics group's."""
         return all(name in self.particles.columns or self._is_optics(name) for name in names)
 
-    def strings(self, name: str) -> np.ndarray:
-        """The text (N,) of a column, or of its optics group's value. Raises InputError where there is none."""
+    def strings(self, name: str) -> Shaped[np.ndarray, " n"]:
+        """The text of a column, or of its optics group's value. Raises InputError where there is none."""
         if self._is_optics(name):
             return self.optics.columns[name][self._optics_row]
         if name not in self.particles.columns:
@@ -103,8 +108,8 @@ class ParticleTable:
                              f"{', '.join(self.names)}. Export them with it.")
         return self.particles.columns[name]
 
-    def floats(self, name: str) -> np.ndarray:
-        """The numbers (N,) of a column, float64. Raises InputError naming the first row that is none."""
+    def floats(self, name: str) -> Float[np.ndarray, " n"]:
+        """The numbers of a column, float64. Raises InputError naming the first row that is none."""
         text = self.strings(name)
         try:
             return text.astype(np.float64)
@@ -112,8 +117,8 @@ class ParticleTable:
             row = next((i for i, value in enumerate(text.tolist()) if not _is_number(value)), 0)
             raise self._bad_value(name, row, "numbers") from None
 
-    def integers(self, name: str) -> np.ndarray:
-        """The whole numbers (N,) of a column, int64. Raises InputError naming the first row that is none."""
+    def integers(self, name: str) -> Int[np.ndarray, " n"]:
+        """The whole numbers of a column, int64. Raises InputError naming the first row that is none."""
         try:
             return self.strings(name).astype(np.int64)
         except (ValueError, OverflowError):
@@ -124,7 +129,7 @@ class ParticleTable:
         return numbers.astype(np.int64)
 
     def _bad_value(self, name: str, row: int, kind: str) -> InputError:
-        return InputError(f"The column {name} must hold {kind}; particle {row + 1} of {self.path or 'the table'} has "
+        return InputError(f"The column {name} must contain {kind}; particle {row + 1} of {self.path or 'the table'} has "
                           f"{self.strings(name)[row]!r}. Repair that row.")
 
     def _is_optics(self, name: str) -> bool:
@@ -149,12 +154,12 @@ class ParticleTable:
         return np.array([row_of_group[group] for group in _group_numbers(present)])[inverse]
 
     def with_columns(self, columns: Mapping[str, Iterable]) -> "ParticleTable":
-        """The table with columns replaced, or added at the end; numbers (N,) are written as ``as_text`` says."""
+        """The table with columns replaced, or added at the end; numbers are written as ``as_text`` says."""
         own = {**self.particles.columns, **as_text_columns(columns)}
         return self._with_particles(dataclasses.replace(self.particles, columns=own))
 
-    def subset(self, indices: np.ndarray) -> "ParticleTable":
-        """The rows of ``indices`` (k,) or of a mask (N,), in that order; the other blocks stay whole."""
+    def subset(self, indices: IndicesOrMask) -> "ParticleTable":
+        """The rows of ``indices`` or of a mask, in that order; the other blocks stay whole."""
         rows = {name: column[np.asarray(indices)] for name, column in self.particles.columns.items()}
         return self._with_particles(dataclasses.replace(self.particles, columns=rows))
 
@@ -168,13 +173,13 @@ class ParticleTable:
         write_star(path, self.blocks)
 
 
-def as_text_columns(columns: Mapping[str, Iterable]) -> dict[str, np.ndarray]:
+def as_text_columns(columns: Mapping[str, Iterable]) -> dict[str, Shaped[np.ndarray, " n"]]:
     """``as_text`` of every column."""
     return {name: as_text(values) for name, values in columns.items()}
 
 
-def as_text(values: Iterable) -> np.ndarray:
-    """Numbers or strings (n,) as STAR text: whole numbers as such, others with six decimals, below 0.001 with
+def as_text(values: Iterable) -> Shaped[np.ndarray, " n"]:
+    """Numbers or strings as STAR text: whole numbers as such, others with six decimals, below 0.001 with
     eight significant digits."""
     values = np.asarray(values)
     if values.ndim != 1:

@@ -1,9 +1,10 @@
-"""Half maps of parts of a set of particles, and how much they agree in."""
+"""Half maps of subsets of the particles, their FSC, and the amount of information in it."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..imaging.fourier import volume_radius_px
@@ -17,15 +18,16 @@ from .reconstruct import BATCH_IMAGES, WIENER, half_sets, insert_particles
 
 # two half sets' sums take 0.2 GB there
 MAX_BOX_PX = 128
+# the signal-to-noise ratio of an FSC of 1 is infinite
 _LARGEST_FSC = 1 - 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class MapQuality:
-    """What the half maps of a set of particles agree in."""
+    """FSC, information and resolution of the half maps of a set of particles."""
 
-    fsc: np.ndarray
-    """(B // 2 + 1,) of the masked half maps"""
+    fsc: Float[np.ndarray, " shells"]
+    """of the masked half maps"""
     information: float
     """nats: half the logarithm of 1 + signal-to-noise ratio, summed over the map's independent values"""
     resolution_angstrom: float
@@ -33,9 +35,9 @@ class MapQuality:
 
 
 class HalfMapMaker:
-    """Half maps of any part of a set of particles. Sums of disjoint parts add up."""
+    """Half maps of any subset of the particles. Sums of disjoint subsets can be added."""
 
-    def __init__(self, particles: Particles, images: ImagePreparation, group: Tensor, seed: int):
+    def __init__(self, particles: Particles, images: ImagePreparation, group: Float[Tensor, "g 4"], seed: int):
         self._images = replace(images, box_size_px=min(images.box_size_px, MAX_BOX_PX))
         self._particles, self._group = particles, group
         self._halves, _ = half_sets(particles, seed)
@@ -49,8 +51,9 @@ class HalfMapMaker:
         """Rotations of the point group."""
         return len(self._group)
 
-    def sums(self, rows: np.ndarray, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Sums of ``Reconstructor`` for both half sets of the particles ``rows`` (n,)."""
+    def sums(self, rows: Int[np.ndarray, " n"], progress: Progress
+             ) -> tuple[Float[Tensor, "1 channels z z x"], Float[Tensor, "1 channels z z x"]]:
+        """Sums of ``Reconstructor`` for both half sets of the particles ``rows``."""
         both = []
         for half in (1, 2):
             reconstructor = self._reconstructor()
@@ -62,7 +65,7 @@ class HalfMapMaker:
             both.append(reconstructor.sums)
         return both[0], both[1]
 
-    def quality(self, sums: tuple[Tensor, Tensor]) -> MapQuality:
+    def quality(self, sums: tuple[Float[Tensor, "1 channels z z x"], Float[Tensor, "1 channels z z x"]]) -> MapQuality:
         first, second = (self._volume(of_half) * self._mask for of_half in sums)
         correlation = fourier_shell_correlation(first, second)
         fsc = correlation.cpu().numpy()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..config import ReconstructConfig
@@ -23,6 +24,7 @@ from ..run_directory import RunDirectory, atomic_path
 
 logger = logging.getLogger("cryoforum")
 
+# images in memory at once
 BATCH_IMAGES = 256
 # Wiener constant, as a fraction of the mean weight of a shell: it only guards empty voxels
 WIENER = 1e-3
@@ -30,16 +32,16 @@ WIENER = 1e-3
 
 @dataclass(frozen=True)
 class HalfMaps:
-    """Maps (D, D, D) of the two half sets and of both, and the FSC (D // 2 + 1,) of the masked half maps."""
+    """Maps of the two half sets and of both, and the FSC of the masked half maps."""
 
-    first: Tensor
-    second: Tensor
-    both: Tensor
-    fsc: Tensor
+    first: Float[Tensor, "d d d"]
+    second: Float[Tensor, "d d d"]
+    both: Float[Tensor, "d d d"]
+    fsc: Float[Tensor, " d//2+1"]
 
 
-def half_sets(particles: Particles, seed: int) -> tuple[np.ndarray, str]:
-    """Half-set numbers (N,) of 1 and 2: the particles' own (rlnRandomSubset), else drawn; and where they are from."""
+def half_sets(particles: Particles, seed: int) -> tuple[Int[np.ndarray, " n"], str]:
+    """Half-set numbers of 1 and 2: the particles' own (rlnRandomSubset), else drawn; and where they are from."""
     if particles.half_set is not None and set(np.unique(particles.half_set)) == {1, 2}:
         return particles.half_set, "rlnRandomSubset"
     if len(particles) < 2:
@@ -48,12 +50,13 @@ def half_sets(particles: Particles, seed: int) -> tuple[np.ndarray, str]:
     return np.random.default_rng(seed).permutation(halves), "drawn at random"
 
 
-def reconstruct_halves(particles: Particles, prepare: Callable[[np.ndarray], tuple[Tensor, Tensor]], halves: np.ndarray,
-                       group: Tensor, max_radius_px: float, mask_radius_px: float, weights: np.ndarray | None = None,
+def reconstruct_halves(particles: Particles, prepare: Callable[[np.ndarray], tuple[Tensor, Tensor]],
+                       halves: Int[np.ndarray, " n"], group: Float[Tensor, "g 4"], max_radius_px: float,
+                       mask_radius_px: float, weights: Float[np.ndarray, " n"] | None = None,
                        device: torch.device | str = "cpu") -> HalfMaps:
     """Inserts every image at its pose, and at the poses that the symmetry makes equivalent.
 
-    ``prepare``: rows (n,) -> transforms and CTFs (n, B, B // 2 + 1) on ``device``. ``weights`` (N,): how much each
+    ``prepare``: rows (n,) -> transforms and CTFs (n, B, B // 2 + 1) on ``device``. ``weights``: how much each
     particle counts.
     """
     box = particles.box_size_px
@@ -71,10 +74,10 @@ def reconstruct_halves(particles: Particles, prepare: Callable[[np.ndarray], tup
     return HalfMaps(first, second, parts[1].volume(WIENER), fsc)
 
 
-def insert_particles(reconstructor: Reconstructor, particles: Particles, rows: np.ndarray,
-                     prepare: Callable[[np.ndarray], tuple[Tensor, Tensor]], group: Tensor,
-                     weights: np.ndarray | None = None, device: torch.device | str = "cpu") -> None:
-    """Inserts the particles ``rows`` (n,) at their poses; arguments as those of ``reconstruct_halves``.
+def insert_particles(reconstructor: Reconstructor, particles: Particles, rows: Int[np.ndarray, " m"],
+                     prepare: Callable[[np.ndarray], tuple[Tensor, Tensor]], group: Float[Tensor, "g 4"],
+                     weights: Float[np.ndarray, " n"] | None = None, device: torch.device | str = "cpu") -> None:
+    """Inserts the particles ``rows`` at their poses; arguments as those of ``reconstruct_halves``.
 
     The box of the images from ``prepare`` may be smaller than the particles', with the same field of view.
     """
@@ -92,7 +95,7 @@ def insert_particles(reconstructor: Reconstructor, particles: Particles, rows: n
 
 
 def reconstruct(config: ReconstructConfig, run: RunDirectory, particles: Particles,
-                prepare: Callable[[np.ndarray], tuple[Tensor, Tensor]], group: Tensor,
+                prepare: Callable[[np.ndarray], tuple[Tensor, Tensor]], group: Float[Tensor, "g 4"],
                 device: torch.device | str = "cpu") -> dict:
     """Writes map.mrc, map_half1.mrc, map_half2.mrc and fsc.csv; returns the summary."""
     box, pixel_size_angstrom = particles.box_size_px, particles.pixel_size_angstrom
@@ -118,7 +121,7 @@ def write_half_maps(run: RunDirectory, maps: HalfMaps, pixel_size_angstrom: floa
     write_fsc(run, maps.fsc, len(maps.both), pixel_size_angstrom)
 
 
-def write_fsc(run: RunDirectory, fsc: Tensor, box_size_px: int, pixel_size_angstrom: float) -> None:
+def write_fsc(run: RunDirectory, fsc: Float[Tensor, " shells"], box_size_px: int, pixel_size_angstrom: float) -> None:
     """``fsc.csv``: shell, resolution in Angstrom, correlation of the masked half maps."""
     with atomic_path(run.fsc) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)

@@ -19,7 +19,7 @@ _NEAR_NYQUIST = 1.1
 
 
 def reconstruction_page(files: RunFiles) -> Page:
-    """The map, and to which resolution its half maps agree."""
+    """The map, and its resolution by the FSC of its half maps."""
     volume, pixel_size_angstrom = read_map(files.run.map)
     resolution = files.summary["resolution_angstrom"]
     facts = {"resolution (FSC 0.143)": f"{significant(resolution)} Å", "box": f"{len(volume)} px",

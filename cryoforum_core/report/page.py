@@ -17,7 +17,7 @@ Level = Literal["good", "caution", "poor"]
 
 @dataclass(frozen=True)
 class Assessment:
-    """The result of a run in two or three sentences, for readers who stop there."""
+    """The result of a run in two or three sentences, for readers who read no further."""
 
     level: Level
     sentences: tuple[str, ...]

@@ -1,1 +1,1 @@
-"""What a run found out about its particles, in memory and in files."""
+"""Results of a run for each of its particles, in memory and in files."""

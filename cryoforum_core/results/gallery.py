@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """k examples. ``images`` and ``projections`` (k, B, B) [y, x], protein bright, the projections with the particle's
-    pose, shift and CTF; ``kind`` (k,) best, median, worst, or a reason of select; ``match_score`` and
-    ``expected_error_deg`` (k,)."""
+    """k examples. ``images`` and ``projections`` [y, x], protein bright, the projections with the particle's
+    pose, shift and CTF; ``kind``: best, median, worst, or a reason of select."""
 
-    images: np.ndarray
-    projections: np.ndarray
-    kind: np.ndarray
-    particle_id: np.ndarray
-    match_score: np.ndarray
-    expected_error_deg: np.ndarray
+    images: Float[np.ndarray, "k b b"]
+    projections: Float[np.ndarray, "k b b"]
+    kind: Shaped[np.ndarray, " k"]
+    particle_id: Int[np.ndarray, " k"]
+    match_score: Float[np.ndarray, " k"]
+    expected_error_deg: Float[np.ndarray, " k"]
 
     def of(self, kinds: Sequence[str]) -> "Gallery":
         """The examples of some kinds, in the order of the kinds."""

@@ -1,7 +1,7 @@
-"""What a run found out about its particles: poses, and, where they are known, match, errors, junk labels, the network's own.
+"""Results of a run for each particle: poses, and, where known, match, errors, junk labels, and the poses of the network.
 
-Arrays of numpy only, so that a report opens without torch. Row i of every array is one particle; ``orientation_posterior.npz``
-of a run is a ``PoseResults`` on disk.
+Arrays of numpy only, so that a report opens without torch. Row i of every array is one particle;
+``orientation_posterior.npz`` of a run is a ``PoseResults`` on disk.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,17 +9,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from ..run_directory import atomic_path
-
-EXPECTED_ERROR_COLUMN = "rlnCryoforumExpectedError"
-ERROR_BOUND_COLUMN = "rlnCryoforumErrorBound"
-FIGURE_OF_MERIT_COLUMN = "rlnCryoforumFigureOfMerit"
-EXPECTED_SHIFT_ERROR_COLUMN = "rlnCryoforumExpectedShiftError"
-SHIFT_ERROR_BOUND_COLUMN = "rlnCryoforumShiftErrorBound"
-MATCH_SCORE_COLUMN = "rlnCryoforumMatchScore"
-REASON_COLUMN = "rlnCryoforumReason"
-PARTICLE_PROBABILITY_COLUMN = "rlnCryoforumParticleProbability"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +22,8 @@ class ParticleArrays:
         """Those of ``rows``: a slice, indices or a mask (N,)."""
         return replace(self, **{name: value[rows] for name, value in self._known()})
 
-    def put(self, rows: np.ndarray, other: "ParticleArrays") -> "ParticleArrays":
-        """A copy with the n particles of ``other`` in the place of ``rows`` (n,); what ``other`` lacks stays as it is."""
+    def put(self, rows: Int[np.ndarray, " n"], other: "ParticleArrays") -> "ParticleArrays":
+        """A copy with the n particles of ``other`` in the place of ``rows``; what ``other`` lacks stays as it is."""
         changed = {}
         for name, value in self._known():
             new = getattr(other, name)
@@ -62,102 +54,100 @@ class ParticleArrays:
 
 @dataclass(frozen=True, eq=False)
 class NetworkPoses(ParticleArrays):
-    """What the network says before any matching."""
+    """Poses that the network predicts, before any matching."""
 
-    eigenvalues: np.ndarray
-    """(N, 4) of its Bingham matrix, ascending"""
-    quaternion: np.ndarray | None = None
-    """(N, 4)"""
+    eigenvalues: Float[np.ndarray, "n 4"]
+    """of its Bingham matrix, ascending"""
+    quaternion: Float[np.ndarray, "n 4"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class MatchEvidence(ParticleArrays):
-    """What the match of each particle alone says of its error and of other objects in its image; not kept after a run."""
+    """Evidence from the match of each particle for its error and for other objects in its image; not kept after a run."""
 
-    weight: np.ndarray
-    """(N, K) posterior of the poses that were refined, 0 for repetitions; sums to 1"""
-    alternative_angle_rad: np.ndarray
-    """(N, K) from the best pose to each"""
-    local_deviation_rad: np.ndarray
-    """(N, 3) principal standard deviations of the best pose's rotation"""
-    shift_deviation_angstrom: np.ndarray
-    """(N, 2) principal standard deviations of its shift"""
-    strongest_alternative: np.ndarray
-    """(N, 4) the most likely other orientation"""
-    network_angle_rad: np.ndarray | None = None
-    """(N,) from the network's pose to the best one"""
-    junk_features: np.ndarray | None = None
-    """(N, s), see ``junk.features.FEATURES``"""
-    contrast: np.ndarray | None = None
-    """(N,) over that of the set's particles"""
-    elsewhere_px: np.ndarray | None = None
-    """(N, 2) where in the box there is most power beyond the largest shift searched, px of the matching box"""
+    weight: Float[np.ndarray, "n k"]
+    """posterior of the poses that were refined, 0 for repetitions; sums to 1"""
+    alternative_angle_rad: Float[np.ndarray, "n k"]
+    """from the best pose to each"""
+    local_deviation_rad: Float[np.ndarray, "n 3"]
+    """principal standard deviations of the best pose's rotation"""
+    shift_deviation_angstrom: Float[np.ndarray, "n 2"]
+    """principal standard deviations of its shift"""
+    strongest_alternative: Float[np.ndarray, "n 4"]
+    """the most likely other orientation"""
+    network_angle_rad: Float[np.ndarray, " n"] | None = None
+    """from the network's pose to the best one"""
+    junk_features: Float[np.ndarray, "n s"] | None = None
+    """see ``junk.features.FEATURES``"""
+    contrast: Float[np.ndarray, " n"] | None = None
+    """of the particle, over that of the set's"""
+    elsewhere_px: Float[np.ndarray, "n 2"] | None = None
+    """where in the box there is most power beyond the largest shift searched, px of the matching box"""
 
 
 @dataclass(frozen=True, eq=False)
 class Match(ParticleArrays):
     """How well each particle matches the map at its pose."""
 
-    fit: np.ndarray | None = None
-    """(N,) score of the pose in standard deviations from the score that a particle should reach"""
-    residual: np.ndarray | None = None
-    """(N,) power that the pose leaves in the image, in standard deviations of the noise's"""
-    searched: np.ndarray | None = None
-    """bool (N,): all orientations were searched"""
-    match_score: np.ndarray | None = None
-    """(N,) the poorer of both, standardised by the set: 0 for a usual particle, below -4 hardly ever one"""
+    fit: Float[np.ndarray, " n"] | None = None
+    """score of the pose in standard deviations from the score that a particle should reach"""
+    residual: Float[np.ndarray, " n"] | None = None
+    """power that the pose leaves in the image, in standard deviations of the noise's"""
+    searched: Bool[np.ndarray, " n"] | None = None
+    """all orientations were searched"""
+    match_score: Float[np.ndarray, " n"] | None = None
+    """the poorer of both, standardised by the set: 0 for a usual particle, below -4 hardly ever one"""
     evidence: MatchEvidence | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ErrorEstimates(ParticleArrays):
-    """How far off each pose may be: expected errors, and bounds that hold for the run's coverage. All (N,)."""
+    """How far off each pose may be: expected errors, and bounds that hold for the run's coverage."""
 
-    expected_error_deg: np.ndarray | None = None
-    error_bound_deg: np.ndarray | None = None
-    figure_of_merit: np.ndarray | None = None
+    expected_error_deg: Float[np.ndarray, " n"] | None = None
+    error_bound_deg: Float[np.ndarray, " n"] | None = None
+    figure_of_merit: Float[np.ndarray, " n"] | None = None
     """0 to 1"""
-    expected_shift_error_angstrom: np.ndarray | None = None
-    shift_error_bound_angstrom: np.ndarray | None = None
+    expected_shift_error_angstrom: Float[np.ndarray, " n"] | None = None
+    shift_error_bound_angstrom: Float[np.ndarray, " n"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class JunkLabels(ParticleArrays):
-    """What each image is."""
+    """The label of each image: particle, kind of junk, or ambiguous orientation."""
 
-    reason: np.ndarray
-    """(N,) text: ``none`` for a particle, a kind of junk, or ``ambiguous-orientation``"""
-    particle_probability: np.ndarray | None = None
-    """(N,)"""
-    recentre_shift_angstrom: np.ndarray | None = None
-    """(N, 2) the origin that recentres an off-centre particle, else NaN"""
-    alternative_quaternion: np.ndarray | None = None
-    """(N, 4) the other orientation of an ambiguous one, else NaN"""
+    reason: Shaped[np.ndarray, " n"]
+    """text: ``none`` for a particle, a kind of junk, or ``ambiguous-orientation``"""
+    particle_probability: Float[np.ndarray, " n"] | None = None
+    recentre_shift_angstrom: Float[np.ndarray, "n 2"] | None = None
+    """the origin that recentres an off-centre particle, else NaN"""
+    alternative_quaternion: Float[np.ndarray, "n 4"] | None = None
+    """the other orientation of an ambiguous one, else NaN"""
 
 
 @dataclass(frozen=True, eq=False)
 class Dispersions(ParticleArrays):
-    """Cryo-forum's three dispersions (N,), where a table has kept them and not the eigenvalues they come from."""
+    """The three dispersions of Chung (2023), where a table has kept them and not the eigenvalues they come from."""
 
-    dispersion_max: np.ndarray | None = None
-    dispersion_trace: np.ndarray | None = None
-    dispersion_wigner: np.ndarray | None = None
+    dispersion_max: Float[np.ndarray, " n"] | None = None
+    dispersion_trace: Float[np.ndarray, " n"] | None = None
+    dispersion_wigner: Float[np.ndarray, " n"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class PoseResults(ParticleArrays):
     """Poses of N particles and what is known about them."""
 
-    particle_id: np.ndarray
-    """(N,) int64; results are joined by it, never by row"""
-    quaternion: np.ndarray
-    """(N, 4) of ``geometry.rotations``"""
-    shift_angstrom: np.ndarray
-    """(N, 2) with the sign of rlnOriginX/YAngst"""
-    bingham: np.ndarray | None = None
-    """(N, 4, 4): density ``exp(-q' A q)`` around the pose"""
-    eigenvalues: np.ndarray | None = None
-    """(N, 4) of ``bingham``, ascending"""
+    particle_id: Int[np.ndarray, " n"]
+    """results are joined by it, never by row"""
+    quaternion: Float[np.ndarray, "n 4"]
+    """of ``geometry.rotations``"""
+    shift_angstrom: Float[np.ndarray, "n 2"]
+    """with the sign of rlnOriginX/YAngst"""
+    bingham: Float[np.ndarray, "n 4 4"] | None = None
+    """density ``exp(-q' A q)`` around the pose"""
+    eigenvalues: Float[np.ndarray, "n 4"] | None = None
+    """of ``bingham``, ascending"""
     network: NetworkPoses | None = None
     match: Match | None = None
     errors: ErrorEstimates | None = None
@@ -172,22 +162,9 @@ class PoseResults(ParticleArrays):
         """Of a match that was just made."""
         return None if self.match is None else self.match.evidence
 
-    def star_columns(self) -> dict[str, np.ndarray]:
-        """The columns beside the poses that a STAR file gets."""
-        columns = {}
-        if self.errors is not None:
-            columns = {EXPECTED_ERROR_COLUMN: self.errors.expected_error_deg, ERROR_BOUND_COLUMN: self.errors.error_bound_deg,
-                       FIGURE_OF_MERIT_COLUMN: self.errors.figure_of_merit,
-                       EXPECTED_SHIFT_ERROR_COLUMN: self.errors.expected_shift_error_angstrom,
-                       SHIFT_ERROR_BOUND_COLUMN: self.errors.shift_error_bound_angstrom}
-        if self.match is not None and self.match.match_score is not None and np.isfinite(self.match.match_score).all():
-            columns[MATCH_SCORE_COLUMN] = self.match.match_score
-        if self.junk is not None:
-            columns |= {REASON_COLUMN: self.junk.reason, PARTICLE_PROBABILITY_COLUMN: self.junk.particle_probability}
-        return {name: values for name, values in columns.items() if values is not None}
-
-    def arrays(self, with_evidence: bool = False) -> dict[str, np.ndarray]:
-        """By the names of ``orientation_posterior.npz``. Without a match ``fit``, ``residual`` and ``match_score`` are NaN."""
+    def arrays(self, with_evidence: bool = False) -> dict[str, Shaped[np.ndarray, "n ..."]]:
+        """By the names of ``orientation_posterior.npz``. Without a match ``fit``, ``residual`` and ``match_score`` are
+        NaN."""
         arrays = {}
         for group, prefix in _PREFIXES.items():
             part = self if group is None else getattr(self, group)
@@ -212,14 +189,15 @@ class PoseResults(ParticleArrays):
             return cls.from_arrays(dict(file))
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "PoseResults":
+    def from_arrays(cls, arrays: Mapping[str, Shaped[np.ndarray, "n ..."]]) -> "PoseResults":
         """By the names of ``orientation_posterior.npz``, or of what runs of earlier versions left when they were stopped."""
         if "weight" in arrays:
             arrays = {_EARLIER_NAMES.get(name, name): values for name, values in arrays.items()}
         n = len(arrays["particle_id"]) if "particle_id" in arrays else len(next(iter(arrays.values())))
         own = {"particle_id": np.arange(1, n + 1), "quaternion": np.full((n, 4), np.nan),
                "shift_angstrom": np.full((n, 2), np.nan)} | _named(cls, arrays, "")
-        groups = {group: kind(**found) for group, kind in _KINDS.items() if (found := _named(kind, arrays, _PREFIXES[group]))}
+        groups = {group: kind(**found) for group, kind in _KINDS.items()
+                  if (found := _named(kind, arrays, _PREFIXES[group]))}
         if evidence := _named(MatchEvidence, arrays, _EVIDENCE_PREFIX):
             groups["match"] = replace(groups["match"], evidence=MatchEvidence(**evidence))
         match = groups.get("match")
@@ -230,6 +208,7 @@ class PoseResults(ParticleArrays):
         return cls(**own, **groups)
 
 
+# groups of a ``PoseResults``
 _KINDS = {"network": NetworkPoses, "match": Match, "errors": ErrorEstimates, "junk": JunkLabels, "dispersions": Dispersions}
 # of the arrays' names in a file
 _PREFIXES = {None: "", "network": "network_", "match": "", "errors": "", "junk": "", "dispersions": ""}

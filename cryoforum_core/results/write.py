@@ -5,18 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 
 from ..catalogue import CHOSEN_REASONS
 from ..geometry.poses import Poses, displacement_px
 from ..imaging.fourier import ifft_image
-from ..matching.likelihood import predicted, to_images
+from ..matching.likelihood import predicted
 from ..matching.matching_model import MatchingModel
+from ..matching.whitened_images import to_images
 from ..particles.dataset import Particles
 from ..particles.fields import pose_columns
 from ..particles.image_preparation import ImagePreparation
 from ..particles.image_stack import save_table
 from ..run_directory import RunDirectory, atomic_path
 from .pose_results import PoseResults
+from .star_columns import star_columns
 
 # of each kind in the gallery: what a page shows in one row
 N_EXAMPLES = 8
@@ -28,13 +31,13 @@ def poses_of(results: PoseResults, dtype: torch.dtype = torch.float64) -> Poses:
 
 
 def write_results(run: RunDirectory, particles: Particles, results: PoseResults,
-                  more_columns: Mapping[str, np.ndarray] | None = None) -> None:
-    """particles.star: the particles' table with poses, what is known about them, and ``more_columns`` (N,).
+                  more_columns: Mapping[str, Shaped[np.ndarray, " n"]] | None = None) -> None:
+    """particles.star: the particles' table with poses, what is known about them, and ``more_columns``.
 
     orientation_posterior.npz, where there is a posterior or a match: the same and more, as arrays.
     """
     columns = pose_columns(particles.table, poses_of(results), particles.pixel_size_angstrom)
-    save_table(particles.table.with_columns({**columns, **results.star_columns(), **(more_columns or {})}), run.particles)
+    save_table(particles.table.with_columns({**columns, **star_columns(results), **(more_columns or {})}), run.particles)
     if results.errors is not None:
         results.save(run.orientation_posterior)
 

@@ -1,1 +1,1 @@
-"""Which particles to keep: measures, criteria, and the choice by what it does to the map."""
+"""Which particles to keep: measures, criteria, and the choice by the quality of the map."""

@@ -1,8 +1,10 @@
 """Whether the distribution of a measure is bimodal, and where to divide it."""
 
+import itertools
 import math
 
 import numpy as np
+from jaxtyping import Float
 
 # Measured on simulated scores (docs/decisions/0001-default-of-select.md): narrower bandwidths find shallow valleys in
 # heavy tails, wider ones miss a tenth of the particles at four standard deviations from the others.
@@ -19,8 +21,8 @@ _CELLS_PER_BANDWIDTH = 6
 _MAX_SPREADS = 40.0
 
 
-def find_valley(quality: np.ndarray) -> float | None:
-    """The value between a lower and an upper population of ``quality`` (n,), or None where there is only one.
+def find_valley(quality: Float[np.ndarray, " n"]) -> float | None:
+    """The value between a lower and an upper population of ``quality``, or None where there is only one.
 
     The density is smoothed by a Gaussian kernel (Silverman's rule, narrowed, because two populations are wider than
     either). A valley counts where (a) at most half of the values lie below it; (b) its density is below 0.8 of the
@@ -68,7 +70,7 @@ def _valleys(smooth: np.ndarray) -> list[int]:
     """The lowest cell between each two neighbouring hills, from left to right."""
     inner = smooth[1:-1]
     tops = 1 + np.flatnonzero((inner > smooth[:-2]) & (inner >= smooth[2:]))
-    return [left + int(np.argmin(smooth[left:right])) for left, right in zip(tops[:-1], tops[1:], strict=True)]
+    return [left + int(np.argmin(smooth[left:right])) for left, right in itertools.pairwise(tops.tolist())]
 
 
 def _separates(smooth: np.ndarray, valley: int) -> bool:

@@ -1,4 +1,4 @@
-"""What to keep, chosen by what it does to the map.
+"""The fraction of particles to keep, chosen by the quality of the map (``--auto``).
 
 The particles are ranked by a measure. Half maps are made of the best fraction, for several fractions, and of as many
 particles taken at random, several times; the amount of information that the half maps agree in is compared.
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..catalogue import MAP_GROUPS, MAP_PARTICLES, Measure
@@ -42,6 +43,7 @@ N_DRAWS = 8
 MIN_PARTICLES = MAP_PARTICLES.value
 # Between the sizes of random sets, in groups, figures are interpolated: they are smooth.
 RANDOM_SIZES = (8, 10, 12, 14, 15)
+# of the ranked particles, whose maps are compared with those of random sets: eighths of a half and finer, and nearly all
 FRACTIONS = (*(m / N_GROUPS for m in range(N_GROUPS // 2, N_GROUPS)), 0.97)
 # Standard deviations of what removing as many at random does. One is enough: of particles that are all alike the best
 # make a map that is worse by three to ten and more, so what chance lets pass is a choice between maps that are equally
@@ -114,36 +116,37 @@ def _added(first: tuple[Tensor, Tensor] | None, second: tuple[Tensor, Tensor]) -
     return second if first is None else (first[0] + second[0], first[1] + second[1])
 
 
-def ranked_rows(suggested: Selection, measures: Mapping[str, np.ndarray], particle_id: np.ndarray,
-                particles: Particles) -> np.ndarray:
+def ranked_rows(suggested: Selection, measures: Mapping[str, Float[np.ndarray, " n"]], particle_id: Int[np.ndarray, " n"],
+                particles: Particles) -> Int[np.ndarray, " k"]:
     """Rows of ``particles`` whose measure is finite, best first.
 
-    ``suggested``: a selection by the measure. measures and particle_id: (n,) of the run whose particles these are.
+    ``suggested``: a selection by the measure. measures and particle_id: of the run whose particles these are.
     Raises InputError where there are too few, or the particles are not those of the measures.
     """
     values = measures[suggested.measure.name]
     order = best_first(suggested.measure, values)[:int(np.isfinite(values).sum())]
     if len(order) < MIN_PARTICLES:
-        raise InputError(f"--auto needs at least {MIN_PARTICLES} particles, to compare maps of parts of them; there "
-                         f"are {len(order)}. Give --keep-fraction or a threshold, or leave out --auto.")
+        raise InputError(f"--auto needs at least {MIN_PARTICLES} particles, because it compares maps of subsets; "
+                         f"there are {len(order)}. Give --keep-fraction or a threshold, or leave out --auto.")
     return rows_by_id(particles.table, particle_id)[order]
 
 
 @dataclass(frozen=True, eq=False)
 class MapSelectionSetup:
-    """What selection by the map needs of a run: ``ranked`` (k,) rows of its particles, best first, and their maps."""
+    """What selection by the map needs of a run: ``ranked`` rows of its particles, best first, and their maps."""
 
-    ranked: np.ndarray
+    ranked: Int[np.ndarray, " k"]
     maker: HalfMapMaker
     is_matched: bool
     """Poses were found by matching to a map."""
 
 
-def map_selection_setup(run: RunDirectory, symmetry: str, suggested: Selection, measures: Mapping[str, np.ndarray],
-                        particle_id: np.ndarray, seed: int, device: torch.device) -> MapSelectionSetup:
+def map_selection_setup(run: RunDirectory, symmetry: str, suggested: Selection,
+                        measures: Mapping[str, Float[np.ndarray, " n"]], particle_id: Int[np.ndarray, " n"], seed: int,
+                        device: torch.device) -> MapSelectionSetup:
     """The particles of a finished run with the poses that it found, their images read as it read them.
 
-    measures and particle_id: (n,) of the run. Raises InputError where images or poses are missing, or too few.
+    measures and particle_id: of the run. Raises InputError where images or poses are missing, or too few.
     """
     options = json.loads(run.config.read_text())
     image_input = ImageInputConfig(**{name: options[name] for name in ImageInputConfig.model_fields if name in options})
@@ -154,21 +157,24 @@ def map_selection_setup(run: RunDirectory, symmetry: str, suggested: Selection, 
     return MapSelectionSetup(ranked, HalfMapMaker(particles, images, group, seed), options.get("refinement") != "none")
 
 
-def select_by_map(suggested: Selection, measures: Mapping[str, np.ndarray], setup: MapSelectionSetup, seed: int,
-                  labels: ImageLabels | None = None, protect_views: bool = True) -> tuple[Selection, AutoSelection]:
+def select_by_map(suggested: Selection, measures: Mapping[str, Float[np.ndarray, " n"]], setup: MapSelectionSetup,
+                  seed: int, labels: ImageLabels | None = None, protect_views: bool = True
+                  ) -> tuple[Selection, AutoSelection]:
     """The best fraction of the particles, or all of them, whichever makes the better map.
 
     ``suggested``: what the measure's distribution suggests, one of the fractions tried. ``labels`` gives the reasons of the
-    rejected; with ``protect_views`` rare viewing directions keep their share. Rows whose measure is not finite are always rejected.
+    rejected; with ``protect_views`` rare viewing directions keep their share. Rows whose measure is not finite are always
+    rejected.
     """
     ranked = setup.ranked
-    found = _compare(setup.maker, ranked, _counts(len(ranked), len(suggested.kept)), suggested.measure, setup.is_matched, seed)
+    counts = _counts(len(ranked), len(suggested.kept))
+    found = _compare(setup.maker, ranked, counts, suggested.measure, setup.is_matched, seed)
     # the levels that were tried are the best ones as they are
     selection, n_restored = best_with_rare_views(measures, suggested.measure.name, found.chosen.n_kept, labels,
                                                  protect_views and found.chosen is not found.all)
     explanation = found.explanation
     if n_restored:
-        explanation += f" {n_restored:,} particles beyond these were kept to protect the share of their view."
+        explanation += f" {n_restored:,} particles beyond these were kept to protect their viewing directions."
     return replace(selection, explanation=explanation,
                    threshold=None if found.chosen is found.all else selection.threshold), found
 
@@ -188,7 +194,7 @@ def _compare(maker: HalfMapMaker, ranked: np.ndarray, counts: np.ndarray, measur
         best = _best_qualities(maker, ranked, counts, progress)
         random_counts, random = _random_qualities(maker, ranked, progress, np.random.default_rng([seed, 0xA07]))
     # the best half holds least junk, and junk would make the particles look as if they explained less
-    explained = maker.explained_power(best[0], counts[0])
+    explained = maker.explained_power(best[0], int(counts[0]))
     discount = _discount(explained, maker.n_symmetric) if is_matched else 0.0
     levels = _levels(counts, best, random_counts, random, discount)
     chosen, explanation = _choose(levels, discount, measure)
@@ -236,7 +242,7 @@ def _discount(explained: float, n_symmetric: int) -> float:
 
 def _levels(counts: np.ndarray, best: list[MapQuality], random_counts: np.ndarray, random: list[list[MapQuality]],
             discount: float) -> tuple[Level, ...]:
-    n, of_all = counts[-1], best[-1]
+    n, of_all = int(counts[-1]), best[-1]
     information = _RandomFigure(random_counts, np.array([[q.information for q in draws] for draws in random]), n,
                                 of_all.information)
     resolution = _RandomFigure(random_counts, np.array([[q.resolution_angstrom for q in draws] for draws in random]), n,
@@ -289,8 +295,8 @@ def _sentence(chosen: Level, of_all: Level, discount: float) -> str:
     part = ", to which junk that was matched to the map adds" if discount else ""
     return (f"Keep {100 * chosen.kept_fraction:.0f} %: {chosen.gain_angstrom:.2f} ± "
             f"{chosen.random_resolution_deviation_angstrom:.2f} Å better than removing as many at random (half maps: "
-            f"{chosen.resolution_angstrom:.2f} Å against {chosen.random_resolution_angstrom:.2f} Å), with {more:.1f} % "
-            f"more information in the map than that of all particles has ({of_all.resolution_angstrom:.2f} Å{part}).")
+            f"{chosen.resolution_angstrom:.2f} Å against {chosen.random_resolution_angstrom:.2f} Å), and the map has "
+            f"{more:.1f} % more information than that of all particles ({of_all.resolution_angstrom:.2f} Å{part}).")
 
 
 def _is_better(level: Level, of_all: Level, discount: float) -> bool:

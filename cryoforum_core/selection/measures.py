@@ -4,49 +4,55 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from ..catalogue import ERROR_BOUND, EXPECTED_ERROR, MATCH_SCORE, MEASURES, PARTICLE_PROBABILITY, Measure
 from ..geometry.bingham import dispersion_max, dispersion_trace, dispersion_wigner
 from ..results.pose_results import Dispersions, ErrorEstimates, Match, PoseResults
 
+Values = Float[np.ndarray, "*n"] | float
+
+# the logarithm of 0 must be finite
 _TINY = 1e-30
 
 
-def _log(values: np.ndarray) -> np.ndarray:
+def _log(values: Values) -> Values:
     return np.log(np.maximum(values, _TINY))
 
 
-def _minus_log_minus(values: np.ndarray) -> np.ndarray:
+def _minus_log_minus(values: Values) -> Values:
     return -np.log(np.maximum(-values, _TINY))
 
 
-def _minus_exp_minus(values: np.ndarray) -> np.ndarray:
+def _minus_exp_minus(values: Values) -> Values:
     return -np.exp(-values)
 
 
-Scale = Callable[[np.ndarray], np.ndarray]
+Scale = Callable[[Values], Values]
 
-# to and from scales on which populations look alike in width: errors spread by factors, not by degrees, and match scores are
-# near 0 as they are but far below by factors, as junk has a long tail of low ones
-_LOGARITHMIC, _LOGARITHMIC_BELOW_0, _TAILED = (_log, np.exp), (_minus_log_minus, _minus_exp_minus), (np.arcsinh, np.sinh)
+# to and from scales on which populations look alike in width: errors spread by factors, not by degrees, and match scores
+# are near 0 as they are but far below by factors, as junk has a long tail of low ones
+_LOGARITHMIC = (_log, np.exp)
+_LOGARITHMIC_BELOW_0 = (_minus_log_minus, _minus_exp_minus)
+_TAILED = (np.arcsinh, np.sinh)
 _SCALES: dict[str, tuple[Scale, Scale]] = {
     MATCH_SCORE: _TAILED, EXPECTED_ERROR: _LOGARITHMIC, ERROR_BOUND: _LOGARITHMIC,
     "dispersion-max": _LOGARITHMIC_BELOW_0, "dispersion-trace": _LOGARITHMIC_BELOW_0, "dispersion-wigner": _TAILED}
 _AS_THEY_ARE = (np.asarray, np.asarray)
 
 
-def scaled(measure: Measure, values: np.ndarray) -> np.ndarray:
-    """Values (n,) on an increasing scale on which populations look alike in width."""
+def scaled(measure: Measure, values: Values) -> Values:
+    """Values on an increasing scale on which populations look alike in width."""
     return _SCALES.get(measure.name, _AS_THEY_ARE)[0](values)
 
 
-def unscaled(measure: Measure, values: np.ndarray) -> np.ndarray:
+def unscaled(measure: Measure, values: Values) -> Values:
     """The inverse of ``scaled``."""
     return _SCALES.get(measure.name, _AS_THEY_ARE)[1](values)
 
 
-def measures_of(results: PoseResults) -> dict[str, np.ndarray]:
-    """The measures (n,) float64 that a run's results hold, by name.
+def measures_of(results: PoseResults) -> dict[str, Float[np.ndarray, " n"]]:
+    """The measures, float64, that a run's results hold, by name.
 
     The dispersions are those of the network's own Bingham matrix where predict refined the poses; a table that was filtered
     or joined by another program has kept the dispersions instead. A measure that is missing, or NaN for every particle, is
@@ -67,5 +73,5 @@ def _dispersions(results: PoseResults) -> dict[str, np.ndarray | None]:
         return {"dispersion-max": kept.dispersion_max, "dispersion-trace": kept.dispersion_trace,
                 "dispersion-wigner": kept.dispersion_wigner}
     ascending = torch.as_tensor(np.asarray(eigenvalues), dtype=torch.float64)
-    return {"dispersion-max": dispersion_max(ascending), "dispersion-trace": dispersion_trace(ascending),
-            "dispersion-wigner": dispersion_wigner(ascending)}
+    return {"dispersion-max": dispersion_max(ascending).numpy(), "dispersion-trace": dispersion_trace(ascending).numpy(),
+            "dispersion-wigner": dispersion_wigner(ascending).numpy()}

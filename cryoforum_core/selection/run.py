@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from ..config import SelectConfig
 from ..errors import InputError
@@ -23,8 +24,8 @@ class SelectionPlan:
 
     config: SelectConfig
     table: ParticleTable
-    particle_id: np.ndarray
-    measures: dict[str, np.ndarray]
+    particle_id: Int[np.ndarray, " n"]
+    measures: dict[str, Float[np.ndarray, " n"]]
     labels: ImageLabels | None
     suggested: Selection
     """by the measures; what is kept unless the map decides"""

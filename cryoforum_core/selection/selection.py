@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped
 
 from ..catalogue import (
     AMBIGUOUS,
@@ -28,6 +29,7 @@ from ..run_directory import RunDirectory
 from .bimodality import find_valley
 from .measures import scaled, unscaled
 
+# measures of which a limit was broken where a rule starts with their name
 _ERRORS = (EXPECTED_ERROR, ERROR_BOUND)
 
 
@@ -42,10 +44,10 @@ class Selection:
     """
 
     measure: Measure
-    kept: np.ndarray
-    rejected: np.ndarray
-    reason: np.ndarray
-    rule: np.ndarray
+    kept: Int[np.ndarray, " k"]
+    rejected: Int[np.ndarray, " r"]
+    reason: Shaped[np.ndarray, " r"]
+    rule: Shaped[np.ndarray, " r"]
     threshold: float | None
     """Value of the measure on the border; None where everything is kept."""
     explanation: str
@@ -64,22 +66,22 @@ class Selection:
                                                   "view_cone_percent": self.cones})}
 
 
-def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fraction: float | None = None,
+def select(measures: Mapping[str, Float[np.ndarray, " n"]], measure: str = "auto", *, keep_fraction: float | None = None,
            keep_count: int | None = None, threshold: float | None = None, max_error_deg: float | None = None,
            labels: ImageLabels | None = None, protect_views: bool = True) -> Selection:
     """Chooses rows by one criterion, or by two limits together (``threshold`` and ``max_error_deg``).
 
-    measures: (n,) each, by the names of ``MEASURES``. ``auto`` is the particle probability, else the match
+    measures: by the names of ``MEASURES``. ``auto`` is the particle probability, else the match
     score, else the expected error: the first that the run has. keep_fraction and keep_count keep exactly so many, of
     equal values the earlier rows. threshold is the worst value kept. Without a criterion particles
     with a probability below 0.5 are rejected; other measures are divided where they are bimodal (``find_valley``), else
     everything is kept. Rows whose measure is not finite are always rejected.
 
-    labels: of the rows, and which of them are rejected (``ImageLabels.rejecting``): those are, without a criterion and beside
-    a limit of errors; other kinds of junk are kept. ``protect_views``: no view cone's share falls by more than the
-    share of junk found in it. The probability needs no protection: each image is classified by itself. By count, a cone's best
-    particles come before better ones of other cones; from beyond a valley they come back. A limit that was given is
-    meant: nothing beyond it is kept for its view.
+    labels: of the rows, and which of them are rejected (``ImageLabels.rejecting``): those are, without a criterion and
+    beside a limit of errors; other kinds of junk are kept. ``protect_views``: no view cone's share falls by more than the
+    share of junk found in it. The probability needs no protection: each image is classified by itself. By count, a
+    cone's best particles come before better ones of other cones; from beyond a valley they come back. A limit that was
+    given is meant: nothing beyond it is kept for its viewing direction.
 
     Raises InputError where the measure is missing, criteria contradict each other, or nothing would be kept.
     """
@@ -99,11 +101,11 @@ def select(measures: Mapping[str, np.ndarray], measure: str = "auto", *, keep_fr
     return _with_labels(selection, labels)
 
 
-def best_with_rare_views(measures: Mapping[str, np.ndarray], name: str, n_kept: int, labels: ImageLabels | None,
-                         protect_views: bool = True) -> tuple[Selection, int]:
-    """The ``n_kept`` best by one of ``measures`` as ``ranking_measures`` gives them (of equal values the earlier rows) and, with
-    ``protect_views``, those beyond whose view's share would fall by more than the share of junk found in it; and how many
-    these are."""
+def best_with_rare_views(measures: Mapping[str, Float[np.ndarray, " n"]], name: str, n_kept: int,
+                         labels: ImageLabels | None, protect_views: bool = True) -> tuple[Selection, int]:
+    """The ``n_kept`` best by one of ``measures`` as ``ranking_measures`` gives them (of equal values the earlier rows) and,
+    with ``protect_views``, those beyond whose view's share would fall by more than the share of junk found in it; and how
+    many these are."""
     selection = select(measures, name, keep_count=n_kept)
     if labels is None:
         return selection, 0
@@ -117,8 +119,9 @@ def best_with_rare_views(measures: Mapping[str, np.ndarray], name: str, n_kept: 
     return _with_labels(selection, labels), n_restored
 
 
-def ranking_measures(measures: Mapping[str, np.ndarray], labels: ImageLabels | None) -> dict[str, np.ndarray]:
-    """Measures (n,) by which to rank: junk of a kind that does not matter is as good as a particle, and a particle whose
+def ranking_measures(measures: Mapping[str, Float[np.ndarray, " n"]], labels: ImageLabels | None
+                     ) -> dict[str, Float[np.ndarray, " n"]]:
+    """Measures by which to rank: junk of a kind that does not matter is as good as a particle, and a particle whose
     ambiguous orientation does is as bad as junk."""
     if labels is None or PARTICLE_PROBABILITY not in measures:
         return dict(measures)
@@ -140,7 +143,7 @@ def _by_given_limits(chosen: Measure, values: np.ndarray, measures: Mapping[str,
     if errors_matter and not is_own_limit and labels is not None and labels.rejected_reasons:
         # overlapping particles are junk with the right orientation
         limits.append((MEASURES[PARTICLE_PROBABILITY], np.where(labels.is_rejected, 0.0, 1.0), 0.5))
-        explanation += ", without images labelled as junk"
+        explanation += ", without images identified as junk"
     explanation += "."
     return _by_limits(limits, explanation)
 
@@ -185,13 +188,13 @@ def _by_count(measure: Measure, values: np.ndarray, keep_fraction: float | None,
     explanation = f"Kept the best {count:,} of {len(values):,} particles by {measure.label}"
     if protected is not None:
         is_best, is_kept = is_kept, protected_best(quality, protected.cone, protected.is_rejected, count)
-        explanation += f", {(is_kept & ~is_best).sum():,} of them to protect the share of their view"
+        explanation += f", {(is_kept & ~is_best).sum():,} of them to protect their viewing directions"
     explanation += "."
     return _selection(measure, [(measure, values, float(values[order[count - 1]]))], is_kept, explanation)
 
 
-def best_first(measure: Measure, values: np.ndarray) -> np.ndarray:
-    """Rows (n,) from the best value to the worst; of equal values the earlier row first, what is not finite last."""
+def best_first(measure: Measure, values: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Rows from the best value to the worst; of equal values the earlier row first, what is not finite last."""
     return np.argsort(-np.where(np.isfinite(values), measure.quality(values), -np.inf), kind="stable")
 
 
@@ -204,8 +207,8 @@ def _by_populations(measure: Measure, values: np.ndarray, protected: ImageLabels
     limit = measure.usual_limit
     if valley is None and limit is not None and (measure.quality(values[finite]) < measure.quality(limit)).any():
         # junk of several kinds is no second hill, but a usual particle does not look like it
-        explanation = (f"The {measure.label} is not bimodal; kept are particles not below "
-                       f"{measure.text(limit)}, where hardly any good particle is.")
+        explanation = (f"The {measure.label} is not bimodal; particles below {measure.text(limit)}, where good "
+                       "particles are very rare, were rejected.")
         return _by_limits([(measure, values, limit)], explanation, protected)
     if valley is None:
         explanation = f"The {measure.label} shows one population, so no particle was rejected by it."
@@ -231,7 +234,7 @@ def _by_limits(limits: list[tuple[Measure, np.ndarray, float | None]], explanati
         measure, values, _ = limits[0]
         within, is_kept = is_kept, _restored(is_kept, measure.quality(values), protected)
         if n_restored := int((is_kept & ~within).sum()):
-            explanation += f" {n_restored:,} particles beyond it were kept to protect the share of their view."
+            explanation += f" {n_restored:,} particles beyond it were kept to protect their viewing directions."
     return _selection(limits[0][0], limits, is_kept, explanation)
 
 
@@ -250,7 +253,7 @@ def _restored(is_kept: np.ndarray, quality: np.ndarray, labels: ImageLabels) -> 
 
 
 def _with_labels(selection: Selection, labels: ImageLabels) -> Selection:
-    """With what the images are as reasons, and the shares of views."""
+    """With the labels of images as reasons, and the shares of the cones of viewing directions."""
     reason, rule = selection.reason.astype(object), selection.rule.astype(object)
     for place, row in enumerate(selection.rejected):
         if labels.is_rejected[row]:
@@ -263,8 +266,8 @@ def _with_labels(selection: Selection, labels: ImageLabels) -> Selection:
     explanation, n_junk = selection.explanation, int(labels.is_rejected[selection.kept].sum())
     if n_junk and selection.measure.name != PARTICLE_PROBABILITY:
         label = MEASURES[PARTICLE_PROBABILITY].label
-        explanation += (f" {n_junk:,} of those kept are labelled as junk; a selection by the {label}, or by a limit of "
-                        "errors alone, leaves them out.")
+        explanation += (f" {n_junk:,} of the kept images were identified as junk; a selection by the {label}, or by a limit "
+                        "on the errors alone, rejects them.")
     return replace(selection, reason=reason.astype(str), rule=rule.astype(str), explanation=explanation,
                    cones=shares(labels.cone, is_kept, labels.is_rejected), n_short=int(missing.clip(0).sum()))
 
@@ -279,7 +282,7 @@ def _best(measure: Measure, values: np.ndarray) -> float:
 def _selection(measure: Measure, limits: list[tuple[Measure, np.ndarray, float | None]], is_kept: np.ndarray,
                explanation: str) -> Selection:
     rejected = np.flatnonzero(~is_kept)
-    pairs = [_why(limits, row) for row in rejected]
+    pairs = [_why(limits, row) for row in rejected.tolist()]
     rule, reason = (np.array(column, dtype=str) for column in (zip(*pairs) if pairs else ((), ())))
     return Selection(measure, np.flatnonzero(is_kept), rejected, reason, rule, limits[0][2], explanation)
 
@@ -296,11 +299,12 @@ def _why(limits: list[tuple[Measure, np.ndarray, float | None]], row: int) -> tu
     return f"{measure.name}-tied-beyond-count", f"{measure.name}={value:.4g}-tied-beyond-count"
 
 
-def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], particle_id: np.ndarray,
-                    table: ParticleTable, run: RunDirectory, labels: ImageLabels | None = None) -> None:
+def write_selection(selection: Selection, measures: Mapping[str, Float[np.ndarray, " n"]],
+                    particle_id: Int[np.ndarray, " n"], table: ParticleTable, run: RunDirectory,
+                    labels: ImageLabels | None = None) -> None:
     """Writes ``selected.star`` and ``rejected.star``: the table's rows with all their columns, and every measure.
 
-    measures and particle_id: (n,) of the run of predict. Rows are found by particle id, and stay in the table's order;
+    measures and particle_id: of the run of predict. Rows are found by particle id, and stay in the table's order;
     the rejected ones also say why, and those of ambiguous orientation the other one. ``recentre.star``, where some
     were rejected as off-centre: these, with the origins that recentre them, to be extracted again. Raises InputError
     where the table and the measures are not of the same particles.
@@ -320,8 +324,8 @@ def write_selection(selection: Selection, measures: Mapping[str, np.ndarray], pa
         save_table(recentred(table.subset(row_of[far]), labels.recentre_shift_angstrom[far]), run.recentre)
 
 
-def rows_by_id(table: ParticleTable, particle_id: np.ndarray) -> np.ndarray:
-    """Row of the table for each id (n,)."""
+def rows_by_id(table: ParticleTable, particle_id: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Row of the table for each id."""
     column = next((column for column in PARTICLE_ID_COLUMNS if column in table.names), None)
     ids = np.arange(1, len(table) + 1) if column is None else table.integers(column)
     row_of = {int(id_): row for row, id_ in enumerate(ids)}

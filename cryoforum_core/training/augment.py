@@ -1,8 +1,9 @@
-"""Variation of labelled images, with the labels and the CTF following."""
+"""Augmentation of labelled images by rotation, shift, magnification, contrast and noise, with their poses and CTFs."""
 
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,11 +21,12 @@ CONTRAST = 0.2
 NOISE = 0.2
 
 
-def transform_images(images: Tensor, angle_rad: Tensor, displacement_px: Tensor, magnification: Tensor) -> Tensor:
-    """Images (n, B, B) rotated about their centres (+x towards +y) and magnified, then shifted by (x, y) in pixels.
+def transform_images(images: Float[Tensor, "n b b"], angle_rad: Float[Tensor, " n"], displacement_px: Float[Tensor, "n 2"],
+                     magnification: Float[Tensor, " n"]) -> Float[Tensor, "n b b"]:
+    """Images rotated about their centres (+x towards +y) and magnified, then shifted by (x, y) in pixels.
 
-    angle, magnification: (n,); displacement: (n, 2). Sampled from the image on a grid twice as fine, so that the
-    interpolation does not smooth the noise; what comes from outside is mirrored.
+    Sampled from the image on a grid twice as fine, so that the interpolation does not smooth the noise; what comes from
+    outside is mirrored.
     """
     n, box_size_px = len(images), images.shape[-1]
     fine = _on_finer_grid(images)
@@ -53,9 +55,10 @@ def _on_finer_grid(images: Tensor) -> Tensor:
     return 4.0 * ifft_image(fine)
 
 
-def transform_labels(quaternion: Tensor, shift_angstrom: Tensor, angle_rad: Tensor, displacement_angstrom: Tensor,
-                magnification: Tensor) -> tuple[Tensor, Tensor]:
-    """The pose (n, 4) and origin (n, 2) of particles after ``transform_images``: the rotation multiplies on the left, and the
+def transform_labels(quaternion: Float[Tensor, "n 4"], shift_angstrom: Float[Tensor, "n 2"], angle_rad: Float[Tensor, " n"],
+                     displacement_angstrom: Float[Tensor, "n 2"], magnification: Float[Tensor, " n"]
+                     ) -> tuple[Float[Tensor, "n 4"], Float[Tensor, "n 2"]]:
+    """The pose and origin of particles after ``transform_images``: the rotation multiplies on the left, and the
     origin is minus the displacement."""
     cos, sin = (magnification * torch.cos(angle_rad)), (magnification * torch.sin(angle_rad))
     x, y = shift_angstrom.unbind(-1)
@@ -63,18 +66,20 @@ def transform_labels(quaternion: Tensor, shift_angstrom: Tensor, angle_rad: Tens
     return compose(in_plane_quaternion(angle_rad), quaternion), turned - displacement_angstrom
 
 
-def random_transforms(n: int, box_size_px: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Angles in radians (n,), displacements in pixels (n, 2) and magnifications (n,)."""
+def random_transforms(n: int, box_size_px: int, generator: torch.Generator
+                      ) -> tuple[Float[Tensor, " {n}"], Float[Tensor, "{n} 2"], Float[Tensor, " {n}"]]:
+    """Angles in radians, displacements in pixels and magnifications."""
     options = {"generator": generator, "device": generator.device}
     angle = 2 * math.pi * torch.rand(n, **options)
     displacement = SHIFT * box_size_px * torch.randn(n, 2, **options)
     return angle, displacement, torch.exp(MAGNIFICATION * torch.randn(n, **options))
 
 
-def vary_grey_values(images: Tensor, noise_amplitude: Tensor, generator: torch.Generator) -> Tensor:
-    """Images (n, B, B) with random contrast and some more noise of the data's own spectrum.
+def vary_grey_values(images: Float[Tensor, "n b b"], noise_amplitude: Float[Tensor, "b b//2+1"], generator: torch.Generator
+                     ) -> Float[Tensor, "n b b"]:
+    """Images with random contrast and some more noise of the data's own spectrum.
 
-    noise_amplitude: (B, B // 2 + 1), standard deviation of the noise's transform over that of white noise.
+    noise_amplitude: standard deviation of the noise's transform over that of white noise.
     """
     n = len(images)
     options = {"generator": generator, "device": generator.device}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..geometry.poses import displacement_px
@@ -61,9 +62,9 @@ class AutoEncoderOptions:
     """False where the poses are known (with ``per_image_from_step`` 0)."""
 
 
-def reconstruction_error(images: Tensor, decoded: Tensor, max_radius_px: float | None = None) -> Tensor:
-    """Mean squared difference (...,) of images (..., b, b); with ``max_radius_px`` of their frequencies up to it only.
-    """
+def reconstruction_error(images: Float[Tensor, "*batch b b"], decoded: Float[Tensor, "*batch b b"],
+                         max_radius_px: float | None = None) -> Float[Tensor, " *batch"]:
+    """Mean squared difference of images; with ``max_radius_px`` of their frequencies up to it only."""
     difference = decoded - images
     if max_radius_px is None:
         return difference.square().mean((-2, -1))
@@ -87,12 +88,9 @@ def marching_radius_px(progress: float, box_size_px: int) -> float | None:
 class Candidates:
     """c hypotheses for each of n images."""
 
-    quaternion: Tensor
-    """(n, c, 4)"""
-    bingham: Tensor
-    """(n, c, 4, 4)"""
-    shift_angstrom: Tensor
-    """(n, c, 2)"""
+    quaternion: Float[Tensor, "n c 4"]
+    bingham: Float[Tensor, "n c 4 4"]
+    shift_angstrom: Float[Tensor, "n c 2"]
 
     def __len__(self) -> int:
         return self.quaternion.shape[1]
@@ -100,8 +98,8 @@ class Candidates:
     def __getitem__(self, index: int) -> PoseEstimate:
         return PoseEstimate(self.quaternion[:, index], self.bingham[:, index], self.shift_angstrom[:, index])
 
-    def pick(self, winner: Tensor) -> PoseEstimate:
-        """One hypothesis for each image, number ``winner`` (n,); only it gets a gradient."""
+    def pick(self, winner: Int[Tensor, " n"]) -> PoseEstimate:
+        """One hypothesis for each image, number ``winner``; only it gets a gradient."""
         n = torch.arange(len(winner), device=winner.device)
         return PoseEstimate(self.quaternion[n, winner], self.bingham[n, winner], self.shift_angstrom[n, winner])
 
@@ -123,10 +121,11 @@ class FineTuneSettings:
 class AutoEncoder(nn.Module):
     """Encoder, heads and map; and a table of poses, where images have their own."""
 
-    def __init__(self, network: OrientationNetwork, volume: LearnableVolume, mask: Tensor, options: AutoEncoderOptions,
-                 group: Tensor, n_images: int = 0, noise_amplitude: Tensor | None = None):
-        """``mask`` (b, b) that the images carry; ``group`` (G, 4) symmetry; ``n_images``: size of the table of poses;
-        ``noise_amplitude`` (b, b // 2 + 1): of random projections, relative to white noise of variance 1."""
+    def __init__(self, network: OrientationNetwork, volume: LearnableVolume, mask: Float[Tensor, "b b"],
+                 options: AutoEncoderOptions, group: Float[Tensor, "g 4"], n_images: int = 0,
+                 noise_amplitude: Float[Tensor, "b b//2+1"] | None = None):
+        """``mask`` that the images carry; ``group``: symmetry; ``n_images``: size of the table of poses;
+        ``noise_amplitude``: of random projections, relative to white noise of variance 1."""
         super().__init__()
         self.network, self.volume, self.options = network, volume, options
         more = [OrientationHead(network.encoder.out_features, network.config.head, network.box_size_angstrom)
@@ -170,24 +169,25 @@ class AutoEncoder(nn.Module):
         return Candidates(*(torch.stack([getattr(answer, name) for answer in answers], dim=1)
                             for name in ("quaternion", "bingham", "shift_angstrom")))
 
-    def poses_of_heads(self, images: Tensor, ctf: Tensor) -> list[PoseEstimate]:
-        """The poses of every head for images (n, b, b) with CTFs (n, b, b // 2 + 1)."""
+    def poses_of_heads(self, images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"]) -> list[PoseEstimate]:
+        """The poses of every head."""
         # poses that are kept are not rounded; on CPUs with AMX steps would take 0.63 of the time, and their poses be poorer
-        # (``docs/decisions/README.md``, End to end)
+        # (``docs/decisions/0029-random-poses.md``)
         rounded = self.training and images.device.type == "cuda"
         with mixed_precision(images.device, "bfloat16" if rounded else "float32"):
             features = self.network.encoder(images * self.input_scale, ctf)
         return [head(features) for head in self.heads]
 
-    def decoded(self, transform: FourierVolume, quaternion: Tensor, shift_angstrom: Tensor, ctf: Tensor) -> Tensor:
-        """Images (n, b, b) of poses, masked as the prepared images are."""
+    def decoded(self, transform: FourierVolume, quaternion: Float[Tensor, "n 4"], shift_angstrom: Float[Tensor, "n 2"],
+                ctf: Float[Tensor, "n b b//2+1"]) -> Float[Tensor, "n b b"]:
+        """Images of poses, masked as the prepared images are."""
         offset_px = displacement_px(shift_angstrom, self.pixel_size_angstrom) if self.options.shifts else None
         return decode(transform, quaternion, offset_px, ctf) * self.mask
 
     @torch.no_grad()
     def winner(self, transform: FourierVolume, candidates: Candidates, batch: ImageBatch,
-               max_radius_px: float | None = None) -> Tensor:
-        """Number of the hypothesis (n,) whose image is nearest to the image."""
+               max_radius_px: float | None = None) -> Int[Tensor, " n"]:
+        """Number of the hypothesis whose image is nearest to the image."""
         if len(candidates) == 1:
             return torch.zeros(len(batch), dtype=torch.int64, device=batch.images.device)
         errors = [reconstruction_error(batch.images, self.decoded(transform, one.quaternion, one.shift_angstrom,
@@ -196,8 +196,9 @@ class AutoEncoder(nn.Module):
         return torch.stack(errors, dim=1).argmin(1)
 
     @torch.no_grad()
-    def poses(self, batch: ImageBatch, transform: FourierVolume | None = None) -> tuple[PoseEstimate, Tensor, Tensor]:
-        """The best hypothesis of each image, its error (n,), mean squared, and its number (n,)."""
+    def poses(self, batch: ImageBatch, transform: FourierVolume | None = None) -> tuple[
+            PoseEstimate, Float[Tensor, " n"], Int[Tensor, " n"]]:
+        """The best hypothesis of each image, its error, mean squared, and its number."""
         transform = self.volume.transform() if transform is None else transform
         candidates = self.candidates(batch)
         winner = self.winner(transform, candidates, batch)
@@ -216,8 +217,8 @@ class AutoEncoder(nn.Module):
                 self.count_wins(winner)
         self.uses_table.fill_(True)
 
-    def count_wins(self, winner: Tensor) -> None:
-        """Notes which heads were the best, from numbers of hypotheses (n,)."""
+    def count_wins(self, winner: Int[Tensor, " n"]) -> None:
+        """Notes which heads were the best, from numbers of hypotheses."""
         # those of the turned images follow those of the images
         self.wins += torch.bincount(winner % len(self.heads), minlength=len(self.heads))
 
@@ -245,7 +246,7 @@ class EndToEndObjective:
         self.stream, self.power, self.evaluated = stream, power, evaluated
 
     def __call__(self, model: AutoEncoder, numbered: tuple[ImageBatch, int], progress: float
-                 ) -> tuple[Tensor, dict[str, float]]:
+                 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         batch, step = numbered
         options = model.options
         if options.per_image_from_step is not None and step >= options.per_image_from_step and not model.uses_table:
@@ -281,11 +282,11 @@ class EndToEndObjective:
 
 
 @torch.no_grad()
-def equivariance_errors_deg(model: AutoEncoder, batches: list[ImageBatch]) -> Tensor:
+def equivariance_errors_deg(model: AutoEncoder, batches: list[ImageBatch]) -> Float[Tensor, " n"]:
     """How far the poses of images and of their copies rotated by 90 degrees are from differing by just that rotation.
 
-    Angles in degrees (n,). No label is needed, and wrong solutions show: a network that has found its poses follows in-plane
-    rotations, which change the pose by a known rotation, whatever the map.
+    In degrees. No label is needed, and wrong solutions show: a network that has found its poses follows in-plane rotations,
+    which change the pose by a known rotation, whatever the map.
     """
     transform, errors = model.volume.transform(), []
     for batch in batches:
@@ -308,11 +309,9 @@ def unexplained_power(model: AutoEncoder, batches: list[ImageBatch]) -> float:
     return torch.cat([model.poses(batch, transform)[1] for batch in batches]).mean().item()
 
 
-def random_pose_loss(model: AutoEncoder, transform: FourierVolume, ctf: Tensor) -> Tensor:
-    """How wrong the poses are that are found for images of the map at random poses (n,), of the best head.
-
-    Angle and Bingham likelihood, as in supervised training; the map gets no gradient. ctf: (n, b, b // 2 + 1).
-    """
+def random_pose_loss(model: AutoEncoder, transform: FourierVolume, ctf: Float[Tensor, "n b b//2+1"]) -> Float[Tensor, " n"]:
+    """How wrong the poses are that are found for images of the map at random poses, of the best head: angle and Bingham
+    likelihood, as in supervised training. The map gets no gradient."""
     n, box_size_px = len(ctf), ctf.shape[-2]
     with torch.no_grad():
         quaternion = random_quaternions(n).to(ctf)
@@ -342,7 +341,7 @@ class EndToEndTask(TrainingTask):
     def batch(self, step: int, progress: float) -> tuple[ImageBatch, int]:
         return self.objective.stream(step, progress)
 
-    def loss(self, batch: tuple[ImageBatch, int], progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: tuple[ImageBatch, int], progress: float) -> tuple[Float[Tensor, ""], dict[str, float]]:
         return self.objective(self.network, batch, progress)
 
     def evaluate(self) -> dict[str, float]:
@@ -389,8 +388,8 @@ class FineTuned:
     """What ``fine_tune_end_to_end`` returns."""
 
     network: OrientationNetwork
-    volume: Tensor
-    """(b, b, b) with the grey values of the one given"""
+    volume: Float[Tensor, "b b b"]
+    """with the grey values of the one given"""
     loss_before: float
     """Part of the held-out images' power that network and map leave unexplained, before; 1 for an empty map"""
     loss_after: float
@@ -403,17 +402,18 @@ class FineTuned:
         return self.loss_after < self.loss_before
 
 
-def fine_tune_end_to_end(network: OrientationNetwork, volume: Tensor, images: PreparedImages, rows: np.ndarray,
-                         held_out: np.ndarray, mask: Tensor, group: Tensor, max_minutes: float, state_path: Path,
-                         metrics_path: Path, settings: FineTuneSettings = FineTuneSettings()) -> FineTuned:
+def fine_tune_end_to_end(network: OrientationNetwork, volume: Float[Tensor, "d d d"], images: PreparedImages,
+                         rows: Int[np.ndarray, " n"], held_out: Int[np.ndarray, " m"], mask: Float[Tensor, "b b"],
+                         group: Float[Tensor, "g 4"], max_minutes: float, state_path: Path, metrics_path: Path,
+                         settings: FineTuneSettings = FineTuneSettings()) -> FineTuned:
     """Trains an encoder that is trained already, and its map, end to end: stage (c) of the hybrid method.
 
-    ``network``: trained; a copy of it is. ``volume`` (b, b, b): the map that its poses belong to, at the network's box
+    ``network``: trained; a copy of it is. ``volume``: the map that its poses belong to, at the network's box
     (``imaging.fourier.crop_volume``) and of any grey values: they are fitted to the images. ``images``: the set as the
     network sees it, for instance ``PreparedImages(preparation.network_input, len(particles), b)``; ``rows`` of it are
-    trained on (one half set, for half maps that share nothing), ``held_out`` assess it. ``mask`` (b, b): the mask that
-    prepared images carry (``TrainingParticles.mask``). ``group`` (G, 4): the symmetry. The training takes
-    ``max_minutes``, writes ``metrics_path``, and can be interrupted and resumed (``state_path``; remove it when done).
+    trained on (one half set, for half maps that share nothing), ``held_out`` assess it. ``mask``: that of prepared images
+    (``TrainingParticles.mask``). ``group``: the symmetry. The training takes ``max_minutes``, writes ``metrics_path``, and
+    can be interrupted and resumed (``state_path``; remove it when done).
 
     Returns copies with the best held-out loss of the training. Whether that is better than it was, the caller decides:
     ``FineTuned.is_better``; take neither network nor map where it is not. The squared error trains the mode of the

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 # 1.6 GB; larger sets are prepared again for each batch
@@ -19,12 +20,11 @@ HELD_OUT_EVERY = 10
 class ImageBatch:
     """n prepared images on one device."""
 
-    rows: Tensor
-    """(n,) which images of the set they are"""
-    images: Tensor
-    """(n, b, b), masked"""
-    ctf: Tensor
-    """(n, b, b // 2 + 1)"""
+    rows: Int[Tensor, " n"]
+    """which images of the set they are"""
+    images: Float[Tensor, "n b b"]
+    """masked"""
+    ctf: Float[Tensor, "n b b//2+1"]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -45,8 +45,8 @@ class PreparedImages:
     def __len__(self) -> int:
         return self._n_images
 
-    def at(self, rows: np.ndarray | Tensor) -> ImageBatch:
-        """The images of ``rows`` (n,)."""
+    def at(self, rows: Integer[np.ndarray, " n"] | Integer[Tensor, " n"]) -> ImageBatch:
+        """The images of ``rows``."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         if not self._fits:
             images, ctf = self._prepare(rows.numpy())
@@ -59,7 +59,7 @@ class PreparedImages:
         rows = rows.to(self._kept.images.device)
         return ImageBatch(rows, self._kept.images[rows], self._kept.ctf[rows])
 
-    def batches(self, rows: np.ndarray, size: int = _BATCH) -> Iterator[ImageBatch]:
+    def batches(self, rows: Integer[np.ndarray, " n"], size: int = _BATCH) -> Iterator[ImageBatch]:
         """The images of ``rows`` in parts of at most ``size``, one after the other."""
         return (self.at(part) for part in np.array_split(rows, -(-len(rows) // size)))
 
@@ -73,8 +73,8 @@ class EpochStream:
     """
 
     images: PreparedImages
-    rows: np.ndarray
-    held_out: np.ndarray
+    rows: Int[np.ndarray, " n"]
+    held_out: Int[np.ndarray, " m"]
     batch_size: int
     seed: int
     pose_steps_from: int | None = None

@@ -1,10 +1,11 @@
-"""What a training is given, read and checked before anything is written."""
+"""The inputs of a training, read and checked before anything is written."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..catalogue import LABELLED_PARTICLES
@@ -20,8 +21,9 @@ from ..particles.image_preparation import PreprocessSettings
 from ..particles.simulate import load_molecule
 from ..problems import Problems
 
+# labelled particles that a training without a map needs
 MIN_LABELLED = LABELLED_PARTICLES.value
-# in minutes on a CPU the number of images seen limits a network, not their detail (``docs/decisions/README.md``, Encoder)
+# in minutes on a CPU the number of images seen limits a network, not their detail (``docs/decisions/0025-network-box.md``)
 CPU_BOX_SIZE_PX = 32
 
 
@@ -32,10 +34,10 @@ class TrainingInputs:
     parent: OrientationNetwork | None
     settings: PreprocessSettings
     network: NetworkConfig
-    group: Tensor
-    volume: Tensor | None
-    """(B, B, B) the reference on the particles' grid; None where the labels are to make it"""
-    rows: np.ndarray
+    group: Float[Tensor, "g 4"]
+    volume: Float[Tensor, "b b b"] | None
+    """the reference on the particles' grid; None where the labels are to make it"""
+    rows: Int[np.ndarray, " n"]
     """rows of the particles that may be used"""
 
 
@@ -107,8 +109,8 @@ def check_network_box(wanted_px: int | None, box_size_px: int) -> None:
         raise InputError(f"The particles' box must be at least {MIN_BOX_SIZE_PX} px; it is {box_size_px} px.")
 
 
-def read_reference(path: Path, particles: Particles) -> Tensor:
-    """A map or atomic model on the particles' grid: (B, B, B). Raises InputError where it cannot be read."""
+def read_reference(path: Path, particles: Particles) -> Float[Tensor, "b b b"]:
+    """A map or atomic model on the particles' grid. Raises InputError where it cannot be read."""
     molecule = load_molecule(path, None, None)
     volume = resample_volume(molecule.volume, molecule.pixel_size_angstrom, particles.pixel_size_angstrom,
                              particles.box_size_px)

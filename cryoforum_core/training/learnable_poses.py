@@ -5,31 +5,32 @@ moves along the tangent of SO(3) at where it is.
 """
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..geometry.rotations import compose, rotation_vector_to_quaternion
 
 
 class PoseTable(nn.Module):
-    """Poses of N images: unit quaternions (N, 4) and shifts in Angstrom (N, 2), sign of rlnOriginX/YAngst."""
+    """Poses of N images: unit quaternions and shifts in Angstrom, sign of rlnOriginX/YAngst."""
 
-    def __init__(self, quaternion: Tensor, shift_angstrom: Tensor):
+    def __init__(self, quaternion: Float[Tensor, "n 4"], shift_angstrom: Float[Tensor, "n 2"]):
         super().__init__()
         self.quaternion, self.shift_angstrom = nn.Parameter(quaternion), nn.Parameter(shift_angstrom)
 
-    def at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Quaternions (n, 4) and shifts (n, 2) of ``rows`` (n,)."""
+    def at(self, rows: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n 4"], Float[Tensor, "n 2"]]:
+        """Quaternions and shifts of ``rows``."""
         return self.quaternion[rows], self.shift_angstrom[rows]
 
     @torch.no_grad()
-    def set(self, rows: Tensor, quaternion: Tensor, shift_angstrom: Tensor) -> None:
+    def set(self, rows: Int[Tensor, " n"], quaternion: Float[Tensor, "n 4"], shift_angstrom: Float[Tensor, "n 2"]) -> None:
         self.quaternion[rows], self.shift_angstrom[rows] = quaternion, shift_angstrom
 
 
-def tangent_gradient(quaternion: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient (n, 3) with respect to a small rotation vector w, of a function of ``exp(w) q`` at w = 0.
+def tangent_gradient(quaternion: Float[Tensor, "n 4"], gradient: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3"]:
+    """The gradient with respect to a small rotation vector w, of a function of ``exp(w) q`` at w = 0.
 
-    quaternion, gradient: (n, 4), the rotation and the derivatives with respect to its components. By the chain rule
+    quaternion, gradient: the rotation and the derivatives with respect to its components. By the chain rule
     with ``d(exp(w) q) / dw_i = (e_i / 2) q``, a product of quaternions.
     """
     half_axes = 0.5 * torch.eye(4, dtype=quaternion.dtype, device=quaternion.device)[:3]

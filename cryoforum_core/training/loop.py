@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError, Interrupted
@@ -21,6 +22,7 @@ from ..interruption import stop_asked, stop_between_steps
 from ..progress import Progress
 from ..run_directory import atomic_path
 from ..saved_state import load_state, save_state
+from .learnable_poses import JointOptimizer
 from .schedules import one_cycle
 
 logger = logging.getLogger("cryoforum")
@@ -44,6 +46,8 @@ MAX_BAD_STEPS = 25
 # a prime above the number of steps of usual trainings, so that two seeds share no generator
 SEED_STRIDE = 1_000_003
 
+Optimizer = torch.optim.Optimizer | JointOptimizer
+
 
 @dataclass(frozen=True)
 class LoopSettings:
@@ -64,7 +68,7 @@ class LoopSettings:
 
 @dataclass
 class LoopState:
-    """What a resumed run needs beside weights and optimizer."""
+    """The state that a resumed run needs beside weights and optimizer."""
 
     step: int = 0
     seconds: float = 0.0
@@ -111,7 +115,7 @@ def step_generator(seed: int, step: int, purpose: int = 0, device: torch.device 
 
 
 class TrainingTask(ABC):
-    """What is trained and on what; when, and how fast, is for ``train_network`` to say."""
+    """What is trained, and on which batches; ``train_network`` decides the steps and the learning rate."""
 
     def __init__(self, network: nn.Module):
         self.network = network
@@ -121,7 +125,7 @@ class TrainingTask(ABC):
         """The batch of a step, at a fraction ``progress`` of the training: a function of these two alone."""
 
     @abstractmethod
-    def loss(self, batch: object, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: object, progress: float) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """The loss of a batch, a scalar with gradients, and figures for ``metrics.csv``."""
 
     @abstractmethod
@@ -131,7 +135,7 @@ class TrainingTask(ABC):
     def on_evaluate(self, progress: float, figures: dict[str, float]) -> None:
         """Called after every evaluation, with its figures: a place to show how far the training is."""
 
-    def optimizer(self, settings: LoopSettings) -> torch.optim.Optimizer:
+    def optimizer(self, settings: LoopSettings) -> Optimizer:
         """AdamW; biases, normalisation and slopes (one-dimensional parameters) are not decayed.
 
         A parameter group may have a ``relative_rate``, its learning rate over that of the schedule.
@@ -189,7 +193,7 @@ def train_network(task: TrainingTask, settings: LoopSettings, state_path: Path, 
             if is_stopping or spent.since_save > settings.checkpoint_interval_seconds:
                 _save_state(state_path, network, optimizer, state, best, spent)
             if is_stopping:
-                raise Interrupted(f"Training stopped at step {state.step}; --resume goes on from there.")
+                raise Interrupted(f"Training stopped at step {state.step}; --resume continues from there.")
     _save_state(state_path, network, optimizer, state, best, spent)
     network.load_state_dict(best)
     return LoopResult(state.step, state.seconds, state.best_loss, "schedule" if progress >= 1 else "early stop")
@@ -204,7 +208,7 @@ def _copy_of_weights(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
-def _save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, state: LoopState,
+def _save_state(path: Path, network: nn.Module, optimizer: Optimizer, state: LoopState,
                 best: dict[str, Tensor], spent: "_Stopwatch") -> None:
     state.seconds = spent.seconds
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +217,7 @@ def _save_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer
     spent.mark_save()
 
 
-def _load_state(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer,
+def _load_state(path: Path, network: nn.Module, optimizer: Optimizer,
                 state: LoopState) -> dict[str, Tensor]:
     """Puts a saved state back; returns the best weights so far. The file holds tensors and numbers only."""
     saved = load_state(path, next(network.parameters()).device)

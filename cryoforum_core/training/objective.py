@@ -1,8 +1,9 @@
-"""What a training minimises, and how well it does on images that it does not see."""
+"""The loss that training minimises, and the validation on images that it does not see."""
 
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import TrainConfig
@@ -11,17 +12,18 @@ from ..model.network import OrientationNetwork
 from ..model.orientation_head import PoseEstimate
 from .losses import bingham_loss, displacement_error, orientation_loss
 from .precision import mixed_precision
-from .projections import TrainingBatch
+from .simulated_projections import TrainingBatch
 
 
 class Objective:
     """The loss of a batch: orientation, likelihood of A, and shift."""
 
-    def __init__(self, config: TrainConfig, group: Tensor, box_size_angstrom: float, device: torch.device):
+    def __init__(self, config: TrainConfig, group: Float[Tensor, "g 4"], box_size_angstrom: float, device: torch.device):
         self.config, self.group, self.device = config, group.to(device), device
         self.box_size_angstrom = box_size_angstrom
 
-    def __call__(self, network: nn.Module, batch: TrainingBatch, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, network: nn.Module, batch: TrainingBatch, progress: float
+                 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         with mixed_precision(self.device, self.config.precision):
             estimate = network(batch.images, batch.ctf)
         terms = self._terms(estimate, batch, progress)
@@ -64,7 +66,7 @@ class Objective:
 
     @torch.no_grad()
     def calibrate(self, network: OrientationNetwork, batches: list[TrainingBatch]) -> None:
-        """Sets ``ensemble_weight``, from a half to eight: the likeliest weight on held-out images."""
+        """Sets ``ensemble_weight``, between 0.5 and 8, by maximum likelihood on held-out images."""
         network.eval()
         network.ensemble_weight.fill_(1.0)
         bingham = torch.cat([network.predict(batch.images, batch.ctf, self.group).bingham for batch in batches])

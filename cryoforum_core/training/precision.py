@@ -1,4 +1,4 @@
-"""In which precision encoders are trained."""
+"""Mixed precision: where encoders are trained in bfloat16."""
 
 import functools
 from contextlib import AbstractContextManager
@@ -17,7 +17,8 @@ def mixed_precision(device: torch.device, name: str = "auto") -> AbstractContext
 
 
 def uses_bfloat16(device: torch.device, name: str) -> bool:
-    """``name``: "bfloat16", "float32", or "auto": on GPUs, and on CPUs that multiply it; elsewhere it is slower than float32."""
+    """``name``: "bfloat16", "float32", or "auto": on GPUs, and on CPUs that multiply it; elsewhere it is slower than
+    float32."""
     if name == "auto":
         return device.type == "cuda" or (device.type == "cpu" and multiplies_bfloat16())
     return name == "bfloat16"

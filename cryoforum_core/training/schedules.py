@@ -18,7 +18,7 @@ NOISE_IS_FULL_AT = 0.6
 
 
 def one_cycle(progress: float, peak: float) -> float:
-    """The learning rate at a fraction of the training: cosine up for 15 %, cosine down for the rest (Smith 2018)."""
+    """The learning rate at a fraction of the training: a cosine rise for 15 %, a cosine decay for the rest (Smith 2018)."""
     progress = min(max(progress, 0.0), 1.0)
     if progress < WARM_UP:
         start = peak / START_DIVISOR
@@ -30,8 +30,8 @@ def one_cycle(progress: float, peak: float) -> float:
 def orientation_weights(loss: str, progress: float) -> dict[str, float]:
     """Weights of the terms at a fraction ``progress`` in [0, 1] of the training.
 
-    ``pairwise-to-own`` is Cryo-forum's schedule: ``(1 - e)`` for a pair, ``e / 2`` for each of its two own errors (so e
-    for their mean), with ``e = progress ^ 0.5``.
+    ``pairwise-to-own`` is the schedule of Chung (2023): ``(1 - e)`` for a pair, ``e / 2`` for each of its two own errors (so
+    e for their mean), with ``e = progress ^ 0.5``.
     """
     if loss == "pairwise-to-own":
         e = min(max(progress, 0.0), 1.0) ** 0.5

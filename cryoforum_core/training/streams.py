@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..geometry.pose_hypotheses import PoseHypotheses
@@ -15,30 +16,31 @@ from ..imaging.ctf import CTFParameters
 from ..particles.dataset import ParticleBatch, Particles
 from .augment import random_transforms, transform_images, transform_labels, vary_grey_values
 from .loop import step_generator
-from .projections import ProjectionStream, TrainingBatch
 from .schedules import NOISE_IS_FULL_AT, noise_factor
+from .simulated_projections import ProjectionStream, TrainingBatch
 
 
 class ParticleStream:
     """Labelled images of some rows of a particle set.
 
-    ``prepare`` makes network images (n, b, b) of a ParticleBatch, not yet masked by ``mask`` (b, b), ``ctf_of`` their
-    CTFs (n, b, b // 2 + 1); ``noise_amplitude`` (b, b // 2 + 1) is that of their noise, relative to white noise.
+    ``prepare`` makes network images (n, b, b) of a ParticleBatch, not yet masked by ``mask``, ``ctf_of`` their
+    CTFs (n, b, b // 2 + 1); ``noise_amplitude`` is that of their noise, relative to white noise.
     ``hypotheses`` of all particles' poses: where they are given, each draw of an image comes with a label drawn from their
     posterior.
     """
 
-    def __init__(self, particles: Particles, rows: np.ndarray, prepare: Callable[[ParticleBatch], Tensor],
-                 ctf_of: Callable[[CTFParameters], Tensor], mask: Tensor, network_pixel_size_angstrom: float,
-                 noise_amplitude: Tensor, device: torch.device | str = "cpu", hypotheses: PoseHypotheses | None = None):
+    def __init__(self, particles: Particles, rows: Int[np.ndarray, " m"], prepare: Callable[[ParticleBatch], Tensor],
+                 ctf_of: Callable[[CTFParameters], Tensor], mask: Float[Tensor, "b b"], network_pixel_size_angstrom: float,
+                 noise_amplitude: Float[Tensor, "b b//2+1"], device: torch.device | str = "cpu",
+                 hypotheses: PoseHypotheses | None = None):
         self.particles, self.rows, self.device = particles, rows, device
         self.hypotheses = None if hypotheses is None else hypotheses.to(device)
         self.prepare, self.ctf_of = prepare, ctf_of
         self.mask, self.noise_amplitude = mask.to(device), noise_amplitude.to(device)
         self.pixel_size_angstrom = network_pixel_size_angstrom
 
-    def at(self, rows: np.ndarray) -> TrainingBatch:
-        """The images of ``rows`` (n,) as they are, masked."""
+    def at(self, rows: Int[np.ndarray, " n"]) -> TrainingBatch:
+        """The images of ``rows`` as they are, masked."""
         batch = self.particles.batch(rows).to(self.device)
         images = self.prepare(batch)
         ctf = self.ctf_of(batch.ctf)

@@ -1,10 +1,11 @@
-"""Supervised training: from particles with poses, from a reference map, from both, or on from a checkpoint."""
+"""Supervised training: on particles with poses, on projections of a reference map, or on both; also from a checkpoint."""
 
 import logging
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..config import TrainConfig
@@ -18,11 +19,11 @@ from ..particles.dataset import Particles
 from ..particles.image_state import ImageState, determine_image_state, images_of
 from ..run_directory import RunDirectory
 from .inputs import TrainingInputs, check_inputs
-from .label_map import network_volume
 from .loop import LoopResult, LoopSettings, TrainingTask, step_generator, train_network
+from .map_from_labels import network_volume
 from .objective import Objective
-from .projections import ImageModel, ProjectionStream, TrainingBatch
 from .schedules import NOISE_IS_FULL_AT
+from .simulated_projections import ImageModel, ProjectionStream, TrainingBatch
 from .streams import MixedStream, ParticleStream
 from .training_particles import TrainingParticles
 
@@ -44,7 +45,7 @@ _BATCH = 250
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything that is decided before the first step."""
+    """Everything that is set before the first step of a training."""
 
     config: TrainConfig
     inputs: TrainingInputs
@@ -55,8 +56,8 @@ class TrainingPlan:
     validation: list[TrainingBatch]
     validation_source: str
     image_model: ImageModel
-    volume: Tensor
-    """(D, D, D) what is projected, with the particles' field of view"""
+    volume: Float[Tensor, "d d d"]
+    """what is projected, with the particles' field of view"""
     n_labelled: int
 
 
@@ -149,7 +150,7 @@ def run_training(plan: TrainingPlan, run: RunDirectory) -> dict:
 
 
 class SupervisedTask(TrainingTask):
-    """A plan as the training loop works at it."""
+    """A plan as a task of the training loop."""
 
     def __init__(self, plan: TrainingPlan):
         super().__init__(plan.network)
@@ -158,7 +159,7 @@ class SupervisedTask(TrainingTask):
     def batch(self, step: int, progress: float) -> TrainingBatch:
         return self.plan.stream(step, progress)
 
-    def loss(self, batch: TrainingBatch, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: TrainingBatch, progress: float) -> tuple[Float[Tensor, ""], dict[str, float]]:
         return self.plan.objective(self.network, batch, progress)
 
     def evaluate(self) -> dict[str, float]:
@@ -175,7 +176,7 @@ def _loop_settings(plan: TrainingPlan) -> LoopSettings:
 
 
 def learning_rate(config: TrainConfig, network: OrientationNetwork) -> float:
-    """The one asked for, or what suits the encoder."""
+    """The one asked for, or the default of the encoder."""
     return config.learning_rate or ENCODERS[network.config.encoder].learning_rate
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..catalogue import fewest_known
@@ -56,17 +57,17 @@ Predict = Callable[[ImagePreparation, np.ndarray], PoseResults]
 
 @dataclass(frozen=True)
 class Calibration:
-    """An error model, what it was fitted to, and its cross-validated coverage.
+    """An error model, the poses it was fitted to, and its cross-validated coverage.
 
-    ``quaternion`` (n, 4) true; ``defocus_angstrom`` (n,). ``has_shifts``: the errors of shifts are known too, by matching.
+    ``quaternion``: true. ``has_shifts``: the errors of shifts are known too, by matching.
     """
 
     model: ErrorModel
     coverage: float
     source: str
     validation: EmpiricalCoverage
-    quaternion: Tensor
-    defocus_angstrom: Tensor
+    quaternion: Float[Tensor, "n 4"]
+    defocus_angstrom: Float[Tensor, " n"]
     has_shifts: bool
 
     def summary(self) -> dict:
@@ -93,7 +94,8 @@ class Calibration:
 
 
 def simulated_calibration(images: ImagePreparation, source: ImageSource, results: PoseResults, predict: Predict,
-                          group: Tensor, coverage: float, seed: int, shift_rms_angstrom: float | None = None) -> Calibration:
+                          group: Float[Tensor, "g 4"], coverage: float, seed: int,
+                          shift_rms_angstrom: float | None = None) -> Calibration:
     """On images of the source's map, made like the set's own and predicted as they were.
 
     ``results``: of the set itself; its viewing directions and shifts are those of the simulated images.
@@ -125,12 +127,12 @@ def well_matched(results: PoseResults, n: int, seed: int) -> np.ndarray | None:
 
 
 def n_simulated(n_particles: int, coverage: float) -> int:
-    """How many simulated images calibrate a set of so many particles."""
+    """The number of simulated images for the calibration of so many particles."""
     return max(min(max(n_particles // 4, min(n_particles, MIN_KNOWN)), MAX_KNOWN), fewest_known(coverage))
 
 
-def calibrate(found: PoseResults, truth: Poses, defocus_angstrom: Tensor, group: Tensor, coverage: float, source: str
-              ) -> Calibration:
+def calibrate(found: PoseResults, truth: Poses, defocus_angstrom: Float[Tensor, " n"], group: Float[Tensor, "g 4"],
+              coverage: float, source: str) -> Calibration:
     """From what was found of n particles and their known poses."""
     group = group.cpu().double()
     poses = poses_of(found)
@@ -144,9 +146,9 @@ def calibrate(found: PoseResults, truth: Poses, defocus_angstrom: Tensor, group:
 
 
 def poses_like(results: PoseResults, images: ImagePreparation, n: int, seed: int,
-               shift_rms_angstrom: float | None = None) -> tuple[Tensor, Tensor]:
-    """Poses (n, 4) with the viewing directions that were found, rotated in plane and tilted a little, and displacements
-    (n, 2) in px of the matching box.
+               shift_rms_angstrom: float | None = None) -> tuple[Float[Tensor, "{n} 4"], Float[Tensor, "{n} 2"]]:
+    """Poses with the viewing directions that were found, rotated in plane and tilted a little, and displacements
+    in px of the matching box.
 
     A pose is replaced by a random one with its probability of misassignment. Poses of a network alone are never used: it
     would be asked again what it has answered. ``shift_rms_angstrom``: standard deviation of shifts that are not trusted,
@@ -173,7 +175,7 @@ def poses_like(results: PoseResults, images: ImagePreparation, n: int, seed: int
 
 
 def evidence_of(results: PoseResults) -> Evidence:
-    """What the error model needs; of a network alone, what its Bingham matrices state."""
+    """Input of the error model; without matching, from the Bingham matrices of the network."""
     n, found = len(results), results.evidence
     if found is None:
         local = local_deviation_of_bingham(torch.from_numpy(results.bingham))
@@ -186,7 +188,7 @@ def evidence_of(results: PoseResults) -> Evidence:
     return Evidence(posterior, fit, angle, torch.from_numpy(found.shift_deviation_angstrom))
 
 
-def standardised(values: np.ndarray, better_is_higher: bool) -> np.ndarray:
+def standardised(values: Float[np.ndarray, " n"], better_is_higher: bool) -> Float[np.ndarray, " n"]:
     """In robust standard deviations from the median, both taken from the better half, which junk does not reach.
 
     Fewer than ``MIN_POPULATION`` values are left as they are, in standard deviations of the noise.
@@ -200,8 +202,8 @@ def standardised(values: np.ndarray, better_is_higher: bool) -> np.ndarray:
     return ((values - median) / max(deviation, 1.0)).astype(np.float32)
 
 
-def with_errors(results: PoseResults, group: Tensor, model: ErrorModel | None = None, coverage: float = DEFAULT_COVERAGE
-                ) -> PoseResults:
+def with_errors(results: PoseResults, group: Float[Tensor, "g 4"], model: ErrorModel | None = None,
+                coverage: float = DEFAULT_COVERAGE) -> PoseResults:
     """Adds what needs the whole set: expected error, bound, figure of merit and match score.
 
     ``model``: calibrated; without it the errors are those that matches, or the network's matrices, state. ``match_score``:

@@ -1,4 +1,4 @@
-"""Which empirical coverage chance alone gives. Plain numpy: pages of reports need it without torch."""
+"""How low empirical coverage may be by chance alone. Plain numpy: pages of reports need it without torch."""
 
 import math
 
@@ -24,7 +24,7 @@ def lowest_by_chance(n_in_groups: Int[np.ndarray, " groups"], coverage: float, p
     return float(possible[np.flatnonzero(1 - above >= probability)[0]])
 
 
-def _binomial(n: int, p: float) -> Float[np.ndarray, " n+1"]:
+def _binomial(n: int, p: float) -> Float[np.ndarray, " {n}+1"]:
     """Probabilities of 0 to n successes; by logarithms, since the coefficients overflow."""
     k = np.arange(n + 1)
     log_factorial = np.array([math.lgamma(i + 1) for i in range(n + 1)])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .match_posterior import MatchPosterior, misassignment_probability
@@ -42,16 +43,16 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of n particles without knowing the truth.
+    """What the error model uses of n particles, whose true poses need not be known.
 
-    ``fit`` (n,) standardised; ``network_angle_rad`` (n,) between the pose and the network's answer (0 where the pose is
-    the network's own); ``shift_deviation_angstrom`` (n, 2) principal standard deviations of the shift.
+    ``fit``: standardised; ``network_angle_rad``: between the pose and the network's answer (0 where the pose is the
+    network's own); ``shift_deviation_angstrom``: principal standard deviations of the shift.
     """
 
     posterior: MatchPosterior
-    fit: Tensor
-    network_angle_rad: Tensor
-    shift_deviation_angstrom: Tensor
+    fit: Float[Tensor, " n"]
+    network_angle_rad: Float[Tensor, " n"]
+    shift_deviation_angstrom: Float[Tensor, "n 2"]
 
     def __len__(self) -> int:
         return len(self.fit)
@@ -62,12 +63,12 @@ class Evidence:
         return Evidence(posterior, self.fit[index], self.network_angle_rad[index], self.shift_deviation_angstrom[index])
 
     @property
-    def rms_rad(self) -> Tensor:
-        """Root-mean-square error (n,) of the local match."""
+    def rms_rad(self) -> Float[Tensor, " n"]:
+        """Root-mean-square error of the local match."""
         return self.posterior.local_deviation_rad.double().square().sum(1).sqrt()
 
-    def features(self) -> Tensor:
-        """Predictors of misassignment (n, 4)."""
+    def features(self) -> Float[Tensor, "n 4"]:
+        """Predictors of misassignment."""
         alternatives = self.posterior.weight[:, 1:].double().sum(1).clamp_min(MIN_ALTERNATIVE_WEIGHT)
         odds = self.posterior.weight[:, 0].double().log() - alternatives.log()
         return torch.stack([self.fit.double().clamp(-8, 3), odds, self.rms_rad.clamp(1e-4, math.pi).log(),
@@ -78,13 +79,13 @@ class Evidence:
 class MisassignmentModel:
     """Logistic regression of misassignment on the standardised features."""
 
-    mean: Tensor
-    deviation: Tensor
-    coefficients: Tensor
-    """(1 + features,), the constant first"""
+    mean: Float[Tensor, " f"]
+    deviation: Float[Tensor, " f"]
+    coefficients: Float[Tensor, " 1+f"]
+    """the constant first"""
 
     @classmethod
-    def fit(cls, features: Tensor, is_misassigned: Tensor) -> "MisassignmentModel":
+    def fit(cls, features: Float[Tensor, "n f"], is_misassigned: Bool[Tensor, " n"]) -> "MisassignmentModel":
         """Penalised maximum likelihood by Newton's method; a pseudo-count keeps it finite where none is misassigned."""
         mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
         x = cls._design(features, mean, deviation)
@@ -118,20 +119,21 @@ class MisassignmentModel:
         x = (features - mean) / deviation
         return torch.cat([torch.ones(len(x), 1, dtype=x.dtype), x], dim=1)
 
-    def probability(self, features: Tensor) -> Tensor:
-        """Probability (n,)."""
+    def probability(self, features: Float[Tensor, "n f"]) -> Float[Tensor, " n"]:
+        """Of misassignment."""
         return torch.sigmoid(self._design(features, self.mean, self.deviation) @ self.coefficients)
 
 
 @dataclass(frozen=True)
 class ErrorModel:
-    """Calibrated on particles with known poses (``fit``); without them (``uncalibrated``) the errors are as the matches state."""
+    """Calibrated on particles with known poses (``fit``); without them (``uncalibrated``) the errors are as the matches
+    state."""
 
     scale: float
     """true over stated local error"""
     misassignment: MisassignmentModel | None
-    misassigned_angle_rad: Tensor
-    """(u,) quantiles of the error of misassigned particles"""
+    misassigned_angle_rad: Float[Tensor, " u"]
+    """quantiles of the error of misassigned particles"""
     level: float
     """the quantile of each particle's own distribution that has the nominal coverage"""
     shift_scale: float
@@ -139,16 +141,16 @@ class ErrorModel:
     """bound of the shift's error over its root-mean-square"""
 
     @classmethod
-    def uncalibrated(cls, uniform_angles_rad: Tensor, coverage: float) -> "ErrorModel":
-        """``uniform_angles_rad`` (u,): angles to a random rotation, the symmetry taken into account."""
+    def uncalibrated(cls, uniform_angles_rad: Float[Tensor, " u"], coverage: float) -> "ErrorModel":
+        """``uniform_angles_rad``: angles to a random rotation, the symmetry taken into account."""
         # Rayleigh's distribution for the shift: two equal deviations
         bound = math.sqrt(-math.log(1 - coverage)) if coverage < 1 else math.inf
         return cls(1.0, None, uniform_angles_rad.double(), coverage, 1.0, bound)
 
     @classmethod
-    def fit(cls, evidence: Evidence, error_rad: Tensor, shift_error_angstrom: Tensor, uniform_angles_rad: Tensor,
-            coverage: float) -> "ErrorModel":
-        """From n particles whose errors (n,) are known."""
+    def fit(cls, evidence: Evidence, error_rad: Float[Tensor, " n"], shift_error_angstrom: Float[Tensor, " n"],
+            uniform_angles_rad: Float[Tensor, " u"], coverage: float) -> "ErrorModel":
+        """From n particles whose errors are known."""
         error_rad = error_rad.double()
         is_near = error_rad <= MISASSIGNED_ABOVE_RMS * evidence.rms_rad
         near = is_near if is_near.any() else torch.ones_like(is_near)
@@ -165,19 +167,19 @@ class ErrorModel:
         shift_rms = evidence.shift_deviation_angstrom.double().square().sum(1).sqrt()
         ratio = shift_error_angstrom.double() / shift_rms
         shift_scale = float(shift_error_angstrom.double().mean() / shift_rms.mean())
-        model = replace(stated, scale=scale, misassignment=misassignment, misassigned_angle_rad=angles, shift_scale=shift_scale,
-                        shift_bound_scale=conformal_quantile(ratio, coverage))
+        model = replace(stated, scale=scale, misassignment=misassignment, misassigned_angle_rad=angles,
+                        shift_scale=shift_scale, shift_bound_scale=conformal_quantile(ratio, coverage))
         return replace(model, level=conformal_quantile(model.reached_level(evidence, error_rad), coverage))
 
-    def misassignment_probability(self, evidence: Evidence) -> Tensor:
-        """Probability (n,) that the pose is wrong, or the image no particle."""
+    def misassignment_probability(self, evidence: Evidence) -> Float[Tensor, " n"]:
+        """Probability that the pose is wrong, or the image no particle."""
         by_fit = misassignment_probability(evidence.fit.double())
         if self.misassignment is None:
             return by_fit
         return 1 - (1 - by_fit) * (1 - self.misassignment.probability(evidence.features()))
 
-    def expected_error_deg(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
-        """Expected error and bound in degrees, (n,) each."""
+    def expected_error_deg(self, evidence: Evidence) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Expected error and bound in degrees."""
         pairs = [self._expected_and_bound(evidence[start:start + _CHUNK]) for start in range(0, len(evidence), _CHUNK)]
         return tuple(torch.rad2deg(torch.cat(column)).float() for column in zip(*pairs, strict=True))
 
@@ -189,13 +191,13 @@ class ErrorModel:
         bound = angle.gather(1, reached.double().argmax(1, keepdim=True))[:, 0]
         return (angle * weight).sum(1), bound if self.level <= 1.0 else torch.full_like(bound, math.pi)
 
-    def expected_shift_error_angstrom(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
-        """Expected error and bound of the shift, (n,) each."""
+    def expected_shift_error_angstrom(self, evidence: Evidence) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Expected error and bound of the shift."""
         rms = evidence.shift_deviation_angstrom.double().square().sum(1).sqrt()
         return (self.shift_scale * rms).float(), (self.shift_bound_scale * rms).float()
 
-    def reached_level(self, evidence: Evidence, error_rad: Tensor) -> Tensor:
-        """The smallest level (n,) whose bound holds for errors (n,); above 1 where none does."""
+    def reached_level(self, evidence: Evidence, error_rad: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The smallest level whose bound holds for each error; above 1 where none does."""
         levels = []
         for start in range(0, len(evidence), _CHUNK):
             angle, weight = self._distribution(evidence[start:start + _CHUNK])
@@ -223,8 +225,8 @@ class ErrorModel:
         return angle, weight.gather(1, order) / weight.sum(1, keepdim=True)
 
 
-def conformal_quantile(scores: Tensor, coverage: float) -> float:
-    """The ``ceil((n + 1) coverage)``-th smallest of scores (n,): a further score is at most this with probability
+def conformal_quantile(scores: Float[Tensor, " n"], coverage: float) -> float:
+    """The ``ceil((n + 1) coverage)``-th smallest of n scores: a further score is at most this with probability
     ``coverage`` or more. Infinite where n is too small for that."""
     rank = math.ceil((len(scores) + 1) * coverage)
     if rank > len(scores):

@@ -1,8 +1,10 @@
-"""From refined hypotheses to the posterior of each pose: a local Gaussian, alternative poses, and the probability of misassignment."""
+"""From refined hypotheses to the posterior of each pose: a local Gaussian, alternative poses, and the probability of
+misassignment."""
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry.symmetry import symmetric_distance_rad
@@ -22,17 +24,18 @@ MISASSIGNED_AT_DEVIATIONS = 4.5
 class MatchPosterior:
     """The posterior of n poses from each match alone, before the particles are seen as a population.
 
-    ``weight`` (n, K) of the hypotheses, 0 for repetitions, sums to 1; ``alternative_angle_rad`` (n, K) from the best pose
-    to each; ``local_deviation_rad`` (n, 3) principal standard deviations of the best pose's rotation.
+    ``weight``: of the hypotheses, 0 for repetitions, sums to 1; ``alternative_angle_rad``: from the best pose to each;
+    ``local_deviation_rad``: principal standard deviations of the best pose's rotation.
     """
 
-    weight: Tensor
-    alternative_angle_rad: Tensor
-    local_deviation_rad: Tensor
+    weight: Float[Tensor, "n k"]
+    alternative_angle_rad: Float[Tensor, "n k"]
+    local_deviation_rad: Float[Tensor, "n 3"]
 
 
-def bingham_from_information(quaternion: Tensor, information: Tensor) -> Tensor:
-    """The Bingham matrix (n, 4, 4) with mode (n, 4) that has the local precision ``information`` (n, 3, 3).
+def bingham_from_information(quaternion: Float[Tensor, "n 4"], information: Float[Tensor, "n 3 3"]
+                             ) -> Float[Tensor, "n 4 4"]:
+    """The Bingham matrix with mode ``quaternion`` that has the local precision ``information``.
 
     For a small rotation vector w in the molecule's frame, q(w) = q (w / 2, 1), so ``w' I w / 2 = q(w)' A q(w)`` for
     ``A = 2 T I T'``, T the 4x3 matrix of the directions ``q (e_i, 0)``.
@@ -43,15 +46,15 @@ def bingham_from_information(quaternion: Tensor, information: Tensor) -> Tensor:
     return 2.0 * tangent @ information.to(tangent.dtype) @ tangent.transpose(-1, -2)
 
 
-def rotation_information(information: Tensor) -> Tensor:
-    """Information (..., 3, 3) about the rotation alone, of (..., 5, 5) about rotation and displacement together."""
+def rotation_information(information: Float[Tensor, "*batch 5 5"]) -> Float[Tensor, "*batch 3 3"]:
+    """Information about the rotation alone, of that about rotation and displacement together."""
     turn, cross, move = information[..., :3, :3], information[..., :3, 3:], information[..., 3:, 3:]
     scale = torch.diagonal(move, dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(1e-12)
     ridge = 1e-6 * scale * torch.eye(2, dtype=move.dtype, device=move.device)
     return turn - cross @ torch.linalg.solve(move + ridge, cross.transpose(-1, -2))
 
 
-def match_posterior(hypotheses: RefinedPoses, group: Tensor) -> MatchPosterior:
+def match_posterior(hypotheses: RefinedPoses, group: Float[Tensor, "g 4"]) -> MatchPosterior:
     """From hypotheses, best first (fields (n, K, ...)): Laplace weights, repetitions of one pose counted once."""
     n, k = hypotheses.score.shape
     ridge = 1e-3 * torch.eye(5, dtype=torch.float64, device=hypotheses.score.device)
@@ -67,15 +70,15 @@ def match_posterior(hypotheses: RefinedPoses, group: Tensor) -> MatchPosterior:
     return MatchPosterior(torch.softmax(evidence, dim=1).float(), angle.float(), deviation.float())
 
 
-def local_deviation_of_bingham(bingham: Tensor) -> Tensor:
-    """Principal standard deviations (n, 3) in rad of the rotation around the mode of matrices (n, 4, 4)."""
+def local_deviation_of_bingham(bingham: Float[Tensor, "n 4 4"]) -> Float[Tensor, "n 3"]:
+    """Principal standard deviations in rad of the rotation around the mode."""
     eigenvalues = torch.linalg.eigvalsh(bingham.double())
     information = (eigenvalues[:, 1:] - eigenvalues[:, :1]) / 2
     return information.clamp_min(MIN_INFORMATION).rsqrt().float()
 
 
-def shift_deviation_px(information: Tensor) -> Tensor:
-    """Principal standard deviations (n, 2) of the displacement, the rotation being unknown, from (n, 5, 5)."""
+def shift_deviation_px(information: Float[Tensor, "n 5 5"]) -> Float[Tensor, "n 2"]:
+    """Principal standard deviations of the displacement, the rotation being unknown."""
     turn, cross, move = information[..., :3, :3], information[..., :3, 3:], information[..., 3:, 3:]
     scale = torch.diagonal(turn, dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(1e-12)
     ridge = 1e-6 * scale * torch.eye(3, dtype=turn.dtype, device=turn.device)
@@ -83,18 +86,16 @@ def shift_deviation_px(information: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(of_move).clamp_min(MIN_SHIFT_INFORMATION).rsqrt()
 
 
-def misassignment_probability(fit: Tensor) -> Tensor:
-    """Probability (n,) that a pose is wrong or the image is no particle, from the standardised fit (n,)."""
+def misassignment_probability(fit: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Probability that a pose is wrong or the image is no particle, from the standardised fit."""
     deficit = (-fit).clamp_min(0)
     return torch.sigmoid(0.5 * (deficit.square() - MISASSIGNED_AT_DEVIATIONS ** 2))
 
 
-def uniform_angles_rad(group: Tensor, n: int = 64) -> Tensor:
-    """Quantiles (n,) of the angle between two random rotations, the smallest over the symmetry ``group`` (G, 4)."""
+def uniform_angles_rad(group: Float[Tensor, "g 4"], n: int = 64) -> Float[Tensor, " {n}"]:
+    """Quantiles of the angle between two random rotations, the smallest over the symmetry ``group``."""
     generator = torch.Generator().manual_seed(1)
     normal = torch.nn.functional.normalize(torch.randn(4096, 4, generator=generator), dim=-1)
     identity = torch.tensor([0.0, 0.0, 0.0, 1.0])
     angles = symmetric_distance_rad(normal, identity.expand_as(normal), group.cpu())
     return torch.quantile(angles, (torch.arange(n) + 0.5) / n)
-
-

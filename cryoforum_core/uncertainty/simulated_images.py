@@ -1,13 +1,14 @@
 """Images of a map with known poses, like those of a data set: its CTFs, its noise, its signal's amplitude.
 
-They stand in for the set's own particles in every step of prediction, so that what prediction says of them can be held
-against what is true.
+They stand in for the set's own particles in every step of prediction, so that its results can be compared with the
+truth.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Complex, Float, Int, Integer
 from torch import Tensor
 
 from ..geometry.poses import Poses, shift_angstrom
@@ -19,7 +20,9 @@ from ..particles.dataset import ParticleBatch
 from ..particles.image_preparation import ImagePreparation, effective_ctf
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION, ImageState
 
+# that the noise spectrum is estimated from
 N_NOISE_IMAGES = 256
+# contrasts are drawn from a normal distribution, whose lower tail would leave no particle
 MIN_CONTRAST = 0.2
 # a particle that far from the centre may reach the box's edge
 FAR_BOXES = 0.15
@@ -27,14 +30,14 @@ FAR_BOXES = 0.15
 
 @dataclass(frozen=True)
 class ImageSource:
-    """What the images of a data set are made of: a matching model, and the noise in the set's own box.
+    """What simulated images of a data set are made from: a matching model, and the noise in the set's own box.
 
-    Image = contrast x amplitude x CTF x projection + noise. ``noise_spectrum`` (B // 2 + 1,) of images whose background
+    Image = contrast x amplitude x CTF x projection + noise. ``noise_spectrum`` of images whose background
     has standard deviation 1; ``contrast_deviation``: standard deviation of the contrast from particle to particle.
     """
 
     model: MatchingModel
-    noise_spectrum: Tensor
+    noise_spectrum: Float[Tensor, " shells"]
     state: ImageState
     box_size_px: int
     pixel_size_angstrom: float
@@ -53,8 +56,9 @@ class ImageSource:
         spectrum[:own_shells] = model.noise_spectrum[:own_shells] * (box / images.box_size_px) ** 4
         return cls(model, spectrum, images.state, box, images.particles.pixel_size_angstrom, contrast_deviation)
 
-    def signal(self, quaternion: Tensor, displacement_px: Tensor) -> Tensor:
-        """Transforms (n, B, B // 2 + 1) without CTF for poses (n, 4), and (n, 2) in px of the matching box."""
+    def signal(self, quaternion: Float[Tensor, "n 4"], displacement_px: Float[Tensor, "n 2"]
+               ) -> Complex[Tensor, "n b b//2+1"]:
+        """Transforms without CTF for poses, displacements in px of the matching box."""
         volume, box = self.model.volume, self.box_size_px
         scale = box / volume.box_size_px
         shells = shell_index(box, quaternion.device).clamp_max(len(self.model.amplitude) - 1)
@@ -72,17 +76,17 @@ class SimulatedParticles:
     """n particles with known poses that are made when they are asked for; takes the place of ``Particles`` in an
     ``ImagePreparation``. Row i is the same image each time.
 
-    ``contrast`` (n,): 0 for noise alone. ``displacement_px`` (n, 2) and ``quaternion`` (n, 4): the pose; ``companion``
-    (n, 6), where there is one: quaternion and displacement of a second particle. Lengths in px of the matching box.
+    ``contrast``: 0 for noise alone. ``displacement_px`` and ``quaternion``: the pose; ``companion``, where there is one:
+    quaternion and displacement of a second particle. Lengths in px of the matching box.
     """
 
     source: ImageSource
     ctf: CTFParameters
-    quaternion: Tensor
-    displacement_px: Tensor
-    contrast: Tensor
+    quaternion: Float[Tensor, "n 4"]
+    displacement_px: Float[Tensor, "n 2"]
+    contrast: Float[Tensor, " n"]
     seed: int
-    companion: Tensor | None = None
+    companion: Float[Tensor, "n 6"] | None = None
 
     def __len__(self) -> int:
         return len(self.quaternion)
@@ -96,7 +100,7 @@ class SimulatedParticles:
         return self.source.pixel_size_angstrom
 
     @property
-    def particle_id(self) -> np.ndarray:
+    def particle_id(self) -> Int[np.ndarray, " n"]:
         return np.arange(1, len(self) + 1)
 
     @property
@@ -104,8 +108,8 @@ class SimulatedParticles:
         matching_pixel = self.pixel_size_angstrom * self.box_size_px / self.source.model.volume.box_size_px
         return Poses(self.quaternion, shift_angstrom(self.displacement_px, matching_pixel))
 
-    def batch(self, indices: np.ndarray | Tensor) -> ParticleBatch:
-        """Images (n, B, B) in the state of the data set's own, with CTF and poses."""
+    def batch(self, indices: Integer[np.ndarray, " k"] | Integer[Tensor, " k"]) -> ParticleBatch:
+        """Images in the state of the data set's own, with CTF and poses."""
         source, rows = self.source, torch.as_tensor(indices, dtype=torch.int64)
         device, ctf = self.quaternion.device, self.ctf[rows]
         signal = source.signal(self.quaternion[rows], self.displacement_px[rows])
@@ -128,9 +132,9 @@ class SimulatedParticles:
         return ParticleBatch(unit * ifft_image(images_ft), ctf, self.poses[rows.to(device)], rows)
 
 
-def particles_like(source: ImageSource, images: ImagePreparation, quaternion: Tensor, displacement_px: Tensor,
-                   seed: int) -> SimulatedParticles:
-    """One particle of the map for each pose (n, 4) and displacement (n, 2) in px of the matching box, with the CTF of
+def particles_like(source: ImageSource, images: ImagePreparation, quaternion: Float[Tensor, "n 4"],
+                   displacement_px: Float[Tensor, "n 2"], seed: int) -> SimulatedParticles:
+    """One particle of the map for each pose and displacement in px of the matching box, with the CTF of
     one of the set's particles drawn at random."""
     n, device = len(quaternion), source.noise_spectrum.device
     generator = torch.Generator().manual_seed(seed)

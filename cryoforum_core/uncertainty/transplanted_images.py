@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..geometry.poses import Poses, displacement_px, shift_angstrom
@@ -36,15 +37,15 @@ class TransplantedParticles:
 
     images: ImagePreparation
     source: ImageSource
-    of: np.ndarray
+    of: Int[np.ndarray, " n"]
     found: Poses
-    contrast: Tensor
-    quaternion: Tensor
-    displacement_px: Tensor
+    contrast: Float[Tensor, " n"]
+    quaternion: Float[Tensor, "n 4"]
+    displacement_px: Float[Tensor, "n 2"]
 
     @classmethod
-    def from_results(cls, images: ImagePreparation, source: ImageSource, results: PoseResults, of: np.ndarray,
-                     quaternion: Tensor, displacement_px: Tensor) -> "TransplantedParticles":
+    def from_results(cls, images: ImagePreparation, source: ImageSource, results: PoseResults, of: Int[np.ndarray, " n"],
+                     quaternion: Float[Tensor, "n 4"], displacement_px: Float[Tensor, "n 2"]) -> "TransplantedParticles":
         """``results`` of all the set's images by matching; rows ``of`` (n,) of it give the noise, the poses are new."""
         device = source.noise_spectrum.device
         contrast = torch.from_numpy(results.evidence.contrast[of]).to(device)
@@ -63,7 +64,7 @@ class TransplantedParticles:
         return self.source.pixel_size_angstrom
 
     @property
-    def particle_id(self) -> np.ndarray:
+    def particle_id(self) -> Int[np.ndarray, " n"]:
         return np.arange(1, len(self) + 1)
 
     @property
@@ -78,7 +79,7 @@ class TransplantedParticles:
     def _matching_pixel_angstrom(self) -> float:
         return self.pixel_size_angstrom * self.box_size_px / self.source.model.volume.box_size_px
 
-    def batch(self, indices: np.ndarray | Tensor) -> ParticleBatch:
+    def batch(self, indices: Int[np.ndarray, " m"] | Int[Tensor, " m"]) -> ParticleBatch:
         """Images (n, B, B) in the state of the set's own, with CTF and poses."""
         source, state = self.source, self.source.state
         rows = torch.as_tensor(indices, dtype=torch.int64)

@@ -16,7 +16,7 @@
 # * along with this program; if not, see <https://www.gnu.org/licenses/>.
 # *
 # **************************************************************************
-"""Scipion plugin for cryoforum: orientations of cryo-EM particles with an uncertainty in degrees, and 3-D clean-up.
+"""Scipion plugin for cryoforum: orientations of cryo-EM particles with calibrated errors, and removal of junk in 3D.
 
 The engine (distribution cryoforum-core, with PyTorch) lives in an environment of its own: the plugin runs its command
 there and exchanges files with it. Nothing here imports torch or the engine.
@@ -51,12 +51,12 @@ class Plugin(pwem.Plugin):
     @classmethod
     def _defineVariables(cls):
         cls._defineEmVar(CRYOFORUM_HOME, 'cryoforum-%s' % V0_1_0, var_type=VarTypes.FOLDER,
-                         description='Folder of the engine installed by Scipion.')
+                         description='Folder of cryoforum itself, as Scipion installs it.')
         cls._defineVar(CRYOFORUM_PYTHON, os.path.join(cls.getHome('env'), 'bin', 'python'), var_type=VarTypes.PATH,
-                       description='Python interpreter (absolute path) of the environment that holds the engine: '
+                       description='Python interpreter (absolute path) of the environment that holds cryoforum: '
                                    'conda, venv or the site\'s own; it is run as it is, nothing is activated.')
         cls._defineVar(CRYOFORUM_ENGINE, cls._defaultEngineSource(), var_type=VarTypes.STRING,
-                       description='What pip installs as the engine: a requirement or the path of its source.')
+                       description='What pip installs as cryoforum: a requirement or the path of its source.')
         cls._defineVar(CRYOFORUM_TORCH, DEFAULT_TORCH, var_type=VarTypes.STRING,
                        description='What pip installs as PyTorch; choose the CPU or a CUDA build with '
                                    'pip\'s own PIP_INDEX_URL.')
@@ -88,16 +88,15 @@ class Plugin(pwem.Plugin):
     def validateInstallation(cls):
         python = cls.getPython()
         if not (os.path.isabs(python) and os.access(python, os.X_OK)):
-            return ['The cryoforum engine was not found: %s is no interpreter (variable %s).' % (python,
-                                                                                               CRYOFORUM_PYTHON),
+            return ['cryoforum was not found: %s is no Python interpreter (variable %s).' % (python, CRYOFORUM_PYTHON),
                     'Install it with "scipion3 installb cryoforum", or set %s in the Scipion configuration to the '
                     'absolute path of a Python in which %s is installed.' % (CRYOFORUM_PYTHON, ENGINE_DISTRIBUTION)]
         version = engineVersion(python)
         if version is None:
-            return ['The Python %s has no cryoforum engine.' % python,
+            return ['The Python %s does not have cryoforum.' % python,
                     'Install it there: %s -m pip install %s' % (python, cls.getVar(CRYOFORUM_ENGINE))]
         if version not in ENGINE_VERSIONS:
-            return ['This plugin works with engine %s; %s has %s.' % (', '.join(ENGINE_VERSIONS), python, version),
+            return ['This plugin works with cryoforum %s; %s has %s.' % (', '.join(ENGINE_VERSIONS), python, version),
                     'Install a matching one: scipion3 installb cryoforum']
         return []
 

@@ -60,15 +60,16 @@ def prepareRun(runDirectory, options, inputFiles):
 
     A run made with other options or input is removed: only the budget (minutes, steps) may change in between. What
     the run was made with is kept beside the run directory, which is the engine's own. Where the project lies is no part
-    of that: its results stay when it is moved.
+    of that: its results stay when it is moved. Nor are options left to the engine (None), so that a parameter that the
+    form gets later costs nobody a run.
     """
     record = runDirectory.rstrip('/') + '_options.json'
-    fixed = {name: str(value) for name, value in options.items() if name not in BUDGET_OPTIONS}
+    fixed = {name: str(value) for name, value in options.items() if name not in BUDGET_OPTIONS and value is not None}
     fixed['checksums'] = {os.path.basename(path): _checksum(path) for path in inputFiles}
     known = None
     if os.path.exists(record):
         with open(record) as file:
-            known = json.load(file)
+            known = {name: value for name, value in json.load(file).items() if value != str(None)}
     if known != fixed and os.path.isdir(runDirectory):
         shutil.rmtree(runDirectory)
     with open(record, 'w') as file:
@@ -100,7 +101,7 @@ def readSummary(runDirectory):
     """ summary.json, which the engine writes last. In a queue this is the only sign of success. """
     path = os.path.join(runDirectory, 'summary.json')
     if not os.path.exists(path):
-        raise RuntimeError('The engine did not finish: %s is missing. See logs/run.stderr; Continue goes on from the '
+        raise RuntimeError('cryoforum did not finish: %s is missing. See logs/run.stderr; Continue goes on from the '
                            'last checkpoint.' % path)
     with open(path) as file:
         return json.load(file)

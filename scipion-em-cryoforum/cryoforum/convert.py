@@ -349,7 +349,7 @@ def readPredictions(posteriorFile, pixelSize):
     for name, values in list(attributes.items()) + [('orientation', matrices)]:
         bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
         if len(bad):
-            raise ValueError('%s is not finite for %d particles (ids %s); the engine must give every particle a value.'
+            raise ValueError('%s is not finite for %d particles (ids %s); cryoforum must give every particle a value.'
                              % (name, len(bad), ', '.join(str(ids[i]) for i in bad[:10])))
     return Predictions(ids, matrices, {**attributes, **texts})
 
@@ -399,7 +399,7 @@ def readFsc(csvFile):
 
 
 def _dispersions(spacing):
-    """ Cryo-forum's three measures from the spacings (n, 3) of the ascending eigenvalues; lower is surer.
+    """ The three measures of Chung (2023) from the spacings (n, 3) of the ascending eigenvalues; lower is surer.
 
     Chung 2023: largest dispersion, sum of dispersions, and Wigner log-likelihood of the spacings.
     """

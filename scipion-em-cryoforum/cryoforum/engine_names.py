@@ -232,5 +232,5 @@ STARTS_AGREE_DEG = 20.0
 
 
 def fewest_known(coverage: float) -> int:
-    """How many particles with known poses a bound for ``coverage`` (0 to 1) must be calibrated on at least."""
+    """Fewest particles with known poses from which an error bound of this ``coverage`` (0 to 1) can be calibrated."""
     return max(FEWEST_KNOWN, math.ceil(KNOWN_PER_ODDS * coverage / (1 - coverage)))

@@ -27,7 +27,7 @@ def _search(**changed):
     (_search(symmetry_score=0.0), "does not have the symmetry d2"),
     (_search(starts=[{}, {}, {}], agreement_deg=30.0), "differ by 30 degrees or more"),
 ])
-def test_hybrid_says_what_speaks_against_its_map(changed, says):
+def test_each_problem_of_a_hybrid_run_has_its_reason(changed, says):
     converged, reason = replace(CONVERGED, **changed).convergence()
     assert not converged and says in reason
 
@@ -35,7 +35,7 @@ def test_hybrid_says_what_speaks_against_its_map(changed, says):
 @pytest.mark.parametrize("changed", [
     {}, {"explained_fraction": float("nan")}, _search(symmetry_score=0.9), _search(starts=[{}, {}], agreement_deg=90.0),
 ])
-def test_hybrid_converges_where_nothing_does(changed):
+def test_a_hybrid_run_without_problems_converges(changed):
     converged, reason = replace(CONVERGED, **changed).convergence()
     assert converged and "agree to 14.3 A, beyond the 25 A of their common start" in reason
 

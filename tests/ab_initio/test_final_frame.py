@@ -13,7 +13,7 @@ BOX = 32
 
 
 @pytest.mark.parametrize("has_reference", [False, True])
-def test_the_group_in_the_frame_of_the_searches(has_reference):
+def test_the_symmetry_group_is_given_back_in_the_frame_of_the_searches(has_reference):
     """A map with D2 that the searches found rotated, mirrored and elsewhere is brought onto the reference; the group goes
     back to where they found it."""
     group = symmetry_group("d2")

@@ -1,99 +1,49 @@
 """Pseudo-symmetric molecules (C2): which of its two orientations each image shows."""
 
-import numpy as np
 import pytest
 import torch
-from hybrid_runs import resumed, stop
 
-import cryoforum_core as cf
 from cryoforum_core import jobs
 from cryoforum_core.ab_initio import hybrid
-from cryoforum_core.ab_initio.background import background_spectrum
 from cryoforum_core.ab_initio.half_map_pair import HalfMapPair
-from cryoforum_core.ab_initio.half_sets import HalfSets
-from cryoforum_core.ab_initio.pseudo_symmetry import PseudoTwofold, find_pseudo_twofold, is_other_way_round
-from cryoforum_core.ab_initio.rounds import reconstruct
+from cryoforum_core.ab_initio.pseudo_symmetry import find_pseudo_twofold
 from cryoforum_core.ab_initio.stages import half_maps
 from cryoforum_core.config import AbInitioConfig
 from cryoforum_core.geometry.pose_errors import align_frame, rotation_errors_deg
-from cryoforum_core.geometry.pose_hypotheses import PoseHypotheses
-from cryoforum_core.geometry.poses import displacement_px
 from cryoforum_core.geometry.rotations import angular_distance_deg, quaternion_to_matrix, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.imaging.volume_frame import move_volume
-from cryoforum_core.matching.likelihood import MatchingImages, predicted
-from cryoforum_core.mrc import read_map, write_map
+from cryoforum_core.matching.likelihood import predicted
+from cryoforum_core.matching.whitened_images import WhitenedImages
+from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import load_particles
-from cryoforum_core.particles.image_preparation import ImagePreparation
-from cryoforum_core.particles.image_state import ImageState
 from cryoforum_core.particles.simulate import DEFAULT_MODEL, load_molecule
-from cryoforum_core.published_benchmarks.published import MODEL, NEAR_SYMMETRY
+from cryoforum_core.published_benchmarks.published import NEAR_SYMMETRY
 from cryoforum_core.saved_state import load_state
+
+from .hybrid_runs import resumed, stop
 
 N, BOX, RADIUS_PX = 600, 32, 14.0
 TWOFOLD = torch.nn.functional.normalize(torch.tensor(NEAR_SYMMETRY), dim=0)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("pseudo_symmetry")
-
-
-@pytest.fixture(scope="module")
-def adenylate_kinase(folder):
-    """Two chains that differ little, 102 A box, SNR 3."""
-    return cf.simulate(cf.SimulateConfig(out=folder / "kinase", model=MODEL, n_particles=N, box_size_px=BOX,
-                                         pixel_size_angstrom=102.4 / BOX, snr=3.0, shift_rms_px=1.0, seed=4))
-
-
-def _both_ways(simulated):
-    """Half sets at the true poses, every second image of each the other way round, and their maps; and which images."""
-    particles = load_particles(simulated.truth, require_poses=True)
-    images = ImagePreparation(particles, ImageState(), BOX, torch.device("cpu"))
-    half_sets = HalfSets(images, 1 + np.arange(N) % 2, symmetry_group("c1"), 0.45, 4.0,
-                         background_spectrum(images, np.arange(N)))
-    own = particles.poses.quaternion, displacement_px(particles.poses.shift_angstrom, particles.pixel_size_angstrom)
-    is_other = torch.arange(N) % 4 > 1
-    twofold = PseudoTwofold(TWOFOLD, torch.zeros(3), 1.0)
-    poses = PoseHypotheses.of(*(torch.where(is_other[:, None], x, y) for x, y in zip(twofold.other(*own), own, strict=True)))
-    return half_sets, reconstruct(half_sets, poses, half_sets.background_spectrum, RADIUS_PX), twofold, is_other
-
-
-def test_the_orientations_of_a_pseudo_symmetric_molecule_are_resolved(adenylate_kinase):
-    half_sets, refinement, twofold, is_other = _both_ways(adenylate_kinase)
-    found = is_other_way_round(half_sets, refinement, twofold, RADIUS_PX, seed=0)
-    right = float((found == is_other).float().mean())
-    assert max(right, 1 - right) > 0.95  # which of both ways is "right" is nobody's choice
-
-
-def test_nothing_is_resolved_where_the_symmetry_is_exact(folder, adenylate_kinase):
-    volume, pixel_size_angstrom = read_map(adenylate_kinase.map)
-    volume = torch.from_numpy(volume)
-    symmetric = folder / "symmetric.mrc"
-    write_map(symmetric, (0.5 * (volume + move_volume(volume, TWOFOLD, torch.zeros(3)))).numpy(), pixel_size_angstrom)
-    simulated = cf.simulate(cf.SimulateConfig(out=folder / "symmetric", model=symmetric, n_particles=N, box_size_px=BOX,
-                                              snr=3.0, shift_rms_px=1.0, seed=4))
-    half_sets, refinement, twofold, _ = _both_ways(simulated)
-    assert is_other_way_round(half_sets, refinement, twofold, RADIUS_PX, seed=0) is None
-
-
-def test_half_maps_show_each_image_the_right_way_round_also_after_a_stop(folder, adenylate_kinase, monkeypatch):
+def test_half_maps_show_each_image_the_right_way_round_also_after_a_stop(tmp_path, adenylate_kinase, monkeypatch):
     """And so the orientations of a molecule without the symmetry, not modulo the rotation by 180 degrees.
 
     Stopped while the pseudo-symmetry is resolved, and resumed when all rounds before it are done.
     """
-    config = AbInitioConfig(out=folder / "run", particles=adenylate_kinase.particles, search_steps=100, seeds=1,
+    config = AbInitioConfig(out=tmp_path / "run", particles=adenylate_kinase.particles, search_steps=100, seeds=1,
                             device="cpu")
     with monkeypatch.context() as patched:
         patched.setattr(half_maps, "is_other_way_round", stop)
         with pytest.raises(KeyboardInterrupt):
             jobs.ab_initio(config)
-    n_rounds = len(load_state(folder / "run/stages/rounds.pt")["rounds"])
+    n_rounds = len(load_state(tmp_path / "run/stages/rounds.pt")["rounds"])
     monkeypatch.setattr(hybrid, "train_network", stop)
     with pytest.raises(KeyboardInterrupt):
         jobs.ab_initio(resumed(config))
-    kept = load_state(folder / "run/stages/half_maps.pt")
+    kept = load_state(tmp_path / "run/stages/half_maps.pt")
     assert len(kept["rounds"]) == n_rounds + half_maps.ROUNDS_AFTER_RESOLVING
     near = kept["rounds"][-1]["near_half_turn"]
     assert near["is_told_apart"] and near["agreement"] > 0.7
@@ -118,7 +68,7 @@ def test_the_twofold_axis_is_found_and_the_other_pose_shows_the_same(adenylate_k
     assert float(angular_distance_deg(found.rotation, TWOFOLD)) < 1.0
     # the axis through the displaced middle
     assert torch.allclose(found.translation_px, offset_px - quaternion_to_matrix(TWOFOLD) @ offset_px, atol=0.3)
-    images = MatchingImages.from_transforms(torch.zeros(20, BOX, BOX // 2 + 1, dtype=torch.complex64),
+    images = WhitenedImages.from_transforms(torch.zeros(20, BOX, BOX // 2 + 1, dtype=torch.complex64),
                                             torch.ones(20, BOX, BOX // 2 + 1), torch.ones(BOX // 2 + 1), 8.0)
     poses = random_quaternions(20, torch.Generator().manual_seed(1)), torch.zeros(20, 2)
     transform = FourierVolume.from_real(moved, max_radius_px=9)

@@ -15,7 +15,7 @@ import cryoforum_core as cf
 from cryoforum_core.ab_initio.random_starts import SearchImages
 from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import compose, inverse, mirror_hand, quaternion_to_matrix, random_quaternions
-from cryoforum_core.matching.likelihood import MatchingImages
+from cryoforum_core.matching.whitened_images import WhitenedImages
 from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import load_particles
 
@@ -57,7 +57,7 @@ def test_the_images_that_assess_a_search_are_those_of_the_job(data, tmp_path):
     plan = benchmark.ab_initio_plan(data, tmp_path, seed=3)
     images = SearchImages.prepare(plan.images, 3, 14.0)
     rows = benchmark.held_out_rows(len(plan.particles), 3)
-    expected = MatchingImages.from_transforms(*plan.images.transforms(rows), torch.ones(17), 14.0)
+    expected = WhitenedImages.from_transforms(*plan.images.transforms(rows), torch.ones(17), 14.0)
     correlation = torch.nn.functional.cosine_similarity(images.held_out.data.abs(), expected.data.abs())
     assert len(rows) == len(images.held_out) and correlation.min() > 0.9
 
@@ -70,13 +70,14 @@ def test_searches_are_assessed_once_and_counted(data, tmp_path):
     assert "| map | 1 | 1 of 2 |" in benchmark.reliability_table(rows)
 
 
-def test_time_is_counted_and_limited(tmp_path):
+def test_processor_time_is_counted_and_limited(tmp_path):
+    """Programs that end by their own processor time: however busy the machine is, they have had that much."""
     busy = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"]
     cost = sets.measured(busy, tmp_path / "log")
-    assert cost.exit_code == 0 and 0.45 < cost.processor <= cost.wall + 0.1
+    assert cost.exit_code == 0 and min(cost.processor, cost.wall) > 0.45
     endless = [sys.executable, "-c", "while True: pass"]
     cost = sets.measured(endless, tmp_path / "log", max_processor_seconds=1)
-    assert cost.exit_code == -signal.SIGXCPU and 0.6 < cost.processor < 2
+    assert cost.exit_code == -signal.SIGXCPU and cost.processor > 0.6
 
 
 @pytest.mark.skipif(shutil.which("relion_reconstruct") is None, reason="no RELION")

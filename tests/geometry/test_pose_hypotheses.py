@@ -41,7 +41,7 @@ def test_rotations_scatter_in_the_frame_of_the_molecule_by_what_the_information_
     assert turn.mean(0).abs().max() < 0.002
 
 
-def test_an_image_that_says_nothing_of_a_direction_is_not_turned_beyond_reason():
+def test_samples_stay_within_a_limit_where_an_axis_is_undetermined():
     poses = drawn(posterior((1.0,), (0.0, 400.0, 400.0)))
     assert torch.isfinite(poses.quaternion).all()
     angle = quaternion_to_rotation_vector(compose(inverse(posterior((1.0,)).quaternion[:, 0]).expand(len(poses), 4),

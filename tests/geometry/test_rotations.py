@@ -87,7 +87,7 @@ def test_in_plane_rotation_adds_to_relions_psi_with_a_minus():
     torch.testing.assert_close(rot.quaternion_to_relion_euler(turned), euler - torch.tensor([[0.0, 0.0, 15.0]]))
 
 
-def test_mirrored_hand_is_relions_half_turns():
+def test_mirroring_the_hand_is_relions_rotation_by_180_degrees():
     euler = torch.tensor([[20.0, 50.0, 70.0], [-100.0, 120.0, 10.0]], dtype=torch.float64)
     expected = rot.relion_euler_to_quaternion(euler + torch.tensor([180.0, 0.0, 180.0]))
     assert rot.angular_distance_deg(rot.mirror_hand(rot.relion_euler_to_quaternion(euler)), expected).max() < 1e-5

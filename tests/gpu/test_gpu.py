@@ -51,7 +51,7 @@ def network(data):
                                       max_steps=10, device="cuda"))
 
 
-def test_a_map_teaches_further_and_a_stopped_training_goes_on(data, network):
+def test_training_from_a_map_and_from_a_checkpoint_and_resuming(data, network):
     options = {"out": data.path.parent / "further", "particles": data.particles, "reference": data.map, "batch_size": 64,
                "from_checkpoint": network.path, "max_steps": 6, "device": "cuda"}
     with pretended_gpu():
@@ -63,7 +63,7 @@ def test_a_map_teaches_further_and_a_stopped_training_goes_on(data, network):
 
 
 @pytest.mark.parametrize("refinement", ["none", "local"])
-def test_orientations_are_found_selected_and_judged(data, network, refinement):
+def test_orientations_are_predicted_selected_and_evaluated(data, network, refinement):
     folder = data.path.parent / refinement
     with pretended_gpu():
         found = jobs.predict(PredictConfig(out=folder / "found", particles=data.particles, model=network.path,

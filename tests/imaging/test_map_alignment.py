@@ -27,7 +27,7 @@ def turned_moved_noisy(seed, is_mirrored):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_turn_translation_and_hand_are_found(seed):
+def test_rotation_translation_and_hand_are_found(seed):
     is_mirrored = seed % 2 == 1
     known, volume, rotation, translation_px = turned_moved_noisy(seed, is_mirrored)
     found = align_to_reference(volume, known, 7.0)

@@ -55,3 +55,11 @@ def test_resolution_ends_at_nyquist_and_at_the_first_crossing():
 def test_shells_without_signal_end_the_resolution():
     """An FSC that is NaN, as of an empty shell, is no agreement."""
     assert resolution_angstrom(torch.tensor([1.0, 1.0, math.nan, 1.0]), 10, 1.0) == pytest.approx(10.0)
+
+
+def test_fsc_of_noisy_halves_is_the_known_ratio():
+    """Signal s and independent noise n of equal variance in both halves: FSC = s / (s + n) = 0.5."""
+    generator = torch.Generator().manual_seed(3)
+    signal, first, second = torch.randn(3, 32, 32, 32, generator=generator)
+    fsc = fourier_shell_correlation(signal + first, signal + second)
+    assert abs(fsc[5:].mean() - 0.5) < 0.03

@@ -19,7 +19,7 @@ def projections(volume, quaternion):
     return ifft_image(FourierVolume.from_real(volume).project(quaternion))
 
 
-def test_turned_map_has_the_turned_poses():
+def test_a_rotated_map_has_the_rotated_poses():
     generator = torch.Generator().manual_seed(0)
     poses, turn = random_quaternions(5, generator), random_quaternions(1, generator)[0]
     before, after = projections(blobs(), poses), projections(rotate_volume(blobs(), turn), compose(poses, turn))
@@ -28,7 +28,7 @@ def test_turned_map_has_the_turned_poses():
     assert (before - unturned).abs().max() > 0.2 * before.max()
 
 
-def test_no_turn_leaves_the_map():
+def test_no_rotation_leaves_the_map():
     volume = blobs()
     same = rotate_volume(volume, torch.tensor([0.0, 0.0, 0.0, 1.0]))
     # points on the grid are not interpolated, and the correction for interpolation (sinc^2) remains

@@ -78,7 +78,7 @@ def flipped(images, ctf):
     return ifft_image(fft_image(images) * torch.where(ctf < 0, -1.0, 1.0))
 
 
-def test_matched_particles_raise_no_alarm(verdict, images):
+def test_a_model_applies_to_matching_particles(verdict, images):
     found = verdict(images())
     assert found.applies and found.cause == "none"
     assert found.figures["promise_kept"] > 0.8 and found.figures["promise_significance"] > 5
@@ -89,11 +89,11 @@ def test_matched_particles_raise_no_alarm(verdict, images):
     ("much noise", {"snr": 0.02}),
     ("junk and preferred views", {"junk_fraction": 0.2, "junk_kinds": ("noise", "blank", "off-centre"),
                                   "preferred_view_fraction": 0.8})])
-def test_matched_particles_of_poor_sets_raise_no_alarm(verdict, images, name, options):
+def test_a_model_applies_to_matching_particles_of_poor_sets(verdict, images, name, options):
     assert verdict(images(name, **options)).applies
 
 
-def test_a_low_passed_map_raises_no_alarm(verdict, images, folder):
+def test_a_model_with_a_low_pass_filtered_map_applies(verdict, images, folder):
     cf.write_map(folder / "low.mrc", low_pass_volume(blobs(), 6.0).numpy(), PIXEL)
     found = verdict(images(), reference=folder / "low.mrc")
     assert found.applies, found
@@ -123,7 +123,7 @@ def test_flipped_phases_taken_as_raw_are_named(verdict, images):
 
 
 @pytest.mark.parametrize("noise", ["white", "coloured"])
-def test_noise_only(verdict, images, noise):
+def test_images_of_noise_alone_are_recognised(verdict, images, noise):
     found = verdict(images(f"{noise} noise", snr=1e-6, noise=noise))
     assert not found.applies and found.cause == "noise-only"
 
@@ -139,12 +139,12 @@ def test_another_molecule_is_named_in_summary_log_and_report(images, network, fo
     assert 'class="alarm"' in page and "not particles of this molecule" in page
 
 
-def test_a_map_without_the_symmetry_asked_for(verdict, images):
+def test_a_map_without_the_symmetry_asked_for_does_not_apply(verdict, images):
     found = verdict(images(), symmetry="d2")
     assert not found.applies and found.cause == "symmetry" and "d2" in found.reason
 
 
-def test_poses_that_do_not_fit_though_the_map_does():
+def test_poses_that_do_not_fit_are_reported_though_the_map_does():
     good = Applicability(True, "none", "", {"promise_significance": 20.0})
     assert assess_poses(good, 0.9).applies and assess_poses(good, 0.3).cause == "poses"
     undecided = Applicability(True, "none", "", {"promise_significance": 2.0})

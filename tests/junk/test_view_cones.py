@@ -12,7 +12,7 @@ def test_each_axis_lies_in_its_own_cone():
     assert view_cones(even_directions(N_CONES), IDENTITY).tolist() == list(range(N_CONES))
 
 
-def test_views_of_equivalent_directions_share_a_cone():
+def test_equivalent_viewing_directions_share_a_cone():
     group = quaternion_to_matrix(symmetry_group("d2")).double().numpy()
     directions = np.random.default_rng(0).normal(size=(200, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -27,7 +27,7 @@ def test_many_directions_are_taken_in_parts():
     assert (view_cones(directions, IDENTITY) == np.tile(np.arange(N_CONES), 200)).all()
 
 
-def test_rare_view_of_poor_quality_keeps_its_share():
+def test_a_rare_viewing_direction_of_poor_quality_keeps_its_share():
     """20 particles of view 0 are all worse than the 80 of view 1; half of all are kept, so half of each view."""
     cone = np.repeat([0, 1], [20, 80])
     quality, is_junk = np.arange(100.0), np.zeros(100, dtype=bool)

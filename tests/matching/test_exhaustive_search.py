@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from cryoforum_core.geometry.rotations import angular_distance_deg, compose, random_quaternions
+from cryoforum_core.geometry.rotations import angular_distance_deg, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetric_distance_deg, symmetry_group
-from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.matching.exhaustive_search import (
     GridReferences,
     SearchGrid,
@@ -13,7 +12,6 @@ from cryoforum_core.matching.exhaustive_search import (
     score_grid,
 )
 from cryoforum_core.matching.likelihood import log_likelihood_ratio
-from cryoforum_core.matching.match_quality import match_quality
 
 from .conftest import blobs, simulate
 
@@ -81,30 +79,3 @@ def test_asymmetric_unit_represents_every_rotation():
     anything = random_quaternions(50, torch.Generator().manual_seed(8))
     nearest = symmetric_distance_deg(anything[:, None], unit[None], group).min(dim=1).values
     assert nearest.max() < 25 and len(unit) < 0.3 * len(grid)
-
-
-def test_quality_tells_particles_from_noise_and_from_overlaps(noisy_images):
-    model = noisy_images.model()
-    search = SearchGrid.build(model, step_deg=12.0)
-    good = model.images(noisy_images.images_ft[:40], noisy_images.ctf[:40])
-    generator = torch.Generator().manual_seed(9)
-    noise = torch.view_as_complex(torch.randn(*noisy_images.images_ft[:40].shape, 2, generator=generator))
-    noise = noise * (noisy_images.noise_spectrum.mean() / 2).sqrt()
-    empty = model.images(noise, noisy_images.ctf[:40])
-    both = model.images(noisy_images.images_ft[:40] + FourierVolume.from_real(noisy_images.volume).project(
-        compose(noisy_images.quaternion[:40], random_quaternions(40, generator))) * noisy_images.ctf[:40],
-        noisy_images.ctf[:40])
-    quality = {name: match_quality(images, model, search.search(images, n_hypotheses=6)[:, 0])
-               for name, images in (("good", good), ("empty", empty), ("both", both))}
-    assert quality["good"].fit.median() > quality["empty"].fit.quantile(0.95) + 1
-    assert quality["both"].residual.median() > quality["good"].residual.quantile(0.95) + 1
-
-
-def test_adapting_finds_the_amplitude_that_the_images_have(noisy_images):
-    model = noisy_images.model()
-    images = model.images(1.5 * noisy_images.images_ft[:80], noisy_images.ctf[:80])
-    found = SearchGrid.build(model, step_deg=12.0).search(images, n_hypotheses=8)
-    adapted, overall = model.adapted(images, found[:, 0])
-    low = slice(2, 10)
-    ratio = (adapted.amplitude[low] / model.amplitude[low]).mean()
-    assert 1.2 < ratio < 1.6 and 1.2 < overall < 1.6

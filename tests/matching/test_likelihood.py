@@ -1,14 +1,14 @@
-"""The matching likelihood: whitening, phases of displacements, and amplitudes."""
+"""The likelihood of poses, on whitened images."""
 
 import pytest
 import torch
 
 from cryoforum_core.geometry.rotations import random_quaternions
-from cryoforum_core.imaging.fourier import fft_image
 from cryoforum_core.imaging.projection import FourierVolume
-from cryoforum_core.matching.likelihood import MatchingImages, log_likelihood_ratio, predicted, to_images
+from cryoforum_core.matching.likelihood import log_likelihood_ratio, predicted
+from cryoforum_core.matching.whitened_images import WhitenedImages
 
-BOX, RADIUS = 32, 12.0
+from .whitened_noise import BOX, matching_images, noise
 
 
 @pytest.fixture(scope="module")
@@ -19,42 +19,13 @@ def volume():
     return FourierVolume.from_real(sum(torch.exp(-((x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2) / 5) for a, b, c in centres))
 
 
-def matching_images(images, spectrum=None):
-    spectrum = torch.ones(BOX // 2 + 1) if spectrum is None else spectrum
-    return MatchingImages.from_transforms(fft_image(images), torch.ones(len(images), BOX, BOX // 2 + 1), spectrum, RADIUS)
-
-
-def noise(n, seed=1):
-    return torch.randn(n, BOX, BOX, generator=torch.Generator().manual_seed(seed))
-
-
-def test_whitened_noise_has_unit_power():
-    found = matching_images(3 * noise(200), torch.full((BOX // 2 + 1,), 9.0 * BOX ** 2))
-    assert found.data.abs().square().mean().item() == pytest.approx(1.0, abs=0.02)
-    assert (found.radius.diff() >= 0).all() and found.radius.max() <= RADIUS
-
-
-def test_lower_resolution_keeps_the_pixels_within():
-    found = matching_images(noise(2))
-    low = found.up_to(5.0)
-    assert low.radius.max() <= 5.0 and torch.equal(low.data, found.data[:, :low.data.shape[1]])
-    assert found.radius[low.data.shape[1]] > 5.0
-
-
-def test_phases_displace_by_whole_pixels():
-    found = matching_images(noise(1))
-    shifted = found.data * found.displacement_phase(torch.tensor([[3.0, -2.0]]))
-    expected = torch.roll(to_images(found.data, found), (-2, 3), (-2, -1))
-    assert torch.allclose(to_images(shifted, found), expected, atol=1e-4)
-
-
 def test_true_pose_is_the_likeliest(volume):
     n = 12
     quaternion = random_quaternions(n, torch.Generator().manual_seed(3))
     displacement = 2 * torch.randn(n, 2, generator=torch.Generator().manual_seed(4))
     blank = matching_images(torch.zeros(n, BOX, BOX), torch.full((BOX // 2 + 1,), 50.0))
     clean = predicted(blank, volume, quaternion, displacement)
-    images = MatchingImages(clean, blank.transfer, blank.k, blank.radius, BOX)
+    images = WhitenedImages(clean, blank.transfer, blank.k, blank.radius, BOX)
     at_truth = log_likelihood_ratio(images, volume, quaternion, displacement)
     # without noise the ratio is the power of the model itself
     assert torch.allclose(at_truth, clean.abs().square().sum(-1), rtol=1e-4)
@@ -63,7 +34,7 @@ def test_true_pose_is_the_likeliest(volume):
     assert (log_likelihood_ratio(images, volume, quaternion, displacement + 1.5) < at_truth).all()
 
 
-def test_nothing_is_as_likely_as_an_empty_image(volume):
+def test_an_empty_map_has_the_likelihood_of_an_empty_image(volume):
     """Images of pure noise: on average each pose is less likely than no particle, by the power of its projection."""
     images = matching_images(noise(400), torch.full((BOX // 2 + 1,), float(BOX ** 2)))
     quaternion = random_quaternions(400, torch.Generator().manual_seed(3))

@@ -78,7 +78,7 @@ def test_a_blank_image_gives_finite_poses(noisy_images):
     assert torch.isfinite(refined.quaternion).all() and torch.isfinite(refined.displacement_px).all()
 
 
-def test_what_refined_poses_take_up_from_the_noise():
+def test_refined_poses_fit_as_much_noise_as_is_taken_off():
     """Predictions at refined poses fit the noise better than those at the true ones, most in the outer shells."""
     simulated = simulate(3000, snr=0.3, seed=11)
     model = simulated.model()

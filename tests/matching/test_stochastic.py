@@ -7,13 +7,9 @@ from cryoforum_core.geometry.so3_grid import super_fibonacci
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.matching.exhaustive_search import displacement_grid
-from cryoforum_core.matching.likelihood import MatchingImages, log_likelihood_ratio
-from cryoforum_core.matching.stochastic import (
-    GridPosterior,
-    StochasticSearch,
-    StochasticSettings,
-    signal_power,
-)
+from cryoforum_core.matching.likelihood import log_likelihood_ratio
+from cryoforum_core.matching.stochastic import GridPosterior, StochasticSearch, StochasticSettings, signal_power
+from cryoforum_core.matching.whitened_images import WhitenedImages
 
 from .conftest import simulate
 
@@ -28,7 +24,7 @@ def simulated():
 
 @pytest.fixture(scope="module")
 def images(simulated):
-    return MatchingImages.from_transforms(simulated.images_ft, simulated.ctf, simulated.noise_spectrum, 10.0)
+    return WhitenedImages.from_transforms(simulated.images_ft, simulated.ctf, simulated.noise_spectrum, 10.0)
 
 
 def best_poses(images, volume):
@@ -113,7 +109,7 @@ def test_noise_alone_has_no_evidence(simulated, images):
     volume = FourierVolume.from_real(simulated.volume, max_radius_px=11)
     generator = torch.Generator().manual_seed(2)
     noise = torch.view_as_complex(torch.randn(*images.data[:100].shape, 2, generator=generator) * 0.5 ** 0.5)
-    only_noise = MatchingImages(noise, images.transfer[:100], images.k, images.radius, images.box_size_px)
+    only_noise = WhitenedImages(noise, images.transfer[:100], images.k, images.radius, images.box_size_px)
     evidence = GridPosterior.of(only_noise, volume, super_fibonacci(500), torch.zeros(100, 2),
                                 displacement_grid(1.0, 1.0)).log_evidence
     assert evidence.mean() < 0.5

@@ -1,8 +1,11 @@
+
 import pytest
 import torch
 
-from cryoforum_core.imaging.fourier import fft_image, radius_px
+from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px
 from cryoforum_core.model.filters import MatchedLowPass, SquareLowPass, activation_layer
+
+from .images import random_input
 
 BOX = 32
 
@@ -40,3 +43,30 @@ def test_activations_keep_what_is_positive_and_shape(name):
     out = layer(values)
     assert out.shape == values.shape and out[values > 4].numel() == (values > 4).sum()
     assert layer(torch.full((1, 4, 2, 2), 20.0)).allclose(torch.full((1, 4, 2, 2), 20.0))
+
+
+def test_square_masks_are_those_of_the_paper_at_128_px():
+    images, ctf = random_input(1, 128)
+    channels = SquareLowPass(128, 5)(images, ctf)
+    assert channels.shape == (1, 6, 128, 128) and torch.equal(channels[:, 0], images)
+    for channel, half_width in zip(channels[0, 1:], (63, 57, 47, 33, 10), strict=True):
+        spectrum = fft_image(channel).abs() > 1e-2
+        assert spectrum[:, half_width].any() and not spectrum[:, half_width + 1:].any()
+        assert spectrum[half_width].any() and not spectrum[half_width + 1:-half_width].any()
+
+
+def test_filters_leave_less_and_less_of_an_image():
+    images, ctf = random_input(8, 32)
+    front = MatchedLowPass(32, 4)
+    channels = front(images, torch.ones_like(ctf))
+    assert torch.allclose(channels[:, 0], images, atol=1e-5)
+    power = channels.var((0, 2, 3))
+    assert (power.diff() < 0).all() and power[-1] < 0.1
+
+
+def test_the_front_undoes_the_sign_of_the_ctf():
+    clean, _ = random_input(4, 32)
+    ctf = torch.cos(0.5 * radius_px(32)).expand(4, -1, -1)
+    images = ifft_image(fft_image(clean) * torch.sign(ctf))
+    front = MatchedLowPass(32, 2)
+    assert torch.allclose(front(images, ctf), front(clean, ctf.abs()), atol=1e-4)

@@ -57,7 +57,7 @@ def test_a_batch_transforms_the_volume_once(monkeypatch):
     assert len(calls) == 1 and volume.voxels.grad.abs().sum() > 0
 
 
-def test_there_is_no_density_outside_the_mask_and_none_is_learnt():
+def test_there_is_no_density_outside_the_mask_also_after_a_step():
     volume = LearnableVolume.random(16, 4.0, torch.Generator().manual_seed(0))
     outside = volume.mask == 0
     decode(volume.transform(), random_quaternions(2), None, torch.ones(2, 16, 9)).square().sum().backward()

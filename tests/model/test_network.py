@@ -8,34 +8,19 @@ import pytest
 import torch
 
 from cryoforum_core.geometry.bingham import bingham_negative_log_likelihood, isotropic_bingham
-from cryoforum_core.geometry.rotations import (
-    angular_distance_deg,
-    compose,
-    in_plane_quaternion,
-    left_multiplication,
-    random_quaternions,
-    smallest_eigenvector,
-)
+from cryoforum_core.geometry.rotations import angular_distance_deg, compose, in_plane_quaternion, random_quaternions
 from cryoforum_core.geometry.symmetry import symmetric_distance_deg, symmetry_group
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
-from cryoforum_core.imaging.fourier import fft_image, ifft_image, radius_px, shift_phase
+from cryoforum_core.imaging.fourier import ifft_image, shift_phase
 from cryoforum_core.imaging.masks import soft_circle, soft_sphere
 from cryoforum_core.imaging.projection import FourierVolume
-from cryoforum_core.model.encoder import GeneralizedMean
-from cryoforum_core.model.filters import MatchedLowPass, SquareLowPass
 from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, ctf_of_view, mirror_image, rotate_90_deg
 from cryoforum_core.model.orientation_head import N_OUTPUTS, OrientationHead, PoseEstimate
-from cryoforum_core.model.polar import N_ANGLES, SHIFT_UNIT_OF_BOX
-from cryoforum_core.training.augment import transform_images
+
+from .images import random_input
 
 ENCODERS = ("polar", "compact", "cryoforum", "cryoposenet")
 HEADS = tuple(N_OUTPUTS)
-
-
-def random_input(n: int, box: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    ctf = torch.randn(n, box, box // 2 + 1, generator=generator).clamp(-1, 1)
-    return torch.randn(n, box, box, generator=generator), ctf
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -53,47 +38,6 @@ def test_any_even_box_gives_poses_and_every_weight_a_gradient(encoder, box):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_the_smallest_eigenvector_of_every_heads_matrix_is_its_rotation(head):
-    torch.manual_seed(1)
-    estimate = OrientationHead(32, head, 100.0)(torch.randn(20, 32))
-    assert torch.allclose(estimate.quaternion.norm(dim=-1), torch.ones(20), atol=1e-5)
-    assert torch.allclose(estimate.bingham, estimate.bingham.transpose(-1, -2), atol=1e-5)
-    distance = angular_distance_deg(smallest_eigenvector(estimate.bingham), estimate.quaternion)
-    assert distance.max() < 0.5
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_every_head_can_reach_given_rotations_from_a_random_start(head):
-    torch.manual_seed(2)
-    features = torch.randn(8, 64)
-    truth = random_quaternions(8, torch.Generator().manual_seed(3))
-    layer = OrientationHead(64, head, 100.0)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
-    for _ in range(250):
-        estimate = layer(features)
-        loss = (1 - (estimate.quaternion * truth).sum(-1).square()).mean()
-        loss = loss + 0.02 * bingham_negative_log_likelihood(estimate.bingham, truth).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert angular_distance_deg(layer(features).quaternion, truth).median() < 3
-
-
-def test_psd_head_has_no_negative_eigenvalue():
-    torch.manual_seed(4)
-    estimate = OrientationHead(8, "qcqp-psd", 100.0)(torch.randn(50, 8))
-    assert torch.linalg.eigvalsh(estimate.bingham).min() > -1e-3
-
-
-def test_shifts_are_in_angstrom():
-    torch.manual_seed(5)
-    small, large = OrientationHead(8, "s2s2", 100.0), OrientationHead(8, "s2s2", 400.0)
-    large.load_state_dict(small.state_dict())
-    features = torch.randn(5, 8)
-    assert torch.allclose(large(features).shift_angstrom, 4 * small(features).shift_angstrom)
-
-
 def test_unknown_names_and_odd_boxes_are_refused():
     with pytest.raises(ValueError, match="head"):
         OrientationHead(8, "matrix", 100.0)
@@ -104,57 +48,6 @@ def test_unknown_names_and_odd_boxes_are_refused():
         OrientationNetwork(NetworkConfig(32, 4.0, "polar", pooling="gem"))
     with pytest.raises(ValueError, match="encoder"):
         OrientationNetwork(NetworkConfig(32, 4.0, "resnet"))
-
-
-def test_generalised_mean_lies_between_mean_and_maximum():
-    maps = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    mean, largest = maps.mean((-2, -1)), maps.amax((-2, -1))
-    assert torch.allclose(GeneralizedMean(1.0)(maps), mean, atol=1e-5)
-    middle = GeneralizedMean(6.0)(maps)
-    assert (middle > mean).all() and (middle < largest).all()
-    assert torch.allclose(GeneralizedMean(300.0)(maps.clamp_min(0.5)), largest, atol=0.02)
-
-
-def test_square_masks_are_those_of_the_paper_at_128_px():
-    images, ctf = random_input(1, 128)
-    channels = SquareLowPass(128, 5)(images, ctf)
-    assert channels.shape == (1, 6, 128, 128) and torch.equal(channels[:, 0], images)
-    for channel, half_width in zip(channels[0, 1:], (63, 57, 47, 33, 10), strict=True):
-        spectrum = fft_image(channel).abs() > 1e-2
-        assert spectrum[:, half_width].any() and not spectrum[:, half_width + 1:].any()
-        assert spectrum[half_width].any() and not spectrum[half_width + 1:-half_width].any()
-
-
-def test_front_without_filters_is_the_image():
-    images, ctf = random_input(2, 32)
-    assert torch.equal(SquareLowPass(32, 0)(images, ctf), images[:, None])
-    assert MatchedLowPass(32, 0)(images, ctf).shape[1] == MatchedLowPass(32, 0).n_channels
-
-
-def test_filters_leave_less_and_less_of_an_image():
-    images, ctf = random_input(8, 32)
-    front = MatchedLowPass(32, 4)
-    channels = front(images, torch.ones_like(ctf))
-    assert torch.allclose(channels[:, 0], images, atol=1e-5)
-    power = channels.var((0, 2, 3))
-    assert (power.diff() < 0).all() and power[-1] < 0.1
-
-
-def test_the_front_undoes_the_sign_of_the_ctf():
-    clean, _ = random_input(4, 32)
-    ctf = torch.cos(0.5 * radius_px(32)).expand(4, -1, -1)
-    images = ifft_image(fft_image(clean) * torch.sign(ctf))
-    front = MatchedLowPass(32, 2)
-    assert torch.allclose(front(images, ctf), front(clean, ctf.abs()), atol=1e-4)
-
-
-def test_poses_of_batches_are_joined_in_order():
-    torch.manual_seed(6)
-    whole = OrientationHead(8, "qcqp", 100.0)(torch.randn(6, 8))
-    parts = [PoseEstimate(whole.quaternion[i:i + 2], whole.bingham[i:i + 2], whole.shift_angstrom[i:i + 2])
-             for i in (0, 2, 4)]
-    joined = PoseEstimate.concatenate(parts)
-    assert len(joined) == 6 and torch.equal(joined.bingham, whole.bingham)
 
 
 def test_the_default_network_learns_a_few_images_by_heart():
@@ -205,7 +98,7 @@ def mirrored_shift(shift):
     (rotate_90_deg, TURN, turned_shift, {"turn_deg": 90.0}),
     (mirror_image, HALF_TURN_ABOUT_Y, mirrored_shift, {"is_mirrored": True}),
 ], ids=["quarter turn", "mirror"])
-def test_a_changed_image_is_that_of_the_turned_pose(view, change, rotation, moved, options):
+def test_a_rotated_or_mirrored_image_is_that_of_the_rotated_pose(view, change, rotation, moved, options):
     quaternion, shift = random_quaternions(6, torch.Generator().manual_seed(1)), torch.tensor([[1.0, -2.0]]).expand(6, 2)
     images, ctf = view(quaternion, shift)
     expected, expected_ctf = view(compose(rotation.expand(6, 4), quaternion), moved(shift), **options)
@@ -218,7 +111,7 @@ def test_a_changed_image_is_that_of_the_turned_pose(view, change, rotation, move
 @pytest.mark.parametrize("encoder", ["polar", "compact"])
 @pytest.mark.parametrize(("change", "rotation", "moved"), [
     (rotate_90_deg, TURN, turned_shift), (mirror_image, HALF_TURN_ABOUT_Y, mirrored_shift)], ids=["quarter turn", "mirror"])
-def test_prediction_follows_the_image(view, change, rotation, moved, encoder):
+def test_predicted_poses_are_equivariant_to_rotation_and_mirroring_of_the_image(view, change, rotation, moved, encoder):
     """Whatever the weights: the pose predicted for a turned or mirrored image is the turned pose, and so is the shift."""
     torch.manual_seed(8)
     network = OrientationNetwork(NetworkConfig(32, 5.0, encoder, width=8)).eval()
@@ -237,50 +130,7 @@ def test_prediction_follows_the_image(view, change, rotation, moved, encoder):
     assert torch.allclose(torch.linalg.eigvalsh(changed.bingham), eigenvalues, atol=0.2 * differ)
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("box", [32, 48])
-def test_the_polar_encoder_is_equivariant_to_other_rotations_than_by_90_degrees(head, box):
-    """By construction, up to the interpolation of the images."""
-    torch.manual_seed(3)
-    network = OrientationNetwork(NetworkConfig(box, 5.0, "polar", head, width=16)).eval()
-    images = ifft_image(fft_image(torch.randn(6, box, box)) * (radius_px(box) < 5)) * soft_circle(box, 0.3 * box, 2)
-    angle = torch.full((6,), 3 * 2 * math.pi / N_ANGLES)
-    turned = transform_images(images, angle, torch.zeros(6, 2), torch.ones(6))
-    with torch.no_grad():
-        before, after = (network(x, torch.ones(6, box, box // 2 + 1)).bingham for x in (images, turned))
-    left = left_multiplication(in_plane_quaternion(angle[0]))
-    assert (left.T @ after @ left - before).norm() < 0.1 * (after - before).norm()
-
-
-class KnownCentre(torch.nn.Module):
-    """In place of the encoder's last centring layer: the same shift (n, 2), as a part of the box, in every view."""
-
-    def __init__(self, encoder, shift_of_box):
-        super().__init__()
-        self.matrices, self.shift_of_box = encoder.centring.shift_matrices, shift_of_box
-
-    def forward(self, features):
-        return (self.shift_of_box[:, None, None] @ self.matrices)[:, :, 0] / SHIFT_UNIT_OF_BOX
-
-
-def test_the_polar_encoder_does_not_depend_on_where_a_particle_of_known_centre_lies():
-    torch.manual_seed(4)
-    network = OrientationNetwork(NetworkConfig(32, 5.0, "polar", width=16)).eval()
-    blob = ifft_image(fft_image(torch.randn(4, 32, 32)) * (radius_px(32) < 6)) * soft_circle(32, 8, 2)
-    displacement_px = torch.tensor([[2.0, -1.0]]).expand(4, 2)
-    ctf = torch.ones(4, 32, 17)
-    moved = ifft_image(fft_image(blob) * shift_phase(displacement_px, 32))
-    found = []
-    for images, shift_of_box in ((blob, torch.zeros(4, 2)), (moved, -displacement_px / 32)):
-        network.encoder.centre = KnownCentre(network.encoder, shift_of_box)
-        with torch.no_grad():
-            found.append(network(images, ctf))
-    assert torch.allclose(found[0].bingham, found[1].bingham, atol=1e-4)
-    assert torch.allclose(found[1].shift_angstrom - found[0].shift_angstrom, -5.0 * displacement_px, atol=1e-3)
-    assert torch.allclose(found[1].first_shift_angstrom, -5.0 * displacement_px, atol=1e-3)
-
-
-def test_the_weight_of_all_views_scales_the_posterior_and_is_saved():
+def test_the_ensemble_weight_scales_the_posterior_and_is_saved():
     torch.manual_seed(9)
     network = OrientationNetwork(NetworkConfig(16, 5.0, width=8)).eval()
     images, ctf = random_input(2, 16)

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from cryoforum_core.geometry.bingham import bingham_negative_log_likelihood
+from cryoforum_core.geometry.rotations import angular_distance_deg, random_quaternions
 from cryoforum_core.model.orientation_head import N_OUTPUTS, OrientationHead, PoseEstimate
 
 
@@ -49,3 +51,26 @@ def test_batches_are_joined_in_order():
     joined = PoseEstimate.concatenate(parts)
     assert torch.equal(joined.quaternion, found.quaternion) and torch.equal(joined.shift_angstrom, found.shift_angstrom)
     assert torch.equal(joined.to("cpu").bingham, found.bingham)
+
+
+@pytest.mark.parametrize("head", N_OUTPUTS)
+def test_every_head_can_reach_given_rotations_from_a_random_start(head):
+    torch.manual_seed(2)
+    features = torch.randn(8, 64)
+    truth = random_quaternions(8, torch.Generator().manual_seed(3))
+    layer = OrientationHead(64, head, 100.0)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    for _ in range(250):
+        estimate = layer(features)
+        loss = (1 - (estimate.quaternion * truth).sum(-1).square()).mean()
+        loss = loss + 0.02 * bingham_negative_log_likelihood(estimate.bingham, truth).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert angular_distance_deg(layer(features).quaternion, truth).median() < 3
+
+
+def test_psd_head_has_no_negative_eigenvalue():
+    torch.manual_seed(4)
+    estimate = OrientationHead(8, "qcqp-psd", 100.0)(torch.randn(50, 8))
+    assert torch.linalg.eigvalsh(estimate.bingham).min() > -1e-3

@@ -104,7 +104,7 @@ def test_shipped_molecules_are_small_and_readable():
 
 
 def test_molecule_larger_than_the_box_is_refused_with_a_remedy(model_path):
-    with pytest.raises(InputError, match="must fit in the box.* Take a pixel size of"):
+    with pytest.raises(InputError, match="must fit in the box.* Use a pixel size of"):
         potential_map(read_atomic_model(model_path), 16, 1.0)
 
 
@@ -113,7 +113,7 @@ def test_what_is_no_model_is_refused(tmp_path):
     nonsense.write_text("this is not a model\n")
     broken = tmp_path / "broken.cif.gz"
     broken.write_bytes(b"not gzip")
-    for path, message in [(nonsense, "must hold atoms"), (broken, "must be a PDB or mmCIF file"),
+    for path, message in [(nonsense, "must contain atoms"), (broken, "must be a PDB or mmCIF file"),
                           (tmp_path / "absent.pdb", "does not")]:
         with pytest.raises(InputError, match=message):
             read_atomic_model(path)

@@ -121,7 +121,7 @@ def test_without_ctf(directory):
     ({"rlnDefocusU": np.full(N, 1.5)}, "looks like micrometres"),
     ({"rlnDefocusV": [1e4, 1e4, 1e7, 1e4, 1e4, 1e4]}, "rlnDefocusV must be a number from -20000 to 200000"),
     ({"rlnVoltage": np.full(N, 300000.0)}, "rlnVoltage must be a number from 20 to 2000"),
-    ({"rlnDefocusAngle": ["x"] * N}, "rlnDefocusAngle must hold numbers; particle 1"),
+    ({"rlnDefocusAngle": ["x"] * N}, "rlnDefocusAngle must contain numbers; particle 1"),
     ({"rlnAngleRot": [0, 0, "inf", 0, 0, 0]}, "Angles and origins must be finite.* particle 3"),
     ({"rlnRandomSubset": [1, 2, 0, 1, 2, 3]}, r"rlnRandomSubset must be 1 or 2; .* \[0, 3\]"),
     ({"rlnMagnification": [2e4, 2e4, 2e4, 1e4, 1e4, 1e4]}, "one pixel size; found 2.5, 5 A"),

@@ -98,7 +98,7 @@ def test_sets_without_noise_are_told(tmp_path, caplog):
     assert grey_unit(torch.ones(5, BOX, BOX)) is None
     (tmp_path / "clean").mkdir()
     assert determine_image_state(stored(tmp_path / "clean", clean, ctf), ImageInputConfig()).grey_unit == pytest.approx(unit)
-    assert "hardly any" in caplog.text
+    assert "almost none" in caplog.text
 
 
 @pytest.mark.parametrize("snr", [0.1, 1.0])
@@ -181,8 +181,8 @@ def test_settings_are_followed_with_a_warning_where_they_contradict(tmp_path, ca
     particles = stored(tmp_path, *particle_images(400))
     state = determine_image_state(particles, ImageInputConfig(contrast="dark", ctf_state="multiplied"))
     assert state == ImageState("dark", "multiplied")
-    assert "--contrast says dark, and the images look bright" in caplog.text
-    assert "--ctf-state says multiplied, and the images look raw" in caplog.text
+    assert "--contrast says dark, but the images look bright" in caplog.text
+    assert "--ctf-state says multiplied, but the images look raw" in caplog.text
 
 
 def test_what_the_file_states_comes_before_what_is_measured(tmp_path):
@@ -192,7 +192,7 @@ def test_what_the_file_states_comes_before_what_is_measured(tmp_path):
     assert determine_image_state(particles, ImageInputConfig(ctf_state="raw")).ctf_state == "raw"
 
 
-def test_doubt_is_said_aloud(tmp_path, caplog):
+def test_an_undetermined_state_is_warned_of(tmp_path, caplog):
     images, ctf = particle_images(40, has_particle=False)
     assert determine_image_state(stored(tmp_path, images, ctf), ImageInputConfig()) == ImageState("bright", "raw")
     assert "do not tell whether protein is bright or dark" in caplog.text and "--contrast dark" in caplog.text

@@ -218,7 +218,7 @@ def test_what_leaves_the_box_does_not_come_in_at_the_other_side(tmp_path, molecu
         assert np.abs(image[:, :BOX // 8]).max() < 0.05 * image.max()
 
 
-def test_preferred_views_crowd_around_one_direction(tmp_path):
+def test_preferred_viewing_directions_lie_around_one_direction(tmp_path):
     def directions(fraction):
         config = SimulateConfig(out=tmp_path, n_particles=2000, preferred_view_fraction=fraction,
                                 preferred_view_width_deg=15.0)
@@ -254,5 +254,5 @@ def test_map_is_cropped_to_pixel_size_and_box(tmp_path):
 
 
 def test_odd_box_is_refused(tmp_path):
-    with pytest.raises(InputError, match="The box must be even.*Take 34"):
+    with pytest.raises(InputError, match="The box must be even.*Use 34"):
         load_molecule(write_map(tmp_path / "map.mrc", 60, 2.0), 33, None)

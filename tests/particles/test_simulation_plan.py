@@ -37,7 +37,7 @@ def test_displacements_are_as_asked_for_and_those_of_junk_as_its_kind_says(tmp_p
     assert second.min() >= OVERLAP_BOXES[0] - 1e-5 and second.max() <= OVERLAP_BOXES[1] + 1e-5
 
 
-def test_preferred_views_lie_in_their_cap(tmp_path):
+def test_preferred_viewing_directions_lie_in_their_cap(tmp_path):
     found = plan(tmp_path, preferred_view_fraction=1.0, preferred_view_width_deg=15.0)
     tilt = torch.rad2deg(torch.acos(quaternion_to_matrix(found.poses.quaternion.double())[:, 2, 2]))
     assert tilt.max() < 15.01

@@ -46,7 +46,7 @@ def test_missing_optics_group_is_named():
 
 def test_values_that_are_no_numbers_are_named_by_row():
     table = relion_30().with_columns({"rlnDefocusU": ["1.5", "abc", "2"]})
-    with pytest.raises(InputError, match="rlnDefocusU must hold numbers; particle 2 .*'abc'"):
+    with pytest.raises(InputError, match="rlnDefocusU must contain numbers; particle 2 .*'abc'"):
         table.floats("rlnDefocusU")
     with pytest.raises(InputError, match="whole numbers; particle 1 .*'1.5'"):
         relion_30().with_columns({"rlnImageId": ["1.5", "2", "3"]}).integers("rlnImageId")
@@ -103,7 +103,7 @@ def test_the_particles_block_is_found_beside_others(tmp_path):
 def test_a_file_without_particles_says_what_it_holds(tmp_path):
     path = tmp_path / "in.star"
     path.write_text("data_general\n_rlnFinalResolution 3.2\n\ndata_fsc\nloop_\n_rlnSpectralIndex\n0\n")
-    with pytest.raises(InputError, match="holds data_general, data_fsc"):
+    with pytest.raises(InputError, match="contains data_general, data_fsc"):
         ParticleTable.read(path)
 
 

@@ -28,6 +28,16 @@ def engine_defaults(config):
                                      text=True, cwd="/").stdout)
 
 
+def engine_options(config):
+    """The options of a class of the engine's config.py: name -> the choices that it has, an empty set where it takes
+    other values."""
+    code = f"import json; from cryoforum_core.config import {config}; print(json.dumps({config}.model_json_schema()))"
+    schema = json.loads(subprocess.run([os.environ["CRYOFORUM_PYTHON"], "-c", code], check=True, capture_output=True,
+                                       text=True, cwd="/").stdout)
+    return {name: {choice for kind in [field, *field.get("anyOf", ())] for choice in kind.get("enum", ())}
+            for name, field in schema["properties"].items()}
+
+
 def simulate(out, **options):
     """``cryoforum simulate``; returns the run directory."""
     return engine("simulate", out, **options)

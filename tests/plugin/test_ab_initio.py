@@ -98,7 +98,7 @@ def not_converged(launch, imported):
 
 # ------------------------- command line -------------------------
 def options_of(protocol):
-    return {name: value for name, value in protocol._abInitioOptions().items() if value is not None}
+    return {name: value for name, value in protocol._engineOptions().items() if value is not None}
 
 
 def test_the_form_has_the_engines_defaults(project, make):

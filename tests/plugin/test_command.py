@@ -82,6 +82,17 @@ def test_other_options_start_anew(run):
     assert not directory.exists()
 
 
+def test_an_option_that_the_form_got_later_and_that_is_left_to_the_engine_goes_on(run):
+    prepare, directory, _ = run
+    assert prepare(width=32, max_minutes=1, dropout=None) is True
+    record = directory.with_name("train_options.json")
+    # as it was written with options that are left to the engine
+    record.write_text(json.dumps({**json.loads(record.read_text()), "activation": "None"}))
+    assert prepare(width=32, max_minutes=1, dropout=None) is True
+    assert prepare(width=None, max_minutes=1) is False
+    assert not directory.exists()
+
+
 def test_other_input_starts_anew(run):
     prepare, directory, star = run
     star.write_text("second")
@@ -120,9 +131,7 @@ def test_continue_repeats_every_step_after_one_that_has_changed(project, tmp_pat
         inserted = []
         with monkeypatch.context() as patch:
             patch.setattr(protocol, "_insertFunctionStep", lambda step, *args, **_: inserted.append(args))
-            for name in ("_trainOptions", "_predictOptions", "_abInitioOptions", "_selectOptions"):
-                if hasattr(protocol, name):
-                    patch.setattr(protocol, name, lambda: options)
+            patch.setattr(protocol, "_engineOptions", lambda: options)
             protocol._insertAllSteps()
         return inserted
 

@@ -111,7 +111,7 @@ def test_an_interpreter_that_is_not_there_is_named_with_the_remedy(tmp_path):
 def test_an_interpreter_without_the_engine_is_named_with_the_remedy(tmp_path):
     """Scipion's own Python has no engine."""
     message = validate_with(tmp_path, CRYOFORUM_PYTHON=sys.executable)
-    assert "has no cryoforum engine" in message and "-m pip install" in message
+    assert "does not have cryoforum" in message and "-m pip install" in message
 
 
 def test_an_engine_that_is_installed_later_is_found(domain, tmp_path):

@@ -220,8 +220,8 @@ def test_junk_is_rejected_with_its_reason(cleaned):
     assert kept.getSize() == 64 and rejected.getSize() == 16
     assert set(values(kept, "_cryoforumReason").values()) == {"none", "ambiguous-orientation"}
     assert values(rejected, REASON) == values(rejected, "_cryoforumReason")
-    assert any("6 not a particle, 5 off centre, 3 another object, 2 overlapping neighbour" in line
-               for line in cleaned.summary())
+    assert "Reasons: 6 not a particle, 5 off centre, 3 another object, 2 overlapping neighbour." in cleaned.summary()
+    assert sum(line.startswith("Rejected") for line in cleaned.summary()) == 1
 
 
 def test_off_centre_particles_are_found_where_they_really_are(launch, project, cleaned):

@@ -33,7 +33,7 @@ def make(project):
 
 @pytest.mark.parametrize("learn_from", [0, 1])
 def test_the_form_has_the_engines_defaults(make, defaults, learn_from):
-    given = make(learnFrom=learn_from)._trainOptions()
+    given = make(learnFrom=learn_from)._engineOptions()
     assert set(given) == set(defaults) - NOT_IN_THE_FORM
     # the form always has a limit of time: the engine's own is steps alone
     own = INPUTS | {"max_minutes"}
@@ -46,7 +46,7 @@ def test_what_the_form_says_reaches_the_engine(make, defaults):
     given = make(learnFrom=1, encoder=2, head=2, loss=3, pooling=4, activation=3, halfSet=2, networkBox=16, width=8,
                  realFraction=0.25, shiftRms=3.5, learningRate=1e-4, binghamWeight=0.0, shiftWeight=2.0,
                  augment=False, dropout=0.5, filterChannels=2, batchSize=32, patience=3, maxSteps=7, maxMinutes=2.5,
-                 validationFraction=0.2, precision=1, symmetry=" D2 ")._trainOptions()
+                 validationFraction=0.2, precision=1, symmetry=" D2 ")._engineOptions()
     expected = {"encoder": "cryoposenet", "head": "s2s2", "loss": "chordal", "pooling": "flatten", "activation": "silu",
                 "half_set": "2", "network_box_size_px": 16, "width": 8, "particle_fraction": 0.25,
                 "shift_rms_angstrom": 3.5, "learning_rate": 1e-4, "bingham_weight": 0.0, "shift_weight": 2.0,
@@ -62,7 +62,7 @@ def test_an_encoder_without_pooling_shows_none_and_takes_none(make):
     for encoder, shown, pooling in ((make().encoder.get(), False, "auto"), (0, True, "flatten")):
         protocol = make(encoder=encoder, pooling=4)
         assert bool(protocol.evalParamCondition("pooling")) is shown
-        assert protocol._trainOptions()["pooling"] == pooling
+        assert protocol._engineOptions()["pooling"] == pooling
 
 
 @pytest.mark.parametrize("parameters, shown", [({"learnFrom": 0}, False), ({"learnFrom": 1}, True),
@@ -117,10 +117,10 @@ def test_a_network_to_start_from_describes_itself(make, start):
     """What would describe a new one is neither shown nor given to the engine, which would not heed it."""
     protocol = make(networkBox=16, encoder=2, dropout=0.5, learnFrom=1, symmetry="d2")
     assert all(protocol.evalParamCondition(name) for name in NETWORK_PARAMETERS)
-    assert set(NETWORK_PARAMETERS.values()) <= set(protocol._trainOptions())
+    assert set(NETWORK_PARAMETERS.values()) <= set(protocol._engineOptions())
     start_from(protocol, start())
     assert not any(protocol.evalParamCondition(name) for name in NETWORK_PARAMETERS)
-    assert not set(NETWORK_PARAMETERS.values()) & set(protocol._trainOptions())
+    assert not set(NETWORK_PARAMETERS.values()) & set(protocol._engineOptions())
     protocol.networkBox.set(7)
     assert not any("box" in problem for problem in protocol._validate())
 

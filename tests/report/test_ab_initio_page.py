@@ -7,12 +7,13 @@ import shlex
 
 import numpy as np
 import pytest
-from example_runs import N, ab_initio_run
 
 from cryoforum_core.cli import parse
 from cryoforum_core.report.ab_initio_page import ab_initio_page
 from cryoforum_core.report.report import write_report
 from cryoforum_core.report.run_files import RunFiles
+
+from .example_runs import N, ab_initio_run
 
 
 def page_of(run):

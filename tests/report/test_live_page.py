@@ -9,10 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-from example_runs import molecule
 
 from cryoforum_core.report.live_page import write_live
 from cryoforum_core.run_directory import RunDirectory
+
+from .example_runs import molecule
 
 STAGES = ["search", "half maps", "network", "refinement"]
 

@@ -89,7 +89,7 @@ def test_grid_shows_a_blank_image_as_black_and_breaks_rows():
     assert canvas[9:15, 7:].min() == 1  # nothing there: paper
 
 
-def test_map_views_are_cut_through_the_centre():
+def test_slices_of_a_map_are_cut_through_the_centre():
     z, y, x = np.indices((16,) * 3)
     volume = np.exp(-((z - 8) ** 2 + (y - 4) ** 2 + (x - 12) ** 2) / 2.0)
     figure = plots.map_views(volume, 2.0)
@@ -114,7 +114,7 @@ def test_bars_show_every_name_and_count():
     assert [text.get_text() for text in figure.axes[0].texts] == ["12", "3"]
 
 
-def test_view_maps_share_one_scale():
+def test_maps_of_viewing_directions_share_one_scale():
     even, peaked = np.ones((6, 12)), np.full((6, 12), 0.5)
     peaked[3, 3] = 9.0
     figure = plots.view_maps({"before": even, "after": peaked})

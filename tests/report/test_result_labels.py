@@ -4,10 +4,11 @@ import html
 import re
 
 import pytest
-from example_runs import ab_initio_run, predict_run
 
 from cryoforum_core.report.report import write_report
 from cryoforum_core.report.result_labels import LABELS, label, labelled, text_of
+
+from .example_runs import ab_initio_run, predict_run
 
 # words of earlier versions, which only the keys still have
 IN_HOUSE = {"error_bound_held": 0.91, "shift_error_bound_held": 0.89, "promise_kept": 0.97, "promise_significance": 31.0,

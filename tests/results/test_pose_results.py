@@ -6,25 +6,11 @@ import numpy as np
 import pytest
 
 from cryoforum_core.results.pose_results import (
-    ErrorEstimates,
-    JunkLabels,
-    Match,
-    MatchEvidence,
-    NetworkPoses,
     PoseResults,
 )
+from cryoforum_core.results.star_columns import star_columns
 
-
-def example(n: int = 6, seed: int = 0) -> PoseResults:
-    rng = np.random.default_rng(seed)
-    quaternion = rng.normal(size=(n, 4)).astype(np.float32)
-    evidence = MatchEvidence(rng.random((n, 3)), rng.random((n, 3)), rng.random((n, 3)), rng.random((n, 2)), quaternion)
-    return PoseResults(
-        np.arange(10, 10 + n), quaternion, rng.normal(size=(n, 2)), rng.random((n, 4, 4)), rng.random((n, 4)),
-        NetworkPoses(rng.random((n, 4)), quaternion[::-1].copy()),
-        Match(rng.normal(size=n), rng.normal(size=n), rng.random(n) < 0.5, rng.normal(size=n), evidence),
-        ErrorEstimates(*rng.random((5, n))),
-        JunkLabels(np.array(["none", "off-centre"] * (n // 2)), rng.random(n), rng.random((n, 2)), quaternion))
+from .conftest import example
 
 
 def assert_same(first, second):
@@ -53,7 +39,7 @@ def test_results_of_a_network_alone_have_no_match(tmp_path):
     with np.load(tmp_path / "results.npz") as arrays:
         assert np.isnan(arrays["match_score"]).all() and not arrays["searched"].any()
     assert_same(PoseResults.load(tmp_path / "results.npz"), results)
-    assert "rlnCryoforumMatchScore" not in results.star_columns() and "rlnCryoforumReason" not in results.star_columns()
+    assert "rlnCryoforumMatchScore" not in star_columns(results) and "rlnCryoforumReason" not in star_columns(results)
 
 
 def test_rows_are_selected_in_every_group():
@@ -79,14 +65,6 @@ def test_rows_are_replaced_in_a_copy():
     untouched = np.array([1, 2, 4, 5])
     assert_same(changed[untouched], results[untouched])
     assert_same(results, example())
-
-
-def test_star_columns_are_those_that_are_known():
-    columns = example().star_columns()
-    assert list(columns) == ["rlnCryoforumExpectedError", "rlnCryoforumErrorBound", "rlnCryoforumFigureOfMerit",
-                             "rlnCryoforumExpectedShiftError", "rlnCryoforumShiftErrorBound", "rlnCryoforumMatchScore",
-                             "rlnCryoforumReason", "rlnCryoforumParticleProbability"]
-    assert PoseResults(np.arange(2), np.zeros((2, 4)), np.zeros((2, 2))).star_columns() == {}
 
 
 def test_a_table_of_another_program_may_lack_poses_and_groups(tmp_path):

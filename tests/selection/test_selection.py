@@ -1,16 +1,20 @@
 """Selection: every criterion on small sets whose answer is plain, and the default on simulated scores."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from cryoforum_core.errors import InputError
-from cryoforum_core.junk.rejection import ImageLabels, alternative_columns, recentred
+from cryoforum_core.junk.rejection import ImageLabels
 from cryoforum_core.particles.star import read_star
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.results.pose_results import PoseResults
 from cryoforum_core.run_directory import RunDirectory
 from cryoforum_core.selection.measures import MEASURES, measures_of
 from cryoforum_core.selection.selection import REASON_COLUMN, best_with_rare_views, select, write_selection
+
+from .labelled_views import labelled_views
 
 SCORE = np.array([0.30, 0.10, 0.25, 0.25, 0.40, 0.25])
 ERROR = np.array([3.0, 40.0, 5.0, 6.0, 1.0, 20.0])
@@ -50,15 +54,6 @@ def test_largest_error_alone_and_together_with_a_threshold():
     assert both.kept.tolist() == [4]
     assert both.summary()["reasons"] == {"match-score<0.26": 4, "expected-error>2": 1}
     assert both.reason[0] == "expected-error=3>2"
-
-
-def test_the_other_orientation_of_those_that_have_one():
-    other = np.full((3, 4), np.nan)
-    labels = ImageLabels(np.array(["ambiguous-orientation"] * 3), np.zeros(3, dtype=int), np.full((3, 2), np.nan), other)
-    assert alternative_columns(labels, np.array([0, 2])) == {}
-    other[2] = [0, 0, 0, 1]
-    columns = alternative_columns(labels, np.array([0, 2]))
-    assert [column.tolist() for column in columns.values()] == [[-999, -999, 0]] * 3
 
 
 def test_a_largest_error_leaves_out_junk_beside_any_measure_but_a_limit_of_the_probability_is_its_own():
@@ -177,32 +172,20 @@ def test_default_keeps_tiny_and_constant_sets(scores):
 @pytest.mark.parametrize("name", ["expected-error", "error-bound", "dispersion-max", "dispersion-trace",
                                   "dispersion-wigner"])
 def test_default_works_for_every_measure_of_the_posterior(name):
-    """Sure particles with errors of some 2 degrees, lost ones of some 60: factors apart, not degrees."""
+    """Particles with errors of some 2 degrees, misassigned ones of some 60: factors apart, not degrees."""
     rng = np.random.default_rng(5)
     precision = np.r_[np.exp(rng.normal(np.log(2.0), 0.4, 300)), np.exp(rng.normal(np.log(2000.0), 0.5, 1700))]
     error = np.rad2deg(np.sqrt(3 / precision))
     ascending = precision[:, None] * np.array([0.0, 1.0, 1.4, 2.0])
-    measures = measures_of(PoseResults.from_arrays({"eigenvalues": ascending, "expected_error_deg": error, "error_bound_deg": 2 * error}))
+    arrays = {"eigenvalues": ascending, "expected_error_deg": error, "error_bound_deg": 2 * error}
+    measures = measures_of(PoseResults.from_arrays(arrays))
     selection = select(measures, name)
     assert (selection.rejected < 300).sum() >= 295 and len(selection.rejected) <= 310
     kept_worst = MEASURES[name].quality(measures[name][selection.kept]).min()
     assert kept_worst >= MEASURES[name].quality(selection.threshold)
 
 
-# -- measures and files
-
-def test_measures_take_the_networks_own_dispersions_and_leave_out_what_is_missing():
-    own, refined = np.array([[0.0, 2.0, 3.0, 5.0]]), np.array([[0.0, 100.0, 200.0, 300.0]])
-    arrays = {"eigenvalues": refined, "network_eigenvalues": own, "expected_error_deg": np.array([4.0]),
-              "match_score": np.array([np.nan])}
-    measures = measures_of(PoseResults.from_arrays(arrays))
-    assert measures["dispersion-max"] == [-2.0]
-    assert measures["dispersion-trace"] == [-10.0]
-    spacing = np.array([2.0, 1.0, 2.0])
-    assert measures["dispersion-wigner"] == pytest.approx([np.sum(np.log(spacing) - np.pi * spacing**2 / 4)])
-    assert "match-score" not in measures and "error-bound" not in measures
-    assert measures_of(PoseResults.from_arrays({"eigenvalues": refined}))["dispersion-max"] == [-100.0]
-
+# -- files
 
 @pytest.fixture
 def predicted():
@@ -261,19 +244,7 @@ def test_default_rejects_scattered_junk_that_is_no_second_population():
     assert (selection.kept >= 48).sum() >= 339
 
 
-@pytest.mark.parametrize("names", [("rlnOriginX", "rlnOriginY"), ("rlnOriginXAngst", "rlnOriginYAngst"),
-                                   ("rlnOriginX", "rlnOriginY", "rlnOriginXAngst", "rlnOriginYAngst")])
-def test_every_origin_of_a_recentred_table_is_the_new_one(names):
-    """Tables without optics groups may have origins in Angstrom, which are read before those in pixels."""
-    columns = {name: np.zeros(2) for name in names}
-    table = ParticleTable.from_columns(columns | {"rlnImagePixelSize": np.full(2, 4.0)})
-    new = recentred(table, np.array([[8.0, -4.0], [2.0, 0.0]]))
-    for name in names:
-        expected = np.array([8.0, 2.0] if "X" in name else [-4.0, 0.0])
-        assert np.allclose(new.floats(name), expected if name.endswith("Angst") else expected / 4)
-
-
-def test_what_the_map_chooses_is_given_back_what_a_view_cannot_spare():
+def test_rare_viewing_directions_get_back_what_a_choice_by_the_map_took():
     """Ten good particles of one view, and two poorer ones and one of junk of another."""
     cone, reason = np.array([0] * 10 + [1] * 3), np.array(["none"] * 12 + ["another-object"])
     labels = ImageLabels(reason, cone, np.full((13, 2), np.nan), np.full((13, 4), np.nan))
@@ -283,3 +254,66 @@ def test_what_the_map_chooses_is_given_back_what_a_view_cannot_spare():
     chosen, n_restored = best_with_rare_views(measures, "particle-probability", 10, labels)
     assert chosen.kept.tolist() == list(range(11)) and n_restored == 1 and chosen.n_short == 0
     assert chosen.reason.tolist() == ["particle-probability=0.6<0.99", "another-object"]
+
+
+@pytest.mark.parametrize("criterion", [{}, {"keep_fraction": 0.5}, {"keep_count": 300}])
+@pytest.mark.parametrize("measure", ["match-score", "expected-error"])
+def test_no_viewing_direction_loses_more_than_its_junk(criterion, measure):
+    measures, labels = labelled_views(np.random.default_rng(5))
+    kept = select(measures, measure, labels=labels, **criterion).kept
+    for cone in (3, 7):
+        before, after = (labels.cone == cone).mean(), (labels.cone[kept] == cone).mean()
+        junk = labels.is_rejected[labels.cone == cone].mean()
+        assert after >= before * (1 - junk) - 1.5 / len(kept)
+
+
+def test_viewing_directions_are_not_protected_against_a_limit_or_where_it_is_switched_off():
+    measures, labels = labelled_views(np.random.default_rng(5))
+    rare = labels.cone == 7
+    for options in ({"keep_fraction": 0.5, "protect_views": False}, {"threshold": 0.0}):
+        selection = select(measures, "match-score", labels=labels, **options)
+        assert rare[selection.kept].mean() < 0.5 * rare.mean()
+        assert selection.n_short > 0
+    assert (measures["match-score"][selection.kept] >= 0).all()
+
+
+def test_only_the_junk_labels_asked_for_are_rejected():
+    measures, labels = labelled_views(np.random.default_rng(6))
+    labels = replace(labels, reason=np.where(np.arange(2000) < 50, "off-centre", labels.reason))
+    measures["particle-probability"][:50] = 0.1
+    selection = select(measures, labels=labels.rejecting(["off-centre"]))
+    assert selection.rejected.tolist() == list(range(50))
+    assert selection.summary()["reasons"] == {"off-centre": 50}
+
+
+def test_particles_of_ambiguous_orientation_are_rejected_only_where_they_are_named():
+    measures, labels = labelled_views(np.random.default_rng(6))
+    reason = labels.reason.astype(object)
+    ambiguous = np.flatnonzero(reason == "none")[:40]
+    reason[ambiguous] = "ambiguous-orientation"
+    labels = replace(labels, reason=reason.astype(str))
+    assert not np.isin(ambiguous, select(measures, labels=labels).rejected).any()
+    selection = select(measures, labels=labels.rejecting(["ambiguous-orientation"]))
+    assert selection.rejected.tolist() == ambiguous.tolist()
+    assert selection.summary()["reasons"] == {"ambiguous-orientation": 40} and "Ambiguous" in selection.explanation
+
+
+def test_errors_beyond_the_limit_are_another_reason_than_junk_and_ambiguous_orientations():
+    reason = np.array(["none", "off-centre", "none", "ambiguous-orientation"])
+    labels = ImageLabels(reason, np.zeros(4, dtype=int), np.full((4, 2), np.nan), np.full((4, 4), 0.5))
+    selection = select({"expected-error": np.array([1.0, 60.0, 20.0, 50.0])}, max_error_deg=10.0, labels=labels)
+    assert selection.reason.tolist() == ["off-centre", "error-beyond-limit", "ambiguous-orientation"]
+
+
+def test_a_limit_of_errors_rejects_junk_of_the_chosen_labels_too():
+    """An overlapping particle is oriented well, and its bound says so."""
+    reason = np.array(["none", "overlapping-neighbour", "off-centre", "none"])
+    labels = ImageLabels(reason, np.zeros(4, dtype=int), np.full((4, 2), np.nan), np.full((4, 4), np.nan))
+    measures = {"expected-error": np.array([1.0, 1.0, 2.0, 20.0]), "error-bound": np.array([2.0, 2.0, 4.0, 40.0])}
+    for limit in ({"max_error_deg": 10.0}, {"measure": "error-bound", "threshold": 10.0}):
+        selection = select(measures, labels=labels, **limit)
+        assert selection.kept.tolist() == [0] and "junk" in selection.explanation
+        assert selection.reason.tolist() == ["overlapping-neighbour", "off-centre", "error-beyond-limit"]
+        assert select(measures, labels=labels.rejecting(["off-centre"]), **limit).kept.tolist() == [0, 1]
+        everything = select(measures, labels=labels.rejecting([]), **limit)
+        assert everything.kept.tolist() == [0, 1, 2] and "junk" not in everything.explanation

@@ -29,7 +29,7 @@ def poses():
     return random_quaternions(32, generator), 0.8 * torch.randn(32, 2, generator=generator)
 
 
-def test_a_turned_image_is_the_projection_at_the_turned_label(poses, images_at):
+def test_an_image_rotated_in_plane_is_the_projection_at_the_rotated_label(poses, images_at):
     quaternion, shift = poses
     angle, displacement, _ = random_transforms(32, BOX, torch.Generator().manual_seed(1))
     one = torch.ones(32)
@@ -59,13 +59,13 @@ def test_magnification_moves_the_centre_with_it(poses, images_at):
     assert torch.allclose(moved, 1.1 * shift)
 
 
-def test_no_turn_changes_nothing():
+def test_no_rotation_changes_nothing():
     images = torch.randn(4, BOX, BOX, generator=torch.Generator().manual_seed(2))
     same = transform_images(images, torch.zeros(4), torch.zeros(4, 2), torch.ones(4))
     assert torch.allclose(same, images, atol=1e-4)
 
 
-def test_turning_keeps_the_noise_spectrum():
+def test_rotation_keeps_the_noise_spectrum():
     noise = torch.randn(300, BOX, BOX, generator=torch.Generator().manual_seed(3))
     angle = 2 * math.pi * torch.rand(300, generator=torch.Generator().manual_seed(4))
     turned = transform_images(noise, angle, torch.zeros(300, 2), torch.ones(300))
@@ -73,7 +73,7 @@ def test_turning_keeps_the_noise_spectrum():
     assert (power > 0.85).all() and (power < 1.4).all()
 
 
-def test_turns_are_of_all_angles_and_small_otherwise():
+def test_rotations_are_of_all_angles_shifts_and_magnifications_small():
     angle, displacement, magnification = random_transforms(2000, 64, torch.Generator().manual_seed(0))
     assert angle.min() < 0.1 and angle.max() > 2 * math.pi - 0.1
     assert displacement.std() == pytest.approx(0.02 * 64, rel=0.1)

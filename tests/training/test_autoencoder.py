@@ -17,9 +17,7 @@ from cryoforum_core.geometry.rotations import (
 )
 from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging import projection
-from cryoforum_core.imaging.fourier import crop_volume, fft_volume, ifft_image, ifft_volume
-from cryoforum_core.imaging.masks import soft_circle
-from cryoforum_core.imaging.projection import FourierVolume
+from cryoforum_core.imaging.fourier import crop_volume, fft_volume, ifft_volume
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.model.learnable_volume import LearnableVolume
 from cryoforum_core.model.network import NetworkConfig, OrientationNetwork, rotate_90_deg
@@ -38,21 +36,13 @@ from cryoforum_core.training.autoencoder import (
     reconstruction_error,
     unexplained_power,
 )
-from cryoforum_core.training.image_batches import EpochStream, PreparedImages
+from cryoforum_core.training.image_batches import EpochStream
 from cryoforum_core.training.learnable_poses import PoseAdam, PoseTable, tangent_gradient
 from cryoforum_core.training.loop import LoopSettings, train_network
 
-BOX, PIXEL = 16, 6.0
+from .clean_images import BOX, MASK, PIXEL, CleanSet, molecule
+
 C1 = symmetry_group("c1")
-MASK = soft_circle(BOX, 0.45 * BOX, 3.0)
-
-
-def molecule() -> torch.Tensor:
-    """An asymmetric map (16, 16, 16): four blobs."""
-    axis = (torch.arange(BOX) - BOX // 2).float()
-    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-    centres = (((3, 2, 1), 1.6), ((2, -3, -2), 1.2), ((-3, 1, -2), 0.9), ((-1, -3, 3), 0.6))
-    return sum(w * torch.exp(-((x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2) / 2.5) for (a, b, c), w in centres)
 
 
 def low_pass(volume: torch.Tensor, box: int = 10) -> torch.Tensor:
@@ -64,19 +54,6 @@ def radius_3d() -> torch.Tensor:
     """Fourier radius on the half-complex grid of the map: (16, 16, 9)."""
     k = torch.fft.fftfreq(BOX, 1 / BOX)
     return torch.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + torch.arange(BOX // 2 + 1) ** 2)
-
-
-class CleanSet:
-    """Noiseless images of the molecule without CTF, in memory."""
-
-    def __init__(self, n: int = 400):
-        generator = torch.Generator().manual_seed(5)
-        self.quaternion = random_quaternions(n, generator)
-        made = ifft_image(FourierVolume.from_real(molecule()).project(self.quaternion))
-        self.pixels, self.n = made / made.std() * MASK, n
-        self.ctf = torch.ones(n, BOX, BOX // 2 + 1)
-        self.images = PreparedImages(lambda rows: (self.pixels[rows], self.ctf[rows]), n, BOX)
-        self.rows, self.held_out = np.arange(n // 10, n), np.arange(n // 10)
 
 
 @pytest.fixture(scope="module")
@@ -127,16 +104,7 @@ def test_low_frequencies_come_first():
     assert marching_radius_px(0.6, 32) is None and marching_radius_px(1.0, 32) is None
 
 
-def test_the_epochs_are_functions_of_the_step(clean):
-    stream = make_objective(clean, batch_size=100).stream
-    assert stream.steps_per_epoch == 4
-    epoch = torch.cat([stream(step, 0.0)[0].rows for step in range(4)])
-    assert sorted(epoch.tolist()) == clean.rows.tolist()
-    assert torch.equal(stream(2, 0.0)[0].rows, stream(2, 0.9)[0].rows)
-    assert not torch.equal(stream(0, 0.0)[0].rows, stream(4, 0.0)[0].rows)
-
-
-def test_held_out_images_get_poses_and_teach_the_map_nothing(clean):
+def test_held_out_images_get_poses_without_gradients_of_the_map(clean):
     model = make_model(AutoEncoderOptions(shifts=False, per_image_from_step=0), n_images=clean.n)
     objective = make_objective(clean, pose_steps_from=0)
     steps = [step for step in range(20) if objective.stream.is_held_out(step)]
@@ -240,7 +208,7 @@ def test_rotated_copies_distinguish_right_poses_from_wrong_ones(clean):
     assert equivariance_errors_deg(make_model().eval(), batches).median() > 20
 
 
-def test_random_poses_teach_the_encoder_but_not_the_map(clean):
+def test_projections_at_random_poses_train_the_encoder_but_not_the_map(clean):
     model = make_model(AutoEncoderOptions(shifts=True, random_pose_weight=1.0))
     loss = random_pose_loss(model, model.volume.transform(), clean.ctf[:32])
     assert loss.shape == (32,)
@@ -248,7 +216,7 @@ def test_random_poses_teach_the_encoder_but_not_the_map(clean):
     assert model.volume.voxels.grad is None and model.network.head.orientation.weight.grad.abs().sum() > 0
 
 
-def test_random_poses_are_learnt(clean, tmp_path):
+def test_the_encoder_finds_poses_of_projections_at_random_poses(clean, tmp_path):
     found = {}
     for weight in (0.0, 1.0):
         model = make_model(AutoEncoderOptions(shifts=False, random_pose_weight=weight))
@@ -277,7 +245,7 @@ def test_symmetry_makes_the_map_symmetric(clean, tmp_path):
 # poses of single images
 
 
-def test_tangent_gradient_is_the_derivative_along_small_turns():
+def test_tangent_gradient_is_the_derivative_along_small_rotations():
     generator = torch.Generator().manual_seed(2)
     quaternion = random_quaternions(5, generator, torch.float64)
     weight = torch.randn(5, 4, generator=generator, dtype=torch.float64)
@@ -395,7 +363,7 @@ def taught(clean):
     return network.eval()
 
 
-def test_fine_tuning_lowers_the_held_out_loss_and_leaves_the_given_alone(clean, taught, tmp_path):
+def test_fine_tuning_lowers_the_held_out_loss_and_leaves_the_given_network_as_it_was(clean, taught, tmp_path):
     given = {name: value.clone() for name, value in taught.state_dict().items()}
     blurred = 7.0 * ifft_volume(fft_volume(molecule()) * (radius_3d() < 3))  # any grey values
     settings = FineTuneSettings(batch_size=40, max_steps=60, options=AutoEncoderOptions(shifts=False))

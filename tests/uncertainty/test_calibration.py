@@ -1,47 +1,19 @@
-"""Errors learnt from particles with known poses, through the jobs: what is promised of new particles holds."""
+"""Errors calibrated on particles with known poses, through the jobs: bounds have their nominal coverage on new ones."""
 
 import csv
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 import cryoforum_core as cf
 from cryoforum_core.errors import InputError
-from cryoforum_core.imaging.fourier import ifft_image
 from cryoforum_core.imaging.masks import soft_circle
-from cryoforum_core.imaging.noise_spectrum import noise_power_spectrum
-from cryoforum_core.matching.likelihood import contrast_from_poses, predicted
-from cryoforum_core.matching.matching_model import MatchingModel
 from cryoforum_core.mrc import write_stack
 from cryoforum_core.particles.dataset import load_particles
-from cryoforum_core.particles.image_preparation import ImagePreparation
-from cryoforum_core.particles.image_state import determine_image_state
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.run_directory import RunDirectory
-from cryoforum_core.uncertainty.simulated_images import ImageSource, particles_like
 
-from ..matching.conftest import blobs
-
-BOX, PIXEL, N = 32, 5.0, 400
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("calibration")
-    cf.write_map(folder / "molecule.mrc", blobs().numpy(), PIXEL)
-    return folder
-
-
-def simulated(folder, name, **options):
-    options = {"n_particles": N, "snr": 0.3, "seed": 1} | options
-    return cf.simulate(cf.SimulateConfig(out=folder / name, model=folder / "molecule.mrc", shift_rms_px=1.0, **options))
-
-
-@pytest.fixture(scope="module")
-def data(folder):
-    return simulated(folder, "set")
+from .conftest import BOX, PIXEL, simulated
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +28,13 @@ def run(folder, data, network):
 
 
 def errors(run, data, folder):
-    judged = cf.evaluate(cf.EvaluateConfig(out=folder / f"{run.path.name}_errors", particles=run.particles,
+    compared = cf.evaluate(cf.EvaluateConfig(out=folder / f"{run.path.name}_errors", particles=run.particles,
                                            truth=data.truth))
-    rows = list(csv.DictReader((judged.path / "errors.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((compared.path / "errors.csv").read_text().splitlines()))
     return tuple(np.array([float(row[name]) for row in rows]) for name in ("error_deg", "shift_error_angstrom"))
 
 
-def test_bounds_hold_as_often_as_they_say_against_the_truth(run, data, folder):
+def test_bounds_have_their_nominal_coverage_against_the_true_poses(run, data, folder):
     error_deg, shift_error = errors(run, data, folder)
     found = RunDirectory(folder / f"{run.path.name}_errors").read_summary()
     assert abs(found["error_bound_held"] - 0.8) < 0.08 and abs(found["shift_error_bound_held"] - 0.8) < 0.08
@@ -76,7 +48,7 @@ def test_bounds_hold_as_often_as_they_say_against_the_truth(run, data, folder):
     assert table.has("rlnCryoforumErrorBound", "rlnCryoforumExpectedShiftError", "rlnCryoforumShiftErrorBound")
 
 
-def test_the_run_says_what_was_promised_and_what_held(run):
+def test_the_run_reports_nominal_and_empirical_coverage(run):
     summary = run.read_summary()
     assert summary["error_bound_coverage"] == 0.8 and abs(summary["error_bound_held"] - 0.8) < 0.06
     assert summary["n_calibration_particles"] == 400 and "simulated" in summary["calibration_source"]
@@ -88,14 +60,14 @@ def test_the_run_says_what_was_promised_and_what_held(run):
     assert "80 % bound on the shift" in page
 
 
-def test_a_selection_repeats_what_its_particles_were_promised(run, folder):
+def test_a_selection_repeats_the_coverage_table_of_its_prediction(run, folder):
     selection = cf.select(cf.SelectConfig(out=folder / "selection", run=run.path, keep_fraction=0.9))
     page = selection.report.read_text()
     assert "Coverage of the error bounds" in page and "400 simulated images of the map" in page
     assert "Calibration of the expected error" in page
 
 
-def test_labelled_particles_are_learnt_from_instead(folder, data, network):
+def test_errors_are_calibrated_on_labelled_particles_where_they_are_given(folder, data, network):
     labelled = simulated(folder, "labelled", n_particles=150, seed=2)
     run = cf.predict(cf.PredictConfig(out=folder / "by_labels", particles=data.particles, model=network.path,
                                       calibration_particles=labelled.truth))
@@ -105,7 +77,7 @@ def test_labelled_particles_are_learnt_from_instead(folder, data, network):
         assert 0.8 < np.mean(error_deg <= arrays["error_bound_deg"]) < 0.98
 
 
-def test_labelled_particles_that_cannot_be_learnt_from_are_refused(folder, data, network):
+def test_labelled_particles_that_are_too_few_or_extracted_otherwise_are_refused(folder, data, network):
     few = simulated(folder, "few", n_particles=20)
     small = simulated(folder, "small", n_particles=120, box_size_px=24)
     for labelled, complaint in ((few, "at least 100"), (small, "box and pixel size"), (data, "rlnAngleRot")):
@@ -116,19 +88,19 @@ def test_labelled_particles_that_cannot_be_learnt_from_are_refused(folder, data,
         assert not (folder / "refused").exists()
 
 
-def test_a_network_alone_learns_its_errors_where_it_has_a_map(folder, data, network):
+def test_errors_of_a_network_alone_are_calibrated_on_images_of_its_map(folder, data, network):
     run = cf.predict(cf.PredictConfig(out=folder / "network_alone", particles=data.particles, model=network.path,
                                       refinement="none"))
     error_deg, _ = errors(run, data, folder)
     with np.load(run.orientation_posterior, allow_pickle=False) as arrays:
         assert abs(np.mean(error_deg <= arrays["error_bound_deg"]) - 0.9) < 0.07
-        # a network of ten steps knows nothing, and says so
+        # a network of ten steps finds no orientations, and expects so
         assert arrays["expected_error_deg"].mean() > 60
 
 
-def test_a_network_for_centred_images_is_judged_by_centred_images(folder):
-    """Displacements that it was told not to expect throw it off: of images that have none it would promise too little."""
-    # of 400 images chance alone moves what holds by 2 %
+def test_a_network_for_centred_images_is_calibrated_on_centred_images(folder):
+    """Displacements that it was told not to expect throw it off: on images that have them its bounds would be too wide."""
+    # of 400 images chance alone moves the coverage by 2 %
     centred = cf.simulate(cf.SimulateConfig(out=folder / "centred", model=folder / "molecule.mrc", n_particles=2000,
                                             snr=2.0, shift_rms_px=0.0, seed=4))
     network = cf.train(cf.TrainConfig(out=folder / "of_centred", particles=centred.particles, reference=centred.map,
@@ -142,8 +114,8 @@ def test_a_network_for_centred_images_is_judged_by_centred_images(folder):
 
 
 @pytest.mark.parametrize("is_masked", [False, True])
-def test_images_without_noise(folder, network, is_masked):
-    """As first trials often have: errors of hundredths of a degree, and no promise of a hundred degrees. A mask leaves a
+def test_images_without_noise_have_small_errors_and_small_expected_errors(folder, network, is_masked):
+    """As first trials often have: errors of hundredths of a degree, and no bound of a hundred degrees. A mask leaves a
     background of exactly 0."""
     name = f"clean_{is_masked}"
     clean = simulated(folder, name, snr=1e6, n_particles=120, ctf="none")
@@ -158,40 +130,8 @@ def test_images_without_noise(folder, network, is_masked):
         assert np.mean(error_deg <= arrays["error_bound_deg"]) > 0.85
 
 
-def test_without_learning_the_matches_speak_for_themselves(folder, data, network):
+def test_without_calibration_no_coverage_is_reported(folder, data, network):
     run = cf.predict(cf.PredictConfig(out=folder / "uncalibrated", particles=data.particles, model=network.path,
                                       refinement="local", calibrate=False))
     assert "error_bound_coverage" not in run.read_summary() and not (run.path / "calibration.csv").exists()
     assert "Coverage of the error bounds" not in run.report.read_text()
-
-
-@pytest.mark.parametrize("contrast", ["bright", "dark"])
-@pytest.mark.parametrize("ctf_state", ["raw", "phase-flipped", "multiplied"])
-def test_simulated_images_are_like_the_sets_own(data, contrast, ctf_state):
-    """Prepared like the set's, they have the contrast that the model says, at their poses and at no others."""
-    particles = load_particles(data.particles)
-    state = determine_image_state(particles, cf.PredictConfig(out="x", particles="x", model="x"))
-    raw = ImagePreparation(particles, state, BOX, torch.device("cpu"))
-    truth = load_particles(data.truth, require_poses=True).poses
-    poses = truth.quaternion, -truth.shift_angstrom / PIXEL
-    # the set itself in another state, made of the molecule
-    source = replace(ImageSource.like(raw, model_of(raw)), state=replace(state, contrast=contrast, ctf_state=ctf_state))
-    own = replace(raw, particles=particles_like(source, raw, *poses, seed=5), state=source.state)
-    model = model_of(own)
-    known = particles_like(ImageSource.like(own, model), own, *poses, seed=6)
-    prepared, rows = replace(own, particles=known), np.arange(0, N, 2)
-    images_ft, ctf = prepared.transforms(rows)
-    torch.testing.assert_close(images_ft, prepared.transforms(rows)[0])
-    images = model.images(images_ft, ctf)
-    for expected, at in ((1.0, rows), (0.2, rows[::-1].copy())):
-        found, variance = contrast_from_poses(images, predicted(images, model.volume, known.quaternion[at],
-                                                                known.displacement_px[at]), 0.0)
-        mean = (found / variance).sum() / (1 / variance).sum()
-        assert abs(mean - expected) < (0.1 if expected == 1.0 else 0.35)
-    assert abs(images.data.abs().square().mean() / model.images(*own.transforms(rows)).data.abs().square().mean() - 1) < 0.1
-
-
-def model_of(images):
-    images_ft, ctf = images.transforms(np.arange(N))
-    spectrum = noise_power_spectrum(ifft_image(images_ft), 0.45 * BOX)
-    return MatchingModel.estimate(blobs(), images_ft, ctf, spectrum, torch.tensor([[0.0, 0, 0, 1]]), BOX / 2 - 1, 4.0)

@@ -53,10 +53,11 @@ def hypotheses(quaternion, score):
     return RefinedPoses(quaternion, torch.zeros(n, k, 2), score, information)
 
 
-def test_two_refinements_to_one_pose_count_once_and_rivals_by_their_likelihood():
-    first, rival = random_quaternions(2, torch.Generator().manual_seed(4))
+def test_two_refinements_to_one_pose_count_once_and_alternatives_by_their_likelihood():
+    first, other = random_quaternions(2, torch.Generator().manual_seed(4))
     nearly = compose(first, rotation_vector_to_quaternion(torch.tensor([0.01, 0.0, 0.0])))
-    posterior = match_posterior(hypotheses(torch.stack([first, nearly, rival])[None], torch.tensor([[50.0, 49.9, 49.0]])), C1)
+    found = hypotheses(torch.stack([first, nearly, other])[None], torch.tensor([[50.0, 49.9, 49.0]]))
+    posterior = match_posterior(found, C1)
     expected = torch.softmax(torch.tensor([50.0, 49.0]), 0)
     torch.testing.assert_close(posterior.weight[0], torch.stack([expected[0], torch.tensor(0.0), expected[1]]))
 
@@ -83,7 +84,7 @@ def test_deviation_of_the_displacement_when_the_rotation_is_unknown():
     torch.testing.assert_close(shift_deviation_px(information).sort().values, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_chance_to_be_lost_grows_where_the_fit_is_poor():
+def test_the_misassignment_probability_grows_where_the_fit_is_poor():
     chance = misassignment_probability(torch.tensor([3.0, 0.0, -3.0, -4.5, -9.0]))
     assert chance[0] < 1e-3 and chance[1] == chance[0] and chance[3] == 0.5 and chance[4] > 0.999
     assert (chance.diff() >= 0).all()

@@ -1,1 +1,1 @@
-"""The end-to-end method, CryoPoseNet."""
+"""The end-to-end method (CryoPoseNet): encoder and map are trained together."""

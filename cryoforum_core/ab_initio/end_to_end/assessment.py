@@ -1,4 +1,4 @@
-"""What held-out images and projections of the map say of a run of the end-to-end method."""
+"""Assessment of a run of the end-to-end method, on held-out images and on projections of its map."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from ...imaging.resolution import resolution_angstrom
 from ...reconstruction.reconstruct import HalfMaps
 from ...training.autoencoder import AutoEncoder, equivariance_errors_deg, mean_square, unexplained_power
 from ...training.image_batches import ImageBatch
-from ...training.projections import TrainingBatch
+from ...training.simulated_projections import TrainingBatch
 from ..convergence import EndToEndAssessment, max_projection_error_deg
 from .setup import EndToEndSetup
 

@@ -1,7 +1,7 @@
 """Poses, maps and network of the end-to-end method, once it is trained, and their files.
 
-Both half maps rest on poses of one network, so their correlation is **not** a gold standard: it may agree in what the
-network made of all images together.
+The poses of both half sets come from one network, so the FSC is **not** gold-standard: errors that the network makes in
+all images are in both half maps.
 """
 
 import logging
@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from ...config import TrainConfig
 from ...errors import InputError
@@ -21,11 +22,11 @@ from ...particles.image_state import images_of
 from ...reconstruction.reconstruct import HalfMaps, reconstruct_halves
 from ...results.write import write_results
 from ...run_directory import RunDirectory
-from ...training.label_map import network_volume
 from ...training.loop import step_generator
 from ...training.losses import bingham_loss
+from ...training.map_from_labels import network_volume
 from ...training.objective import Objective
-from ...training.projections import ImageModel, ProjectionStream, TrainingBatch
+from ...training.simulated_projections import ImageModel, ProjectionStream, TrainingBatch
 from ..particle_results import of_network, with_estimated_errors
 from ..plan import AbInitioPlan
 from .setup import EndToEndSetup
@@ -56,7 +57,7 @@ def find_poses(setup: EndToEndSetup) -> PoseEstimate:
     return PoseEstimate(found.quaternion.float(), found.bingham.float(), shift_angstrom)
 
 
-def final_maps(plan: AbInitioPlan, found: PoseEstimate, halves: np.ndarray) -> HalfMaps:
+def final_maps(plan: AbInitioPlan, found: PoseEstimate, halves: Int[np.ndarray, " n"]) -> HalfMaps:
     """At the particles' own box, from all poses as they were found."""
     particles = replace(plan.particles, poses=Poses(found.quaternion, found.shift_angstrom))
     return reconstruct_halves(particles, plan.images.transforms, halves, plan.group, plan.max_radius_px,
@@ -64,7 +65,7 @@ def final_maps(plan: AbInitioPlan, found: PoseEstimate, halves: np.ndarray) -> H
 
 
 def fitted_image_model(setup: EndToEndSetup, maps: HalfMaps) -> ImageModel | None:
-    """Noise and signal of the images against the final map; None where they hold nothing like it."""
+    """Noise and signal of the images, by the final map; None where they have no signal of it."""
     try:
         return setup.views.image_model(setup.stream.rows, maps.both.cpu(), setup.config.seed)
     except InputError as error:
@@ -107,7 +108,7 @@ def noisy_projections(setup: EndToEndSetup, found: PoseEstimate, maps: HalfMaps,
     return [plain.batch(_BATCH, generator) for _ in range(-(-N_PROJECTIONS // _BATCH))]
 
 
-def write_poses(plan: AbInitioPlan, run: RunDirectory, found: PoseEstimate, halves: np.ndarray) -> None:
+def write_poses(plan: AbInitioPlan, run: RunDirectory, found: PoseEstimate, halves: Int[np.ndarray, " n"]) -> None:
     """particles.star, with the half sets of the maps; and where an encoder has a posterior of them, its expected errors and
     orientation_posterior.npz."""
     results = of_network(plan.particles.particle_id, found)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...config import AbInitioConfig
@@ -23,6 +24,7 @@ from ..plan import AbInitioPlan
 
 # held out of the training, where there are many images
 MAX_HELD_OUT = 500
+# where there are few
 HELD_OUT_FRACTION = 0.1
 # images from which noise and grey values are estimated
 N_FOR_ESTIMATES = 1000
@@ -35,16 +37,16 @@ DEFAULT_HEAD = "s2s2"
 
 @dataclass(frozen=True)
 class EndToEndSetup:
-    """Everything that is decided before the first step."""
+    """Everything that is set before the first step of the end-to-end method."""
 
     plan: AbInitioPlan
     views: TrainingParticles
     images: PreparedImages
     model: AutoEncoder
     objective: EndToEndObjective
-    held_out: np.ndarray
-    noise_amplitude: Tensor
-    """(b, b // 2 + 1) of the prepared images' noise, relative to white noise of variance 1"""
+    held_out: Int[np.ndarray, " n"]
+    noise_amplitude: Float[Tensor, "b b//2+1"]
+    """of the prepared images' noise, relative to white noise of variance 1"""
 
     @property
     def config(self) -> AbInitioConfig:

@@ -80,7 +80,7 @@ def _matched(plan: AbInitioPlan, sets: HalfSets, refinement: Refinement, network
     """All particles matched, and the part of them whose pose each matching recovered.
 
     Maps that held many misassigned poses are better without them, and errors calibrated with the poorer maps are not those
-    of the end (``docs/decisions/README.md``, Ab initio): then all are matched to the better maps once more.
+    of the end (``docs/decisions/0043-second-final-matching.md``): then all are matched to the better maps once more.
     """
     matched = _matched_once(plan, sets, refinement, network, store, live, "matching all")
     recovered = [matched.recovered_fraction]
@@ -103,7 +103,7 @@ def _masked(refinement: Refinement) -> Refinement:
 
 
 def _rebuilt(plan: AbInitioPlan, sets: HalfSets, matched: MatchedParticles, show: Callable[[float], None]) -> Refinement:
-    """Half maps from the poses as matching left them, then those of a local round against them."""
+    """Half maps from the poses that were matched, then those of a local round of refinement against them."""
     def show_round(done: float, label: str) -> None:
         show(done)
 
@@ -123,16 +123,16 @@ def _with_poses_of(poses: PoseHypotheses, results: PoseResults, calibration: Cal
                    ) -> PoseResults:
     """With the poses of the round after the final matching, and their posterior.
 
-    That is the round's, too: the maps that images were matched to before, brought to the images' amplitude with their
-    noise, know the poses too well (``docs/decisions/README.md``, Ab initio). The errors were calibrated with the spreads as they
-    were stated before: in that unit they stay, so that the median is the same.
+    The posterior is that of the round, too: the matching before it scales the maps to the amplitude of the images, their
+    noise with them, and so takes the poses to be too precise (``docs/decisions/0045-pose-errors.md``). The errors were
+    calibrated in units of the matching's spreads; those of the round are therefore rescaled to the same median.
     """
     best, information = poses.best_poses(pixel_size_angstrom), poses.information.double()
     deviation = torch.linalg.eigvalsh(information).clamp_min(_MIN_INFORMATION).rsqrt().float()
     before, now = (float(np.median(np.linalg.norm(spread, axis=1))) for spread in (
         results.evidence.local_deviation_rad, deviation.cpu().numpy()))
-    logger.info("errors are %.2f times what the last round says, from %s", calibration.model.scale * before / now,
-                calibration.source)
+    logger.info("errors are %.2f times those estimated in the last round, calibrated on %s",
+                calibration.model.scale * before / now, calibration.source)
     bingham = bingham_from_information(best.quaternion, information.float() * (now / before) ** 2)
     evidence = replace(results.evidence, local_deviation_rad=deviation.cpu().numpy() * (before / now))
     return replace(results, quaternion=best.quaternion.cpu().numpy(), shift_angstrom=best.shift_angstrom.cpu().numpy(),

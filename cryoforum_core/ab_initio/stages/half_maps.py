@@ -29,8 +29,9 @@ GLOBAL_STEP_DEG = 10.0
 GLOBAL_RADIUS_PX = 10.0
 # finest frequency to which it refines what it found
 GLOBAL_MAX_RADIUS_PX = 12.0
-# rounds that are made in any case, and at most, after the first
+# rounds after the first that are made in any case
 MIN_ROUNDS = 2
+# at most
 MAX_ROUNDS = 6
 # rounds after the orientations of a pseudo-symmetric molecule were resolved
 ROUNDS_AFTER_RESOLVING = 3
@@ -42,7 +43,7 @@ _DONE_BEFORE_RESOLVING = 0.95
 
 @dataclass(frozen=True)
 class FinishedRounds:
-    """What all rounds so far leave."""
+    """The state after all rounds so far."""
 
     refinement: Refinement
     figures: list[dict]
@@ -65,7 +66,7 @@ class FinishedRounds:
 
 @dataclass(frozen=True)
 class RefinedHalfSets:
-    """What the stage leaves: the half sets and where they come from, and what the rounds made of them."""
+    """Result of the stage: the half sets, their source, and the refinement of the last round."""
 
     half_sets: HalfSets
     source: str
@@ -94,7 +95,7 @@ def _half_sets(plan: AbInitioPlan) -> tuple[HalfSets, str]:
 def _rounds(plan: AbInitioPlan, sets: HalfSets, found: SearchOutcome, store: StageStore, live: LiveRun) -> FinishedRounds:
     if store.has("rounds"):
         rounds = FinishedRounds.of_state(store.load("rounds"))
-        logger.info("half maps: %d rounds done before, going on after them", len(rounds.figures))
+        logger.info("half maps: %d rounds done before, continuing after them", len(rounds.figures))
     else:
         rounds = _first_round(plan, sets, found, live)
         store.save("rounds", rounds.state())
@@ -107,7 +108,7 @@ def _rounds(plan: AbInitioPlan, sets: HalfSets, found: SearchOutcome, store: Sta
 
 
 def _goes_on(figures: list[dict]) -> bool:
-    """Until two rounds in a row bring no shell more."""
+    """Whether another round is worthwhile: until two in a row have not improved the resolution."""
     if len(figures) <= MIN_ROUNDS:
         return True
     radii = [of_round["resolution_radius_px"] for of_round in figures]

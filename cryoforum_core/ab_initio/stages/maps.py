@@ -20,8 +20,8 @@ from ..plan import AbInitioPlan
 from .final_matching import FinalOutcome
 
 
-def write_maps_and_results(plan: AbInitioPlan, run: RunDirectory, half_sets: HalfSets, final: FinalOutcome, has_network: bool,
-                  live: LiveRun) -> HalfMaps:
+def write_maps_and_results(plan: AbInitioPlan, run: RunDirectory, half_sets: HalfSets, final: FinalOutcome,
+                           has_network: bool, live: LiveRun) -> HalfMaps:
     """Particles, maps, their FSC, and where there are any, the network's reference map and the calibration."""
     maps = _final_maps(plan, half_sets, final.results)
     write_half_maps(run, maps, plan.particles.pixel_size_angstrom)

@@ -1,5 +1,5 @@
-"""The third stage: a network learns from the poses found and from endless projections of the map they make, then, end to
-end with the map, as long as that explains held-out images better."""
+"""The third stage: a network is trained on the poses found and on simulated projections of their map; then end to end with
+the map, unless that explains held-out images worse."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -24,16 +24,19 @@ from .store import StageStore, State
 
 logger = logging.getLogger("cryoforum")
 
-# part of the time that the network has together with the map, and the least of it
+# part of the time that the network has together with the map
 END_TO_END_SHARE = 0.2
+# the least of it
 MIN_END_TO_END_MINUTES = 0.1
 # held out of it, where there are many images
 MAX_HELD_OUT = 500
+# where there are few
 HELD_OUT_FRACTION = 0.1
 # the time ends the training, never this
 MAX_STEPS = 100_000
 # images whose poses the network finds at once
 _BATCH = 256
+# in the run directory
 _METRICS_OF_END_TO_END = "metrics_end_to_end.csv"
 # a stream of random numbers of its own
 _SEED_OF_HELD_OUT = 0xE2
@@ -62,7 +65,7 @@ def train_network(plan: AbInitioPlan, run: RunDirectory, refined: RefinedHalfSet
     def train() -> State:
         minutes = training_minutes(plan.config, sum(live.seconds.values()))
         logger.info("training the network for %.1f minutes", minutes)
-        live.show(0.01, f"training for {minutes:.1f} minutes; the curve is in the report at the end")
+        live.show(0.01, f"training for {minutes:.1f} minutes; the report will show the curve")
         return _trained(plan, run, refined.refinement.poses, minutes).state()
 
     return TrainedNetwork.of_state(store.kept("network", train))

@@ -1,9 +1,10 @@
-"""The first stage: a map from random starts, the best of which held-out images choose."""
+"""The first stage: maps from random starts, of which the one that explains held-out images best is kept."""
 
 import logging
 from dataclasses import dataclass
 from functools import partial
 
+from jaxtyping import Float
 from torch import Tensor
 
 from ...matching.stochastic import StochasticSearch
@@ -28,9 +29,9 @@ MAX_STARTS = 4
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """The chosen map (b, b, b), in its final frame, and the figures of all starts; plain tensors and values."""
+    """The chosen map, in its final frame, and the figures of all starts; plain tensors and values."""
 
-    volume: Tensor
+    volume: Float[Tensor, "b b b"]
     found_structure: bool
     structure: float
     """Mean log-evidence of a held-out image over that of the map's spherical average"""
@@ -57,8 +58,9 @@ def _search(plan: AbInitioPlan, store: StageStore, live: LiveRun) -> SearchOutco
         seed = config.seed + len(results)
         show = partial(_show, live, images, settings.steps, seed, len(results), config.seeds)
         result = run_search(images, settings, seed, store.path(f"search_{seed}_state"), store.is_resuming, show)
-        logger.info("start %d: held-out log-evidence %.2f, of it structure %.2f +- %.2f; explains %.0f %%", seed,
-                    result.score, result.structure, result.structure_error, 100 * result.explained_fraction)
+        logger.info("start %d: held-out log-evidence %.2f nats per image, %.2f +- %.2f more than that of a spherical map; "
+                    "%.0f %% of the fine details explained", seed, result.score, result.structure, result.structure_error,
+                    100 * result.explained_fraction)
         results.append(result)
     return _outcome(plan, results)
 

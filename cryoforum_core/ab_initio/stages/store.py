@@ -43,7 +43,7 @@ class StageStore:
     def kept(self, name: str, compute: Callable[[], State]) -> State:
         """The part as a stopped run left it, else computed and saved."""
         if self.has(name):
-            logger.info("%s: done before, going on after it", name)
+            logger.info("%s: done before, continuing after it", name)
             return self.load(name)
         state = compute()
         self.save(name, state)

@@ -25,14 +25,14 @@ import pyworkflow.protocol.params as params
 from pwem.objects import FSC, SetOfParticles, Volume
 from pwem.protocols import ProtInitialVolume
 
-from ..command import isFinished, projectFolder, readProgress, readSummary
 from .. import engine_names
+from ..command import isFinished, projectFolder, readProgress, readSummary
 from ..constants import HALF_SET, SYMMETRY_HELP
 from ..convert import copyWithPredictions, readFsc, readHalfSets, readPoses, readPredictions
 from ..engine_names import AB_INITIO_METHODS, AB_INITIO_PARTICLES, STARTS_AGREE_DEG
 from ..objects import CryoForumNetwork
-from .form_words import inFormWords, meanings, newOnesLast
-from .protocol_base import CryoForumBase
+from .form_options import FormOption, meanings, newOnesLast
+from .protocol_base import COVERAGE, IMAGE_OPTIONS, PARTICLES, CryoForumBase
 
 METHODS = AB_INITIO_METHODS
 HYBRID, END_TO_END = range(2)
@@ -60,6 +60,29 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
     """
     _label = 'ab initio'
     _possibleOutputs = outputs
+    OPTIONS = (PARTICLES,
+               FormOption('method', 'method', METHODS),
+               FormOption('symmetry', 'symmetry', getter='_symmetry'),
+               FormOption('seeds', 'seeds'),
+               FormOption('particle_diameter_angstrom', 'particleDiameter', emptyIsAuto=True),
+               FormOption('max_shift_angstrom', 'maxShift', emptyIsAuto=True),
+               FormOption('resolution_angstrom', 'resolution', emptyIsAuto=True),
+               FormOption('hand_reference', 'handReference', getter='_referenceFile'),
+               FormOption('train_minutes', 'trainMinutes', emptyIsAuto=True),
+               FormOption('epochs', 'epochs'),
+               FormOption('encoder', 'encoder', ENCODERS),
+               FormOption('head', 'head', HEADS),
+               FormOption('symmetric_loss', 'symmetricLoss'),
+               FormOption('n_heads', 'nHeads'),
+               FormOption('frequency_marching', 'frequencyMarching'),
+               FormOption('random_pose_weight', 'randomPoseWeight'),
+               FormOption('per_image_after_epoch', 'perImageAfterEpoch', emptyIsAuto=True),
+               FormOption('search_steps', 'searchSteps'),
+               FormOption('network_box_size_px', 'networkBox', emptyIsAuto=True),
+               FormOption('batch_size', 'batchSize'),
+               FormOption('learning_rate', 'learningRate', emptyIsAuto=True),
+               COVERAGE,
+               *IMAGE_OPTIONS)
 
     # -------------------------- DEFINE param functions -----------------------
     def _defineParams(self, form):
@@ -74,9 +97,9 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                       display=params.EnumParam.DISPLAY_HLIST,
                       label='Method',
                       help='*hybrid*: a search from a random start, then half maps, a network that learns from them, '
-                           'and refinement of every orientation. The one to use.\n'
-                           '*end-to-end*: a network and the map learn together from random weights, as CryoPoseNet '
-                           'does (Nashed 2021). It needs a GPU, and images with a good signal.')
+                           'and refinement of every orientation. Recommended.\n'
+                           '*end-to-end*: a network and the map are trained together from random weights, as in '
+                           'CryoPoseNet (Nashed 2021). It needs a GPU, and images with a good signal.')
         form.addParam('symmetry', params.StringParam, default='c1', label='Symmetry',
                       help=SYMMETRY_HELP + ' The hybrid method searches without symmetry first, finds the axes in the '
                            'map, and then imposes them. In doubt use c1.')
@@ -92,7 +115,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addParam('maxShift', params.FloatParam, default=0, validators=[params.GE(0)],
                       condition='method == %d' % HYBRID,
                       label='Largest shift (Å)',
-                      help='How far from the middle of its image a particle may lie. 0: an eighth of the box.')
+                      help='How far from the centre of its image a particle may lie. 0: an eighth of the box.')
         form.addParam('resolution', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Finest resolution (Å)',
                       help='Details finer than this are not used; a coarser limit is faster. 0: the Nyquist limit of '
@@ -110,8 +133,8 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addSection(label='Method')
         form.addParam('trainMinutes', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Training time (minutes)',
-                      help='For the network. 0: half of the time that was spent before, at least 1 minute (hybrid), or '
-                           'what the epochs need (end-to-end).')
+                      help='For training the network. 0: half of the time that was spent before, at least 1 minute '
+                           '(hybrid), or what the epochs need (end-to-end).')
         self._defineEndToEndParams(form)
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)
         form.addParam('searchSteps', params.IntParam, default=400, validators=[params.Positive], **advanced,
@@ -123,7 +146,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                       help='The images are Fourier-cropped to this even size before the network sees them. 0: the '
                            'particles\' own box, at most 128 on a GPU and 32 on a CPU.')
         form.addParam('batchSize', params.IntParam, default=128, validators=[params.GE(2)], **advanced,
-                      label='Batch size', help='Images computed together; fewer take less memory.')
+                      label='Batch size', help='Images processed together; fewer take less memory.')
         form.addParam('learningRate', params.FloatParam, default=0, validators=[params.GE(0)], **advanced,
                       label='Learning rate', help="Largest learning rate of the network. 0: the method's own.")
         self._defineCoverageParam(form)
@@ -134,8 +157,9 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addParam('epochs', params.IntParam, default=30, validators=[params.Positive], **endToEnd,
                       label='Epochs', help='Passes over all images.')
         form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, **endToEnd, label='Encoder',
-                      help='Part of the network that reads the image. *polar* with a weight of random projections of 1 '
-                           'finds orientations that the others do not find.\n%s' % meanings(engine_names.ENCODERS))
+                      help='Part of the network that reads the image. *polar*, with 1 as *Weight of random '
+                           'projections*, finds orientations where the others do not.\n%s'
+                           % meanings(engine_names.ENCODERS))
         form.addParam('head', params.EnumParam, choices=HEADS, default=0, **endToEnd, label='Orientation head',
                       help='Rotation parametrisation.\n%s' % meanings(engine_names.HEADS))
         group = form.addGroup('Against mirror minima', **endToEnd)
@@ -148,29 +172,29 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                        label='Low frequencies first?', help='Images and map are compared at low resolution first.')
         group.addParam('randomPoseWeight', params.FloatParam, default=0, validators=[params.GE(0)], **endToEnd,
                        label='Weight of random projections',
-                       help='The network is also trained on projections of the current map at random orientations, '
-                            'which it has to find. 0: it is not.')
+                       help='Weight of a loss on projections of the current map at random orientations, which the '
+                            'network has to recover. 0: without this loss.')
         group.addParam('perImageAfterEpoch', params.IntParam, default=0, validators=[params.GE(0)], **endToEnd,
-                       label='Orientations without the network after epoch',
-                       help='From this epoch on the orientation of each image is improved directly; it then has no '
-                            'uncertainty. 0: never.')
+                       label='Optimise orientations directly after epoch',
+                       help='From this epoch on the orientation of each image is optimised directly, without the '
+                            'network; it then has no uncertainty. 0: never.')
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        self._insertEngineSteps(self._inputKey(), self.abInitioStep, self._abInitioOptions())
+        self._insertEngineSteps(self._inputKey(), self.abInitioStep)
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
-        volume = self._handReference()
+        volume = self._reference()
         return '%s, %s, %s' % (self.inputParticles.get().getFileName(), volume and volume.getFileName(),
                                projectFolder())
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
-        self._convertInput(self._handReference(), withPoses=False)
+        self._convertInput(withPoses=False)
 
     def abInitioStep(self, inputKey, options):
-        summary = self._runEngine('ab-initio', self._runDirectory(), self._abInitioOptions(), self._inputFiles())
+        summary = self._runEngine('ab-initio')
         if not summary['converged']:
             self.warning('Did not converge: %s' % self._reason())
 
@@ -188,7 +212,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                 self._defineTransformRelation(self.inputParticles, output)
             else:
                 self._defineSourceRelation(self.inputParticles, output)
-        if self._handReference() is not None:
+        if self._reference() is not None:
             self._defineSourceRelation(self.handReference, made[outputs.outputVolume.name])
 
     def _makeVolume(self):
@@ -238,7 +262,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
     def _validate(self):
         errors = self._validateParticles(AB_INITIO_PARTICLES) + self._validateGpu()
         errors += self._validateSymmetry(self._symmetry())
-        return errors + self._validateVolume(self._handReference()) + self._validateNetworkBox()
+        return errors + self._validateVolume(self._reference()) + self._validateNetworkBox()
 
     def _warnings(self):
         warnings = []
@@ -276,12 +300,12 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
             lines.append('Median expected error of the orientations: *%.2f°*' % summary['median_expected_error_deg'])
         lines += self._boundLines(summary)
         if self._keepsOtherHalfSets(summary):
-            lines.append('The half maps are of half sets drawn anew, because those of the particles are not two whole '
-                         'halves. The output keeps the half sets that the particles had: do not compare them with '
-                         'these half maps.')
+            lines.append('The half maps were made from new random half sets, because those of the particles are '
+                         'incomplete. The output keeps the half sets that the particles had: they are not those of '
+                         'the half maps.')
         if summary.get('seeds_agreement_deg') is not None:
             agreement = summary['seeds_agreement_deg']
-            lines.append('The best two searches agree to %.1f°.' % agreement if agreement <= STARTS_AGREE_DEG else
+            lines.append('The best two searches agree within %.1f°.' % agreement if agreement <= STARTS_AGREE_DEG else
                          '*The best two searches differ by %.0f°*: another random start may find another map.' % agreement)
         near = summary.get('near_half_turn')
         if near is not None:
@@ -292,11 +316,11 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                          'If the molecule has a two-fold axis, run again with its symmetry; otherwise orientations are '
                          'determined only up to that rotation.')
         if summary.get('validation_median_error_deg') is not None:
-            lines.append('The network alone is off by %.1f° (median) on images it has not seen.'
+            lines.append('Median error of the network alone: %.1f°, on images that it was not trained on.'
                          % summary['validation_median_error_deg'])
         lines.append('Hand: %s%s' % (summary['hand'], ' (the map may be the mirror image)'
                                      if summary['hand'] == UNDETERMINED else ''))
-        lines.append('Method %s, %s.' % (summary['method'], duration(summary['seconds'])))
+        lines.append('Method: %s. Run time: %s.' % (summary['method'], duration(summary['seconds'])))
         return lines + self._reportLines(self._runDirectory())
 
     def _progressLines(self):
@@ -343,7 +367,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         return not isFinished(self._runDirectory()) or readSummary(self._runDirectory()).get('converged', True)
 
     def _reason(self):
-        return inFormWords(readSummary(self._runDirectory()).get('converged_reason') or 'no reason is given.')
+        return self._inFormWords(readSummary(self._runDirectory()).get('converged_reason') or 'no reason is given.')
 
     def _keepsOtherHalfSets(self, summary):
         """ True where the engine could not use the half sets that particles came with: all of one half, or some of
@@ -353,35 +377,9 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         first = self.inputParticles.get().getFirstItem()
         return first is not None and first.hasAttribute(HALF_SET)
 
-    def _symmetry(self):
-        return (self.symmetry.get() or '').strip().lower()
-
-    def _inputFiles(self):
-        return [self._starFile()] + ([] if self._handReference() is None else [self._referenceFile()])
-
-    def _handReference(self):
-        """ The end-to-end method has no use for it, even where the form still holds one. """
+    def _reference(self):
+        """ The map of known hand. The end-to-end method has no use for it, even where the form still holds one. """
         return self.handReference.get() if self.method == HYBRID else None
-
-    def _abInitioOptions(self):
-        """ The engine's options (command line without the dashes). """
-        options = {'particles': self._starFile(), 'method': METHODS[self.method.get()], 'symmetry': self._symmetry(),
-                   'particle_diameter_angstrom': self.particleDiameter.get() or None,
-                   'resolution_angstrom': self.resolution.get() or None,
-                   'train_minutes': self.trainMinutes.get() or None,
-                   'network_box_size_px': self.networkBox.get() or None,
-                   'coverage': self.coverage.get(),
-                   'batch_size': self.batchSize.get(), 'learning_rate': self.learningRate.get() or None,
-                   **self._imageOptions()}
-        if self.method == HYBRID:
-            return {**options, 'seeds': self.seeds.get(), 'search_steps': self.searchSteps.get(),
-                    'max_shift_angstrom': self.maxShift.get() or None,
-                    'hand_reference': None if self._handReference() is None else self._referenceFile()}
-        return {**options, 'epochs': self.epochs.get(), 'encoder': ENCODERS[self.encoder.get()],
-                'head': HEADS[self.head.get()], 'symmetric_loss': self.symmetricLoss.get(),
-                'n_heads': self.nHeads.get(), 'frequency_marching': self.frequencyMarching.get(),
-                'random_pose_weight': self.randomPoseWeight.get(),
-                'per_image_after_epoch': self.perImageAfterEpoch.get() or None}
 
 
 def duration(seconds):

@@ -31,15 +31,26 @@ from ..command import buildArguments, buildProgram, escapePercent, prepareRun, r
 from ..constants import SYMMETRY_HELP
 from ..convert import validateStack, writeParticlesStar, writeReferenceMap
 from ..engine_names import DEFAULT_COVERAGE, LARGEST_FORM_COVERAGE, NETWORK_BOX_PX
-from .form_words import CONTRAST, CTF_STATE, inFormWords
+from .form_options import FormOption, inFormWords
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
 TOLERANCE = 0.01  # of pixel sizes and fields of view
 SMALLEST_BOX = NETWORK_BOX_PX
 EXIT_NOT_CONVERGED = 3  # the engine wrote all files, but the data did not determine the result
 
-CONTRASTS, CTF_STATES = list(CONTRAST), list(CTF_STATE)
+# choices of the forms: the engine's name -> what the form says
+CONTRAST = {'auto': 'automatic', 'bright': 'bright protein', 'dark': 'dark protein'}
+CTF_STATE = {'auto': 'as the set says', 'raw': 'not corrected', 'phase-flipped': 'phases flipped',
+             'multiplied': 'multiplied by the CTF'}
+CTF_STATES = list(CTF_STATE)
 CTF_STATE_AUTO = 0
+
+# options of several protocols, with the parameters that CryoForumBase defines
+PARTICLES = FormOption('particles', 'inputParticles', getter='_starFile')
+COVERAGE = FormOption('coverage', 'coverage')
+IMAGE_OPTIONS = (FormOption('contrast', 'contrast', list(CONTRAST)),
+                 FormOption('ctf_state', 'ctfState', CTF_STATES, getter='_ctfStateName'),
+                 FormOption('seed', 'seed'))
 
 
 def ctfStateOf(particles):
@@ -50,8 +61,12 @@ def ctfStateOf(particles):
 
 
 class CryoForumBase:
-    """ Mixin of the protocols that run the engine on particles. """
+    """ Mixin of the protocols that run the engine on particles.
+
+    Each has a method _runDirectory() and, if it may use a map, _reference(), the volume or None. """
     _devStatus = NEW
+    # a FormOption for each parameter of the form that sets an option of the engine
+    OPTIONS = ()
 
     # ------------------------------ parameters ------------------------------
     def _defineGpuParams(self, form):
@@ -61,7 +76,7 @@ class CryoForumBase:
                             'this to No.')
         form.addHidden(params.GPU_LIST, params.StringParam, default='0',
                        label='GPU ID',
-                       help='Number of the GPU to use (the first one is 0). One GPU is used. Without a GPU choose *No*: '
+                       help='Number of the GPU to use; the first one is 0. One GPU is used. Without a GPU choose *No*: '
                             'training then takes 20 to 100 times as long.')
 
     def _defineCoverageParam(self, form):
@@ -71,36 +86,37 @@ class CryoForumBase:
                       expertLevel=params.LEVEL_ADVANCED,
                       label='Confidence of the error bound',
                       help='Every particle gets an expected error and an error bound, both in degrees. The '
-                           'confidence is the fraction of the particles whose error is within its bound: 0.9 means 9 in '
-                           '10. A higher confidence makes larger bounds. The report shows the empirical coverage, '
-                           'measured on particles whose orientations are known.')
+                           'confidence is the fraction of the particles whose error is to be within its bound (the '
+                           'nominal coverage): 0.9 means 9 in 10. A higher confidence makes larger bounds. The report '
+                           'shows the fraction that was found on particles with known orientations (the empirical '
+                           'coverage).')
 
     def _defineImageParams(self, form):
         form.addParam('contrast', params.EnumParam, choices=list(CONTRAST.values()),
                       default=0, expertLevel=params.LEVEL_ADVANCED,
                       label='Contrast of the images',
-                      help='RELION expects protein to be brighter than its surroundings. *automatic*: measured on the '
-                           'images, and written to the log.')
+                      help='Whether protein is brighter or darker than its surroundings; RELION expects it to be '
+                           'brighter. *automatic*: measured on the images, and written to the log.')
         form.addParam('ctfState', params.EnumParam,
                       choices=list(CTF_STATE.values()),
                       default=CTF_STATE_AUTO, expertLevel=params.LEVEL_ADVANCED,
                       label='CTF correction of the images',
-                      help='What was done to the images before. *as the set says*: phases flipped where Scipion '
-                           'knows that they are; otherwise the engine measures it.')
+                      help='Correction that the images already have. *as the set says*: the correction that is stored '
+                           'with the set in Scipion; where there is none, it is measured on the images.')
         form.addParam('seed', params.IntParam, default=0, expertLevel=params.LEVEL_ADVANCED,
-                      label='Random seed', help='The same seed repeats the same run.')
+                      label='Random seed', help='Seed of all random numbers: the same seed repeats the same run.')
 
     def _defineThreads(self, form):
         form.addParallelSection(threads=4, mpi=0)
 
     # ------------------------------ steps ------------------------------
-    def _insertEngineSteps(self, inputKey, engineStep, options):
+    def _insertEngineSteps(self, inputKey, engineStep):
         """ Conversion of the input, the engine's job with its options, outputs.
 
         Continue repeats the steps whose own arguments have changed, and from pyworkflow 3.11 on no others: so each has
         those of the steps before it, too.
         """
-        options = str(sorted(options.items()))
+        options = str(sorted(self._engineOptions().items()))
         self._insertFunctionStep(self.convertInputStep, inputKey, needsGPU=False)
         self._insertFunctionStep(engineStep, inputKey, options)
         self._insertFunctionStep(self.createOutputStep, inputKey, options, needsGPU=False)
@@ -109,27 +125,42 @@ class CryoForumBase:
         return self._getExtraPath('input_particles.star')
 
     def _referenceFile(self):
-        return self._getExtraPath('reference.mrc')
+        """ The converted map; None where there is none. """
+        return None if self._reference() is None else self._getExtraPath('reference.mrc')
 
-    def _convertInput(self, volume, withPoses):
+    def _inputFiles(self):
+        """ Converted input: a run that was made from other files is not continued. """
+        return list(filter(None, [self._starFile(), self._referenceFile()]))
+
+    def _convertInput(self, withPoses):
         particles = self.inputParticles.get()
         n = writeParticlesStar(particles, self._starFile(), self._getExtraPath('stacks'), withPoses=withPoses)
         self.info('%d particles written to %s' % (n, self._starFile()))
-        if volume is not None:
-            writeReferenceMap(volume, self._referenceFile())
+        if self._reference() is not None:
+            writeReferenceMap(self._reference(), self._referenceFile())
 
-    def _imageOptions(self):
-        particles = self.inputParticles.get()
-        state = CTF_STATES[self.ctfState.get()]
+    def _engineOptions(self):
+        """ The engine's options (command line without the dashes). """
+        return {option.name: option.value(self) for option in self.OPTIONS if option.isGiven(self)}
+
+    def _ctfStateName(self):
         if self.ctfState.get() == CTF_STATE_AUTO:
-            state = ctfStateOf(particles)
-        return {'contrast': CONTRASTS[self.contrast.get()], 'ctf_state': state, 'seed': self.seed.get()}
+            return ctfStateOf(self.inputParticles.get())
+        return CTF_STATES[self.ctfState.get()]
 
-    def _runEngine(self, job, runDirectory, options, inputFiles):
+    def _symmetry(self):
+        """ What the form says; '' where that is nothing. """
+        return (self.symmetry.get() or '').strip().lower()
+
+    def _inFormWords(self, text):
+        """ A sentence of the engine with the labels of this form in the place of its options. """
+        return inFormWords(text, self)
+
+    def _runEngine(self, job):
         """ Runs a job of the engine; goes on with an earlier run where that fits. Returns the summary. """
-        resume = prepareRun(runDirectory, options, inputFiles)
-        useGpu = self.usesGpu()
-        options = dict(options, out=runDirectory, device='cuda' if useGpu else 'cpu')
+        runDirectory, options, useGpu = self._runDirectory(), self._engineOptions(), self.usesGpu()
+        resume = prepareRun(runDirectory, options, self._inputFiles())
+        options.update(out=runDirectory, device='cuda' if useGpu else 'cpu')
         arguments = buildArguments(job, options) + (' --resume' if resume else '')
         if resume and not os.path.exists(os.path.join(runDirectory, 'summary.json')):
             self.info('Going on with the unfinished run in %s' % runDirectory)
@@ -139,7 +170,7 @@ class CryoForumBase:
         except subprocess.CalledProcessError as error:
             if error.returncode == EXIT_NOT_CONVERGED:
                 return readSummary(runDirectory)
-            message = inFormWords(tail(self._getLogsPath('run.stderr')))
+            message = self._inFormWords(tail(self._getLogsPath('run.stderr')))
             raise RuntimeError('cryoforum %s stopped (exit code %d).\n%s' % (job, error.returncode, message)) from None
         return readSummary(runDirectory)
 
@@ -168,7 +199,7 @@ class CryoForumBase:
         if self.isFailed():
             return ['The run failed, and the error below says why. After the cause is fixed, it continues from '
                     'where it was: *Edit*, run mode *Continue*, *Execute*.']
-        return ['%s not ready yet. The Output Log shows the progress with the time left.' % what]
+        return ['%s not ready yet. The Output Log shows the progress and the time left.' % what]
 
     def _reportLines(self, runDirectory):
         """ A link to the engine's report, for the summary. """
@@ -214,7 +245,7 @@ class CryoForumBase:
             if value is None:
                 errors.append('The particles have no %s: set it in the acquisition of the import.' % name)
         if particles.getXDim() % 2:
-            errors.append('The box must be even; the particles have %d px. Rescale or window them by one pixel '
+            errors.append('The box must be even; the particles have %d px. Window or rescale them to an even box '
                           '(RELION preprocess particles).' % particles.getXDim())
         return errors
 

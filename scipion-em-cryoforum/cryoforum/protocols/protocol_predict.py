@@ -28,11 +28,10 @@ from pwem.protocols import EMProtocol
 from ..command import projectFolder, readSummary
 from ..constants import SYMMETRY_HELP
 from ..convert import copyWithPredictions, readPredictions, writeParticlesStar
-from ..engine_names import DEFAULT_COVERAGE, fewest_known
-from .form_words import REFINEMENT, inFormWords
-from .protocol_base import TOLERANCE, CryoForumBase
+from ..engine_names import DEFAULT_COVERAGE, REFINEMENTS, fewest_known
+from .form_options import FormOption
+from .protocol_base import COVERAGE, IMAGE_OPTIONS, PARTICLES, TOLERANCE, CryoForumBase
 
-REFINEMENTS = list(REFINEMENT)
 REFINE_NONE, REFINE_LOCAL, REFINE_ADAPTIVE = range(3)
 
 
@@ -50,6 +49,17 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
     """
     _label = 'predict orientations'
     _possibleOutputs = outputs
+    OPTIONS = (PARTICLES,
+               FormOption('model', 'inputNetwork', getter='_networkDirectory'),
+               FormOption('reference', 'referenceVolume', getter='_referenceFile', evenHidden=True),
+               FormOption('refinement', 'refinement', REFINEMENTS),
+               FormOption('resolution_angstrom', 'resolution', emptyIsAuto=True, evenHidden=True),
+               FormOption('max_shift_angstrom', 'maxShift', emptyIsAuto=True, evenHidden=True),
+               FormOption('symmetry', 'symmetry', getter='_symmetry', emptyIsAuto=True),
+               COVERAGE,
+               FormOption('calibration_particles', 'calibrationParticles', getter='_knownFile'),
+               FormOption('batch_size', 'batchSize'),
+               *IMAGE_OPTIONS)
 
     # -------------------------- DEFINE param functions -----------------------
     def _defineParams(self, form):
@@ -63,7 +73,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                       help='Output of *train orientation network* or *ab initio*. It must have been trained for '
                            'particles of the same field of view (box times pixel size), or you give a reference map '
                            'below.')
-        form.addParam('refinement', params.EnumParam, choices=list(REFINEMENT.values()), default=REFINE_ADAPTIVE,
+        form.addParam('refinement', params.EnumParam, choices=REFINEMENTS, default=REFINE_ADAPTIVE,
                       display=params.EnumParam.DISPLAY_HLIST,
                       label='Refinement',
                       help='*none*: the network alone; fastest.\n'
@@ -83,26 +93,28 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                       help='Details finer than this are not used in matching. Set it to the resolution of the map, '
                            'so that its noise is not matched. 0: the Nyquist limit of the particles.')
         form.addParam('maxShift', params.FloatParam, default=0, validators=[params.GE(0)], **matching,
-                      label='Largest shift (Å)', help='0: an eighth of the box.')
+                      label='Largest shift (Å)',
+                      help='How far from the centre of its image a particle may lie. 0: an eighth of the box.')
         form.addParam('symmetry', params.StringParam, default='', expertLevel=params.LEVEL_ADVANCED,
                       label='Symmetry', help='Left empty, it is the network\'s. ' + SYMMETRY_HELP)
         self._defineCoverageParam(form)
         form.addParam('calibrationParticles', params.PointerParam, pointerClass='SetOfParticles', allowsNull=True,
                       pointerCondition='hasAlignmentProj', expertLevel=params.LEVEL_ADVANCED,
                       label='Particles with known orientations (optional)',
-                      help='Errors are calibrated on images of the map that are simulated like yours, or on '
-                           'these particles: at least %d (more for a confidence above 0.98) with orientations '
-                           'that you trust, found with this map, of the '
-                           'same box and pixel size, and not used in training.' % fewest_known(DEFAULT_COVERAGE))
+                      help='Particles on which the errors are calibrated: at least %d (more for a confidence above '
+                           '0.98), not used in training, of the same box and pixel size as the others, with '
+                           'orientations that you trust and that were found with this map. Left empty, the errors are '
+                           'calibrated on simulated projections of the map, with the CTFs and the noise of your '
+                           'particles.' % fewest_known(DEFAULT_COVERAGE))
         form.addParam('batchSize', params.IntParam, default=256, validators=[params.Positive],
                       expertLevel=params.LEVEL_ADVANCED,
-                      label='Batch size', help='Images computed together; fewer take less memory.')
+                      label='Batch size', help='Images processed together; fewer take less memory.')
         self._defineImageParams(form)
         self._defineThreads(form)
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        self._insertEngineSteps(self._inputKey(), self.predictStep, self._predictOptions())
+        self._insertEngineSteps(self._inputKey(), self.predictStep)
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
@@ -112,14 +124,15 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
-        self._convertInput(self._reference(), withPoses=False)
+        self._convertInput(withPoses=False)
         if self.calibrationParticles.get() is not None:
             writeParticlesStar(self.calibrationParticles.get(), self._knownFile(), self._getExtraPath('stacks'))
 
     def predictStep(self, inputKey, options):
-        summary = self._runEngine('predict', self._runDirectory(), self._predictOptions(), self._inputFiles())
+        summary = self._runEngine('predict')
         if not summary['model_applies']:
-            self.error('This network does not apply to these particles: %s' % inFormWords(summary['model_applies_reason']))
+            self.error('This network does not apply to these particles: %s'
+                       % self._inFormWords(summary['model_applies_reason']))
 
     def createOutputStep(self, inputKey, options):
         particles = self.inputParticles.get()
@@ -161,11 +174,11 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                           % (fewest, coverage, known.getSize()))
         if not known.hasAlignmentProj():
             errors.append('The particles with known orientations have none: give the output of a 3D refinement, or '
-                          'leave it empty.')
+                          'leave the set out.')
         if (known.getXDim() != particles.getXDim()
                 or abs(known.getSamplingRate() / particles.getSamplingRate() - 1) > TOLERANCE):
             errors.append('The particles with known orientations must have the box and pixel size of the others, %s; '
-                          'they have %d px of %.3f Å. Extract them alike.'
+                          'they have %d px of %.3f Å. Extract them with the same box and pixel size.'
                           % (self._fieldOfView(), known.getXDim(), known.getSamplingRate()))
         return errors
 
@@ -188,8 +201,8 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
             # Scipion's summary knows no colours: the alarm is its first line, in bold and with a red sign
             lines.insert(0, '\U0001F534 *THIS NETWORK DOES NOT APPLY TO THESE PARTICLES (%s)*: %s.'
                          % (summary.get('model_applies_cause', 'cause unknown'),
-                            inFormWords(summary['model_applies_reason'].rstrip('.'))))
-        lines += ['To check: %s' % inFormWords(doubt) for doubt in summary.get('model_applies_doubts', [])]
+                            self._inFormWords(summary['model_applies_reason'].rstrip('.'))))
+        lines += ['To check: %s' % self._inFormWords(doubt) for doubt in summary.get('model_applies_doubts', [])]
         return lines + self._reportLines(self._runDirectory())
 
     def _methods(self):
@@ -210,27 +223,13 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
     def _reference(self):
         return None if self.refinement == REFINE_NONE else self.referenceVolume.get()
 
-    def _symmetry(self):
-        return (self.symmetry.get() or '').strip().lower()
+    def _networkDirectory(self):
+        return self.inputNetwork.get().getRunDirectory()
 
     def _knownFile(self):
-        return self._getExtraPath('known_particles.star')
+        """ The converted particles with known orientations; None where there are none. """
+        return None if self.calibrationParticles.get() is None else self._getExtraPath('known_particles.star')
 
     def _inputFiles(self):
-        model = os.path.join(self.inputNetwork.get().getRunDirectory(), 'summary.json')
-        return ([self._starFile(), model] + ([] if self._reference() is None else [self._referenceFile()])
-                + ([] if self.calibrationParticles.get() is None else [self._knownFile()]))
-
-    def _predictOptions(self):
-        """ The engine's options (command line without the dashes). """
-        return {'particles': self._starFile(),
-                'model': self.inputNetwork.get().getRunDirectory(),
-                'reference': None if self._reference() is None else self._referenceFile(),
-                'refinement': REFINEMENTS[self.refinement.get()],
-                'resolution_angstrom': self.resolution.get() or None,
-                'max_shift_angstrom': self.maxShift.get() or None,
-                'symmetry': self._symmetry() or None,
-                'coverage': self.coverage.get(),
-                'calibration_particles': None if self.calibrationParticles.get() is None else self._knownFile(),
-                'batch_size': self.batchSize.get(),
-                **self._imageOptions()}
+        known = filter(None, [self._knownFile()])
+        return [*super()._inputFiles(), os.path.join(self._networkDirectory(), 'summary.json'), *known]

@@ -30,17 +30,18 @@ from pwem.objects import SetOfParticles, Transform
 from pwem.protocols import EMProtocol
 from pyworkflow.object import String
 
-from ..command import projectFolder, readSummary
 from .. import engine_names
+from ..command import projectFolder, readSummary
 from ..constants import CENTRE_X, CENTRE_Y, EXPECTED_ERROR, MATCH_SCORE, REASON, REJECTION_REASON, SYMMETRY_HELP
 from ..convert import (readAttributes, readIds, readReasons, reopen, setAttribute, shiftToTransform,
                        validateStack, writeParticlesStar, writePosterior)
 from ..engine_names import CHOSEN_REASONS, MAP_PARTICLES, REASONS
+from .form_options import FormOption
 from .protocol_base import CryoForumBase, ctfStateOf
 from .source import findSource
 
 AUTOMATIC, BY_MAP, BY_REASON, KEEP_FRACTION, KEEP_COUNT, THRESHOLD, MAX_ERROR, MAX_BOUND = range(8)
-CRITERIA = ['automatic (no junk)', 'what helps the map', 'reason (kinds of junk)', 'best fraction', 'best number',
+CRITERIA = ['automatic (no junk)', 'what helps the map', 'kind of junk', 'best fraction', 'best number',
             'threshold', 'largest expected error', 'largest error bound']
 # those that rank the particles by the measure that the form asks for
 RANKED = (AUTOMATIC, BY_MAP, KEEP_FRACTION, KEEP_COUNT, THRESHOLD)
@@ -74,6 +75,7 @@ PROBABILITY_MEASURE, MATCH_MEASURE, ERROR_MEASURE, BOUND_MEASURE = (
 BEST_MEASURE = 0
 PREFERRED = [PROBABILITY_MEASURE, MATCH_MEASURE, ERROR_MEASURE]
 MEASURE_LABELS = ['best available'] + [measure.label for measure in MEASURES]
+MEASURE_NAMES = ['auto'] + [measure.engineName for measure in MEASURES]
 
 # kind of junk, or ambiguous orientation -> name of its parameter
 REASON_PARAMS = {name: REASONS[name].form_name for name in CHOSEN_REASONS}
@@ -95,6 +97,14 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
     _label = 'uncertainty subset'
     _possibleOutputs = {'outputParticles': SetOfParticles, 'outputParticlesRejected': SetOfParticles,
                         'outputParticlesRecentre': SetOfParticles}
+    OPTIONS = (FormOption('run', 'inputParticles', getter='_measuredFile'),
+               FormOption('measure', 'measure', MEASURE_NAMES, getter='_measureName', evenHidden=True),
+               FormOption('keep_fraction', 'keepFraction'),
+               FormOption('keep_count', 'keepCount', getter='_keepCount'),
+               FormOption('threshold', 'threshold'),
+               FormOption('threshold', 'maxBound'),
+               FormOption('max_error_deg', 'maxError'),
+               FormOption('protect_views', 'protectViews'))
 
     # -------------------------- DEFINE param functions -----------------------
     def _defineParams(self, form):
@@ -102,23 +112,23 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         form.addParam('inputParticles', params.PointerParam, pointerClass='SetOfParticles', important=True,
                       label='Input particles',
                       help='Output of *predict orientations* or *ab initio*, also after filtering or joining by other '
-                           'protocols: what is known of each particle are its attributes.')
+                           'protocols: what was found out about each particle is stored with it, as attributes.')
         form.addParam('criterion', params.EnumParam, default=AUTOMATIC, choices=CRITERIA,
                       label='Keep by',
-                      help='*automatic (no junk)*: rejects particles with a probability below 0.5. If the probability '
-                           'is not known, the distribution of the measure decides: the worse of two populations is '
+                      help='*automatic (no junk)*: rejects images with a particle probability below 0.5. Where that is '
+                           'not known, the distribution of the measure decides: the worse of two populations is '
                            'rejected, and a single population is kept.\n'
-                           '*what helps the map*: half maps of the best particles are compared with those of as many '
-                           'at random; only what makes the map better is left out. Reads all images twice.\n'
-                           '*reason (kinds of junk)*: as automatic, for the kinds of junk that you choose, and particles of '
-                           'ambiguous orientation if chosen.\n'
+                           '*what helps the map*: half maps of the best particles are compared with those of equally '
+                           'many random ones; particles are rejected only if that makes the map better. Reads all '
+                           'images twice.\n'
+                           '*kind of junk*: rejects the kinds of junk that you choose, and particles of ambiguous '
+                           'orientation if you choose them.\n'
                            '*best fraction* or *best number* of the particles, ranked by the measure.\n'
                            '*threshold*: particles whose measure is at least (scores) or at most (errors and '
                            'dispersions) the value.\n'
-                           '*largest expected error*: particles whose orientation is expected to be off by at most so '
-                           'many degrees.\n'
-                           '*largest error bound*: particles whose orientation is off by at most so many degrees with '
-                           'the confidence that was asked for when it was found (90 % unless you changed it).')
+                           '*largest expected error*: particles whose expected error is at most so many degrees.\n'
+                           '*largest error bound*: particles whose error bound is at most so many degrees. Bounds have '
+                           'the confidence that was chosen when the orientations were found (90 % by default).')
         form.addParam('measure', params.EnumParam, choices=MEASURE_LABELS, default=BEST_MEASURE,
                       condition='criterion in %s' % list(RANKED),
                       label='Measure',
@@ -127,22 +137,22 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                            '*particle probability*: 0 to 1; finds junk best. Known after adaptive refinement '
                            'and ab initio.\n'
                            '*match score*: how well the image agrees with the map at its orientation, and how little '
-                           'else is in it. 0 is a usual particle, below -4 it is hardly ever one. Known after '
+                           'else is in it. 0 is typical of particles; an image below -4 is hardly ever one. Known after '
                            'refinement.\n'
-                           '*expected error*: how far off the orientation is expected to be, degrees.\n'
-                           '*error bound*: the orientation is within this angle with the stated confidence, degrees.\n'
-                           '*figure of merit*: between 0 (no trust) and 1.\n'
-                           '*dispersions*: the three measures of the Cryo-forum paper, from the network alone.')
+                           '*expected error*: expected error of the orientation, degrees.\n'
+                           '*error bound*: upper bound of that error with the stated confidence, degrees.\n'
+                           '*figure of merit*: 0 (orientation uncertain) to 1 (certain).\n'
+                           '*dispersions*: the three measures of Chung (2023), from the network alone.')
         self._defineCriterionParams(form)
         form.addParam('protectViews', params.BooleanParam, default=True,
                       condition='criterion in %s' % list(PROTECTING),
                       label='Protect rare views?',
-                      help='No viewing direction loses more of its share than the share of junk found in it: of views '
-                           'that are hard to orient, the best particles stay. Without it, a few well-seen views may '
-                           'take over.')
+                      help='No viewing direction loses a larger fraction of its particles than the fraction of junk '
+                           'found in it, so that the best particles of views that are hard to orient stay. Without '
+                           'this, a few easy views may dominate the map.')
         form.addParam('symmetry', params.StringParam, default='', expertLevel=params.LEVEL_ADVANCED,
                       label='Symmetry',
-                      help='Of the molecule; equal views count as one. Left empty, it is the one with which the '
+                      help='Symmetry-equivalent views count as one. Left empty, it is the symmetry with which the '
                            'orientations were found. ' + SYMMETRY_HELP)
         form.addParallelSection(threads=4, mpi=0)
 
@@ -157,7 +167,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                       label='Fraction to keep', help='Between 0 and 1: 0.8 keeps the best 80 %.')
         form.addParam('keepCount', params.IntParam, default=10000, validators=[params.Positive],
                       condition='criterion == %d' % KEEP_COUNT,
-                      label='Number to keep', help='The best so many particles.')
+                      label='Number to keep', help='How many of the best particles are kept.')
         form.addParam('threshold', params.FloatParam, default=0.5,
                       condition='criterion == %d' % THRESHOLD,
                       label='Threshold',
@@ -166,22 +176,23 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         form.addParam('maxError', params.FloatParam, default=10, validators=[params.Positive],
                       condition='criterion == %d' % MAX_ERROR,
                       label='Largest expected error (degrees)',
-                      help='About 10° still helps a map at 10 Å or worse; a few degrees for fine detail.')
+                      help='Particles with errors of about 10° still help a map at 10 Å or worse; fine detail needs '
+                           'errors of a few degrees.')
         form.addParam('maxBound', params.FloatParam, default=20, validators=[params.Positive],
                       condition='criterion == %d' % MAX_BOUND,
                       label='Largest error bound (degrees)',
-                      help='Errors of 9 in 10 particles are below their bound, unless you asked for another confidence '
-                           'when the orientations were found.')
+                      help='The errors of 9 in 10 particles are within their bounds, unless you asked for another '
+                           'confidence when the orientations were found.')
         form.addParam('rejectJunk', params.BooleanParam, default=True,
                       condition='criterion in %s' % str([MAX_ERROR, MAX_BOUND]),
                       label='Reject junk, too?',
-                      help='Also rejects particles with a probability below 0.5, whatever their error. It has no effect '
-                           'if the probability is not known.')
+                      help='Also rejects images with a particle probability below 0.5, whatever their error. It has no '
+                           'effect where that probability is not known.')
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        inputKey = '%s, %s, %s' % (self.inputParticles.get().getFileName(), self._givenSymmetry(), projectFolder())
-        self._insertEngineSteps(inputKey, self.selectStep, self._selectOptions())
+        inputKey = '%s, %s, %s' % (self.inputParticles.get().getFileName(), self._symmetry(), projectFolder())
+        self._insertEngineSteps(inputKey, self.selectStep)
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
@@ -195,7 +206,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         options = {'ctf_state': ctfStateOf(particles)} if source is None else {
             name: source.options[name] for name in ('contrast', 'ctf_state', 'refinement') if name in source.options}
         self._writeMeasured('config.json', {**options, 'job': 'predict'})
-        self._writeMeasured('summary.json', {'job': 'predict', 'symmetry': self._symmetry(source)})
+        self._writeMeasured('summary.json', {'job': 'predict', 'symmetry': self._foundSymmetry(source)})
         if source is not None:
             self._copyGallery(source)
             self._copyPromises(source)
@@ -222,9 +233,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
             np.savez(self._measuredFile('gallery.npz'), **{name: values[same] for name, values in arrays.items()})
 
     def selectStep(self, inputKey, options):
-        self._runEngine('select', self._runDirectory(), self._selectOptions(), [
-            self._measuredFile(name) for name in ('particles.star', 'orientation_posterior.npz', 'config.json',
-                                                  'summary.json')])
+        self._runEngine('select')
 
     def createOutputStep(self, inputKey, options):
         summary = readSummary(self._runDirectory())
@@ -241,7 +250,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         no ids (Scipion has no empty outputs), also where an earlier run had some. """
         wanted = set(ids)
         if not wanted:
-            self.info('%s has no particles: it is no output.' % name)
+            self.info('No particles for %s: this output is not made.' % name)
             self._dropOutput(name)
             return
         particles = self.inputParticles.get()
@@ -284,8 +293,8 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
             return ['The particles have no uncertainties: give the output of "predict orientations" or "ab initio".']
         errors = validateStack(first.getFileName())
         if self.criterion == BY_REASON and first.getAttributeValue(REASON) is None:
-            errors.append('It is not known what kind of junk these particles are: predict their orientations with '
-                          'adaptive refinement, or keep them by another criterion.')
+            errors.append('The kinds of junk in this set are not known: predict the orientations with adaptive '
+                          'refinement, or choose another criterion.')
         elif not self._has(self._measure()):
             errors.append('The particles have no %s: predict their orientations with refinement, or choose another '
                           'measure.' % self._measure().label)
@@ -293,8 +302,8 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
             errors.append('No kind of junk is chosen: say Yes to at least one.')
         if self.criterion == BY_MAP:
             errors += self._validateMaps()
-        if self._givenSymmetry():
-            errors += self._validateSymmetry(self._givenSymmetry())
+        if self._symmetry():
+            errors += self._validateSymmetry(self._symmetry())
         return errors
 
     def _validateMaps(self):
@@ -324,14 +333,15 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                                                                       100. * kept / (kept + rejected), rejected),
                  summary['explanation']]
         if summary['reasons']:
-            lines.append('Rejected: ' + ', '.join('%d %s' % (count, inWords(reason)) for reason, count in sorted(
+            lines.append('Reasons: ' + ', '.join('%d %s' % (count, inWords(reason)) for reason, count in sorted(
                 summary['reasons'].items(), key=lambda item: -item[1])) + '.')
         if summary.get('n_short_of_view_shares'):
-            lines.append('Some views lost more than their junk: they miss %d particles. See the report.'
+            lines.append('Some viewing directions lost more than the junk found in them, by %d particles in all. See '
+                         'the report.'
                          % summary['n_short_of_view_shares'])
         if recentre:
-            lines.append('%d particles are off-centre: *extract coordinates* of outputParticlesRecentre with "Apply '
-                         'particle shifts", then extract them again.' % recentre)
+            lines.append('%d particles are off-centre. To recentre them: *extract coordinates* of '
+                         'outputParticlesRecentre with "Apply particle shifts", then extract them again.' % recentre)
         return lines + self._reportLines(self._runDirectory())
 
     def _methods(self):
@@ -357,11 +367,13 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
     def _measuredFile(self, *names):
         return self._getExtraPath('measured', *names)
 
-    def _givenSymmetry(self):
-        return (self.symmetry.get() or '').strip().lower()
+    def _inputFiles(self):
+        return [self._measuredFile(name) for name in ('particles.star', 'orientation_posterior.npz', 'config.json',
+                                                      'summary.json')]
 
-    def _symmetry(self, source):
-        return self._givenSymmetry() or (source.symmetry if source is not None else 'c1')
+    def _foundSymmetry(self, source):
+        """ The symmetry of the form, or else the one with which the orientations were found. """
+        return self._symmetry() or (source.symmetry if source is not None else 'c1')
 
     def _reasons(self):
         """ Kinds of junk to reject. """
@@ -380,36 +392,32 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         first = None if particles is None else particles.getFirstItem()
         return first is not None and first.getAttributeValue(measure.attribute) is not None
 
-    def _selectOptions(self):
-        """ The engine's options (command line without the dashes). """
-        criterion, options = self.criterion.get(), {'run': self._measuredFile(), 'measure': self._measure().engineName}
-        if criterion == BY_MAP:
+    def _measureName(self):
+        return self._measure().engineName
+
+    def _keepCount(self):
+        return min(self.keepCount.get(), self.inputParticles.get().getSize())
+
+    def _engineOptions(self):
+        """ Beside those of single parameters: the criterion, and the kinds of junk. """
+        options = super()._engineOptions()
+        if self.criterion == BY_MAP:
             options['auto'] = True
-        elif criterion == BY_REASON:
+        elif self.criterion == BY_REASON:
             options['reasons'] = self._reasons()
-        elif criterion == KEEP_FRACTION:
-            options['keep_fraction'] = self.keepFraction.get()
-        elif criterion == KEEP_COUNT:
-            options['keep_count'] = min(self.keepCount.get(), self.inputParticles.get().getSize())
-        elif criterion in (THRESHOLD, MAX_BOUND):
-            options['threshold'] = (self.threshold if criterion == THRESHOLD else self.maxBound).get()
-        elif criterion == MAX_ERROR:
-            options['max_error_deg'] = self.maxError.get()
-        if criterion in (MAX_ERROR, MAX_BOUND) and not self.rejectJunk:
+        elif self.criterion in (MAX_ERROR, MAX_BOUND) and not self.rejectJunk:
             options['reasons'] = []
-        if criterion in PROTECTING:
-            options['protect_views'] = self.protectViews.get()
         return options
 
     def rule(self):
         """ The rule in words. """
         criterion, measure = self.criterion.get(), self._measure()
         if criterion == AUTOMATIC:
-            return '%s, border found automatically' % measure.label
+            return '%s, limit found automatically' % measure.label
         if criterion == BY_MAP:
             return '%s, as many as make the best map' % measure.label
         if criterion == BY_REASON:
-            return 'without %s' % ', '.join(inWords(reason) for reason in self._reasons())
+            return 'rejected: %s' % ', '.join(inWords(reason) for reason in self._reasons())
         if criterion == KEEP_FRACTION:
             return 'best %.4g %% by %s' % (100 * self.keepFraction.get(), measure.label)
         if criterion == KEEP_COUNT:

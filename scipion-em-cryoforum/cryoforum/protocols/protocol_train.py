@@ -25,14 +25,14 @@ import numpy as np
 import pyworkflow.protocol.params as params
 from pwem.protocols import EMProtocol
 
+from .. import engine_names
 from ..command import projectFolder, readSummary
 from ..constants import HALF_SET, SYMMETRY_HELP
 from ..convert import readAttributes
-from .. import engine_names
 from ..engine_names import ACTIVATIONS, HALF_SETS, LABELLED_PARTICLES, LOSSES, POOLINGS, PRECISIONS
 from ..objects import CryoForumNetwork
-from .form_words import meanings, newOnesLast
-from .protocol_base import CryoForumBase
+from .form_options import FormOption, meanings, newOnesLast
+from .protocol_base import IMAGE_OPTIONS, PARTICLES, CryoForumBase
 
 FROM_REFERENCE, FROM_ORIENTATIONS = 0, 1
 # a stored protocol knows its choice by number: new ones come last
@@ -55,6 +55,33 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
     """
     _label = 'train orientation network'
     _possibleOutputs = outputs
+    OPTIONS = (PARTICLES,
+               FormOption('reference', 'referenceVolume', getter='_referenceFile', evenHidden=True),
+               FormOption('symmetry', 'symmetry', getter='_symmetry'),
+               FormOption('max_minutes', 'maxMinutes'),
+               FormOption('max_steps', 'maxSteps'),
+               FormOption('from_checkpoint', 'startNetwork', getter='_startDirectory'),
+               FormOption('encoder', 'encoder', ENCODERS),
+               FormOption('network_box_size_px', 'networkBox', emptyIsAuto=True),
+               FormOption('head', 'head', HEADS),
+               FormOption('filter_channels', 'filterChannels'),
+               FormOption('width', 'width', emptyIsAuto=True),
+               FormOption('pooling', 'pooling', POOLINGS),
+               FormOption('activation', 'activation', ACTIVATIONS),
+               FormOption('dropout', 'dropout'),
+               FormOption('augment', 'augment'),
+               FormOption('particle_fraction', 'realFraction', getter='_realFraction', evenHidden=True),
+               FormOption('shift_rms_angstrom', 'shiftRms', emptyIsAuto=True),
+               FormOption('half_set', 'halfSet', HALF_SETS),
+               FormOption('validation_fraction', 'validationFraction', evenHidden=True),
+               FormOption('batch_size', 'batchSize'),
+               FormOption('learning_rate', 'learningRate', emptyIsAuto=True),
+               FormOption('precision', 'precision', PRECISIONS),
+               FormOption('loss', 'loss', LOSSES),
+               FormOption('bingham_weight', 'binghamWeight'),
+               FormOption('shift_weight', 'shiftWeight'),
+               FormOption('patience_evaluations', 'patience'),
+               *IMAGE_OPTIONS)
 
     # -------------------------- DEFINE param functions -----------------------
     def _defineParams(self, form):
@@ -67,15 +94,15 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         form.addParam('learnFrom', params.EnumParam, default=FROM_REFERENCE, display=params.EnumParam.DISPLAY_HLIST,
                       choices=['a reference map', "the particles' orientations"],
                       label='Learn from',
-                      help='*a reference map*: endless simulated projections of the map below, noise and CTF like '
-                           'those of the particles.\n'
-                           "*the particles' orientations*: the particles carry orientations (a RELION 3D auto-refine "
-                           'for example), which the network learns to reproduce.')
+                      help='*a reference map*: simulated projections of the map below, always new ones, with CTFs and '
+                           'noise like those of the particles.\n'
+                           "*the particles' orientations*: the particles have orientations, for example from RELION 3D "
+                           'auto-refine, which the network learns to reproduce.')
         form.addParam('referenceVolume', params.PointerParam, pointerClass='Volume', allowsNull=True,
                       condition='learnFrom == %d' % FROM_REFERENCE,
                       label='Reference map',
-                      help='Any box and pixel size: it is brought to those of the particles. The sampling rate must be '
-                           'right, the grey scale does not matter.')
+                      help='Its box and pixel size may differ from those of the particles: it is rescaled, and cropped '
+                           'or padded. Its sampling rate must be right; its grey scale does not matter.')
         form.addParam('symmetry', params.StringParam, default='c1', label='Symmetry', help=SYMMETRY_HELP)
         self._defineBudgetParams(form)
         self._defineNetworkParams(form)
@@ -86,9 +113,9 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         group = form.addGroup('Training budget')
         group.addParam('maxMinutes', params.FloatParam, default=60, validators=[params.Positive],
                        label='Time (minutes)',
-                       help='Training ends after this time at the latest; the learning rate is planned to be down by '
-                            'then. A few minutes are enough, also on a CPU, if *predict orientations* refines the '
-                            'network\'s poses; a network that is used alone improves for half an hour and '
+                       help='Training ends after this time at the latest; the schedule of the learning rate is fitted '
+                            'to it. A few minutes are enough, also on a CPU, if *predict orientations* refines the '
+                            'network\'s poses; a network that is used alone improves for half an hour or '
                             'longer.\n'
                             'A training that was stopped goes on from its last checkpoint with *Continue*. To train a '
                             'finished network further, give it as *Start from network*.')
@@ -100,8 +127,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         form.addSection(label='Network')
         form.addParam('startNetwork', params.PointerParam, pointerClass='CryoForumNetwork', allowsNull=True,
                       label='Start from network (optional)',
-                      help='A network trained before, to be tuned to these particles. It keeps its architecture, its '
-                           'box and its symmetry: the parameters below are for a new one.')
+                      help='A network trained before, to be trained further on these particles. It keeps its '
+                           'architecture, its box and its symmetry. Left empty, a new network is trained.')
         new = dict(condition='startNetwork is None')
         form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=ENCODERS.index('polar'), **new,
                       label='Encoder',
@@ -116,7 +143,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                       help='Rotation parametrisation.\n%s' % meanings(engine_names.HEADS))
         form.addParam('filterChannels', params.IntParam, default=5, validators=[params.GE(0)], **advanced,
                       label='Filter channels',
-                      help='Low-pass filtered copies of the image that the network sees beside it; 0 for none.')
+                      help='Number of low-pass filtered copies of the image that the network gets beside it; 0 for '
+                           'none.')
         form.addParam('width', params.IntParam, default=0, validators=[params.GE(0)], **advanced,
                       label='Width', help="Channels of the encoder's first block; 0: the encoder's own number.")
         form.addParam('pooling', params.EnumParam, choices=POOLINGS, default=0, expertLevel=params.LEVEL_ADVANCED,
@@ -132,10 +160,11 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
     def _defineTrainingParams(self, form):
         form.addSection(label='Training')
         form.addParam('augment', params.BooleanParam, default=True, label='Augment the images?',
-                      help='Rotates, shifts and scales the training images and adds noise; the labels change accordingly.')
+                      help='Rotates, shifts and scales the training images and adds noise; their orientations and '
+                           'shifts change accordingly.')
         form.addParam('realFraction', params.FloatParam, default=-1, expertLevel=params.LEVEL_ADVANCED,
                       condition='learnFrom == %d' % FROM_ORIENTATIONS, validators=[params.Range(-1, 1)],
-                      label='Share of real images',
+                      label='Fraction of real images',
                       help='Fraction of the particles\' own images in each batch, between 0 and 1; the others are '
                            'simulated projections of the map reconstructed from the particles. -1: one half.')
         form.addParam('shiftRms', params.FloatParam, default=0, expertLevel=params.LEVEL_ADVANCED,
@@ -150,9 +179,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         form.addParam('validationFraction', params.FloatParam, default=0.1, validators=[params.Range(0.01, 0.9)],
                       condition='learnFrom == %d and realFraction != 0' % FROM_ORIENTATIONS,
                       label='Held-out fraction',
-                      help='Fraction of the particles that is never trained on; the errors in the summary are those '
-                           'on this part. A network that learns from simulated projections alone is tested on others '
-                           'of these.')
+                      help='Fraction of the particles that the network is not trained on: the errors in the summary '
+                           'are measured on these.')
         self._defineImageParams(form)
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)
         form.addParam('batchSize', params.IntParam, default=128, validators=[params.GE(2)], **advanced,
@@ -166,11 +194,14 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                            'that have units for it (AMX), where it is faster; float32 on others.')
         form.addParam('loss', params.EnumParam, choices=LOSSES, default=0, **advanced,
                       label='Orientation loss',
-                      help='*pairwise-to-own*: first the angles between all pairs of images, later each image\'s own '
-                           'error (Chung 2023).')
+                      help='*pairwise-to-own*: first *pairwise*, later *own* (Chung 2023).\n'
+                           '*own*: the angle between the predicted and the true orientation of each image.\n'
+                           '*pairwise*: the errors of the angles between the orientations of all pairs of images. It '
+                           'leaves a common rotation and the hand undetermined.\n'
+                           '*chordal*: the squared distance of the rotation matrices.')
         form.addParam('binghamWeight', params.FloatParam, default=1., validators=[params.GE(0)], **advanced,
                       label='Weight of the Bingham likelihood',
-                      help='The loss term that calibrates the uncertainty in degrees; with it the network learns '
+                      help='This term of the loss calibrates the uncertainty in degrees; with it the network learns '
                            'fastest.')
         form.addParam('shiftWeight', params.FloatParam, default=1., validators=[params.GE(0)], **advanced,
                       label='Weight of the shift loss', help='0: the network does not learn shifts.')
@@ -180,7 +211,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
-        self._insertEngineSteps(self._inputKey(), self.trainStep, self._trainOptions())
+        self._insertEngineSteps(self._inputKey(), self.trainStep)
 
     def _inputKey(self):
         """ What the converted input depends on: another value makes Continue convert again. """
@@ -190,11 +221,10 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
 
     # -------------------------- STEPS functions ------------------------------
     def convertInputStep(self, inputKey):
-        volume = self._reference()
-        self._convertInput(volume, withPoses=volume is None)
+        self._convertInput(withPoses=self._reference() is None)
 
     def trainStep(self, inputKey, options):
-        summary = self._runEngine('train', self._runDirectory(), self._trainOptions(), self._inputFiles())
+        summary = self._runEngine('train')
         self.info('Median error on %s: %.2f degrees' % (testedOn(summary), summary['validation_median_error_deg']))
 
     def createOutputStep(self, inputKey, options):
@@ -259,7 +289,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         volume, particles = self._reference(), self.inputParticles.get()
         if volume is None or particles is None or self._sameFieldOfView(volume.getXDim() * volume.getSamplingRate()):
             return []
-        return ['The reference map (%d px of %.2f Å) has not the field of view of the particles (%d px of %.2f Å); '
+        return ['The reference map (%d px of %.2f Å) does not have the field of view of the particles (%d px of %.2f Å); '
                 'it will be cropped or padded. Are both sampling rates right?'
                 % (volume.getXDim(), volume.getSamplingRate(), particles.getXDim(), particles.getSamplingRate())]
 
@@ -290,44 +320,21 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
     def _reference(self):
         return self.referenceVolume.get() if self.learnFrom == FROM_REFERENCE else None
 
-    def _symmetry(self):
-        return (self.symmetry.get() or '').strip().lower()
-
-    def _inputFiles(self):
-        return [self._starFile()] + ([] if self._reference() is None else [self._referenceFile()])
+    def _startDirectory(self):
+        start = self.startNetwork.get()
+        return None if start is None else start.getRunDirectory()
 
     def _realFraction(self):
         """ The engine decides where this is None. """
         given = self.learnFrom == FROM_ORIENTATIONS and self.realFraction.get() >= 0
         return self.realFraction.get() if given else None
 
-    def _trainOptions(self):
-        """ The engine's options (command line without the dashes). """
-        start = self.startNetwork.get()
-        return {'particles': self._starFile(),
-                'reference': None if self._reference() is None else self._referenceFile(),
-                'from_checkpoint': None if start is None else start.getRunDirectory(),
-                'symmetry': self._symmetry(),
-                'max_minutes': self.maxMinutes.get(), 'max_steps': self.maxSteps.get(),
-                'loss': LOSSES[self.loss.get()],
-                'bingham_weight': self.binghamWeight.get(), 'shift_weight': self.shiftWeight.get(),
-                'particle_fraction': self._realFraction(), 'shift_rms_angstrom': self.shiftRms.get() or None,
-                'augment': self.augment.get(), 'half_set': HALF_SETS[self.halfSet.get()],
-                'validation_fraction': self.validationFraction.get(), 'batch_size': self.batchSize.get(),
-                'learning_rate': self.learningRate.get() or None, 'precision': PRECISIONS[self.precision.get()],
-                'patience_evaluations': self.patience.get(),
-                **self._imageOptions(), **(self._networkOptions() if start is None else {})}
-
-    def _networkOptions(self):
-        """ Of a new network; one to start from has its own. """
-        encoder = ENCODERS[self.encoder.get()]
-        # a choice of pooling that the form hides is none
-        pooling = 'auto' if self.encoder.get() in WITHOUT_POOLING else POOLINGS[self.pooling.get()]
-        return {'encoder': encoder, 'head': HEADS[self.head.get()],
-                'network_box_size_px': self.networkBox.get() or None,
-                'filter_channels': self.filterChannels.get(), 'width': self.width.get() or None,
-                'pooling': pooling, 'activation': ACTIVATIONS[self.activation.get()],
-                'dropout': self.dropout.get()}
+    def _engineOptions(self):
+        options = super()._engineOptions()
+        if self.startNetwork.get() is None:
+            # where the encoder has no pooling the form hides it; runs made before have this value then
+            options.setdefault('pooling', POOLINGS[0])
+        return options
 
 
 def testedOn(summary):

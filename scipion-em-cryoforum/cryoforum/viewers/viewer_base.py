@@ -59,16 +59,16 @@ class ParticlesViewer(EmProtocolViewer):
         group = form.addGroup('New subset with another limit')
         group.addParam('limitMeasure', params.EnumParam, choices=[measure.label for measure in LIMITED], default=0,
                        label='Limit of',
-                       help='Errors and bounds are kept up to the limit, the probability and the match score from the '
-                            'limit on.')
+                       help='Particles are kept whose error or error bound is at most the limit, or whose particle '
+                            'probability or match score is at least the limit.')
         group.addParam('limit', params.FloatParam, default=self._usualLimit(), label='Limit',
-                       help='Degrees for the expected error and the error bound; 0 to 1 for the probability to be a '
-                            'particle; about -4 for the match score.')
-        group.addParam('showLimit', params.LabelParam, label='Show what is within it',
-                       help='Histogram of all particles with the limit, and how many are within it.')
+                       help='In degrees for the expected error and the error bound; between 0 and 1 for the particle '
+                            'probability (0.5 is usual); about -4 for the match score.')
+        group.addParam('showLimit', params.LabelParam, label='Show the particles within the limit',
+                       help='Histogram of all particles with the limit, and how many of them are within it.')
         group.addParam('makeSubset', params.LabelParam, label='Make the subset (new run)',
                        help='Starts a new *uncertainty subset* of the same particles with this limit. Orientations are '
-                            'not computed again. With a limit of errors, junk is left out, too.')
+                            'not computed again. With a limit of the error or its bound, junk is rejected, too.')
 
     def _getLimitDict(self):
         return {'showLimit': self._showLimit, 'makeSubset': self._makeSubset}

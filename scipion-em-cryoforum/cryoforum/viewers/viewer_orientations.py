@@ -53,18 +53,18 @@ class CryoForumOrientationsViewer(ParticlesViewer):
 
     def _definePageParams(self, form):
         form.addParam('showReport', params.LabelParam, important=True, label='Report (browser)',
-                      help='Assessment, what to do next, how reliable the stated errors are, and figures: one page, which '
-                           'can be sent around.')
+                      help='One page, which can be passed on: assessment of the run, what to do next, how reliable the '
+                           'stated errors are, and figures.')
 
     def _defineParticleParams(self, form):
         group = form.addGroup('Particles')
         group.addParam('showErrors', params.LabelParam, label='Expected errors',
-                       help='Histogram of how far off the orientations are expected to be, in degrees. Look for one '
-                            'hill at small angles.')
+                       help='Histogram of the expected errors of the orientations, in degrees. A good set has one '
+                            'peak, at small angles.')
         group.addParam('showScores', params.LabelParam, label='Match with the map',
-                       help='Histogram of the match score: particles form the hill at the right, junk the tail or '
-                            'hill at its left.')
-        group.addParam('showDirections', params.LabelParam, label='View directions',
+                       help='Histogram of the match score: particles form the peak on the right, junk a tail or a '
+                            'peak to the left of it.')
+        group.addParam('showDirections', params.LabelParam, label='Viewing directions',
                        help='How many particles there are along each viewing direction.')
         group.addParam('showTable', params.LabelParam, label='Table of particles',
                        help='Images with their uncertainties, to be sorted and selected.')
@@ -113,7 +113,7 @@ class CryoForumOrientationsViewer(ParticlesViewer):
 
     def _showDirections(self, _=None):
         if self._particles() is None:
-            return self._notReady('View directions')
+            return self._notReady('Viewing directions')
         return AngularDistributionViewer.plotAngularDistribution(self._particles(), COLOR_MAP, PLOT_EULER_ANGLES)
 
     def _showTable(self, _=None):

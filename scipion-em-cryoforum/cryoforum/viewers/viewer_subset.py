@@ -46,16 +46,16 @@ class CryoForumSubsetViewer(ParticlesViewer):
     def _defineParams(self, form):
         form.addSection(label='Results')
         form.addParam('showReport', params.LabelParam, important=True, label='Report (browser)',
-                      help='How many were rejected for which reason, the measure with its border, view directions '
+                      help='How many were rejected for which reason, the measure with its limit, viewing directions '
                            'before and after, and examples of kept and rejected particles beside the projections of '
                            'the map that match them best.')
         form.addParam('showReliability', params.LabelParam, label='Reliability of the errors (browser)',
-                      help='The report of the run that found the orientations: how large errors really were, on '
-                           'particles whose orientations are known, beside what was stated.')
+                      help='The report of the run that found the orientations: stated errors beside those measured on '
+                           'particles whose orientations are known.')
         group = form.addGroup('Particles')
         group.addParam('showErrors', params.LabelParam, label='Expected errors',
                        help='Histogram of kept and rejected particles, with the limit where there is one.')
-        group.addParam('showDirections', params.LabelParam, label='View directions before and after',
+        group.addParam('showDirections', params.LabelParam, label='Viewing directions before and after',
                        help='How many particles there are along each viewing direction: of all, and of those kept.')
         group.addParam('showKept', params.LabelParam, label='Table: kept',
                        help='Images with their uncertainties, to be sorted and selected.')
@@ -118,13 +118,13 @@ class CryoForumSubsetViewer(ParticlesViewer):
 
     def _showDirections(self, _=None):
         if not hasattr(self.protocol, KEPT):
-            return self._notReady('View directions')
+            return self._notReady('Viewing directions')
         return [self._directions(self._allParticles(), 'before'),
                 self._directions(getattr(self.protocol, KEPT), 'after')]
 
     @staticmethod
     def _directions(particles, when):
-        title = 'View directions %s (%d particles)' % (when, particles.getSize())
+        title = 'Viewing directions %s (%d particles)' % (when, particles.getSize())
         plotter = EmPlotter(x=1, y=1, windowTitle=title)
         plotter.plotAngularDistributionFromSet(particles, title, type=PLOT_EULER_ANGLES, colormap=COLOR_MAP)
         return plotter

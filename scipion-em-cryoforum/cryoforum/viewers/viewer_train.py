@@ -47,7 +47,7 @@ class CryoForumTrainViewer(Viewer):
         if evaluations:
             return [self._plot(evaluations)]
         return [self.infoMessage('There is neither a report nor a first test of the network yet. The Output Log shows '
-                                 'the progress with the time left.', 'Training')]
+                                 'the progress and the time left.', 'Training')]
 
     @staticmethod
     def _plot(evaluations):

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hybrid_runs import FAST, N, first_particles, resumed, stop
 
 from cryoforum_core import jobs
 from cryoforum_core.ab_initio import hybrid, matching_to_half_maps
@@ -14,8 +13,10 @@ from cryoforum_core.ab_initio.stages import final_matching
 from cryoforum_core.config import AbInitioConfig, EvaluateConfig
 from cryoforum_core.geometry.rotations import random_quaternions
 
+from ..hybrid_runs import FAST, N, first_particles, resumed, stop
 
-def test_it_goes_on_after_the_half_sets_that_were_done(folder, data, monkeypatch):
+
+def test_a_stopped_final_matching_goes_on_after_the_half_sets_that_were_done(folder, data, monkeypatch):
     """Stopped after it, and once more as if in its last half set; no other is matched again, and nothing differs."""
     begun, found, match_half = [], [], matching_to_half_maps.match_half
 

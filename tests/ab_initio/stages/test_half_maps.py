@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from hybrid_runs import FAST, first_particles, resumed, stop
 
 from cryoforum_core import jobs
 from cryoforum_core.ab_initio import hybrid
@@ -10,8 +9,10 @@ from cryoforum_core.ab_initio.stages import half_maps, search
 from cryoforum_core.config import AbInitioConfig
 from cryoforum_core.saved_state import load_state
 
+from ..hybrid_runs import FAST, first_particles, resumed, stop
 
-def test_they_go_on_after_the_last_round_that_was_done(folder, data, monkeypatch):
+
+def test_stopped_half_maps_go_on_after_the_last_round_that_was_done(folder, data, monkeypatch):
     """Stopped in the third round; the rounds before are not done again, and nothing differs from a run without a stop."""
     def kept(config):
         """What the half maps leave; the run is stopped after them."""

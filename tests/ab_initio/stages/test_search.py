@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hybrid_runs import BOX, FAST, resumed, run_or_not_converged, stop
 
 import cryoforum_core as cf
 from cryoforum_core import jobs
 from cryoforum_core.ab_initio import random_starts
 from cryoforum_core.config import AbInitioConfig, EvaluateConfig
 from cryoforum_core.particles.simulate import DEFAULT_OTHER_MODEL
+
+from ..hybrid_runs import BOX, FAST, resumed, run_or_not_converged, stop
 
 
 def test_a_stopped_run_goes_on_to_the_same_result_in_the_frame_of_a_reference(folder, data, monkeypatch):

@@ -1,6 +1,7 @@
-"""The map that labelled images themselves make: the source of endless training projections beside them."""
+"""The map reconstructed from the labelled images: its projections are training images, too."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry.rotations import compose
@@ -16,15 +17,16 @@ _MASKED_FROM_RADIUS_PX = 11
 
 
 class LabelMap:
-    """Collects labelled images, alternately for two half maps; ``finish`` filters the map by their agreement."""
+    """Inserts labelled images, alternately into two half maps; ``finish`` filters their mean by the FSC."""
 
-    def __init__(self, box_size_px: int, pixel_size_angstrom: float, group: Tensor):
-        """group: (G, 4), the symmetry."""
+    def __init__(self, box_size_px: int, pixel_size_angstrom: float, group: Float[Tensor, "g 4"]):
+        """group: the symmetry."""
         self.box_size_px, self.pixel_size_angstrom, self.group = box_size_px, pixel_size_angstrom, group
         self.halves = [Reconstructor(box_size_px) for _ in range(2)]
 
-    def add(self, images: Tensor, ctf: Tensor, quaternion: Tensor, shift_angstrom: Tensor) -> None:
-        """Adds images (n, B, B) with CTFs (n, B, B // 2 + 1), poses (n, 4) and origins (n, 2)."""
+    def add(self, images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"], quaternion: Float[Tensor, "n 4"],
+            shift_angstrom: Float[Tensor, "n 2"]) -> None:
+        """Adds images with CTFs, poses and origins."""
         centred = fft_image(images) * shift_phase(shift_angstrom / self.pixel_size_angstrom, self.box_size_px)
         # of a large group a few equivalents of each image are enough, spread over the group
         step = max(1, len(self.group) // _MAX_EQUIVALENTS)
@@ -34,8 +36,8 @@ class LabelMap:
                 chosen = slice(half, None, 2)
                 reconstructor.insert(centred[chosen], ctf[chosen], pose[chosen])
 
-    def finish(self) -> Tensor:
-        """The map (B, B, B): the mean of the half maps within a soft sphere, each shell times the share of it that is
+    def finish(self) -> Float[Tensor, "b b b"]:
+        """The map: the mean of the half maps within a soft sphere, each shell times the share of it that is
         signal, ``2 FSC / (1 + FSC)``; within a solvent mask, where the half maps agree well enough to make one."""
         sphere = soft_sphere(self.box_size_px, 0.45 * self.box_size_px, 0.05 * self.box_size_px)
         first, second = (reconstructor.volume() * sphere for reconstructor in self.halves)
@@ -52,6 +54,6 @@ class LabelMap:
         return volume * solvent_mask(volume, resolution_radius_px)
 
 
-def network_volume(volume: Tensor, box_size_px: int) -> FourierVolume:
-    """A map (D, D, D) with the images' field of view as the volume to be sliced at the network's box."""
+def network_volume(volume: Float[Tensor, "d d d"], box_size_px: int) -> FourierVolume:
+    """A map with the images' field of view as the volume to be sliced at the network's box."""
     return FourierVolume.from_real(crop_volume(volume, min(box_size_px, len(volume))))

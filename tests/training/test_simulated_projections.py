@@ -1,6 +1,5 @@
 """Simulated images like a data set's own: the estimated signal and noise are those that went in."""
 
-
 import pytest
 import torch
 
@@ -8,7 +7,7 @@ from cryoforum_core.errors import InputError
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image, shell_average, shell_index, shift_phase
 from cryoforum_core.training.loop import step_generator
-from cryoforum_core.training.projections import ImageModel, ProjectionStream, TrainingBatch, estimate_image_model
+from cryoforum_core.training.simulated_projections import ImageModel, ProjectionStream, TrainingBatch, estimate_image_model
 
 BOX, PIXEL_SIZE = 24, 6.0
 

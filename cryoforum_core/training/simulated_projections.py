@@ -1,4 +1,4 @@
-"""Endless simulated images of a map, like a data set's own: its CTFs, its noise spectrum, its signal-to-noise ratio.
+"""Simulated images of a map, as many as wanted, with the CTFs, noise spectrum and signal-to-noise ratio of a data set.
 
 What is assumed of a prepared image (``particles.image_preparation``): scale x CTF x projection, shifted, plus stationary
 noise. The scale and the noise spectrum are estimated from the data set (``estimate_image_model``).
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
@@ -33,14 +34,11 @@ _FIRST_SHELL = 2
 class TrainingBatch:
     """n prepared images with their labels, on one device."""
 
-    images: Tensor
-    """(n, B, B)"""
-    ctf: Tensor
-    """(n, B, B // 2 + 1)"""
-    quaternion: Tensor
-    """(n, 4)"""
-    shift_angstrom: Tensor
-    """(n, 2), sign of rlnOriginX/YAngst"""
+    images: Float[Tensor, "n b b"]
+    ctf: Float[Tensor, "n b b//2+1"]
+    quaternion: Float[Tensor, "n 4"]
+    shift_angstrom: Float[Tensor, "n 2"]
+    """sign of rlnOriginX/YAngst"""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,29 +55,31 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class ImageModel:
-    """Prepared image = ``signal_scale`` x CTF x projection + noise of ``noise_spectrum`` (B // 2 + 1,)."""
+    """Prepared image = ``signal_scale`` x CTF x projection + noise of ``noise_spectrum``."""
 
-    noise_spectrum: Tensor
+    noise_spectrum: Float[Tensor, " shells"]
     signal_scale: float
     snr: float
     """Variance of the signal over variance of the noise, over the whole image."""
 
-    def noise_amplitude(self) -> Tensor:
-        """Standard deviation of the noise's transform over that of white noise of variance 1: (B, B // 2 + 1)."""
+    def noise_amplitude(self) -> Float[Tensor, "b b//2+1"]:
+        """Standard deviation of the noise's transform over that of white noise of variance 1."""
         box_size_px = 2 * (len(self.noise_spectrum) - 1)
         return self.noise_spectrum[shell_index(box_size_px)].sqrt() / box_size_px
 
 
-def signal_power(volume: FourierVolume, ctf: Tensor, box_size_px: int, seed: int = 0) -> Tensor:
-    """Mean of |CTF x projection|^2 over random poses, one for each of the CTFs (n, B, B // 2 + 1): (B, B // 2 + 1)."""
+def signal_power(volume: FourierVolume, ctf: Float[Tensor, "n b b//2+1"], box_size_px: int, seed: int = 0
+                 ) -> Float[Tensor, "b b//2+1"]:
+    """Mean of |CTF x projection|^2 over random poses, one for each of the CTFs."""
     quaternion = random_quaternions(len(ctf), torch.Generator().manual_seed(seed)).to(ctf.device)
     return (volume.project(quaternion, box_size_px).abs() * ctf).square().mean(0)
 
 
-def estimate_image_model(images: Tensor, ctf: Tensor, volume: FourierVolume, particle_radius_px: float) -> ImageModel:
+def estimate_image_model(images: Float[Tensor, "n b b"], ctf: Float[Tensor, "n b b//2+1"], volume: FourierVolume,
+                         particle_radius_px: float) -> ImageModel:
     """Noise spectrum from the background, signal scale from what the whole images hold beyond it.
 
-    images: (n, B, B) prepared but not masked; ctf: (n, B, B // 2 + 1). The squared scale is the weighted least-squares
+    images: prepared but not masked. The squared scale is the weighted least-squares
     fit of ``power(images) - power(noise) = scale^2 power(CTF x projection)`` over the shells; the weights are one over
     the variance of a power, ``(noise + signal)^2 / pixels of the shell``. Raises InputError where the images hold no
     signal like the map's.
@@ -97,8 +97,8 @@ def estimate_image_model(images: Tensor, ctf: Tensor, volume: FourierVolume, par
         squared_scale = ((weight * signal[used] * (total - noise)[used]).sum()
                          / (weight * signal[used].square()).sum()).clamp_min(0)
     if not squared_scale > 0:
-        raise InputError("The images must show the particle: inside the particle's circle they hold no more power than "
-                         "in the background. Check the contrast, the box (too tight?) and that the reference fits.")
+        raise InputError("The images must show the particle: they have no more power inside the particle's circle than "
+                         "outside. Check the contrast, the box (too tight?) and that the reference is of this molecule.")
     snr = _variance(squared_scale * signal, box_size_px) / _variance(noise, box_size_px)
     return ImageModel(noise.float(), float(squared_scale.sqrt()), float(snr))
 
@@ -116,10 +116,10 @@ class ProjectionStream:
 
     def __init__(self, volume: FourierVolume, ctf: CTFParameters, ctf_of: Callable[[CTFParameters], Tensor],
                  box_size_px: int, pixel_size_angstrom: float, image_model: ImageModel, shift_rms_angstrom: float,
-                 mask: Tensor | None = None, jitter: bool = True, device: torch.device | str = "cpu"):
-        """``volume``: of the map, with the images' field of view. ``ctf_of`` makes CTFs (n, B, B // 2 + 1) of
-        parameters, in the state that prepared images have. ``mask`` (B, B)
-        is applied last. ``jitter``: vary contrast and noise from image to image."""
+                 mask: Float[Tensor, "b b"] | None = None, jitter: bool = True, device: torch.device | str = "cpu"):
+        """``volume``: of the map, with the images' field of view. ``ctf_of`` makes CTFs (n, b, b // 2 + 1) of
+        parameters, in the state that prepared images have. ``mask`` is applied last. ``jitter``: vary contrast and
+        noise from image to image."""
         self.volume, self.box_size_px = volume.to(device), box_size_px
         self.pixel_size_angstrom, self.shift_rms_angstrom = pixel_size_angstrom, shift_rms_angstrom
         self.image_model, self.jitter, self.device = image_model, jitter, device

@@ -1,0 +1,57 @@
+"""The matching of every particle to its half's map: what it starts from, and the errors and labels that follow."""
+
+import csv
+
+import numpy as np
+import torch
+
+from cryoforum_core import jobs
+from cryoforum_core.ab_initio.matching_to_half_maps import FinalImages
+from cryoforum_core.ab_initio.plan import plan_ab_initio
+from cryoforum_core.ab_initio.rounds import reconstruct
+from cryoforum_core.config import AbInitioConfig, SelectConfig
+from cryoforum_core.geometry.rotations import random_quaternions
+from cryoforum_core.model.orientation_head import PoseEstimate
+from cryoforum_core.particles.table import ParticleTable
+
+from .hybrid_runs import N
+
+
+def test_expected_errors_are_the_size_of_true_errors(run, evaluation, data):
+    rows = list(csv.DictReader((evaluation.path / "errors.csv").read_text().splitlines()))
+    error_deg, is_junk = (np.array([float(row[name]) for row in rows]) for name in ("error_deg", "is_junk"))
+    with np.load(run.orientation_posterior, allow_pickle=False) as arrays:
+        expected_deg, bound_deg = arrays["expected_error_deg"], arrays["error_bound_deg"]
+    right = (is_junk == 0) & (error_deg < 10)
+    assert 0.75 < error_deg[right].mean() / np.median(expected_deg[right]) < 1.33
+    assert 0.8 < (error_deg <= bound_deg)[right].mean() < 0.98
+
+
+def test_junk_is_rejected_by_default(run, data, folder):
+    clean = jobs.select(SelectConfig(out=folder / "clean", run=run.path))
+    kind = dict(zip(ParticleTable.read(data.truth).integers("rlnParticleId").tolist(),
+                    ParticleTable.read(data.truth).strings("rlnCryoforumJunkKind").tolist(), strict=True))
+    kept = [kind[i] for i in ParticleTable.read(clean.selected).integers("rlnParticleId").tolist()]
+    assert sum(k != "none" for k in kept) <= 8  # of 30
+    assert len(kept) > 0.85 * N
+
+
+def test_matching_starts_from_the_hypotheses_of_the_rounds_and_the_networks_pose(half_sets, poses, clean_data):
+    """Displacements are in px of the box of the matching, which may be smaller than the images' own."""
+    particles = half_sets.images.particles
+    plan = plan_ab_initio(AbInitioConfig(out="x", particles=clean_data.particles, device="cpu"), particles,
+                          torch.device("cpu"))
+    refinement = reconstruct(half_sets, poses, half_sets.background_spectrum, 5.0)
+    n = len(particles)
+    network = PoseEstimate(random_quaternions(n, torch.Generator().manual_seed(1)), torch.zeros(n, 4, 4),
+                           torch.full((n, 2), 6.0))
+    rows = np.array([3, 17, 5])
+    alone, both = (FinalImages.of(plan, half_sets, refinement, found) for found in (None, network))
+    scale, k = alone.scaled.scale, poses.quaternion.shape[1]
+    starts = both.starts(rows)
+    assert scale < 1 and starts.quaternion.shape == (3, k + 1, 4)
+    assert torch.equal(starts.quaternion[:, :k], alone.starts(rows).quaternion)
+    torch.testing.assert_close(starts.displacement_px[:, 0], refinement.poses.displacement_px[rows, 0] * scale)
+    assert torch.equal(starts.quaternion[:, k], network.quaternion[rows])
+    pixel = particles.pixel_size_angstrom / scale
+    torch.testing.assert_close(starts.displacement_px[:, k], torch.full((3, 2), -6.0 / pixel))
