@@ -21,11 +21,12 @@ from ..junk.labelling import junk_labels, simulated_features
 from ..junk.simulation import JunkSimulation
 from ..matching.matcher import Matcher, StartingPoses
 from ..model.orientation_head import PoseEstimate
+from ..particles.dataset import ParticleSource
 from ..progress import Progress
 from ..results.pose_results import PoseResults
 from ..results.write import write_gallery
-from ..uncertainty.calibration import Calibration, calibrate, n_simulated, poses_like
-from ..uncertainty.simulated_images import ImageSource, SimulatedParticles, particles_like
+from ..uncertainty.calibration import Calibration, calibrate, known_particles, n_simulated
+from ..uncertainty.simulated_images import ImageSource
 from .half_map_pair import HalfMapPair, next_radius_px
 from .half_sets import HalfSets, RoundImages, batches
 from .hypothesis_refinement import store_hypotheses
@@ -160,19 +161,20 @@ def calibrate_errors(matched: MatchedParticles, show: Show) -> tuple[PoseResults
     plan = matched.images.plan
     n_known = n_simulated(len(matched.poses), plan.config.coverage) // 2
     with _Shown(2 * n_known, "calibrating errors", show) as progress:
-        results, known, found = zip(*(_calibrated_half(matched.images, half, n_known, progress) for half in matched.halves),
-                                    strict=True)
+        results, known, found, made = zip(*(_calibrated_half(matched.images, half, n_known, progress)
+                                            for half in matched.halves), strict=True)
     back = np.argsort(np.concatenate([half.rows for half in matched.halves]))
     truth = Poses(*(torch.cat([getattr(each.poses, name) for each in known]) for name in ("quaternion", "shift_angstrom")))
     defocus = torch.cat([each.ctf.defocus_u_angstrom for each in known])
     return PoseResults.concatenate(results)[back], calibrate(
         PoseResults.concatenate(found), truth, defocus, plan.group, plan.config.coverage,
-        f"{len(defocus)} simulated images of the half maps")
+        f"{len(defocus)} {made[0]}".replace("the map", "the half maps"))
 
 
 def _calibrated_half(images: FinalImages, matched: MatchedHalf, n_known: int, progress: Progress
-                     ) -> tuple[PoseResults, SimulatedParticles, PoseResults]:
-    """The half's results with junk labels; and images of its map at known poses beside what matching says of those."""
+                     ) -> tuple[PoseResults, ParticleSource, PoseResults, str]:
+    """The half's results with junk labels; and images of its map at known poses, what matching says of those, and what they
+    are."""
     prepared, matcher, seed = images.scaled.images, matched.matcher, images.plan.config.seed + matched.half
     truth = _truth_like(images.refinement.pair, matched.half, prepared.box_size_px)
     volume = FourierVolume.from_real(truth, max_radius_px=images.scaled.max_radius_px + 1)
@@ -180,11 +182,11 @@ def _calibrated_half(images: FinalImages, matched: MatchedHalf, n_known: int, pr
     junk = JunkSimulation(prepared, source, truth, matched.power_map, matcher)
     results = matched.results
     results = replace(results, junk=junk_labels(results, matched.rows, junk, simulated_features(results, junk)))
-    known = particles_like(source, prepared, *poses_like(results, prepared, n_known, seed), seed)
-    return results, known, _found(images, matcher, known, progress)
+    known, made = known_particles(prepared, source, matched.rows, results, n_known, seed)
+    return results, known, _found(images, matcher, known, progress), made
 
 
-def _found(images: FinalImages, matcher: Matcher, known: SimulatedParticles, progress: Progress) -> PoseResults:
+def _found(images: FinalImages, matcher: Matcher, known: ParticleSource, progress: Progress) -> PoseResults:
     """Of simulated images, by search: the rounds before have found the set's poses as well."""
     prepared, parts = replace(images.scaled.images, particles=known), []
     for some in batches(np.arange(len(known))):

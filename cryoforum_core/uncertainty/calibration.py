@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..catalogue import fewest_known
@@ -22,6 +22,7 @@ from ..geometry.rotations import (
     random_quaternions,
     rotation_vector_to_quaternion,
 )
+from ..particles.dataset import ParticleSource
 from ..particles.image_preparation import ImagePreparation
 from ..results.pose_results import ErrorEstimates, PoseResults
 from ..results.write import poses_of
@@ -46,6 +47,9 @@ UNTRUSTED_SHIFT_BOXES = 0.04
 MERIT_SCALE_DEG = 30.0
 # images that give their noise to others fit no worse than so many standard deviations below the usual ones: no junk
 WELL_MATCHED_DEVIATIONS = -2.5
+# and have at least this part of the set's contrast: where contrasts differ much, images of ice fit no worse than so many
+# standard deviations
+WELL_MATCHED_CONTRAST = 0.4
 # fewer different ones are no sample of a set's noise
 MIN_WELL_MATCHED = 100
 # below this many values a population has no robust standard deviation
@@ -102,25 +106,35 @@ def simulated_calibration(images: ImagePreparation, source: ImageSource, results
     ``shift_rms_angstrom``: see ``poses_like``.
     """
     n = n_simulated(len(images.particles), coverage)
-    poses, of = poses_like(results, images, n, seed, shift_rms_angstrom), well_matched(results, n, seed)
-    if of is None:
-        known, made = particles_like(source, images, *poses, seed), "simulated images of the map"
-    else:
-        known = TransplantedParticles.from_results(images, source, results, of, *poses)
-        made = "images of the set, with projections of the map at known poses"
+    known, made = known_particles(images, source, np.arange(len(results)), results, n, seed, shift_rms_angstrom)
     found = predict(replace(images, particles=known), np.arange(n))
     logger.info("errors calibrated on %d %s", n, made)
     return calibrate(found, known.poses, known.ctf.defocus_u_angstrom, group, coverage, f"{n} {made}")
 
 
-def well_matched(results: PoseResults, n: int, seed: int) -> np.ndarray | None:
-    """Rows (n,) drawn from the images whose pose can be trusted, each with its probability of a right pose; None where there
-    are too few of them, or nothing was matched."""
+def known_particles(images: ImagePreparation, source: ImageSource, rows: Int[np.ndarray, " m"], results: PoseResults, n: int,
+                    seed: int, shift_rms_angstrom: float | None = None) -> tuple[ParticleSource, str]:
+    """n particles with known poses like the set's own, and what they are.
+
+    ``results`` of the set's images ``rows``. Where enough of these are matched, they give the noise (module
+    ``transplanted_images``); else it is simulated by the spectrum of the set's background.
+    """
+    poses, of = poses_like(results, images, n, seed, shift_rms_angstrom), well_matched(results, n, seed)
+    if of is None:
+        return particles_like(source, images, *poses, seed), "simulated images of the map"
+    return (TransplantedParticles.of_matched(images, source, rows[of], results[of], *poses),
+            "images with the noise of the set's own and the map at known poses")
+
+
+def well_matched(results: PoseResults, n: int, seed: int) -> Int[np.ndarray, " n"] | None:
+    """Rows drawn from the results whose pose can be trusted, each with its probability of a right pose; None where there are
+    too few of them, or nothing was matched."""
     if results.evidence is None or results.evidence.contrast is None:
         return None
     evidence = evidence_of(results)
     trust = (evidence.posterior.weight[:, 0] * (1 - misassignment_probability(evidence.fit))).double().numpy()
-    trust = np.where(evidence.fit.numpy() >= WELL_MATCHED_DEVIATIONS, trust, 0.0)
+    is_good = (evidence.fit.numpy() >= WELL_MATCHED_DEVIATIONS) & (results.evidence.contrast >= WELL_MATCHED_CONTRAST)
+    trust = np.where(is_good, trust, 0.0)
     if (trust > 0.5).sum() < MIN_WELL_MATCHED:
         return None
     return np.random.default_rng([seed, 0x7A]).choice(len(trust), n, p=trust / trust.sum())

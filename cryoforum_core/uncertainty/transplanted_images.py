@@ -44,13 +44,13 @@ class TransplantedParticles:
     displacement_px: Float[Tensor, "n 2"]
 
     @classmethod
-    def from_results(cls, images: ImagePreparation, source: ImageSource, results: PoseResults, of: Int[np.ndarray, " n"],
-                     quaternion: Float[Tensor, "n 4"], displacement_px: Float[Tensor, "n 2"]) -> "TransplantedParticles":
-        """``results`` of all the set's images by matching; rows ``of`` (n,) of it give the noise, the poses are new."""
+    def of_matched(cls, images: ImagePreparation, source: ImageSource, rows: Int[np.ndarray, " n"], results: PoseResults,
+                   quaternion: Float[Tensor, "n 4"], displacement_px: Float[Tensor, "n 2"]) -> "TransplantedParticles":
+        """``results`` of the set's images ``rows`` by matching; these give the noise, the poses are new."""
         device = source.noise_spectrum.device
-        contrast = torch.from_numpy(results.evidence.contrast[of]).to(device)
-        return cls(images, source, of, poses_of(results, torch.float32)[torch.from_numpy(of)].to(device), contrast,
-                   quaternion.to(device, torch.float32), displacement_px.to(device, torch.float32))
+        return cls(images, source, rows, poses_of(results, torch.float32).to(device),
+                   torch.from_numpy(results.evidence.contrast).to(device), quaternion.to(device, torch.float32),
+                   displacement_px.to(device, torch.float32))
 
     def __len__(self) -> int:
         return len(self.of)

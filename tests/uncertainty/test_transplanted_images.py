@@ -1,0 +1,85 @@
+"""Images with the noise of a set's own images, and the map at known poses in the place of the particle."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import cryoforum_core as cf
+from cryoforum_core.geometry.poses import displacement_px
+from cryoforum_core.geometry.rotations import random_quaternions
+from cryoforum_core.imaging.fourier import ifft_image
+from cryoforum_core.imaging.noise_spectrum import noise_power_spectrum
+from cryoforum_core.matching.likelihood import contrast_from_poses, predicted
+from cryoforum_core.matching.matching_model import MatchingModel
+from cryoforum_core.particles.dataset import load_particles
+from cryoforum_core.particles.image_preparation import ImagePreparation
+from cryoforum_core.particles.image_state import determine_image_state
+from cryoforum_core.results.pose_results import Match, MatchEvidence, PoseResults
+from cryoforum_core.uncertainty.simulated_images import ImageSource, particles_like
+from cryoforum_core.uncertainty.transplanted_images import TransplantedParticles
+
+from ..matching.conftest import blobs
+from .conftest import BOX, PIXEL, N
+
+
+def model_of(images):
+    images_ft, ctf = images.transforms(np.arange(N))
+    spectrum = noise_power_spectrum(ifft_image(images_ft), 0.45 * BOX)
+    return MatchingModel.estimate(blobs(), images_ft, ctf, spectrum, torch.tensor([[0.0, 0, 0, 1]]), BOX / 2 - 1, 4.0)
+
+
+def results_of(quaternion, shift_angstrom, contrast):
+    """As if matching had found these poses."""
+    n = len(quaternion)
+    evidence = MatchEvidence(np.ones((n, 1)), np.zeros((n, 1)), np.ones((n, 3)), np.ones((n, 2)), quaternion.numpy(),
+                             contrast=np.full(n, contrast, np.float32))
+    return PoseResults(np.arange(n), quaternion.numpy(), shift_angstrom.numpy(), match=Match(np.zeros(n), evidence=evidence))
+
+
+@pytest.fixture(params=[("bright", "raw"), ("dark", "phase-flipped"), ("bright", "multiplied")], ids=" ".join)
+def images(request, data):
+    """Prepared images of the molecule at known poses, of either contrast and in each state of the CTF."""
+    particles = load_particles(data.particles)
+    state = determine_image_state(particles, cf.PredictConfig(out="x", particles="x", model="x"))
+    raw = ImagePreparation(particles, state, BOX, torch.device("cpu"))
+    truth = load_particles(data.truth, require_poses=True).poses
+    contrast, ctf_state = request.param
+    source = replace(ImageSource.like(raw, model_of(raw)), state=replace(state, contrast=contrast, ctf_state=ctf_state))
+    made = particles_like(source, raw, truth.quaternion, displacement_px(truth.shift_angstrom, PIXEL), seed=5)
+    return replace(raw, particles=made, state=source.state)
+
+
+@pytest.fixture
+def source(images):
+    return ImageSource.like(images, model_of(images))
+
+
+def test_a_particle_put_back_where_it_was_leaves_the_image_as_it_is(images, source):
+    rows, truth = np.arange(0, N, 3), images.particles.poses
+    found = results_of(truth.quaternion[rows], truth.shift_angstrom[rows], 1.0)
+    same = TransplantedParticles.of_matched(images, source, rows, found, truth.quaternion[rows],
+                                            displacement_px(truth.shift_angstrom[rows], PIXEL))
+    transforms, own = replace(images, particles=same).transforms(np.arange(len(rows))), images.transforms(rows)
+    for a, b in zip(transforms, own, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3 * float(b.abs().max()), rtol=0)
+
+
+def test_the_image_shows_the_particle_at_its_new_pose_and_no_longer_at_the_old_one(images, source):
+    rows, truth = np.arange(N), images.particles.poses
+    found = results_of(truth.quaternion, truth.shift_angstrom, 1.0)
+    new = random_quaternions(N, torch.Generator().manual_seed(3)), torch.randn(N, 2, generator=torch.Generator().manual_seed(4))
+    known = TransplantedParticles.of_matched(images, source, rows, found, *new)
+    model = source.model
+    seen = model.images(*replace(images, particles=known).transforms(rows))
+    old = truth.quaternion, displacement_px(truth.shift_angstrom, PIXEL)
+    for poses, expected, tolerance in ((new, 1.0, 0.1), (old, 0.2, 0.3)):
+        value, variance = contrast_from_poses(seen, predicted(seen, model.volume, *poses), 0.0)
+        assert abs(float((value / variance).sum() / (1 / variance).sum()) - expected) < tolerance
+    torch.testing.assert_close(known.poses.quaternion, new[0])
+    torch.testing.assert_close(displacement_px(known.poses.shift_angstrom, PIXEL), new[1])
+    # the noise is that of the same rows
+    power = [model.images(*each.transforms(rows)).data.abs().square().mean() for each in (
+        images, replace(images, particles=known))]
+    assert abs(power[1] / power[0] - 1) < 0.05
