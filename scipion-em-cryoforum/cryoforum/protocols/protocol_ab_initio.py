@@ -161,7 +161,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                       label='Epochs', help='Passes over all images.')
         form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, **endToEnd, label='Encoder',
                       help='Part of the network that processes the image. In a test on noise-free images, *polar* with '
-                           '*Weight of random projections* 1 gave the smallest errors.\n%s'
+                           '*Weight of random projections* 1 gave the smallest median error.\n%s'
                            % meanings(engine_names.ENCODERS))
         form.addParam('head', params.EnumParam, choices=HEADS, default=0, **endToEnd, label='Orientation head',
                       help='Rotation parametrisation.\n%s' % meanings(engine_names.HEADS))

@@ -52,7 +52,7 @@ PROTECTING = (AUTOMATIC, BY_MAP, KEEP_FRACTION, KEEP_COUNT)
 
 @dataclass(frozen=True)
 class Measure:
-    """ A measure of trust: its attribute, its label in the form, its name in the engine, and whether a higher value is
+    """ A measure of reliability: its attribute, its label in the form, its name in the engine, and whether a higher value is
     better. """
     attribute: str
     label: str
