@@ -24,7 +24,7 @@ from ..particles.dataset import PARTICLE_ID_COLUMNS
 from ..particles.image_stack import save_table
 from ..particles.table import ParticleTable
 from ..problems import Problems
-from ..results.pose_results import REASON_COLUMN
+from ..results.star_columns import REASON_COLUMN
 from ..run_directory import RunDirectory
 from .bimodality import find_valley
 from .measures import scaled, unscaled

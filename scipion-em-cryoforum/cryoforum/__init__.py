@@ -51,14 +51,15 @@ class Plugin(pwem.Plugin):
     @classmethod
     def _defineVariables(cls):
         cls._defineEmVar(CRYOFORUM_HOME, 'cryoforum-%s' % V0_1_0, var_type=VarTypes.FOLDER,
-                         description='Folder of cryoforum itself, as Scipion installs it.')
+                         description='Folder in which Scipion installed cryoforum itself.')
         cls._defineVar(CRYOFORUM_PYTHON, os.path.join(cls.getHome('env'), 'bin', 'python'), var_type=VarTypes.PATH,
-                       description='Python interpreter (absolute path) of the environment that holds cryoforum: '
-                                   'conda, venv or the site\'s own; it is run as it is, nothing is activated.')
+                       description='Absolute path of the Python interpreter of an environment in which cryoforum is '
+                                   'installed (conda, venv, or a site-wide installation). It is called directly; no '
+                                   'environment is activated.')
         cls._defineVar(CRYOFORUM_ENGINE, cls._defaultEngineSource(), var_type=VarTypes.STRING,
-                       description='What pip installs as cryoforum: a requirement or the path of its source.')
+                       description='Pip requirement for cryoforum itself, or the path of a source checkout.')
         cls._defineVar(CRYOFORUM_TORCH, DEFAULT_TORCH, var_type=VarTypes.STRING,
-                       description='What pip installs as PyTorch; choose the CPU or a CUDA build with '
+                       description='Pip requirement for PyTorch; choose the CPU or a CUDA build with '
                                    'pip\'s own PIP_INDEX_URL.')
 
     @classmethod

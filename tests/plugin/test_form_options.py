@@ -213,7 +213,7 @@ def test_options_become_labels(make, name, engines, forms):
     assert make(name)._inFormWords(engines) == forms
 
 
-@pytest.mark.parametrize("criterion, label", [(5, "Threshold"), (7, "Largest error bound (degrees)")])
+@pytest.mark.parametrize("criterion, label", [(5, "Threshold"), (7, "Maximum error bound (degrees)")])
 def test_of_two_parameters_the_one_shown_is_named(make, criterion, label):
     assert make("CryoForumProtSubset", criterion=criterion)._inFormWords("Lower --threshold.") == f'Lower "{label}".'
 

@@ -129,7 +129,7 @@ def test_a_network_to_start_from_describes_itself(make, start):
                                               ("i", "i2", True), ("i1", "i2", False)])
 def test_a_network_to_start_from_keeps_its_symmetry(make, start, own, given, fits):
     problems = start_from(make(learnFrom=1, symmetry=given), start(symmetry=own))._validate()
-    said = f"was trained with symmetry {own}, which it keeps, and {given.lower()} is asked for. Give {own}"
+    said = f"was trained with symmetry {own}, which it keeps, but {given.lower()} was requested. Give {own}"
     assert any(said in problem for problem in problems) is not fits
     assert any("symmetry" in problem for problem in problems) is not fits
 

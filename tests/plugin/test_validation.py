@@ -113,7 +113,7 @@ def test_symmetries_that_exist(train, symmetry):
     assert train(symmetry=symmetry) == ""
 
 
-def test_a_map_of_another_field_of_view_is_warned_about(project, imported, volume):
+def test_a_map_of_another_box_size_is_warned_about(project, imported, volume):
     """The engine brings any map to the particles' grid, but often a sampling rate is wrong."""
     from cryoforum.protocols import CryoForumProtTrain
 
@@ -121,7 +121,7 @@ def test_a_map_of_another_field_of_view_is_warned_about(project, imported, volum
     point(protocol.inputParticles, imported(), "outputParticles")
     for map_, warned in ((volume(16, 4.0), False), (volume(20, 3.2), False), (volume(20, 4.0), True)):
         point(protocol.referenceVolume, map_, "outputVolume")
-        assert any("field of view" in text for text in protocol.warnings()) is warned
+        assert any("box size in Å" in text for text in protocol.warnings()) is warned
 
 
 def test_odd_map(train, volume):
@@ -192,7 +192,7 @@ def test_too_few_particles_to_learn_from_their_orientations(train, imported):
     from cryoforum.protocols.protocol_train import FROM_ORIENTATIONS
 
     few = train(imported(), learnFrom=FROM_ORIENTATIONS)
-    assert "At least 50 particles are needed to learn from their orientations; the set has 4" in few
+    assert "At least 50 particles are needed to train on their orientations; the set has 4" in few
     enough = imported("60 particles", n=60)
     assert train(enough, learnFrom=FROM_ORIENTATIONS) == ""
     assert "half set 2 has 30" in train(enough, learnFrom=FROM_ORIENTATIONS, halfSet=2)
@@ -217,24 +217,24 @@ def test_all_problems_come_together(train, imported, volume):
         assert problem in text
 
 
-def test_network_of_another_field_of_view(predict):
+def test_network_of_another_box_size(predict):
     text = predict(network={"boxSize": 32, "networkBoxSize": 32})
-    assert "trained for particles of 32 px of 4.000 Å; these have another field of view, 16 px of 4.000 Å" in text
+    assert "trained on particles of 32 px at 4 Å/px; these have another box size in Å, 16 px at 4 Å/px" in text
 
 
 def test_a_network_of_finer_pixels_cannot_see_coarser_images(predict):
     text = predict(network={"boxSize": 32, "pixelSize": 2.0, "networkBoxSize": 32})
     assert "sees pixels of 2.000 Å and cannot use coarser images; these particles have 4.000 Å" in text
-    assert "another field of view" not in text
+    assert "another box size" not in text
 
 
 def test_a_network_of_coarser_pixels_can_see_finer_images(predict):
     assert predict(network={"boxSize": 8, "pixelSize": 8.0, "networkBoxSize": 8}) == ""
 
 
-def test_reference_of_predict_must_have_the_field_of_view(predict, volume):
+def test_reference_of_predict_must_have_the_box_size_of_the_particles(predict, volume):
     text = predict(map_=volume(20, 4.0))
-    assert "field of view of the particles, 16 px of 4.000 Å; it has 20 px of 4.000 Å" in text
+    assert "box size in Å of the particles, 16 px at 4 Å/px; it has 20 px at 4 Å/px" in text
     assert predict(map_=volume(20, 3.2), network={"boxSize": 32, "networkBoxSize": 32}) == ""
 
 
@@ -247,7 +247,7 @@ def test_symmetry_of_predict(predict):
 
 
 def test_symmetry_of_predict_must_be_that_of_the_network(predict):
-    assert "trained with symmetry c1, and d2 is asked for" in predict(symmetry="d2")
+    assert "trained with symmetry c1, but d2 was requested" in predict(symmetry="d2")
     assert predict(symmetry="d2", network={"symmetry": "d2"}) == ""
     assert predict(symmetry="c1", network={"symmetry": "d2"}) == ""
 
@@ -255,12 +255,13 @@ def test_symmetry_of_predict_must_be_that_of_the_network(predict):
 def test_particles_with_known_orientations_must_be_many_and_like_the_others(predict, imported):
     text = predict(known=imported("known", aligned=False, pixel_size_angstrom=3.0))
     assert "At least 100 particles with known orientations are needed to calibrate error bounds" in text
-    assert "must have the box and pixel size of the others, 16 px of 4.000 Å; they have 16 px of 3.000 Å" in text
-    assert "have none: give the output of a 3D refinement" in text
+    assert ("must have the same box and pixel size as the input particles, 16 px at 4 Å/px; "
+            "they have 16 px at 3 Å/px") in text
+    assert "has no projection alignment: give the output of a 3D refinement" in text
 
 
 @pytest.mark.parametrize("coverage, fewest", [(0.9, 100), (0.995, 249), (0.999, 1249)])
-def test_more_confidence_needs_more_particles_with_known_orientations(predict, imported, coverage, fewest):
+def test_more_coverage_needs_more_particles_with_known_orientations(predict, imported, coverage, fewest):
     """As many as the engine asks for."""
     for n, is_enough in ((fewest - 1, False), (fewest, True)):
         text = predict(known=imported(f"{n} known", n=n), coverage=coverage)
@@ -268,11 +269,11 @@ def test_more_confidence_needs_more_particles_with_known_orientations(predict, i
 
 
 @pytest.mark.parametrize("coverage", [0, 1, 1.5])
-def test_a_confidence_is_between_0_and_1(predict, coverage):
+def test_a_coverage_is_between_0_and_1(predict, coverage):
     assert "must be between 0.01 and 0.999" in predict(coverage=coverage)
 
 
-def test_a_network_that_does_not_apply_is_the_first_line_of_the_summary(project, tmp_path):
+def test_a_network_that_does_not_fit_is_the_first_line_of_the_summary(project, tmp_path):
     import json
     from unittest import mock
 
@@ -286,6 +287,6 @@ def test_a_network_that_does_not_apply_is_the_first_line_of_the_summary(project,
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     with mock.patch.object(protocol, "_runDirectory", lambda: str(tmp_path)):
         lines = protocol._summary()
-    assert "DOES NOT APPLY" in lines[0] and "pixel-size" in lines[0] and "pixels are of 5 A." in lines[0]
+    assert "DOES NOT FIT" in lines[0] and "pixel-size" in lines[0] and "pixels are of 5 A." in lines[0]
     assert "To check: Another noise." in lines
     assert 'To check: Give "Contrast of the images": dark protein.' in lines

@@ -16,7 +16,7 @@
 # * along with this program; if not, see <https://www.gnu.org/licenses/>.
 # *
 # **************************************************************************
-"""Protocol: a first map and orientations from particles alone."""
+"""Protocol: an initial map and orientations from particles alone."""
 
 import os
 from enum import Enum
@@ -51,12 +51,12 @@ class outputs(Enum):
 
 
 class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
-    """ Makes a first map from particles and their CTF alone, and finds the orientation and the shift of every
+    """ Makes an initial map from particles and their CTF alone, and finds the orientation and the shift of every
     particle, with an error bound in degrees. No reference, no orientations and no 2D classes are needed.
 
-    The outputs are ready for each other: the map with its half maps (RELION post-processing, a reference for
-    refinement), the particles with orientations and uncertainties (*uncertainty subset*, RELION reconstruct and 3D
-    auto-refine), and a network that finds the orientations of more particles (*predict orientations*).
+    The outputs can be used directly: the map with half maps (RELION post-processing, a reference for refinement), the
+    particles with orientations and uncertainties (*uncertainty subset*, RELION reconstruct and 3D auto-refine), and a
+    network that predicts orientations of further particles (*predict orientations*).
     """
     _label = 'ab initio'
     _possibleOutputs = outputs
@@ -90,42 +90,45 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addSection(label='Input')
         form.addParam('inputParticles', params.PointerParam, pointerClass='SetOfParticles', important=True,
                       label='Input particles',
-                      help='Particles with CTF, at least %d; some thousands are better. Orientations they have are not '
-                           'used. Junk does no harm as long as it is the minority. Binned particles (4 to 8 Å) '
-                           'are enough for a first map, and much faster.' % AB_INITIO_PARTICLES)
+                      help='Particles with CTF, at least %d; some thousands are better. Existing orientations are not '
+                           'used. Sets with up to 15 %% junk were tested. Particles binned to a pixel size of 4 to 8 Å '
+                           'are enough for an initial map, and much faster.' % AB_INITIO_PARTICLES)
         form.addParam('method', params.EnumParam, choices=METHODS, default=HYBRID,
                       display=params.EnumParam.DISPLAY_HLIST,
                       label='Method',
-                      help='*hybrid*: a search from a random start, then half maps, a network that learns from them, '
-                           'and refinement of every orientation. Recommended.\n'
+                      help='*hybrid*: searches from several random starts, then half maps, a network trained on them, '
+                           'and refinement of every orientation by projection matching. Recommended.\n'
                            '*end-to-end*: a network and the map are trained together from random weights, as in '
-                           'CryoPoseNet (Nashed 2021). It needs a GPU, and images with a good signal.')
+                           'CryoPoseNet (Nashed 2021). It needs a GPU and images with a high signal-to-noise '
+                           'ratio.')
         form.addParam('symmetry', params.StringParam, default='c1', label='Symmetry',
                       help=SYMMETRY_HELP + ' The hybrid method searches without symmetry first, finds the axes in the '
-                           'map, and then imposes them. In doubt use c1.')
+                           'map, and then imposes them. If in doubt, use c1.')
         form.addParam('seeds', params.IntParam, default=2, validators=[params.Positive],
                       condition='method == %d' % HYBRID,
                       label='Random starts',
-                      help='Number of independent searches; the best is chosen by its fit to held-out images. Searches '
-                           'that agree indicate a correct map. Each takes as long as the first. If none finds a '
-                           'convincing map, more are made, up to four in all.')
+                      help='Number of independent searches; the best is chosen by its fit to held-out images. Agreement '
+                           'between searches indicates a correct map. The run time grows with the number of searches. '
+                           'If none finds a convincing map, more searches are made, up to four in total.')
         form.addParam('particleDiameter', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Particle diameter (Å)',
                       help='Diameter of the spherical solvent mask. 0: 90 % of the box.')
         form.addParam('maxShift', params.FloatParam, default=0, validators=[params.GE(0)],
                       condition='method == %d' % HYBRID,
-                      label='Largest shift (Å)',
-                      help='How far from the centre of its image a particle may lie. 0: an eighth of the box.')
+                      label='Maximum shift (Å)',
+                      help='Maximum distance of a particle from the centre of its image. 0 means one eighth of the '
+                           'box.')
         form.addParam('resolution', params.FloatParam, default=0, validators=[params.GE(0)],
-                      label='Finest resolution (Å)',
-                      help='Details finer than this are not used; a coarser limit is faster. 0: the Nyquist limit of '
-                           'the particles. End-to-end learns from all details, and uses this for its final map alone.')
+                      label='High-resolution limit (Å)',
+                      help='Information beyond this resolution is not used; a coarser limit is faster. 0: the Nyquist '
+                           'limit of the particles. End-to-end trains at full resolution and applies this limit only '
+                           'to the final map.')
         form.addParam('handReference', params.PointerParam, pointerClass='Volume', allowsNull=True,
                       condition='method == %d' % HYBRID,
                       label='Hand reference (optional)',
-                      help='Projections do not tell a molecule from its mirror image. With a map of known hand, of '
-                           'the same or a similar molecule, the output gets its hand; it is used for nothing else. '
-                           'Without one the hand stays undetermined.')
+                      help='Projections cannot distinguish a molecule from its mirror image. If you give a map of known '
+                           'hand, of the same or a similar molecule, the output takes its hand; the map is used for '
+                           'nothing else. Without one the hand remains undetermined.')
         self._defineMethodParams(form)
         self._defineThreads(form)
 
@@ -133,22 +136,22 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addSection(label='Method')
         form.addParam('trainMinutes', params.FloatParam, default=0, validators=[params.GE(0)],
                       label='Training time (minutes)',
-                      help='For training the network. 0: half of the time that was spent before, at least 1 minute '
-                           '(hybrid), or what the epochs need (end-to-end).')
+                      help='Training time of the network. 0: half of the time of the preceding stages, at least '
+                           '1 minute (hybrid), or as long as the epochs take (end-to-end).')
         self._defineEndToEndParams(form)
         advanced = dict(expertLevel=params.LEVEL_ADVANCED)
         form.addParam('searchSteps', params.IntParam, default=400, validators=[params.Positive], **advanced,
                       condition='method == %d' % HYBRID,
                       label='Search steps',
-                      help='Steps of each search from a random start. More may help where searches do not agree.')
+                      help='Steps of each search from a random start. More steps may help if the searches do not agree.')
         form.addParam('networkBox', params.IntParam, default=0, validators=[params.GE(0)], **advanced,
                       label='Network box (px)',
-                      help='The images are Fourier-cropped to this even size before the network sees them. 0: the '
-                           'particles\' own box, at most 128 on a GPU and 32 on a CPU.')
+                      help='The images are Fourier-cropped to this even size before they are passed to the network. '
+                           '0: the particles\' own box, at most 128 on a GPU and 32 on a CPU.')
         form.addParam('batchSize', params.IntParam, default=128, validators=[params.GE(2)], **advanced,
-                      label='Batch size', help='Images processed together; fewer take less memory.')
+                      label='Batch size', help='Number of images processed at once; fewer take less memory.')
         form.addParam('learningRate', params.FloatParam, default=0, validators=[params.GE(0)], **advanced,
-                      label='Learning rate', help="Largest learning rate of the network. 0: the method's own.")
+                      label='Learning rate', help="Maximum learning rate of the network. 0: the method's own.")
         self._defineCoverageParam(form)
         self._defineImageParams(form)
 
@@ -157,14 +160,15 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         form.addParam('epochs', params.IntParam, default=30, validators=[params.Positive], **endToEnd,
                       label='Epochs', help='Passes over all images.')
         form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=0, **endToEnd, label='Encoder',
-                      help='Part of the network that reads the image. *polar*, with 1 as *Weight of random '
-                           'projections*, finds orientations where the others do not.\n%s'
+                      help='Part of the network that processes the image. In a test on noise-free images, *polar* with '
+                           '*Weight of random projections* 1 gave the smallest median error.\n%s'
                            % meanings(engine_names.ENCODERS))
         form.addParam('head', params.EnumParam, choices=HEADS, default=0, **endToEnd, label='Orientation head',
                       help='Rotation parametrisation.\n%s' % meanings(engine_names.HEADS))
-        group = form.addGroup('Against mirror minima', **endToEnd)
+        group = form.addGroup('Avoiding local minima', **endToEnd)
         group.addParam('symmetricLoss', params.BooleanParam, default=False, **endToEnd, label='Symmetric loss?',
-                       help='Each image is also encoded after a rotation by 180 degrees; the better of the two counts.')
+                       help='Each image is also encoded after a rotation by 180 degrees, and the better of the two '
+                            'predictions is used.')
         group.addParam('nHeads', params.IntParam, default=1, validators=[params.Positive], **endToEnd,
                        label='Hypotheses for each image',
                        help='Orientations that the network proposes for each image; only the best is trained.')
@@ -176,7 +180,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                             'network has to recover. 0: without this loss.')
         group.addParam('perImageAfterEpoch', params.IntParam, default=0, validators=[params.GE(0)], **endToEnd,
                        label='Optimise orientations directly after epoch',
-                       help='From this epoch on the orientation of each image is optimised directly, without the '
+                       help='After this many epochs the orientation of each image is optimised directly, without the '
                             'network; it then has no uncertainty. 0: never.')
 
     # -------------------------- INSERT steps functions -----------------------
@@ -276,7 +280,7 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
                                 'right?' % (self.particleDiameter.get(), side))
         if self.isContinued() and not self._converged():
             warnings.append('The run did not converge: %s To search again, change the parameters (random starts, '
-                            'diameter, largest shift) or the random seed.' % self._reason())
+                            'diameter, maximum shift) or the random seed.' % self._reason())
         return warnings
 
     def checkSummaryWarnings(self):
@@ -294,19 +298,21 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
         if not summary['converged']:
             lines += ['*Did not converge*: %s' % self._reason(),
                       'Neither the map nor the orientations should be relied on.']
-        lines.append('Map of %d particles, symmetry %s; its half maps agree to *%.1f Å*.'
+        lines.append('Map from %d particles, symmetry %s, resolution *%.1f Å* (FSC 0.143).'
                      % (summary['n_particles'], summary['symmetry'], summary['resolution_angstrom']))
         if summary.get('median_expected_error_deg') is not None:
             lines.append('Median expected error of the orientations: *%.2f°*' % summary['median_expected_error_deg'])
         lines += self._boundLines(summary)
         if self._keepsOtherHalfSets(summary):
-            lines.append('The half maps were made from new random half sets, because those of the particles are '
-                         'incomplete. The output keeps the half sets that the particles had: they are not those of '
-                         'the half maps.')
+            lines.append('The half sets of the input particles are incomplete, so the half maps were made from new '
+                         'random half sets. The output particles keep their original half sets, which differ from '
+                         'those of the half maps.')
         if summary.get('seeds_agreement_deg') is not None:
             agreement = summary['seeds_agreement_deg']
-            lines.append('The best two searches agree within %.1f°.' % agreement if agreement <= STARTS_AGREE_DEG else
-                         '*The best two searches differ by %.0f°*: another random start may find another map.' % agreement)
+            lines.append('Another search agrees with the best one within %.1f°.' % agreement
+                         if agreement <= STARTS_AGREE_DEG else
+                         '*No other search agrees with the best one* (the nearest differs by %.0f°): another random '
+                         'start may give a different map.' % agreement)
         near = summary.get('near_half_turn')
         if near is not None:
             lines.append('Pseudo-symmetry (C2) resolved: a rotation by 180° nearly superimposes the molecule on '
@@ -345,12 +351,14 @@ class CryoForumProtAbInitio(CryoForumBase, ProtInitialVolume):
     def _methods(self):
         if not hasattr(self, outputs.outputVolume.name) or not self._converged():
             return []
-        how = ('a search from a random start, a neural network trained on its half maps, and matching'
+        summary = readSummary(self._runDirectory())
+        search = ('a stochastic search from a random start' if len(summary.get('seeds', ())) == 1 else
+                  'stochastic searches from random starts')
+        how = ('%s, half-map refinement, a neural network trained on the half maps, and projection matching' % search
                if self.method == HYBRID else 'a neural network and a map that were trained together')
-        return ['An ab initio map and orientations of %d particles (symmetry %s) were found with cryoforum by %s; the '
-                'half maps agreed to %.1f Å (FSC 0.143).'
-                % (self.outputParticles.getSize(), self._symmetry(), how,
-                   readSummary(self._runDirectory())['resolution_angstrom'])]
+        return ['An ab initio map and the orientations of %d particles (symmetry %s) were determined with cryoforum by '
+                '%s; the half maps agreed to %.1f Å (FSC 0.143).'
+                % (self.outputParticles.getSize(), self._symmetry(), how, summary['resolution_angstrom'])]
 
     def _citations(self):
         return ['Chung2023', 'Nashed2021']

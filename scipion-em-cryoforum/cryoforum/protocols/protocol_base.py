@@ -34,9 +34,9 @@ from ..engine_names import DEFAULT_COVERAGE, LARGEST_FORM_COVERAGE, NETWORK_BOX_
 from .form_options import FormOption, inFormWords
 
 SYMMETRY = re.compile(r'^(c[1-9]\d*|d[1-9]\d*|t|o|i[1-4]?)$', re.IGNORECASE)
-TOLERANCE = 0.01  # of pixel sizes and fields of view
+TOLERANCE = 0.01  # of pixel sizes and box sizes in Angstrom
 SMALLEST_BOX = NETWORK_BOX_PX
-EXIT_NOT_CONVERGED = 3  # the engine wrote all files, but the data did not determine the result
+EXIT_NOT_CONVERGED = 3  # the engine wrote all files, but no reliable result was obtained from the data
 
 # choices of the forms: the engine's name -> what the form says
 CONTRAST = {'auto': 'automatic', 'bright': 'bright protein', 'dark': 'dark protein'}
@@ -72,24 +72,21 @@ class CryoForumBase:
     def _defineGpuParams(self, form):
         form.addHidden(params.USE_GPU, params.BooleanParam, default=True,
                        label='Use GPU?',
-                       help='Training on a GPU is 20 to 100 times faster than on a few CPU cores. Without a GPU set '
-                            'this to No.')
+                       help='Without a GPU set this to No.')
         form.addHidden(params.GPU_LIST, params.StringParam, default='0',
                        label='GPU ID',
-                       help='Number of the GPU to use; the first one is 0. One GPU is used. Without a GPU choose *No*: '
-                            'training then takes 20 to 100 times as long.')
+                       help='Number of the GPU to use; the first one is 0. One GPU is used. Without a GPU choose *No*.')
 
     def _defineCoverageParam(self, form):
         form.addParam('coverage', params.FloatParam, default=DEFAULT_COVERAGE,
                       validators=[params.Range(0.01, LARGEST_FORM_COVERAGE, error='must be between 0.01 and %s'
                                               % LARGEST_FORM_COVERAGE)],
                       expertLevel=params.LEVEL_ADVANCED,
-                      label='Confidence of the error bound',
-                      help='Every particle gets an expected error and an error bound, both in degrees. The '
-                           'confidence is the fraction of the particles whose error is to be within its bound (the '
-                           'nominal coverage): 0.9 means 9 in 10. A higher confidence makes larger bounds. The report '
-                           'shows the fraction that was found on particles with known orientations (the empirical '
-                           'coverage).')
+                      label='Nominal coverage of the error bounds',
+                      help='Every particle gets an expected error and an error bound, both in degrees. The nominal '
+                           'coverage is the fraction of particles whose error should be within the bound: 0.9 means '
+                           '9 in 10. A higher coverage makes larger bounds. The report shows the fraction that was '
+                           'found on particles with known orientations (the empirical coverage).')
 
     def _defineImageParams(self, form):
         form.addParam('contrast', params.EnumParam, choices=list(CONTRAST.values()),
@@ -264,14 +261,14 @@ class CryoForumBase:
         if not volume.getSamplingRate():
             errors.append('The reference has no pixel size: give the sampling rate at its import.')
         elif sameFieldOfView and not self._sameFieldOfView(x * volume.getSamplingRate()):
-            errors.append('The reference must have the field of view of the particles, %s; it has %d px of %.3f Å. '
+            errors.append('The reference must have the box size in Å of the particles, %s; it has %d px at %.4g Å/px. '
                           'Rescale and crop it (RELION crop/resize volumes), or correct its sampling rate.'
                           % (self._fieldOfView(), x, volume.getSamplingRate()))
         return errors
 
     def _fieldOfView(self):
         particles = self.inputParticles.get()
-        return '%d px of %.3f Å' % (particles.getXDim(), particles.getSamplingRate())
+        return '%d px at %.4g Å/px' % (particles.getXDim(), particles.getSamplingRate())
 
     def _sameFieldOfView(self, side):
         """ side: of another box, Angstrom. """
@@ -280,7 +277,7 @@ class CryoForumBase:
 
     def _validateNetwork(self, network, matchesOwnMap=False):
         """ Problems of a trained network beside the particles; matchesOwnMap: it is used with the map it was made
-        from, which has its field of view. """
+        from, which has its box size in Angstrom. """
         particles = self.inputParticles.get()
         if network is None or particles is None:
             return []
@@ -292,9 +289,9 @@ class CryoForumBase:
                           '%.3f Å. Extract them with less binning, correct their sampling rate, or train a network '
                           'for them.' % (network.getNetworkPixelSize(), particles.getSamplingRate()))
         if matchesOwnMap and not self._sameFieldOfView(network.getFieldOfView()):
-            errors.append('The network was trained for particles of %d px of %.3f Å; these have another field of '
-                          'view, %s. Extract them with that box, correct their sampling rate, train a network for '
-                          'them, or give a reference map with their field of view.'
+            errors.append('The network was trained on particles of %d px at %.4g Å/px; these have another box size in '
+                          'Å, %s. Extract them with that box, correct their sampling rate, train a network for '
+                          'them, or give a reference map with their box size.'
                           % (network.getBoxSize(), network.getPixelSize(), self._fieldOfView()))
         return errors
 

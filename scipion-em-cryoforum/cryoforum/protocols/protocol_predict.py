@@ -43,9 +43,9 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
     """ Finds the orientation and the shift of every particle with a trained network, and gives each particle an
     error bound for its orientation, in degrees.
 
-    The network's pose can be refined by matching the image against a map. The output keeps everything the input
-    particles had; it is ready for RELION (reconstruct, 3D auto-refine with local searches) and for the protocol
-    *uncertainty subset*, which removes particles without a trustworthy orientation.
+    The network's pose can be refined by projection matching to a map. The output keeps all attributes of the input
+    particles; it can be used in RELION (reconstruct, 3D auto-refine with local searches) and in the protocol
+    *uncertainty subset*, which removes particles without a reliable orientation.
     """
     _label = 'predict orientations'
     _possibleOutputs = outputs
@@ -67,12 +67,11 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         form.addSection(label='Input')
         form.addParam('inputParticles', params.PointerParam, pointerClass='SetOfParticles', important=True,
                       label='Input particles',
-                      help='Particles with CTF. Orientations they have are ignored and replaced.')
+                      help='Particles with CTF. Existing orientations are ignored and replaced.')
         form.addParam('inputNetwork', params.PointerParam, pointerClass='CryoForumNetwork', important=True,
                       label='Network',
-                      help='Output of *train orientation network* or *ab initio*. It must have been trained for '
-                           'particles of the same field of view (box times pixel size), or you give a reference map '
-                           'below.')
+                      help='Output of *train orientation network* or *ab initio*. The network must have been trained on '
+                           'particles with the same box size in Å; otherwise give a reference map below.')
         form.addParam('refinement', params.EnumParam, choices=REFINEMENTS, default=REFINE_ADAPTIVE,
                       display=params.EnumParam.DISPLAY_HLIST,
                       label='Refinement',
@@ -80,35 +79,37 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                            '*local*: each particle is matched against the map, starting from the network\'s '
                            'orientation.\n'
                            '*adaptive*: local for all, and a new search over all orientations and shifts for '
-                           'particles of which the network is unsure or whose match is poor; the most accurate.')
+                           'particles for which the network is uncertain or the match is poor; the most accurate.')
         form.addParam('referenceVolume', params.PointerParam, pointerClass='Volume', allowsNull=True,
                       condition='refinement != %d' % REFINE_NONE,
                       label='Reference map (optional)',
-                      help='Map to match against. Left empty, it is the one the network was trained with. It must have '
-                           'the field of view (box times pixel size) of the particles.')
+                      help='Map to match against. If empty, the map the network was trained with is used. It must have '
+                           'the box size in Å of the particles.')
         form.addSection(label='Matching')
         matching = dict(condition='refinement != %d' % REFINE_NONE)
         form.addParam('resolution', params.FloatParam, default=0, validators=[params.GE(0)], **matching,
-                      label='Finest resolution (Å)',
-                      help='Details finer than this are not used in matching. Set it to the resolution of the map, '
-                           'so that its noise is not matched. 0: the Nyquist limit of the particles.')
+                      label='High-resolution limit (Å)',
+                      help='Information beyond this resolution is not used in matching. Set it to the resolution of the '
+                           'map, so that the noise of the map is not used. 0: the Nyquist limit of the particles.')
         form.addParam('maxShift', params.FloatParam, default=0, validators=[params.GE(0)], **matching,
-                      label='Largest shift (Å)',
-                      help='How far from the centre of its image a particle may lie. 0: an eighth of the box.')
+                      label='Maximum shift (Å)',
+                      help='Maximum distance of a particle from the centre of its image. 0 means one eighth of the '
+                           'box.')
         form.addParam('symmetry', params.StringParam, default='', expertLevel=params.LEVEL_ADVANCED,
-                      label='Symmetry', help='Left empty, it is the network\'s. ' + SYMMETRY_HELP)
+                      label='Symmetry', help='If empty, the symmetry the network was trained with is used. '
+                           + SYMMETRY_HELP)
         self._defineCoverageParam(form)
         form.addParam('calibrationParticles', params.PointerParam, pointerClass='SetOfParticles', allowsNull=True,
                       pointerCondition='hasAlignmentProj', expertLevel=params.LEVEL_ADVANCED,
                       label='Particles with known orientations (optional)',
-                      help='Particles on which the errors are calibrated: at least %d (more for a confidence above '
-                           '0.98), not used in training, of the same box and pixel size as the others, with '
-                           'orientations that you trust and that were found with this map. Left empty, the errors are '
+                      help='Particles on which the errors are calibrated: at least %d (more for a coverage of 0.988 or '
+                           'more), not used in training, of the same box and pixel size as the input particles, with '
+                           'reliable orientations that were determined with this map. If empty, the errors are '
                            'calibrated on simulated projections of the map, with the CTFs and the noise of your '
                            'particles.' % fewest_known(DEFAULT_COVERAGE))
         form.addParam('batchSize', params.IntParam, default=256, validators=[params.Positive],
                       expertLevel=params.LEVEL_ADVANCED,
-                      label='Batch size', help='Images processed together; fewer take less memory.')
+                      label='Batch size', help='Number of images processed at once; fewer take less memory.')
         self._defineImageParams(form)
         self._defineThreads(form)
 
@@ -131,7 +132,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
     def predictStep(self, inputKey, options):
         summary = self._runEngine('predict')
         if not summary['model_applies']:
-            self.error('This network does not apply to these particles: %s'
+            self.error('This network does not fit these particles: %s'
                        % self._inFormWords(summary['model_applies_reason']))
 
     def createOutputStep(self, inputKey, options):
@@ -170,15 +171,16 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         fewest = fewest_known(coverage if 0 < coverage < 1 else DEFAULT_COVERAGE)
         if known.getSize() < fewest:
             errors.append('At least %d particles with known orientations are needed to calibrate error bounds with a '
-                          'confidence of %g; the set has %d. Give more, lower the confidence, or leave the set out.'
+                          'nominal coverage of %g; the set has %d. Give more, lower the coverage, or leave the field '
+                          'empty.'
                           % (fewest, coverage, known.getSize()))
         if not known.hasAlignmentProj():
-            errors.append('The particles with known orientations have none: give the output of a 3D refinement, or '
-                          'leave the set out.')
+            errors.append('The set "Particles with known orientations" has no projection alignment: give the output of '
+                          'a 3D refinement, or leave the field empty.')
         if (known.getXDim() != particles.getXDim()
                 or abs(known.getSamplingRate() / particles.getSamplingRate() - 1) > TOLERANCE):
-            errors.append('The particles with known orientations must have the box and pixel size of the others, %s; '
-                          'they have %d px of %.3f Å. Extract them with the same box and pixel size.'
+            errors.append('The particles with known orientations must have the same box and pixel size as the input '
+                          'particles, %s; they have %d px at %.4g Å/px. Extract them with the same box and pixel size.'
                           % (self._fieldOfView(), known.getXDim(), known.getSamplingRate()))
         return errors
 
@@ -187,7 +189,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
         network = self.inputNetwork.get()
         if network is None or self._symmetry() in ('c1', (network.getSymmetry() or 'c1').lower()):
             return []
-        return ['The network was trained with symmetry %s, and %s is asked for. Leave the symmetry empty, give c1, or '
+        return ['The network was trained with symmetry %s, but %s was requested. Leave the symmetry empty, give c1, or '
                 'train a network with %s.' % (network.getSymmetry(), self._symmetry(), self._symmetry())]
 
     def _summary(self):
@@ -199,7 +201,7 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                  'Median expected error: *%.2f°*' % summary['median_expected_error_deg'], *self._boundLines(summary)]
         if not summary['model_applies']:
             # Scipion's summary knows no colours: the alarm is its first line, in bold and with a red sign
-            lines.insert(0, '\U0001F534 *THIS NETWORK DOES NOT APPLY TO THESE PARTICLES (%s)*: %s.'
+            lines.insert(0, '\U0001F534 *THIS NETWORK DOES NOT FIT THESE PARTICLES (%s)*: %s.'
                          % (summary.get('model_applies_cause', 'cause unknown'),
                             self._inFormWords(summary['model_applies_reason'].rstrip('.'))))
         lines += ['To check: %s' % self._inFormWords(doubt) for doubt in summary.get('model_applies_doubts', [])]
@@ -208,10 +210,12 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
     def _methods(self):
         if not hasattr(self, outputs.outputParticles.name):
             return []
-        how = {REFINE_NONE: 'by a neural network', REFINE_LOCAL: 'by a neural network and local matching to a map',
-               REFINE_ADAPTIVE: 'by a neural network, local matching to a map, and a full search for particles of '
-                                'which the network was unsure'}[self.refinement.get()]
-        return ['Orientations of %d particles were found %s with cryoforum.' % (self.outputParticles.getSize(), how)]
+        local = ' and local projection matching to a map'
+        how = {REFINE_NONE: '', REFINE_LOCAL: local,
+               REFINE_ADAPTIVE: local + ' and, for particles with an uncertain network pose or a poor match, an '
+                                        'exhaustive search over orientations'}[self.refinement.get()]
+        return ['Orientations of %d particles were determined with cryoforum by a neural network%s.'
+                % (self.outputParticles.getSize(), how)]
 
     def _citations(self):
         return ['Chung2023', 'Nashed2021']

@@ -16,7 +16,7 @@
 # * along with this program; if not, see <https://www.gnu.org/licenses/>.
 # *
 # **************************************************************************
-"""Protocol: keep the particles whose orientations can be trusted."""
+"""Protocol: keep the particles with reliable orientations."""
 
 import json
 import os
@@ -41,8 +41,9 @@ from .protocol_base import CryoForumBase, ctfStateOf
 from .source import findSource
 
 AUTOMATIC, BY_MAP, BY_REASON, KEEP_FRACTION, KEEP_COUNT, THRESHOLD, MAX_ERROR, MAX_BOUND = range(8)
-CRITERIA = ['automatic (no junk)', 'what helps the map', 'kind of junk', 'best fraction', 'best number',
-            'threshold', 'largest expected error', 'largest error bound']
+# a stored protocol knows its choice by number: the order stays
+CRITERIA = ['automatic (reject junk)', 'improvement of the map', 'reject chosen kinds of junk', 'best fraction',
+            'best number', 'threshold', 'maximum expected error', 'maximum error bound']
 # those that rank the particles by the measure that the form asks for
 RANKED = (AUTOMATIC, BY_MAP, KEEP_FRACTION, KEEP_COUNT, THRESHOLD)
 # those by which rare views can be protected: a limit is meant as it is
@@ -51,7 +52,7 @@ PROTECTING = (AUTOMATIC, BY_MAP, KEEP_FRACTION, KEEP_COUNT)
 
 @dataclass(frozen=True)
 class Measure:
-    """ A measure of trust: its attribute, its label in the form, its name in the engine, and whether a higher value is
+    """ A measure of reliability: its attribute, its label in the form, its name in the engine, and whether a higher value is
     better. """
     attribute: str
     label: str
@@ -87,11 +88,10 @@ def measureIndex(measure):
 
 
 class CryoForumProtSubset(CryoForumBase, EMProtocol):
-    """ Keeps the particles whose orientations can be trusted, by what *predict orientations* or *ab initio* found out
-    about each of them.
+    """ Keeps the particles with reliable orientations, based on the results of *predict orientations* or *ab initio*.
 
-    This is the clean-up at the 3-D level: junk, wrong molecules and images too noisy to be oriented are recognised
-    without 2-D classes. Outputs: the particles kept, those rejected with the reason, and off-centre particles with the
+    Particles are cleaned up in 3D: junk, other molecules and images too noisy to be oriented are recognised without 2D
+    classification. Outputs: the particles kept, those rejected with the reason, and off-centre particles with the
     shift that centres them, for *extract coordinates* (with shifts applied) and a new extraction.
     """
     _label = 'uncertainty subset'
@@ -111,49 +111,52 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         form.addSection(label='Input')
         form.addParam('inputParticles', params.PointerParam, pointerClass='SetOfParticles', important=True,
                       label='Input particles',
-                      help='Output of *predict orientations* or *ab initio*, also after filtering or joining by other '
-                           'protocols: what was found out about each particle is stored with it, as attributes.')
+                      help='Output of *predict orientations* or *ab initio*. The set may have been filtered or joined by '
+                           'other protocols, because the results are stored as attributes of each particle.')
         form.addParam('criterion', params.EnumParam, default=AUTOMATIC, choices=CRITERIA,
-                      label='Keep by',
-                      help='*automatic (no junk)*: rejects images with a particle probability below 0.5. Where that is '
-                           'not known, the distribution of the measure decides: the worse of two populations is '
-                           'rejected, and a single population is kept.\n'
-                           '*what helps the map*: half maps of the best particles are compared with those of equally '
-                           'many random ones; particles are rejected only if that makes the map better. Reads all '
-                           'images twice.\n'
-                           '*kind of junk*: rejects the kinds of junk that you choose, and particles of ambiguous '
-                           'orientation if you choose them.\n'
+                      label='Selection criterion',
+                      help='*automatic (reject junk)*: rejects images with a particle probability below 0.5. If there is '
+                           'no particle probability, the distribution of the measure decides: if it has two '
+                           'populations, the worse one is rejected; if it has one, nothing is, except images with a '
+                           'match score below -4.\n'
+                           '*improvement of the map*: half maps from the best particles are compared with half maps '
+                           'from random subsets of the same size; particles are rejected only if the map gets better '
+                           'than that of all particles. Reads all images twice.\n'
+                           '*reject chosen kinds of junk*: rejects the kinds of junk that you choose, and particles of '
+                           'ambiguous orientation if you choose them.\n'
                            '*best fraction* or *best number* of the particles, ranked by the measure.\n'
-                           '*threshold*: particles whose measure is at least (scores) or at most (errors and '
-                           'dispersions) the value.\n'
-                           '*largest expected error*: particles whose expected error is at most so many degrees.\n'
-                           '*largest error bound*: particles whose error bound is at most so many degrees. Bounds have '
-                           'the confidence that was chosen when the orientations were found (90 % by default).')
+                           '*threshold*: keep particles whose measure is at or above the value (scores, probability) '
+                           'or at or below it (errors, dispersions).\n'
+                           '*maximum expected error*: keep particles whose expected error is at most this many '
+                           'degrees.\n'
+                           '*maximum error bound*: keep particles whose error bound is at most this many degrees. '
+                           'Bounds have the nominal coverage that was chosen when the orientations were determined '
+                           '(90 % by default).')
         form.addParam('measure', params.EnumParam, choices=MEASURE_LABELS, default=BEST_MEASURE,
                       condition='criterion in %s' % list(RANKED),
                       label='Measure',
                       help='*best available*: the particle probability, else the match score, else the '
                            'expected error.\n'
-                           '*particle probability*: 0 to 1; finds junk best. Known after adaptive refinement '
-                           'and ab initio.\n'
-                           '*match score*: how well the image agrees with the map at its orientation, and how little '
-                           'else is in it. 0 is typical of particles; an image below -4 is hardly ever one. Known after '
-                           'refinement.\n'
+                           '*particle probability*: 0 to 1; best at identifying junk. Available after adaptive '
+                           'refinement and ab initio.\n'
+                           '*match score*: how well the image agrees with the projection of the map, and how little '
+                           'signal remains unexplained. 0 is typical of particles; images below -4 are almost never '
+                           'particles. Available after refinement.\n'
                            '*expected error*: expected error of the orientation, degrees.\n'
-                           '*error bound*: upper bound of that error with the stated confidence, degrees.\n'
+                           '*error bound*: upper bound of that error with the chosen nominal coverage, degrees.\n'
                            '*figure of merit*: 0 (orientation uncertain) to 1 (certain).\n'
                            '*dispersions*: the three measures of Chung (2023), from the network alone.')
         self._defineCriterionParams(form)
         form.addParam('protectViews', params.BooleanParam, default=True,
                       condition='criterion in %s' % list(PROTECTING),
                       label='Protect rare views?',
-                      help='No viewing direction loses a larger fraction of its particles than the fraction of junk '
-                           'found in it, so that the best particles of views that are hard to orient stay. Without '
-                           'this, a few easy views may dominate the map.')
+                      help='No group of viewing directions loses a larger fraction of its share of the set than the '
+                           'fraction of junk found in it, so that the best particles of hard-to-orient views are kept. '
+                           'Without this, a few easy views may dominate the map.')
         form.addParam('symmetry', params.StringParam, default='', expertLevel=params.LEVEL_ADVANCED,
                       label='Symmetry',
-                      help='Symmetry-equivalent views count as one. Left empty, it is the symmetry with which the '
-                           'orientations were found. ' + SYMMETRY_HELP)
+                      help='Symmetry-equivalent views count as one. If empty, the symmetry with which the '
+                           'orientations were determined is used. ' + SYMMETRY_HELP)
         form.addParallelSection(threads=4, mpi=0)
 
     def _defineCriterionParams(self, form):
@@ -171,23 +174,24 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         form.addParam('threshold', params.FloatParam, default=0.5,
                       condition='criterion == %d' % THRESHOLD,
                       label='Threshold',
-                      help='A value of the measure: see its column in the table of the input set (Analyze results). '
-                           'Usual: 0.5 for the particle probability, -4 for the match score.')
+                      help='Limit on the measure; see its column in the table of the input set (Analyze results). '
+                           'Typical values: 0.5 for the particle probability, -4 for the match score.')
         form.addParam('maxError', params.FloatParam, default=10, validators=[params.Positive],
                       condition='criterion == %d' % MAX_ERROR,
-                      label='Largest expected error (degrees)',
-                      help='Particles with errors of about 10° still help a map at 10 Å or worse; fine detail needs '
-                           'errors of a few degrees.')
+                      label='Maximum expected error (degrees)',
+                      help='An error of 10° moves a detail 100 Å from the centre by 17 Å, one of 3° by 5 Å: choose the '
+                           'limit for the size of the particle and the resolution you want.')
         form.addParam('maxBound', params.FloatParam, default=20, validators=[params.Positive],
                       condition='criterion == %d' % MAX_BOUND,
-                      label='Largest error bound (degrees)',
-                      help='The errors of 9 in 10 particles are within their bounds, unless you asked for another '
-                           'confidence when the orientations were found.')
+                      label='Maximum error bound (degrees)',
+                      help='Keeps particles whose error bound is at most this. 9 in 10 particles should have an error '
+                           'within their bound, unless another coverage was chosen when the orientations were '
+                           'determined.')
         form.addParam('rejectJunk', params.BooleanParam, default=True,
                       condition='criterion in %s' % str([MAX_ERROR, MAX_BOUND]),
                       label='Reject junk, too?',
                       help='Also rejects images with a particle probability below 0.5, whatever their error. It has no '
-                           'effect where that probability is not known.')
+                           'effect if there is no particle probability.')
 
     # -------------------------- INSERT steps functions -----------------------
     def _insertAllSteps(self):
@@ -294,12 +298,12 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         errors = validateStack(first.getFileName())
         if self.criterion == BY_REASON and first.getAttributeValue(REASON) is None:
             errors.append('The kinds of junk in this set are not known: predict the orientations with adaptive '
-                          'refinement, or choose another criterion.')
+                          'refinement, or choose another selection criterion.')
         elif not self._has(self._measure()):
             errors.append('The particles have no %s: predict their orientations with refinement, or choose another '
                           'measure.' % self._measure().label)
         if self.criterion == BY_REASON and not self._reasons():
-            errors.append('No kind of junk is chosen: say Yes to at least one.')
+            errors.append('No kind of junk is selected: set at least one to Yes.')
         if self.criterion == BY_MAP:
             errors += self._validateMaps()
         if self._symmetry():
@@ -309,17 +313,17 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
     def _validateMaps(self):
         particles, errors = self.inputParticles.get(), []
         if not particles.hasAlignmentProj():
-            errors.append('The particles have lost their orientations, so no maps can be made: choose another '
-                          'criterion than "what helps the map".')
+            errors.append('The particles have lost their orientations, so no maps can be made: choose a criterion '
+                          'other than "improvement of the map".')
         if particles.getSize() < MAP_PARTICLES:
-            errors.append('At least %d particles are needed to compare maps; the set has %d. Choose another criterion '
-                          'than "what helps the map".' % (MAP_PARTICLES, particles.getSize()))
+            errors.append('At least %d particles are needed to compare maps; the set has %d. Choose a criterion other '
+                          'than "improvement of the map".' % (MAP_PARTICLES, particles.getSize()))
         return errors
 
     def _warnings(self):
         particles = self.inputParticles.get()
         if self.criterion == KEEP_COUNT and particles is not None and self.keepCount.get() >= particles.getSize():
-            return ['The number to keep is not below the %d particles of the input: none will be rejected.'
+            return ['The number to keep is not smaller than the input set (%d particles): no particle will be rejected.'
                     % particles.getSize()]
         return []
 
@@ -336,9 +340,8 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
             lines.append('Reasons: ' + ', '.join('%d %s' % (count, inWords(reason)) for reason, count in sorted(
                 summary['reasons'].items(), key=lambda item: -item[1])) + '.')
         if summary.get('n_short_of_view_shares'):
-            lines.append('Some viewing directions lost more than the junk found in them, by %d particles in all. See '
-                         'the report.'
-                         % summary['n_short_of_view_shares'])
+            lines.append('Some groups of viewing directions fell below their share by more than the junk found in them, '
+                         'by %d particles in all. See the report.' % summary['n_short_of_view_shares'])
         if recentre:
             lines.append('%d particles are off-centre. To recentre them: *extract coordinates* of '
                          'outputParticlesRecentre with "Apply particle shifts", then extract them again.' % recentre)
@@ -348,8 +351,7 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         kept = getattr(self, 'outputParticles', None)
         if kept is None:
             return []
-        return ['%d particles were kept by the uncertainty of their orientations (%s) with cryoforum.'
-                % (kept.getSize(), self.rule())]
+        return ['%d particles were selected with cryoforum (%s).' % (kept.getSize(), self.rule())]
 
     def _citations(self):
         return ['Chung2023']
@@ -413,9 +415,10 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         """ The rule in words. """
         criterion, measure = self.criterion.get(), self._measure()
         if criterion == AUTOMATIC:
-            return '%s, limit found automatically' % measure.label
+            return ('%s of at least 0.5' if measure == PROBABILITY_MEASURE else '%s, limit from its distribution'
+                    ) % measure.label
         if criterion == BY_MAP:
-            return '%s, as many as make the best map' % measure.label
+            return 'number of particles chosen for the best map, ranked by %s' % measure.label
         if criterion == BY_REASON:
             return 'rejected: %s' % ', '.join(inWords(reason) for reason in self._reasons())
         if criterion == KEEP_FRACTION:

@@ -51,7 +51,8 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
 
     It learns from simulated projections of a reference map, made with the CTFs and the noise of your particles, or
     from particles whose orientations are known (a refined set). The network then predicts the orientations of any
-    number of particles of the same box and pixel size: protocol *predict orientations*.
+    number of particles with the same box size in Å and a pixel size no coarser than that of the network: protocol
+    *predict orientations*.
     """
     _label = 'train orientation network'
     _possibleOutputs = outputs
@@ -89,20 +90,21 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         form.addSection(label='Input')
         form.addParam('inputParticles', params.PointerParam, pointerClass='SetOfParticles', important=True,
                       label='Input particles',
-                      help='Particles with CTF. When learning from a reference map, only their CTFs and the spectrum '
+                      help='Particles with CTF. When training on a reference map, only their CTFs and the spectrum '
                            'of their noise are used, so 1,000 to 10,000 of them are enough.')
         form.addParam('learnFrom', params.EnumParam, default=FROM_REFERENCE, display=params.EnumParam.DISPLAY_HLIST,
-                      choices=['a reference map', "the particles' orientations"],
-                      label='Learn from',
-                      help='*a reference map*: simulated projections of the map below, always new ones, with CTFs and '
-                           'noise like those of the particles.\n'
-                           "*the particles' orientations*: the particles have orientations, for example from RELION 3D "
-                           'auto-refine, which the network learns to reproduce.')
+                      choices=['projections of a reference map', 'the particles and their orientations'],
+                      label='Train on',
+                      help='*projections of a reference map*: new simulated projections of the map below in every step, '
+                           'with the CTFs and noise of the particles.\n'
+                           '*the particles and their orientations*: the particles have orientations, for example from '
+                           'RELION 3D auto-refine, which the network learns to reproduce.')
         form.addParam('referenceVolume', params.PointerParam, pointerClass='Volume', allowsNull=True,
                       condition='learnFrom == %d' % FROM_REFERENCE,
                       label='Reference map',
                       help='Its box and pixel size may differ from those of the particles: it is rescaled, and cropped '
-                           'or padded. Its sampling rate must be right; its grey scale does not matter.')
+                           'or padded. Its sampling rate must be correct; the scale of its grey values does not '
+                           'matter.')
         form.addParam('symmetry', params.StringParam, default='c1', label='Symmetry', help=SYMMETRY_HELP)
         self._defineBudgetParams(form)
         self._defineNetworkParams(form)
@@ -113,38 +115,37 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         group = form.addGroup('Training budget')
         group.addParam('maxMinutes', params.FloatParam, default=60, validators=[params.Positive],
                        label='Time (minutes)',
-                       help='Training ends after this time at the latest; the schedule of the learning rate is fitted '
-                            'to it. A few minutes are enough, also on a CPU, if *predict orientations* refines the '
-                            'network\'s poses; a network that is used alone improves for half an hour or '
-                            'longer.\n'
-                            'A training that was stopped goes on from its last checkpoint with *Continue*. To train a '
+                       help='Maximum training time; the learning-rate schedule is adapted to it. A few minutes are '
+                            'enough, even on a CPU, if *predict orientations* refines the network\'s poses; a network '
+                            'that is used alone improves for half an hour or longer.\n'
+                            'An interrupted training resumes from its last checkpoint with *Continue*. To train a '
                             'finished network further, give it as *Start from network*.')
         group.addParam('maxSteps', params.IntParam, default=20000, validators=[params.Positive],
                        label='Training steps',
-                       help='Largest number of steps; one step sees one batch of images.')
+                       help='Maximum number of steps; one step processes one batch of images.')
 
     def _defineNetworkParams(self, form):
         form.addSection(label='Network')
         form.addParam('startNetwork', params.PointerParam, pointerClass='CryoForumNetwork', allowsNull=True,
                       label='Start from network (optional)',
                       help='A network trained before, to be trained further on these particles. It keeps its '
-                           'architecture, its box and its symmetry. Left empty, a new network is trained.')
+                           'architecture, its box and its symmetry. If empty, a new network is trained.')
         new = dict(condition='startNetwork is None')
         form.addParam('encoder', params.EnumParam, choices=ENCODERS, default=ENCODERS.index('polar'), **new,
                       label='Encoder',
-                      help='Part of the network that reads the image; the default is *polar*.\n%s'
+                      help='Part of the network that processes the image; the default is *polar*.\n%s'
                            % meanings(engine_names.ENCODERS))
         form.addParam('networkBox', params.IntParam, default=0, validators=[params.GE(0)], **new,
                       label='Network box (px)',
-                      help='The images are Fourier-cropped to this even size before the network sees them. '
+                      help='The images are Fourier-cropped to this even size before they are passed to the network. '
                            '0: the particles\' own box, at most 128 on a GPU and 32 on a CPU. Smaller is faster.')
         advanced = dict(new, expertLevel=params.LEVEL_ADVANCED)
         form.addParam('head', params.EnumParam, choices=HEADS, default=0, label='Orientation head', **advanced,
                       help='Rotation parametrisation.\n%s' % meanings(engine_names.HEADS))
         form.addParam('filterChannels', params.IntParam, default=5, validators=[params.GE(0)], **advanced,
                       label='Filter channels',
-                      help='Number of low-pass filtered copies of the image that the network gets beside it; 0 for '
-                           'none.')
+                      help='Number of low-pass filtered copies of the image that the network receives along with the '
+                           'image; 0 for none.')
         form.addParam('width', params.IntParam, default=0, validators=[params.GE(0)], **advanced,
                       label='Width', help="Channels of the encoder's first block; 0: the encoder's own number.")
         form.addParam('pooling', params.EnumParam, choices=POOLINGS, default=0, expertLevel=params.LEVEL_ADVANCED,
@@ -174,7 +175,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                            '0: 4 % of the box.')
         form.addParam('halfSet', params.EnumParam, choices=['all particles', 'half 1', 'half 2'], default=0,
                       label='Particles to train with',
-                      help='Train on one half set only (random subset of the refinement), so that the other stays '
+                      help='Train on one half set only (rlnRandomSubset of a refinement), so that the other stays '
                            'independent.')
         form.addParam('validationFraction', params.FloatParam, default=0.1, validators=[params.Range(0.01, 0.9)],
                       condition='learnFrom == %d and realFraction != 0' % FROM_ORIENTATIONS,
@@ -187,22 +188,22 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
                       label='Batch size', help='Images in one training step.')
         form.addParam('learningRate', params.FloatParam, default=0, validators=[params.GE(0)], **advanced,
                       label='Learning rate',
-                      help="Largest learning rate of the one-cycle schedule. 0: the encoder's own.")
+                      help="Maximum learning rate of the one-cycle schedule. 0: the encoder's own.")
         form.addParam('precision', params.EnumParam, choices=PRECISIONS, default=0, **advanced,
                       label='Precision',
                       help='Number format of the encoder in training; auto: bfloat16 on GPUs and on CPUs '
-                           'that have units for it (AMX), where it is faster; float32 on others.')
+                           'with hardware support (AMX), where it is faster; float32 on others.')
         form.addParam('loss', params.EnumParam, choices=LOSSES, default=0, **advanced,
                       label='Orientation loss',
                       help='*pairwise-to-own*: first *pairwise*, later *own* (Chung 2023).\n'
                            '*own*: the angle between the predicted and the true orientation of each image.\n'
-                           '*pairwise*: the errors of the angles between the orientations of all pairs of images. It '
-                           'leaves a common rotation and the hand undetermined.\n'
-                           '*chordal*: the squared distance of the rotation matrices.')
+                           '*pairwise*: for all pairs of images, the error of the angle between their two '
+                           'orientations. It does not determine a common rotation or the hand.\n'
+                           '*chordal*: the squared distance between the rotation matrices.')
         form.addParam('binghamWeight', params.FloatParam, default=1., validators=[params.GE(0)], **advanced,
                       label='Weight of the Bingham likelihood',
-                      help='This term of the loss calibrates the uncertainty in degrees; with it the network learns '
-                           'fastest.')
+                      help='This term of the loss makes the network predict its uncertainty in degrees; training is '
+                           'faster with it.')
         form.addParam('shiftWeight', params.FloatParam, default=1., validators=[params.GE(0)], **advanced,
                       label='Weight of the shift loss', help='0: the network does not learn shifts.')
         form.addParam('patience', params.IntParam, default=10, validators=[params.Positive], **advanced,
@@ -246,10 +247,10 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         errors = self._validateParticles() + self._validateGpu() + self._validateSymmetry(self._symmetry())
         particles = self.inputParticles.get()
         if self.learnFrom == FROM_REFERENCE and self.referenceVolume.get() is None:
-            errors.append("Give a reference map, or learn from the particles' orientations.")
+            errors.append('Give a reference map, or train on the particles and their orientations.')
         if self.learnFrom == FROM_ORIENTATIONS and particles is not None and not particles.hasAlignmentProj():
-            errors.append('The particles have no orientations (projection alignment) to learn from: give a refined '
-                          'set, or learn from a reference map.')
+            errors.append('The particles have no orientations (projection alignment) to train on: give a refined '
+                          'set, or train on projections of a reference map.')
         errors += self._validateUsed()
         errors += self._validateVolume(self._reference())
         if self.startNetwork.get() is None:
@@ -261,7 +262,7 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
         # RELION's i is i2
         if own.replace('i2', 'i') == given.replace('i2', 'i'):
             return []
-        return ['The network to start from was trained with symmetry %s, which it keeps, and %s is asked for. Give %s, '
+        return ['The network to start from was trained with symmetry %s, which it keeps, but %s was requested. Give %s, '
                 'or train a new network.' % (own, given, own)]
 
     def _validateUsed(self):
@@ -277,21 +278,21 @@ class CryoForumProtTrain(EMProtocol, CryoForumBase):
             lacking = int(np.isnan(halves).sum())
             if lacking:
                 return ['%d of %d particles belong to no half set (%s): train with all particles, or give particles '
-                        'of a refinement.' % (lacking, n, HALF_SET)]
+                        'from a refinement.' % (lacking, n, HALF_SET)]
             n = int((halves == int(half)).sum())
             which = 'half set %s has %d' % (half, n)
         if self.learnFrom == FROM_ORIENTATIONS and n < LABELLED_PARTICLES:
-            return ['At least %d particles are needed to learn from their orientations; %s. Give more, or learn from '
-                    'a reference map.' % (LABELLED_PARTICLES, which)]
+            return ['At least %d particles are needed to train on their orientations; %s. Give more, or train on '
+                    'projections of a reference map.' % (LABELLED_PARTICLES, which)]
         return [] if n else ['Half set %s has no particles: train with all particles.' % half]
 
     def _warnings(self):
         volume, particles = self._reference(), self.inputParticles.get()
         if volume is None or particles is None or self._sameFieldOfView(volume.getXDim() * volume.getSamplingRate()):
             return []
-        return ['The reference map (%d px of %.2f Å) does not have the field of view of the particles (%d px of %.2f Å); '
-                'it will be cropped or padded. Are both sampling rates right?'
-                % (volume.getXDim(), volume.getSamplingRate(), particles.getXDim(), particles.getSamplingRate())]
+        return ['The reference map (%d px at %.4g Å/px) does not have the box size in Å of the particles (%s); it will '
+                'be cropped or padded. Are both sampling rates correct?'
+                % (volume.getXDim(), volume.getSamplingRate(), self._fieldOfView())]
 
     def _summary(self):
         if not hasattr(self, outputs.outputNetwork.name):

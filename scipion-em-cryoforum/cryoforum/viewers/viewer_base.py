@@ -118,7 +118,7 @@ class ParticlesViewer(EmProtocolViewer):
         if problems:
             return [self.errorMessage('\n'.join(problems), title)]
         self._project.launchProtocol(protocol)
-        return [self.infoMessage('"%s" was started: a new box in the project, with its own outputs and report.'
+        return [self.infoMessage('"%s" was started: a new protocol box in the project tree, with its own outputs and report.'
                                  % protocol.getObjLabel(), title)]
 
     # ------------------------------ histograms and tables ------------------------------
