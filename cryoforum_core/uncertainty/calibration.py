@@ -122,7 +122,7 @@ def known_particles(images: ImagePreparation, source: ImageSource, rows: Int[np.
     poses, of = poses_like(results, images, n, seed, shift_rms_angstrom), well_matched(results, n, seed)
     if of is None:
         return particles_like(source, images, *poses, seed), "simulated images of the map"
-    return (TransplantedParticles.of_matched(images, source, rows[of], results[of], *poses),
+    return (TransplantedParticles.of_matched(images, source, rows[of], results[of], *poses, seed),
             "images with the noise of the set's own and the map at known poses")
 
 

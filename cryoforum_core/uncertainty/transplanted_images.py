@@ -5,8 +5,9 @@ is put in its place, with the same CTF and contrast. What the map does not expla
 spectrum of that micrograph, ice, neighbours, and what this particle has that the map has not. An error model that is
 calibrated on such images has seen the set's own noise, not that of a simulator.
 
-The noise that remains has lost what the five parameters of the pose took up. They are a few of thousands of dimensions, and
-not those in which a slice at another pose moves.
+The pose that fits best has taken up the noise in the five directions in which it moves the projection, and these are nearly
+those of other poses, too: a blob moves like a blob. A residual from the best pose has too little noise there; one from a
+pose drawn from the posterior has as much as the image.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..geometry.bingham import sample_bingham
 from ..geometry.poses import Poses, displacement_px, shift_angstrom
 from ..imaging.ctf import CTFParameters
 from ..imaging.fourier import fft_image, ifft_image
@@ -45,10 +47,11 @@ class TransplantedParticles:
 
     @classmethod
     def of_matched(cls, images: ImagePreparation, source: ImageSource, rows: Int[np.ndarray, " n"], results: PoseResults,
-                   quaternion: Float[Tensor, "n 4"], displacement_px: Float[Tensor, "n 2"]) -> "TransplantedParticles":
+                   quaternion: Float[Tensor, "n 4"], displacement_px: Float[Tensor, "n 2"], seed: int
+                   ) -> "TransplantedParticles":
         """``results`` of the set's images ``rows`` by matching; these give the noise, the poses are new."""
         device = source.noise_spectrum.device
-        return cls(images, source, rows, poses_of(results, torch.float32).to(device),
+        return cls(images, source, rows, _drawn(results, seed).to(device),
                    torch.from_numpy(results.evidence.contrast).to(device), quaternion.to(device, torch.float32),
                    displacement_px.to(device, torch.float32))
 
@@ -92,3 +95,11 @@ class TransplantedParticles:
         images_ft = fft_image(normalise(own.images, state)) + change * seen * self.contrast[rows, None, None]
         unit = (-1.0 if state.contrast == "dark" else 1.0) * (state.grey_unit or 1.0)
         return ParticleBatch(unit * ifft_image(images_ft), own.ctf, self.poses[rows.to(self.quaternion.device)], rows)
+
+
+def _drawn(results: PoseResults, seed: int) -> Poses:
+    """Poses (n,) of matched particles drawn from their posteriors; rotation and shift each by its own."""
+    generator, found = torch.Generator().manual_seed(seed), poses_of(results, torch.float32)
+    quaternion = sample_bingham(torch.from_numpy(results.bingham), 1, generator)[:, 0].float()
+    deviation = torch.from_numpy(results.evidence.shift_deviation_angstrom).square().mean(1, keepdim=True).sqrt().float()
+    return Poses(quaternion, found.shift_angstrom + deviation * torch.randn(len(found), 2, generator=generator))
