@@ -84,9 +84,9 @@ class SimulateConfig(JobConfig):
     noise: Literal["white", "coloured"] = "white"
     """coloured: nine times the power at low resolution, as from ice and detector."""
     defocus_min_angstrom: float = 8000.0
-    """Smallest mean defocus; underfocus is positive."""
+    """Minimum mean defocus; underfocus is positive."""
     defocus_max_angstrom: float = 20000.0
-    """Largest mean defocus."""
+    """Maximum mean defocus."""
     astigmatism_angstrom: Annotated[float, Field(ge=0)] = 300.0
     """Maximum difference between the two defocus values."""
     voltage_kv: PositiveFloat = 300.0
