@@ -50,18 +50,20 @@ class Reason:
 
 # in the order of the classifier's output
 JUNK = (
-    Reason(NOT_A_PARTICLE, "No signal above the noise, or signal unlike a particle's: ice, carbon, an edge, an empty image.",
-           "Leave it out.", "Images without a particle?", "rejectNoParticle"),
+    Reason(NOT_A_PARTICLE, "No signal above the noise, or signal that does not look like a particle: ice contamination, "
+           "carbon, an edge, or an empty image.", "Leave it out.", "Images without a particle?", "rejectNoParticle"),
     Reason(OVERLAP, "The particle matches, but a neighbour overlaps it.", "Leave it out, or mask tightly.",
            "Overlapping neighbours?", "rejectOverlap"),
     Reason(OFF_CENTRE, "Nothing matches at the centre of the box; a particle lies off-centre.",
            "Extract it again with the origins of recentre.star.", "Off-centre particles?", "rejectOffCentre"),
     Reason(OTHER_OBJECT, "There is an object at the centre, but it is not this molecule in any orientation.",
-           "Reconstruct these: another conformation or another molecule?", "Other objects?", "rejectOtherObject"),
+           "Reconstruct these to see whether they are another conformation or another molecule.", "Other objects?",
+           "rejectOtherObject"),
 )
 OTHER_REASONS = (
     Reason(AMBIGUOUS, "A good match, but another orientation is about as likely. This is not junk.",
-           "Keep it unless errors must be small; the other orientation is in rejected.star.",
+           "Keep it unless errors must be small; the other orientation is in orientation_posterior.npz "
+           "(alternative_quaternion).",
            "Ambiguous orientations?", "rejectAmbiguous", is_junk=False),
     Reason(BEYOND_LIMIT, "A good match, but its expected error is above the limit that was set.",
            "Keep it if a map at lower resolution is enough.", is_junk=False),
@@ -88,7 +90,7 @@ SIMULATED_JUNK = {kind.name: kind for kind in (
     SimulatedJunk("off-centre", OFF_CENTRE, "the particle lies far from the centre of the box"),
     SimulatedJunk("overlap", OVERLAP, "a second particle overlaps the first"),
     SimulatedJunk("other-molecule", OTHER_OBJECT, "a particle of another molecule"),
-    SimulatedJunk("blank", NOT_A_PARTICLE, "one grey value"),
+    SimulatedJunk("blank", NOT_A_PARTICLE, "constant image (all pixels equal)"),
 )}
 JUNK_KINDS = tuple(SIMULATED_JUNK)
 

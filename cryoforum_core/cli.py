@@ -123,11 +123,18 @@ def _flag(model: type[config.JobConfig], name: str) -> tyro.constructors.StructF
     field = model.model_fields[name]
     # pydantic removes the constraints from the annotation; they are checked when the model is created
     annotation, is_optional = _without_none(field.annotation)
-    hints = {"help_behavior_hint": ""} if is_optional and field.default is None else {}
+    hints = {}
+    if is_optional and field.default is None:
+        hints = {"help_behavior_hint": ""}
+    elif field.default == ():
+        hints = {"help_behavior_hint": "(default: nothing)"}
     if (field.json_schema_extra or {}).get("positional"):
         return tyro.constructors.StructFieldSpec(name, tyro.conf.Positional[field.annotation], tyro.MISSING,
                                                  helptext=" ".join(field.description.split()))
     metavar = {Path: "PATH", str: "TEXT", int: "INT", float: "NUMBER"}.get(annotation)
+    if is_optional and typing.get_origin(annotation) is typing.Literal:
+        # leaving the flag out is how to choose nothing
+        metavar = "{" + ",".join(typing.get_args(annotation)) + "}"
     annotated = typing.Annotated[field.annotation, tyro.conf.arg(metavar=metavar, **hints)]
     default = tyro.MISSING if field.is_required() else field.default
     description = " ".join((field.description or "").split())

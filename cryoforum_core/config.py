@@ -38,9 +38,9 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     out: Path
-    """Directory of the run: new, empty, or that of a run to continue (--resume)."""
+    """Output directory of the run: a new or empty one or, with --resume, that of the run to continue."""
     device: str = "auto"
-    """Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    """Device: auto (a GPU if there is one), cpu, cuda or cuda:N."""
     seed: int = 0
     """Seed of the random numbers."""
     resume: bool = False
@@ -59,7 +59,7 @@ class ImageInputConfig(BaseModel):
     """Whether protein is brighter or darker than its surroundings; auto: measured on the images and written to the log."""
     ctf_state: Literal[*catalogue.CTF_STATES] = "auto"
     """CTF correction already applied to the images. raw: not corrected; phase-flipped; multiplied: multiplied by the CTF;
-    none: the images contain no CTF (simulated without one), so that no CTF columns are needed; auto: from the images."""
+    none: the images were simulated without CTF, and CTF columns are not needed; auto: determined from the images."""
     pixel_size_angstrom: PositiveFloat | None = None
     """Pixel size of the images, if the particles' file does not give it."""
 
@@ -84,9 +84,9 @@ class SimulateConfig(JobConfig):
     noise: Literal["white", "coloured"] = "white"
     """coloured: nine times the power at low resolution, as from ice and detector."""
     defocus_min_angstrom: float = 8000.0
-    """Smallest mean defocus; underfocus is positive."""
+    """Minimum mean defocus; underfocus is positive."""
     defocus_max_angstrom: float = 20000.0
-    """Largest mean defocus."""
+    """Maximum mean defocus."""
     astigmatism_angstrom: Annotated[float, Field(ge=0)] = 300.0
     """Maximum difference between the two defocus values."""
     voltage_kv: PositiveFloat = 300.0
@@ -127,11 +127,11 @@ class TrainConfig(JobConfig, ImageInputConfig):
     reference: Path | None = None
     """Map to train on: simulated projections with the particles' own CTFs and noise spectrum."""
     from_checkpoint: Path | None = None
-    """Run of train, or its checkpoint, to train further."""
+    """Network to train further: directory of a train or ab-initio run, or its checkpoint/."""
     symmetry: str = "c1"
     """Point group of the molecule in RELION's notation: c1, c3, d2, t, o, i1, ..."""
     encoder: EncoderName = Field(
-        "polar", description=f"Part of the network that reads the image. {catalogue.meanings(catalogue.ENCODERS)}.")
+        "polar", description=f"Part of the network that processes the image. {catalogue.meanings(catalogue.ENCODERS)}.")
     head: HeadName = Field("qcqp", description=f"Rotation parametrisation. {catalogue.meanings(catalogue.HEADS)}.")
     network_box_size_px: PositiveInt | None = None
     """Images are Fourier-cropped to this box; default: the particles' own, at most 128, and at most 32 on a CPU, where
@@ -187,40 +187,41 @@ class PredictConfig(JobConfig, ImageInputConfig):
     particles: Path
     """STAR or .cs file."""
     model: Path
-    """Trained network: run of train, or its checkpoint directory."""
+    """Trained network: directory of a train or ab-initio run, or its checkpoint/."""
     reference: Path | None = None
-    """Map to match against; default: the one the network was trained with."""
+    """Map for projection matching; default: the map the network was trained with."""
     refinement: Literal[*catalogue.REFINEMENTS] = "adaptive"
     """none: the network alone; local: Gauss-Newton matching from the network's pose; adaptive: also an exhaustive search
     if the network is uncertain or the match is poor."""
     resolution_angstrom: PositiveFloat | None = None
-    """Finest resolution used in matching; default: the Nyquist limit."""
+    """High-resolution limit for matching; default: Nyquist."""
     max_shift_angstrom: PositiveFloat | None = None
     """Maximum shift searched; default: an eighth of the box."""
     symmetry: str | None = None
-    """Point group; default: the network's."""
+    """Point group; default: the one the network was trained with."""
     coverage: Coverage = DEFAULT_COVERAGE
-    """Nominal coverage of the error bounds: the fraction of particles whose error is within its bound."""
+    """Nominal coverage of the error bounds: the fraction of particles whose error should be within its bound."""
     calibrate: bool = True
-    """Calibrate expected errors and bounds on projections of the map, simulated with the CTFs and noise of your particles;
-    otherwise the uncalibrated errors of the matching are reported."""
+    """Calibrate expected errors and error bounds on simulated projections of the map with the CTFs and noise of your
+    particles. With --no-calibrate, the uncalibrated errors from matching are reported."""
     calibration_particles: Path | None = None
-    """Particles with trusted poses in the map's frame, not used in training, on which the errors are calibrated instead."""
+    """Calibrate the errors on these particles instead of on projections: their poses must be trusted, in the frame of the
+    map, and not used for training."""
     batch_size: PositiveInt = 256
-    """Images processed together."""
+    """Number of images processed at once."""
 
 
 class AbInitioConfig(JobConfig, ImageInputConfig):
-    """Makes a first map, orientations and a trained network from images and their CTF alone."""
+    """Makes an initial map, orientations and a trained network from images and their CTF alone."""
 
     job: Literal["ab-initio"] = "ab-initio"
     particles: Path
-    """STAR or .cs file with CTF; its poses, if any, are ignored."""
+    """STAR or .cs file with CTF; its poses, if any, are ignored (except with --poses known)."""
     method: Literal[*catalogue.AB_INITIO_METHODS] = "hybrid"
-    """hybrid: search from a random start, then half maps, network and refinement; end-to-end: network and map are
-    trained together from random weights (CryoPoseNet)."""
+    """hybrid: searches from random starts, then refinement of half maps, training of a network and final projection
+    matching; end-to-end: network and map are trained together from random weights (CryoPoseNet)."""
     symmetry: str = "c1"
-    """Point group of the molecule; the search runs in c1, then finds the axes and imposes them (hybrid)."""
+    """Point group of the molecule; hybrid searches in c1 first, then finds the symmetry axes and imposes the symmetry."""
     seeds: PositiveInt = 2
     """Independent searches from different random starts; the best is chosen by held-out likelihood (hybrid)."""
     particle_diameter_angstrom: PositiveFloat | None = None
@@ -228,21 +229,21 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     max_shift_angstrom: PositiveFloat | None = None
     """Maximum shift searched; default: an eighth of the box (hybrid)."""
     resolution_angstrom: PositiveFloat | None = None
-    """Finest resolution used (by end-to-end only in the final map); default: the Nyquist limit."""
+    """High-resolution limit of the data used (end-to-end uses it for the final map only); default: Nyquist."""
     hand_reference: Path | None = None
-    """Map of known hand, of the same or a similar molecule; without one the hand is not determined (hybrid)."""
+    """Map of the same or a similar molecule with known hand; without it the hand remains undetermined (hybrid)."""
     search_steps: PositiveInt = 400
-    """Steps of the search from a random start (hybrid)."""
+    """Steps of each search from a random start (hybrid)."""
     train_minutes: PositiveFloat | None = None
-    """Time for training the network; default: half of the time spent before (hybrid), or what --epochs need. May differ
-    when a run is continued; a network that is finished stays as it is."""
+    """Training time of the network. Default: half of the time of the preceding stages (hybrid), or as long as --epochs takes
+    (end-to-end). Can be changed when a run is resumed, unless the network is already trained."""
     coverage: Coverage = DEFAULT_COVERAGE
-    """Nominal coverage of the error bounds: the fraction of particles whose error is within its bound."""
+    """Nominal coverage of the error bounds: the fraction of particles whose error should be within its bound."""
     skip: tuple[Literal["distillation", "end-to-end", "refinement"], ...] = ()
-    """Parts of hybrid to leave out, to test what each contributes."""
+    """Stages of hybrid to skip, to test what each contributes."""
     poses: Literal["encoder", "per-image", "known"] = "encoder"
-    """end-to-end: where poses come from; encoder: the network; per-image: each image's pose is optimised by gradient
-    descent; known: the particles' file. The last two are CryoPoseNet's baselines."""
+    """end-to-end: source of the poses. encoder: the network; per-image: gradient descent on the pose of each image; known:
+    the particle file. per-image and known are the baselines of the CryoPoseNet paper."""
     encoder: EncoderName | None = None
     """Encoder, as in train; default: polar for hybrid, cryoposenet for end-to-end."""
     head: HeadName | None = None
@@ -258,15 +259,17 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     learning_rate: PositiveFloat | None = None
     """Peak learning rate of the network; default: the method's own."""
     symmetric_loss: bool = False
-    """end-to-end: encode each image and its copy rotated by 180 degrees, and keep the better (against mirror minima)."""
+    """end-to-end: encode each image and a copy rotated by 180 degrees, and train on the better prediction (avoids
+    mirror-related local minima)."""
     n_heads: PositiveInt = 1
     """end-to-end: hypotheses per image; only the best is trained (winner takes all)."""
     frequency_marching: bool = False
     """end-to-end: start from low frequencies and add higher ones during the training."""
     random_pose_weight: Annotated[float, Field(ge=0)] = 0.0
-    """end-to-end: weight of a loss on projections of the current map at random poses, which the network must recover."""
+    """end-to-end: weight of an additional loss: the network must recover the known poses of projections of the current
+    map."""
     per_image_after_epoch: PositiveInt | None = None
-    """end-to-end: from this epoch on the pose of each image is optimised directly, without the encoder."""
+    """end-to-end: after this many epochs, optimise the pose of each image directly, without the encoder."""
 
     MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({"train_minutes"})
     OPTIONS_OF: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -295,7 +298,7 @@ class ReconstructConfig(JobConfig, ImageInputConfig):
     symmetry: str = "c1"
     """Point group in RELION's notation."""
     max_resolution_angstrom: PositiveFloat | None = None
-    """Finest resolution of the map; default: the Nyquist limit."""
+    """High-resolution limit of the map; default: Nyquist."""
     mask_radius_angstrom: PositiveFloat | None = None
     """Radius of the soft spherical mask within which the FSC is computed; default: 45 % of the box."""
     weight_by: str | None = None
@@ -307,29 +310,30 @@ class SelectConfig(JobConfig):
 
     job: Literal["select"] = "select"
     run: Path
-    """Run of predict or ab-initio."""
+    """Directory of a predict or ab-initio run."""
     measure: MeasureName = "auto"
-    """Measure by which particles are ranked; auto: the first of these that the run has: the particle probability,
-    the match score, the expected error."""
+    """Measure by which particles are ranked; auto: the particle probability if the run has it, otherwise the match score,
+    otherwise the expected error."""
     auto: bool = False
-    """Let the map decide how many particles to keep: half maps of the best fractions, ranked by --measure, are compared with
-    those of equally many random particles, and particles are rejected only if that makes the half maps better. Needs the
-    images. Without this and without a criterion, images with a particle probability below 0.5 are rejected; by other
-    measures, the poorer of two populations is rejected, or nothing if there is only one."""
+    """Let the map decide how many particles to keep: half maps from the best fractions by --measure are compared with half
+    maps from random subsets of the same size, and particles are rejected only if the map gets better than that of all
+    particles. Needs the images. Without this and without a criterion, images with a particle probability below 0.5 are
+    rejected; for other measures, the worse of two populations is rejected; with a single population nothing is rejected,
+    except images with a match score below -4."""
     reasons: tuple[RejectedReason, ...] = JUNK_REASONS
-    """Reasons to reject an image: kinds of junk, and ambiguous-orientation, which is not junk. They apply with a limit on
-    the errors, too; kinds of junk that are not named are kept. Off-centre particles are also written to recentre.star,
-    with the origins that recentre them when they are re-extracted."""
+    """Reasons to reject an image: kinds of junk, and ambiguous-orientation, which is not junk. They also apply together
+    with --max-error-deg or a --threshold on an error; kinds of junk that are not listed are kept. Off-centre particles are
+    also written to recentre.star, with the origins that recentre them when they are re-extracted."""
     protect_views: bool = True
-    """Protect rare viewing directions: no group of viewing directions loses more of its share of the particles than the
-    fraction of junk found in it. Does not apply to --threshold and --max-error-deg."""
+    """Protect rare viewing directions: the share of a group of viewing directions falls by no more than the fraction of junk
+    found in it. Does not apply to --threshold and --max-error-deg."""
     keep_fraction: Fraction | None = None
-    """Keep this fraction of the particles, the best ones."""
+    """Keep this fraction of the particles (the best ones)."""
     keep_count: PositiveInt | None = None
-    """Keep this many particles, the best ones."""
+    """Keep this many particles (the best ones)."""
     max_error_deg: PositiveFloat | None = None
-    """Keep particles whose expected error is at most this and that are not junk; may be combined with --threshold on another
-    measure. For error bounds use --measure error-bound --threshold."""
+    """Keep particles that are not junk (see --reasons) and whose expected error does not exceed this; can be combined with
+    --threshold on another measure. For error bounds use --measure error-bound --threshold."""
     threshold: float | None = None
     """Keep particles whose --measure is at least this (scores and probability) or at most this (errors and dispersions)."""
 

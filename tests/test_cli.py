@@ -86,6 +86,7 @@ def test_help_describes_every_flag(cryoforum, job):
             assert shown in result.stdout
             assert field.description, f"{name} has no description"
     assert "--job" not in result.stdout
+    assert "None" not in result.stdout and "(default: )" not in result.stdout
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["predict", "--help"]])

@@ -80,7 +80,7 @@ def read_two_maps(estimated: Path, known: Path) -> TwoMaps:
     (volume, pixel_size), (known_volume, known_pixel_size) = found
     if volume.shape != known_volume.shape or abs(pixel_size / known_pixel_size - 1) > _PIXEL_SIZE_TOLERANCE:
         raise InputError(f"Two maps to compare must have the same box and pixel size; {estimated} has {len(volume)} "
-                         f"px of {pixel_size:g} A, {known} {len(known_volume)} px of {known_pixel_size:g} A. "
+                         f"px at {pixel_size:g} A/px, {known} {len(known_volume)} px at {known_pixel_size:g} A/px. "
                          "Rescale one of them (relion_image_handler --rescale_angpix --new_box).")
     return TwoMaps(torch.from_numpy(volume), torch.from_numpy(known_volume), pixel_size)
 

@@ -45,8 +45,8 @@ def _field_of_view(metadata: CheckpointMetadata, images: ImagePreparation) -> st
     now = particles.box_size_px * particles.pixel_size_angstrom
     if abs(now / before - 1) <= FIELD_OF_VIEW_TOLERANCE:
         return None
-    return (f"The network was trained for images of {trained['box_size_px']} px of {trained['pixel_size_angstrom']:.4g} "
-            f"A, {before:.4g} A wide; these have {particles.box_size_px} px of {particles.pixel_size_angstrom:.4g} A, "
+    return (f"The network was trained for images of {trained['box_size_px']} px at {trained['pixel_size_angstrom']:.4g} "
+            f"A/px, {before:.4g} A wide; these have {particles.box_size_px} px at {particles.pixel_size_angstrom:.4g} A/px, "
             f"{now:.4g} A wide: is the pixel size right?")
 
 

@@ -62,8 +62,8 @@ def _labelled(config: PredictConfig, particles: Particles) -> Particles:
                          "leave out --calibration-particles: projections of the map are used then.")
     own, other = ((p.box_size_px, round(p.pixel_size_angstrom, 3)) for p in (particles, known))
     if own != other:
-        raise InputError(f"Calibration particles must have the box and pixel size of the others, {own[0]} px of {own[1]:g} "
-                         f"A; {config.calibration_particles} has {other[0]} px of {other[1]:g} A. "
+        raise InputError(f"Calibration particles must have the box and pixel size of the others, {own[0]} px at {own[1]:g} "
+                         f"A/px; {config.calibration_particles} has {other[0]} px at {other[1]:g} A/px. "
                          "Extract them with the same box and pixel size.")
     return known
 

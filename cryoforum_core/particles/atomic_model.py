@@ -108,8 +108,8 @@ def potential_map(model: AtomicModel, box_size_px: int, pixel_size_angstrom: flo
     diameter_angstrom = 2 * float(np.abs(model.position_angstrom).max())
     if diameter_angstrom > box_size_px * pixel_size_angstrom:
         raise InputError(
-            f"The molecule must fit in the box; it is {diameter_angstrom:.0f} A wide and the box of {box_size_px} px of "
-            f"{pixel_size_angstrom:g} A is {box_size_px * pixel_size_angstrom:.0f} A. "
+            f"The molecule must fit in the box; it is {diameter_angstrom:.0f} A wide and the box of {box_size_px} px at "
+            f"{pixel_size_angstrom:g} A/px is {box_size_px * pixel_size_angstrom:.0f} A. "
             f"Use a pixel size of {default_pixel_size_angstrom(model, box_size_px):g} A or more, or a larger box.")
     finer = max(2, math.ceil(pixel_size_angstrom / _COARSEST_SPACING_ANGSTROM - 1e-6))
     density = _sum_of_gaussians(model, box_size_px * finer, pixel_size_angstrom / finer, b_factor_angstrom2)

@@ -85,7 +85,7 @@ class PreprocessSettings:
         if abs(rescaled / exact - 1.0) > _SCALE_TOLERANCE:
             raise InputError(
                 f"Images must reach the network's pixel size of {self.pixel_size_angstrom:g} A within "
-                f"{100 * _SCALE_TOLERANCE:g} %; {box_size_px} px of {pixel_size_angstrom:g} A do not. "
+                f"{100 * _SCALE_TOLERANCE:g} %; {box_size_px} px at {pixel_size_angstrom:g} A/px do not. "
                 "Extract them with a larger box, or train a network for them.")
 
 

@@ -101,7 +101,7 @@ def _made_by_another_program(directory: Path) -> tuple[Path, Path, Path]:
     known, pixel_size_angstrom = read_map(volume)
     if len(known) != particles.box_size_px or (
             abs(pixel_size_angstrom / particles.pixel_size_angstrom - 1) > _PIXEL_SIZE_TOLERANCE):
-        raise InputError(f"The true map must have the box and pixel size of the images; {volume} has {len(known)} px of "
-                         f"{pixel_size_angstrom:g} A, {truth} {particles.box_size_px} px of "
-                         f"{particles.pixel_size_angstrom:g} A. Name another map in truth.npz.")
+        raise InputError(f"The true map must have the box and pixel size of the images; {volume} has {len(known)} px at "
+                         f"{pixel_size_angstrom:g} A/px, {truth} {particles.box_size_px} px at "
+                         f"{particles.pixel_size_angstrom:g} A/px. Name another map in truth.npz.")
     return images, truth, volume

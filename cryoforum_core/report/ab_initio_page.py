@@ -32,7 +32,8 @@ from .run_files import RunFiles, angles_deg
 from .training_page import training_curves
 from .viewing_directions import view_density
 
-METHODS = {"hybrid": "search, then training of a network and refinement",
+METHODS = {"hybrid": "searches from random starts, refinement of half maps, training of a network, final projection "
+                     "matching",
            "end-to-end": "network and map trained together"}
 UNDETERMINED = "undetermined"
 # an error of 12 degrees moves a detail 100 A from the axis by 21 A; chosen, not measured
@@ -55,8 +56,8 @@ _OF_THE_PARTICLES = ("symmetry", "particle_diameter_angstrom", "max_shift_angstr
 _LONGER = 3
 # key of the summary -> column of the table
 _SEED_COLUMNS = {"score": "log-evidence per image, relative to noise alone (nats)",
-                 "structure": "its gain over the spherically averaged map (nats)",
-                 "explained": "signal power explained in fine details (fraction)",
+                 "structure": "log-evidence gain over the spherically averaged map (nats)",
+                 "explained": "signal power explained beyond the starting resolution of the search (fraction)",
                  "resolution_angstrom": "resolution (Å)"}
 
 
@@ -84,7 +85,7 @@ def _facts(summary: dict, results: PoseResults | None) -> dict[str, str]:
              "particles": f"{summary['n_particles']:,}"}
     if results is not None:
         facts["median expected error"] = degrees(np.median(results.errors.expected_error_deg))
-    hand = "known" if _hand_is_known(summary) else "unknown"
+    hand = "determined" if _hand_is_known(summary) else UNDETERMINED
     return facts | {"symmetry": summary.get("symmetry", "c1"), "hand": hand, "time": duration(summary["seconds"])}
 
 
@@ -113,11 +114,11 @@ def _warnings(summary: dict, results: PoseResults | None, density: np.ndarray | 
               ) -> Iterator[str]:
     """Sentences about weaknesses of a converged map."""
     if shells is not None and shells < _FEW_SHELLS:
-        yield "The map shows too little detail to tell a correct map from a wrong one."
+        yield "The resolution of the map is too low to distinguish a correct map from a wrong one."
     agreement = summary.get("seeds_agreement_deg")
     if agreement is not None and agreement > _SEEDS_AGREE_BELOW_DEG:
-        yield (f"The poses of the two best searches differ by {degrees(agreement)} (median): another random start may "
-               "find a different map.")
+        yield (f"The poses of no other search agree with those of the best one (nearest: {degrees(agreement)}, median): "
+               "another random start may give a different map.")
     if results is not None:
         median = float(np.median(results.errors.expected_error_deg))
         if median > _CERTAIN_BELOW_DEG:
@@ -151,10 +152,11 @@ def _other_hand(files: RunFiles) -> tuple[NextStep, ...]:
     present orientations would start from wrong ones."""
     mirrored = files.run.map.absolute().with_name("map_mirrored.mrc")
     volume, output = shlex.quote(str(files.run.map.absolute())), shlex.quote(str(mirrored))
-    return (NextStep("If the hand is wrong (alpha helices are left-handed), correct it before anything else: mirror the map",
+    return (NextStep("If the hand is wrong (left-handed alpha helices, if the map resolves them), correct it before "
+                     "anything else: mirror the map",
                      f"relion_image_handler --i {volume} --o {output} --invert_hand"),
             NextStep("Then run again with the mirrored map as hand reference, because the orientations of this run do not "
-                     "fit it. Continue from the report of the new run",
+                     "fit the mirrored map. Continue with the steps in the report of the new run",
                      command("ab-initio", particles=files.input_path("particles"), **_options_again(files),
                              hand_reference=mirrored, out=beside(files.path, "other_hand")),
                      "import volumes (the mirrored map), then cryoforum - ab initio again, with it as Hand reference"))
@@ -240,7 +242,7 @@ def _seeds(summary: dict) -> Table | None:
     chosen = next((i for i, row in enumerate(found) if row.get("chosen")), None)
     caption = ("All values are of held-out images. Starts whose poses agree within a few degrees found the same map; a "
                "start that agrees with no other may be wrong. Correct maps usually explain at least 0.7 of the signal power "
-               "in fine details (beyond the resolution at which the search begins), wrong ones less than 0.5; values in "
+               "beyond the starting resolution of the search, wrong ones less than 0.5; values in "
                "between are inconclusive.")
     return Table("Searches from random starts", caption, tuple(columns), tuple(zip(*columns.values(), strict=True)),
                  chosen, wide=True)
@@ -253,8 +255,8 @@ def _rounds(summary: dict) -> Table | None:
         return None
     rows = tuple((str(i), f"{significant(_number(row.get('resolution_angstrom')))} Å",
                   _angle(row.get("pose_change_deg"))) for i, row in enumerate(rounds, start=1))
-    return Table("Refinement of the half maps", "The pose changes should shrink. The rounds end when the resolution no "
-                 "longer improves.", ("round", "resolution (FSC 0.143)", "median pose change"), rows)
+    return Table("Refinement of the half maps", "The pose changes should decrease. Refinement stops when the "
+                 "resolution no longer improves.", ("round", "resolution (FSC 0.143)", "median pose change"), rows)
 
 
 def _angle(value) -> str:
@@ -282,10 +284,10 @@ def _notes(files: RunFiles) -> tuple[str, ...]:
     notes = [f"Method: {METHODS.get(files.summary.get('method'), files.summary.get('method', '-'))}."]
     if not _hand_is_known(files.summary):
         notes.append("Hand: projections cannot distinguish a molecule from its mirror image, so the map may have either "
-                     "hand. Alpha helices are right-handed in the correct one. With a map of known hand "
-                     "(--hand-reference), the run determines the hand itself. The orientations of this run do not "
-                     "match a mirrored map (relion_image_handler --invert_hand): to use them with it, change the sign of "
-                     "rlnAngleRot and replace rlnAngleTilt by 180 minus rlnAngleTilt.")
+                     "hand. In the correct one alpha helices are right-handed, which can be seen only if the map resolves "
+                     "them (about 5 Å or better). With a map of known hand (--hand-reference), the run determines the "
+                     "hand itself. To use the orientations of this run with the mirrored map (relion_image_handler "
+                     "--invert_hand), change the sign of rlnAngleRot and replace rlnAngleTilt by 180 minus rlnAngleTilt.")
     else:
         notes.append(f"Hand: {files.summary['hand']}.")
     near = files.summary.get("near_half_turn")

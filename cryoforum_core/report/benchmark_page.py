@@ -77,7 +77,7 @@ def _table(method: str, rows: list[dict]) -> Table:
               f"{row['seconds'] / 60:.1f}") for row in rows]
     return Table(f"Method: {METHOD_NAMES[method]}", "Resolutions against the true map. True poses: resolution of the map "
                  "from true poses, and shells short: how many Fourier shells the map lies below it, both at FSC 0.143. "
-                 "Published values are for 128 px at 0.8 Å (Nyquist 1.6 Å).", header,
+                 "Published values are for 128 px at 0.8 Å/px (Nyquist 1.6 Å).", header,
                  tuple(cells), wide=True)
 
 

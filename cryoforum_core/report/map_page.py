@@ -56,8 +56,8 @@ def _pictures(files: RunFiles, volume: np.ndarray, pixel_size_angstrom: float) -
         pictures.append(fsc)
     angles = angles_deg(files.table(files.config.get("particles")))
     if angles is not None:
-        pictures.append(Picture("Viewing directions", "Dark regions are missing viewing directions; the map is blurred "
-                                "or streaked along them.",
+        pictures.append(Picture("Viewing directions", "Dark regions are missing viewing directions, which may make the "
+                                "resolution of the map anisotropic.",
                                 plots.view_maps({"all particles": view_density(*angles, files.symmetry)})))
     return pictures
 

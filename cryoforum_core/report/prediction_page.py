@@ -42,7 +42,7 @@ _DISPLAY_SIGMA_PX = 1.0
 _ALARM_TITLES = {
     "noise-only": "These images contain no particles",
     "contrast": "The contrast of these images is inverted",
-    "ctf-state": "The CTF state of these images is not the one given",
+    "ctf-state": "The CTF correction of these images differs from the one specified",
     "pixel-size": "The pixel size is wrong",
     "another-molecule": "These are not particles of this molecule",
     "symmetry": "The map does not have this symmetry",
@@ -79,7 +79,7 @@ def prediction_page(files: RunFiles, truth: dict[str, Shaped[np.ndarray, " n"]] 
 def _alarm(files: RunFiles) -> Alarm | None:
     if files.summary.get("model_applies", True):
         return None
-    title = _ALARM_TITLES.get(files.summary.get("model_applies_cause"), "This network does not apply to these particles")
+    title = _ALARM_TITLES.get(files.summary.get("model_applies_cause"), "This network does not fit these particles")
     reason = with_angstrom_sign(files.summary.get("model_applies_reason", "")).rstrip(".")
     return Alarm(title, f"{reason[:1].upper()}{reason[1:]}.")
 
@@ -93,8 +93,8 @@ def _assessment(files: RunFiles, results: PoseResults, density: np.ndarray | Non
     if "error_bound_coverage" in files.summary:
         bound = degrees(np.median(results.errors.error_bound_deg))
         nominal, empirical = (percent(files.summary[f"error_bound_{name}"]) for name in ("coverage", "held"))
-        sentences.append(f"The {nominal} error bounds (median {bound}) hold for {empirical} of "
-                         f"{files.summary['calibration_source']}.")
+        sentences.append(f"The true error is within the error bound (nominal coverage {nominal}, median {bound}) for "
+                         f"{empirical} of {files.summary['calibration_source']}.")
     uncertain = float(np.mean(expected > UNCERTAIN_ABOVE_DEG))
     if uncertain:
         sentences.append(f"{percent(uncertain)} have an expected error above {UNCERTAIN_ABOVE_DEG:g}°: junk, or particles "
@@ -116,8 +116,8 @@ def missing_directions(density: Float[np.ndarray, "latitudes longitudes"] | None
     """A sentence about missing viewing directions in a density of them; None where the particles cover all."""
     if density is None or n_particles < _MIN_FOR_COVERAGE or empty_fraction(density) <= _UNEVEN_ABOVE:
         return None
-    return (f"{percent(empty_fraction(density))} of the viewing directions have almost no particles, so the map will be "
-            "blurred along some of them.")
+    return (f"{percent(empty_fraction(density))} of the viewing directions have almost no particles, so the resolution of "
+            "the map may be anisotropic.")
 
 
 def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
@@ -154,14 +154,14 @@ def pose_pictures(files: RunFiles, results: PoseResults, table: ParticleTable | 
 
 def _score_pictures(score: np.ndarray, expected: np.ndarray, defocus: np.ndarray | None) -> list[Picture]:
     pictures = [
-        Picture("Match score", "Particles form the peak on the right. Images in its tail, or in a second peak on the "
-                "left, do not match the map: junk, or misassigned particles.",
+        Picture("Match score", "Particles form the peak on the right. Images in its left tail, or in a second peak "
+                "on the left, do not match the map: junk, or particles with wrong orientations.",
                 plots.histogram({"particles": score}, "match score", x_scale="asinh")),
         Picture("Match score and expected error", "Particles cluster at the lower right, junk on the left.",
                 plots.scatter(score, expected, "match score", "expected error (degrees)", "asinh", "log"))]
     if defocus is not None and len(defocus) == len(score):
-        pictures.append(Picture("Match score and defocus", "The median should be flat; a drop at one end points to "
-                                "wrong CTF parameters there.",
+        pictures.append(Picture("Match score and defocus", "The median should be flat; a drop at one end may "
+                                "indicate wrong CTF parameters there.",
                                 plots.scatter(defocus, score, "mean defocus (µm)", "match score", y_scale="asinh",
                                               with_median=True)))
     return pictures
@@ -172,6 +172,7 @@ def _gallery_picture(gallery: Gallery) -> Picture:
               for error, score in zip(gallery.expected_error_deg, gallery.match_score, strict=True)]
     return Picture("Particles and matching projections",
                    "Each image (upper row, slightly smoothed) with its expected error and match score, and below it the "
-                   "projection of the map at its estimated pose. The best should look alike; the worst are often junk.",
+                   "projection of the map at its estimated pose. In the best pairs image and projection should look "
+                   "alike; the worst are often junk.",
                    plots.image_pairs(plots.low_passed(gallery.images, _DISPLAY_SIGMA_PX), gallery.projections, titles,
                                      list(gallery.kind)), wide=True)

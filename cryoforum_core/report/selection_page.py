@@ -88,11 +88,13 @@ def _map_pictures(files: RunFiles) -> list[Picture]:
         levels["random_resolution_deviation_angstrom"], chosen, "half-map resolution (Å)", best_label,
         lower_is_better=True)
     return [Picture("Information in the map", "This decides how many particles are kept. Information is the signal that "
-                    "the half maps share, summed over all resolutions, minus what images of pure noise contribute when "
-                    "they are aligned to a map. Above 100 %, the map is better than the map of all particles. Bands: one "
-                    "and two standard deviations of random subsets.", information),
-            Picture("Resolution of the half maps", "At FSC 0.143; better is up. It is not corrected for images of "
-                    "pure noise, which inflate it: compare it with random subsets of the same size, not with all particles.",
+                    "the half maps share, summed over all resolution shells, minus what images of pure noise contribute "
+                    "when they are aligned to a map (model bias, 'Einstein from noise'). Above 100 %, "
+                    "the map is better than the map of all particles. Bands: one and two standard deviations of random "
+                    "subsets.", information),
+            Picture("Resolution of the half maps", "At FSC 0.143; better is up. The resolution is not corrected for "
+                    "aligned noise, which inflates it: compare it with that of random subsets of the same size, not with "
+                    "that of all particles.",
                     resolution)]
 
 
@@ -111,13 +113,16 @@ def _assessment(summary: dict, densities: dict[str, np.ndarray] | None) -> Asses
     level: Level = "good"
     if summary["n_rejected"] > _MUCH_REJECTED * n:
         level = "caution"
-        sentences.append("A large part of the particles was rejected: compare the maps of both sets before you continue.")
+        sentences.append("A large fraction of the particles was rejected: compare the maps of both sets before you "
+                         "continue.")
     if densities is not None and summary["n_rejected"] and _depletes_directions(densities):
         level = "caution"
         sentences.append("Some viewing directions lost more than half of their particles; see the figures below.")
     if (short := summary.get("n_short_of_view_shares")) is not None and summary["n_rejected"]:
-        sentences.append("No group of viewing directions lost more particles than its junk." if short == 0 else
-                         f"Some groups of viewing directions lost more particles than their junk: {short:,} in all.")
+        sentences.append("No group of viewing directions lost a larger part of its share of the set than the fraction of "
+                         "junk in it." if short == 0 else
+                         "Some groups of viewing directions fell below their share by more than the junk in them, by "
+                         f"{short:,} particles in all.")
     return Assessment(level, tuple(sentences))
 
 
@@ -134,7 +139,8 @@ def _next_steps(files: RunFiles) -> tuple[NextStep, ...]:
         "reconstruct", particles=files.run.selected, symmetry=symmetry, out=beside(files.path, "map")),
         "relion - reconstruct, with this run's outputParticles")]
     if files.summary["n_rejected"]:
-        steps.append(NextStep("Reconstruct the rejected particles: the map should not show the molecule", command(
+        steps.append(NextStep("Reconstruct the rejected particles: the molecule should be much weaker than in the map of "
+                              "the kept ones", command(
             "reconstruct", particles=files.run.rejected, symmetry=symmetry, out=beside(files.path, "rejected_map")),
             "relion - reconstruct, with this run's outputParticlesRejected"))
     return tuple(steps)
@@ -147,8 +153,9 @@ def _reasons(summary: dict) -> tuple[Table, ...]:
     n = summary["n_selected"] + summary["n_rejected"]
     rows = reason_rows(named, n)
     if others := summary["n_rejected"] - sum(named.values()):
-        rows += (("beyond the limit", f"{others:,}", percent(others / n), "Not junk, but beyond the limit of the "
-                  "selection; rlnCryoforumReason has the value and the limit.", "Relax the limit to keep more particles."),)
+        rows += (("beyond the limit", f"{others:,}", percent(others / n), "Not junk, but outside the limit set for "
+                  "the selection; rlnCryoforumReason gives the value and the limit.",
+                  "Relax the limit to keep more particles."),)
     return (Table("Why particles were rejected", "The column rlnCryoforumReason of rejected.star has the reason for "
                   "each image.", REASON_HEADER, rows, wide=True),)
 
@@ -208,7 +215,8 @@ def _cones(summary: dict) -> list[Picture]:
         return []
     before, after = np.array(cones["before"]), np.array(cones["after"])
     return [Picture("Share of each group of viewing directions", "One point for each of 48 groups of neighbouring "
-                    "viewing directions. Groups on or above the line kept their share; groups below it contained junk.",
+                    "viewing directions. Groups below the line lost part of their share: to junk if viewing directions are "
+                    "protected, otherwise also because their particles rank lower by the measure.",
                     plots.scatter(before, after, "share of all particles (%)", "share of kept particles (%)",
                                   with_diagonal=True))]
 
@@ -223,7 +231,8 @@ def _pictures(files: RunFiles, predicted: RunFiles | None, kept: ParticleTable |
     pictures += [*_cones(summary), *_gallery(predicted, kept, rejected)]
     pictures += [picture for picture in (
         _examples(kept, "Kept", "They should look like the particle, as far as the noise allows."),
-        _examples(rejected, "Rejected", "They should be empty, off-centre, overlapping, or show another object."))
+        _examples(rejected, "Rejected", "Junk should be empty, off-centre, overlap with a neighbour, or show another "
+                  "object; particles rejected by a limit or a fraction look like particles."))
         if picture is not None]
     if densities is not None:
         pictures.append(Picture("Viewing directions before and after", "No region should turn dark. A bright spot that "
@@ -244,12 +253,13 @@ def _histograms(summary: dict, kept: ParticleTable | None, rejected: ParticleTab
                    "matter of choice.")
         if measure == PARTICLE_PROBABILITY:
             caption = "Particles are near 1, junk is near 0; few images should lie between."
-        pictures.append(Picture("Kept and rejected", caption,
+        name = measure.replace("-", " ")
+        pictures.append(Picture(f"Distribution of the {name}, kept and rejected particles", caption,
                                 plots.histogram(values, label, marks, x_scale=scale)))
     if measure not in _ERRORS and (values := _both(kept, rejected, _EXPECTED_ERROR_COLUMN)) is not None:
         marks = {} if max_error_deg is None else {f"threshold {degrees(max_error_deg)}": max_error_deg}
-        pictures.append(Picture("Expected error of kept and rejected particles", "Rejected images should lie at "
-                                "the right: their orientations are usually uncertain, too.",
+        pictures.append(Picture("Distribution of the expected error, kept and rejected particles", "Junk should lie "
+                                "at the right: its orientations are usually uncertain, too.",
                                 plots.histogram(values, "expected error (degrees)", marks, x_scale="log")))
     return pictures
 

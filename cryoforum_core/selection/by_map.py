@@ -284,7 +284,7 @@ def _choose(levels: tuple[Level, ...], discount: float, measure: Measure) -> tup
     better = [level for level in levels[1:] if _is_better(level, of_all, discount)]
     if not better:
         return of_all, (f"Do not filter: no fraction of the best particles by {measure.label} makes a map that is "
-                        "better than that of all.")
+                        "better than that of all particles.")
     chosen = max(better, key=lambda level: level.information)
     return chosen, _sentence(chosen, of_all, discount)
 

@@ -51,7 +51,8 @@ Reason = namedtuple('Reason', 'label meaning question form_name is_junk')
 REASONS = {record[0]: record for record in (
     Reason(
         'not-a-particle',
-        "No signal above the noise, or signal unlike a particle's: ice, carbon, an edge, an empty image.",
+        ('No signal above the noise, or signal that does not look like a particle: ice contamination, '
+         'carbon, an edge, or an empty image.'),
         'Images without a particle?',
         'rejectNoParticle',
         True),

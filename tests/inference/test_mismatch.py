@@ -50,7 +50,7 @@ def test_differences_from_the_training_are_reported(simulated, network, tmp_path
 
     assert mismatches(simulated("white")) == ()
     size, = mismatches(simulated("white"), pixel_size_angstrom=4.7)
-    assert "32 px of 5 A" in size
+    assert "32 px at 5 A/px" in size
     assert any("noise spectrum differs" in text for text in mismatches(simulated("coloured")))
     assert any("symmetry c1, and c2" in text for text in mismatches(simulated("white"), symmetry="c2"))
 

@@ -133,7 +133,7 @@ def test_images_that_cannot_be_shown_say_why():
     settings.check(128, 1.0)
     with pytest.raises(InputError, match="at most the network's 2 A; these have 3 A"):
         settings.check(64, 3.0)
-    with pytest.raises(InputError, match="within 2 %; 26 px of 1.9 A do not"):
+    with pytest.raises(InputError, match="within 2 %; 26 px at 1.9 A/px do not"):
         settings.check(26, 1.9)
     with pytest.raises(InputError, match="at most the network's"):
         network_images(noisy_images(), None, 3.0, BRIGHT_RAW, settings)

@@ -31,7 +31,7 @@ def titles(page):
 def test_converged_run_is_good_and_shows_map_searches_and_rounds(runs):
     page = page_of(runs["ab-initio"])
     assert page.assessment.level == "good" and "14.2 Å" in words(page)
-    assert page.facts["particles"] == str(N) and page.facts["hand"] == "unknown"
+    assert page.facts["particles"] == str(N) and page.facts["hand"] == "undetermined"
     assert {"The map", "Fourier shell correlation", "Expected error", "Viewing directions"} <= set(titles(page))
     assert [table.title for table in page.tables] == ["Searches from random starts", "Refinement of the half maps", "Stages"]
     assert page.tables[1].rows == (("1", "24.0 Å", "-"), ("2", "14.2 Å", "3.10°"))
@@ -42,7 +42,7 @@ def test_search_table_leaves_out_empty_columns(tmp_path):
     table = page_of(ab_initio_run(tmp_path / "run", seeds=[{"seed": 7, "score": 2.5, "structure": 1.25,
                                                             "angle_to_best_deg": 0.0, "chosen": True}])).tables[0]
     assert table.header == ("start", "log-evidence per image, relative to noise alone (nats)",
-                            "its gain over the spherically averaged map (nats)",
+                            "log-evidence gain over the spherically averaged map (nats)",
                             "median angle to the poses of the chosen start (degrees)")
     assert table.rows == (("7", "2.50", "1.25", "chosen"),)
 
@@ -74,7 +74,7 @@ def test_failed_end_to_end_run_suggests_hybrid_search_or_longer_training(tmp_pat
 
 
 @pytest.mark.parametrize("change, said", [
-    ({"resolution_angstrom": 40.0}, "too little detail"), ({"seeds_agreement_deg": 50.0}, "differ by 50.0°"),
+    ({"resolution_angstrom": 40.0}, "too low to distinguish"), ({"seeds_agreement_deg": 50.0}, "nearest: 50.0°"),
     ({"seeds_agreement_deg": None}, None)])
 def test_weak_maps_need_a_check(tmp_path, change, said):
     page = page_of(ab_initio_run(tmp_path / "run", **change))
@@ -131,7 +131,7 @@ def test_wrong_hand_is_corrected_first_and_with_its_orientations(tmp_path, metho
               for word in ("--invert_hand", "--hand-reference", "cryoforum select", "relion_refine_mpi")}
     assert list(places.values()) == sorted(places.values())
     again = steps[places["--hand-reference"]]
-    assert "do not fit it" in again.what
+    assert "do not fit the mirrored map" in again.what
     given = parse(shlex.split(again.command.replace("\\\n", ""))[1:])
     assert given.hand_reference == run.path / "map_mirrored.mrc"
     assert given.symmetry == "c2" and given.contrast == "dark"

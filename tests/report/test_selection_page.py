@@ -18,7 +18,7 @@ def test_selection_page_counts_and_shows_viewing_directions_before_and_after(run
 def test_selection_that_removes_much_needs_a_check_and_one_that_keeps_all_has_one_next_step(runs, tmp_path):
     half = select_run(tmp_path / "a", runs["predict"], measure="match-score", keep_fraction=0.5)
     much = selection_page(RunFiles(half))
-    assert much.assessment.level == "caution" and "large part" in words(much) and len(much.next_steps) == 2
+    assert much.assessment.level == "caution" and "large fraction" in words(much) and len(much.next_steps) == 2
     everything = selection_page(RunFiles(select_run(tmp_path / "b", runs["predict"], measure="match-score",
                                                     keep_fraction=1.0)))
     assert everything.assessment.level == "good" and len(everything.next_steps) == 1
