@@ -202,8 +202,8 @@ class PredictConfig(JobConfig, ImageInputConfig):
     coverage: Coverage = DEFAULT_COVERAGE
     """Nominal coverage of the error bounds: the fraction of particles whose error should be within its bound."""
     calibrate: bool = True
-    """Calibrate expected errors and error bounds on simulated projections of the map with the CTFs and noise of your
-    particles. With --no-calibrate, the uncalibrated errors from matching are reported."""
+    """Calibrate expected errors and error bounds on your own images, with each particle replaced by a projection of the
+    map at a known pose; where too few poses are certain, on simulated images with your CTFs and noise. With --no-calibrate, the uncalibrated errors from matching are reported."""
     calibration_particles: Path | None = None
     """Calibrate the errors on these particles instead of on projections: their poses must be trusted, in the frame of the
     map, and not used for training."""

@@ -50,6 +50,9 @@ WELL_MATCHED_DEVIATIONS = -2.5
 # and have at least this part of the set's contrast: where contrasts differ much, images of ice fit no worse than so many
 # standard deviations
 WELL_MATCHED_CONTRAST = 0.4
+# a particle that was misassigned is still in its residual, at its own pose, and misleads the match of the new one: where more
+# than so few are, noise is simulated
+MIN_MEAN_TRUST = 0.95
 # fewer different ones are no sample of a set's noise
 MIN_WELL_MATCHED = 100
 # below this many values a population has no robust standard deviation
@@ -123,19 +126,19 @@ def known_particles(images: ImagePreparation, source: ImageSource, rows: Int[np.
     if of is None:
         return particles_like(source, images, *poses, seed), "simulated images of the map"
     return (TransplantedParticles.of_matched(images, source, rows[of], results[of], *poses, seed),
-            "images with the noise of the set's own and the map at known poses")
+            "images of the set, each particle replaced by a projection at a known pose")
 
 
 def well_matched(results: PoseResults, n: int, seed: int) -> Int[np.ndarray, " n"] | None:
-    """Rows drawn from the results whose pose can be trusted, each with its probability of a right pose; None where there are
-    too few of them, or nothing was matched."""
+    """Rows drawn from the results whose pose can be trusted, each with its probability of a right pose; None where nothing
+    was matched, or too few poses can be trusted."""
     if results.evidence is None or results.evidence.contrast is None:
         return None
     evidence = evidence_of(results)
     trust = (evidence.posterior.weight[:, 0] * (1 - misassignment_probability(evidence.fit))).double().numpy()
     is_good = (evidence.fit.numpy() >= WELL_MATCHED_DEVIATIONS) & (results.evidence.contrast >= WELL_MATCHED_CONTRAST)
     trust = np.where(is_good, trust, 0.0)
-    if (trust > 0.5).sum() < MIN_WELL_MATCHED:
+    if is_good.sum() < MIN_WELL_MATCHED or trust[is_good].mean() < MIN_MEAN_TRUST:
         return None
     return np.random.default_rng([seed, 0x7A]).choice(len(trust), n, p=trust / trust.sum())
 

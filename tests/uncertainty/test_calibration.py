@@ -51,7 +51,7 @@ def test_bounds_have_their_nominal_coverage_against_the_true_poses(run, data, fo
 def test_the_run_reports_nominal_and_empirical_coverage(run):
     summary = run.read_summary()
     assert summary["error_bound_coverage"] == 0.8 and abs(summary["error_bound_held"] - 0.8) < 0.06
-    assert summary["n_calibration_particles"] == 400 and "noise of the set's own" in summary["calibration_source"]
+    assert summary["n_calibration_particles"] == 400 and "each particle replaced" in summary["calibration_source"]
     rows = list(csv.DictReader((run.path / "calibration.csv").read_text().splitlines()))
     assert all(abs(float(row["nominal_coverage"]) - float(row["empirical_coverage"])) < 0.06 for row in rows)
     page = run.report.read_text()
@@ -63,7 +63,7 @@ def test_the_run_reports_nominal_and_empirical_coverage(run):
 def test_a_selection_repeats_the_coverage_table_of_its_prediction(run, folder):
     selection = cf.select(cf.SelectConfig(out=folder / "selection", run=run.path, keep_fraction=0.9))
     page = selection.report.read_text()
-    assert "Coverage of the error bounds" in page and "400 images with the noise of the set" in page
+    assert "Coverage of the error bounds" in page and "400 images of the set, each particle replaced" in page
     assert "Calibration of the expected error" in page
 
 
