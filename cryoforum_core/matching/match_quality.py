@@ -13,6 +13,9 @@ from .whitened_images import WhitenedImages
 
 # below, ice and gradients may hold more power than any particle
 RESIDUAL_MIN_RADIUS_PX = 2.0
+# an exhaustive search is made below this fit, in standard deviations of that of the sample's good particles: normal noise
+# sends less than 1 % of them there
+SEARCH_BELOW_DEVIATIONS = -2.5
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,10 @@ def match_quality(images: WhitenedImages, model: MatchingModel, poses: RefinedPo
     excess = (images.data - expected).abs().square() - 1
     residual = (weight * excess).sum(-1) / weight.square().sum(-1).sqrt().clamp_min(1e-12)
     return MatchQuality((score - power) / torch.sqrt(2 * power).clamp_min(1e-12), residual)
+
+
+def median_and_deviation(fit: Float[Tensor, " n"]) -> tuple[float, float]:
+    """Median and deviation of fits (n,); the deviation that of the better half, which junk does not reach."""
+    median = float(fit.median())
+    spread = fit[fit >= median] - median
+    return median, max(1.0, 1.4826 * float(spread.median()))

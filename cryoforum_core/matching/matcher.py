@@ -15,6 +15,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from ..geometry.bingham import sample_bingham
+from .contrast import Contrast, contrast_of_each, differs, without_contrast_in_noise
 from .exhaustive_search import (
     FINE_SEARCH_RADIUS_PX,
     FINE_SEARCH_STEP_DEG,
@@ -22,10 +23,9 @@ from .exhaustive_search import (
     N_HYPOTHESES,
     SearchGrid,
 )
-from .likelihood import contrast_from_poses
-from .match_quality import MatchQuality, match_quality
+from .match_quality import SEARCH_BELOW_DEVIATIONS, MatchQuality, match_quality, median_and_deviation
 from .matching_model import MatchingModel, simulated_transforms
-from .refine import RefinedPoses, predicted_at_refined
+from .refine import RefinedPoses
 from .whitened_images import WhitenedImages
 
 logger = logging.getLogger("cryoforum")
@@ -34,20 +34,12 @@ logger = logging.getLogger("cryoforum")
 N_NETWORK_SAMPLES = 7
 # hypotheses that matching returns: the best pose and alternatives to it
 KEPT_HYPOTHESES = 3
-# an exhaustive search is made below this fit, in standard deviations of that of the sample's good particles: normal noise
-# sends less than 1 % of them there
-SEARCH_BELOW_DEVIATIONS = -2.5
 # a fine search below this one, after the first: normal noise sends 4 % of them there
 FINE_SEARCH_BELOW_DEVIATIONS = -1.75
 # images of noise that are searched; the best of their scores is what chance reaches
 N_CHANCE_IMAGES = 48
 # a match that much less likely than another of the same image is not the right one
 MISASSIGNED_ABOVE_LOG_LIKELIHOOD_GAIN = 10.0
-# below this deviation of the contrast from particle to particle, all have the set's: a stated error would change by less
-# than it is known to
-NEGLIGIBLE_CONTRAST_DEVIATION = 0.05
-# of a particle, over the set's: ice has none, and without any an image would state no error at all
-MIN_CONTRAST = 0.1
 # misassigned poses are taken to change the contrast by no more than this factor
 LARGEST_CONTRAST_CORRECTION = 2.0
 
@@ -79,14 +71,6 @@ class StartingPoses:
         """Displacements longer than the limit are shortened to it."""
         length = self.displacement_px.norm(dim=-1, keepdim=True).clamp_min(1e-6)
         return StartingPoses(self.quaternion, self.displacement_px * (limit_px / length).clamp_max(1.0))
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Of a set's particles, as a factor to the model's; the deviation without what noise adds to it."""
-
-    mean: float
-    deviation: float
 
 
 @dataclass(frozen=True)
@@ -125,47 +109,20 @@ class Matcher:
         images = self.model.images(images_ft, ctf)
         refined = self.model.refine_from(images, matches.hypotheses.quaternion, matches.hypotheses.displacement_px)
         # the better half has the better contrast, partly by chance: the contrast is that of all particles
-        contrast = _contrast(images, self.model, refined[:, 0])
+        contrast = Contrast.of_particles(images, self.model, refined[:, 0])
         self._scale_contrast(contrast.mean)
         self.contrast_deviation = contrast.deviation / contrast.mean
         if self.adaptive:
             self._correct_for_misassigned_poses(ctf)
         images = self.model.images(images_ft, ctf)
-        if self.has_contrast_of_its_own:
-            # what differs between particles is no noise
-            some = self._is_better_half(images, refined[:, 0])
-            own = images[some].with_contrast(self.contrast(images[some], refined[some, 0]))
-            self.model = self.model.with_noise_left_by(own, refined[some, 0])
+        if differs(self.contrast_deviation):
+            self.model = without_contrast_in_noise(images, self.model, refined[:, 0], self.contrast_deviation)
             images = self.model.images(images_ft, ctf)
         fit = match_quality(images, self.model, refined[:, 0]).fit
-        self.median_fit, self.fit_deviation = _median_and_deviation(fit)
+        self.median_fit, self.fit_deviation = median_and_deviation(fit)
         if self.adaptive:
             self.chance_score = self._chance_score(images[:N_CHANCE_IMAGES])
             self.best_misassigned_fit = self._best_misassigned_fit(images, local, refined, fit)
-
-    @property
-    def has_contrast_of_its_own(self) -> bool:
-        """Whether the contrast differs so much between the set's particles that each is matched with its own."""
-        return self.contrast_deviation > NEGLIGIBLE_CONTRAST_DEVIATION
-
-    def contrast(self, images: WhitenedImages, poses: RefinedPoses) -> Float[Tensor, " n"]:
-        """Of each image at its pose (n, ...), over that of the model: the mean of the posterior from the image's own
-        regression and the set's distribution."""
-        value, variance = contrast_from_poses(images, *predicted_at_refined(images, self.model.volume, poses))
-        prior = self.contrast_deviation ** 2
-        return ((value * prior + variance) / (prior + variance)).clamp_min(MIN_CONTRAST)
-
-    def _is_better_half(self, images: WhitenedImages, poses: RefinedPoses) -> Tensor:
-        fit = match_quality(images, self.model, poses).fit
-        return fit >= fit.median()
-
-    def _matches(self, images: WhitenedImages, poses: RefinedPoses, quality: MatchQuality, searched: Tensor) -> Matches:
-        """With hypotheses (n, K, ...), best first, refined with each image's own contrast: an image of low contrast
-        determines its pose less well than the set's mean says."""
-        if not self.has_contrast_of_its_own:
-            return Matches(poses, quality, searched, torch.ones_like(quality.fit))
-        contrast = self.contrast(images, poses[:, 0])
-        return Matches(self.model.refine_to_the_end(images.with_contrast(contrast), poses), quality, searched, contrast)
 
     def _scale_contrast(self, factor: float) -> None:
         self.model = self.model.with_contrast_scaled(factor)
@@ -178,7 +135,7 @@ class Matcher:
         the model, with CTFs (n, ...), suffer from both in the same way.
         """
         images = self.model.images(simulated_transforms(self.model, ctf, self.seed), ctf)
-        found = _contrast(images, self.model, self.search(images)[:, 0])
+        found = Contrast.of_particles(images, self.model, self.search(images)[:, 0])
         self._scale_contrast(1 / min(max(found.mean, 1 / LARGEST_CONTRAST_CORRECTION), LARGEST_CONTRAST_CORRECTION))
         self.contrast_deviation = max(0.0, self.contrast_deviation ** 2 - found.deviation ** 2) ** 0.5
 
@@ -240,7 +197,7 @@ class Matcher:
             poses, quality = self._search(images, poses, quality, poor, fine=False)
             searched |= poor
             poses, quality = self._search(images, poses, quality, self._needs_fine_search(quality), fine=True)
-        return self._matches(images, poses, quality, searched)
+        return _matches(images, self.model, self.contrast_deviation, poses, quality, searched)
 
     def is_particle(self, fit: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Whether matches of that quality (n,) are those of particles, compared with good ones of the sample: bool (n,)."""
@@ -252,7 +209,8 @@ class Matcher:
         poses = self._grid().search(images, keep=KEPT_HYPOTHESES)
         quality = match_quality(images, self.model, poses[:, 0])
         poses, quality = self._search(images, poses, quality, self._needs_fine_search(quality), fine=True)
-        return self._matches(images, poses, quality, torch.ones(len(images), dtype=torch.bool, device=images.transfer.device))
+        searched = torch.ones(len(images), dtype=torch.bool, device=images.transfer.device)
+        return _matches(images, self.model, self.contrast_deviation, poses, quality, searched)
 
     def _needs_fine_search(self, quality: MatchQuality) -> Tensor:
         return quality.fit < self.median_fit + FINE_SEARCH_BELOW_DEVIATIONS * self.fit_deviation
@@ -268,21 +226,14 @@ class Matcher:
         return poses, match_quality(images, self.model, poses[:, 0])
 
 
-def _median_and_deviation(fit: Tensor) -> tuple[float, float]:
-    """Median and deviation of fits (n,); the deviation that of the better half, which junk does not reach."""
-    median = float(fit.median())
-    spread = fit[fit >= median] - median
-    return median, max(1.0, 1.4826 * float(spread.median()))
-
-
-def _contrast(images: WhitenedImages, model: MatchingModel, poses: RefinedPoses) -> Contrast:
-    """Of those of the images, at poses (n, ...), that look like particles."""
-    fit = match_quality(images, model, poses).fit
-    median, deviation = _median_and_deviation(fit)
-    some = fit >= median + SEARCH_BELOW_DEVIATIONS * deviation
-    value, variance = (x[some] for x in contrast_from_poses(images, *predicted_at_refined(images, model.volume, poses)))
-    mean = float((value / variance).sum() / (1 / variance).sum())
-    return Contrast(mean, math.sqrt(max(0.0, float(((value - mean).square() - variance).mean()))))
+def _matches(images: WhitenedImages, model: MatchingModel, contrast_deviation: float, poses: RefinedPoses,
+             quality: MatchQuality, searched: Tensor) -> Matches:
+    """With hypotheses (n, K, ...), best first, refined with each image's own contrast: an image of low contrast determines
+    its pose less well than the set's mean says."""
+    if not differs(contrast_deviation):
+        return Matches(poses, quality, searched, torch.ones_like(quality.fit))
+    contrast = contrast_of_each(images, model, poses[:, 0], contrast_deviation)
+    return Matches(model.refine_to_the_end(images.with_contrast(contrast), poses), quality, searched, contrast)
 
 
 def _merge(first: RefinedPoses, second: RefinedPoses) -> RefinedPoses:

@@ -50,8 +50,8 @@ WELL_MATCHED_DEVIATIONS = -2.5
 # and have at least this part of the set's contrast: where contrasts differ much, images of ice fit no worse than so many
 # standard deviations
 WELL_MATCHED_CONTRAST = 0.4
-# a particle that was misassigned is still in its residual, at its own pose, and misleads the match of the new one: where more
-# than so few are, noise is simulated
+# a particle that was misassigned is still in its residual, at its own pose, and misleads the match of the new one: where
+# fewer poses are certain, noise is simulated
 MIN_MEAN_TRUST = 0.95
 # fewer different ones are no sample of a set's noise
 MIN_WELL_MATCHED = 100
