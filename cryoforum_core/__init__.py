@@ -23,7 +23,7 @@ _HOME = {
     "RunDirectory": "run_directory",
     **dict.fromkeys(["Particles", "load_particles"], "particles.dataset"),
     "Poses": "geometry.poses",
-    "OrientationPosterior": "geometry.orientation_posterior",
+    "OrientationPosterior": "geometry.bingham",
     "CTFParameters": "imaging.ctf",
     "read_map": "mrc",
     "write_map": "mrc",

@@ -134,7 +134,7 @@ def test_another_molecule_is_named_in_summary_log_and_report(images, network, fo
     summary = run.read_summary()
     assert summary["model_applies"] is False and summary["model_applies_cause"] == "another-molecule"
     assert abs(summary["promise_kept"]) < 0.4 and np.isfinite(summary["fit_median"])
-    assert "does not apply" in caplog.text
+    assert "Network or map does not fit" in caplog.text
     page = run.report.read_text()
     assert 'class="alarm"' in page and "not particles of this molecule" in page
 

@@ -121,7 +121,7 @@ def test_real_dark_particles_are_noticed(caplog):
         state = determine_image_state(particles, ImageInputConfig())
     assert state == ImageState("dark", "raw")
     assert "protein is dark" in caplog.text and "inverted" in caplog.text
-    assert "do not tell whether their phases are flipped" in caplog.text
+    assert "whether phases are flipped cannot be determined" in caplog.text
 
 
 @pytest.mark.parametrize("is_coloured", [False, True])
@@ -195,8 +195,8 @@ def test_what_the_file_states_comes_before_what_is_measured(tmp_path):
 def test_an_undetermined_state_is_warned_of(tmp_path, caplog):
     images, ctf = particle_images(40, has_particle=False)
     assert determine_image_state(stored(tmp_path, images, ctf), ImageInputConfig()) == ImageState("bright", "raw")
-    assert "do not tell whether protein is bright or dark" in caplog.text and "--contrast dark" in caplog.text
-    assert "do not tell whether their phases are flipped" in caplog.text and "--ctf-state" in caplog.text
+    assert "whether protein is bright or dark cannot be determined" in caplog.text and "--contrast dark" in caplog.text
+    assert "whether phases are flipped cannot be determined" in caplog.text and "--ctf-state" in caplog.text
 
 
 def test_the_state_survives_a_checkpoint():
