@@ -202,11 +202,12 @@ class PredictConfig(JobConfig, ImageInputConfig):
     coverage: Coverage = DEFAULT_COVERAGE
     """Nominal coverage of the error bounds: the fraction of particles whose error should be within its bound."""
     calibrate: bool = True
-    """Calibrate expected errors and error bounds on your own images, with each particle replaced by a projection of the
-    map at a known pose; where too few poses are certain, on simulated images with your CTFs and noise. With --no-calibrate, the uncalibrated errors from matching are reported."""
+    """Calibrate expected errors and error bounds on your own images, from which the particle is subtracted and replaced by
+    a projection of the map in a known pose. If too few poses are certain, or with --refinement none, simulated images with
+    your CTFs and noise are used instead. With --no-calibrate, the uncalibrated errors from matching are reported."""
     calibration_particles: Path | None = None
-    """Calibrate the errors on these particles instead of on projections: their poses must be trusted, in the frame of the
-    map, and not used for training."""
+    """Calibrate the errors on these particles instead of on projections. Their poses must be reliable and in the frame of
+    the map, and the particles must not have been used for training."""
     batch_size: PositiveInt = 256
     """Number of images processed at once."""
 
@@ -240,7 +241,8 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     coverage: Coverage = DEFAULT_COVERAGE
     """Nominal coverage of the error bounds: the fraction of particles whose error should be within its bound."""
     skip: tuple[Literal["distillation", "end-to-end", "refinement"], ...] = ()
-    """Stages of hybrid to skip, to test what each contributes."""
+    """Stages of hybrid to skip, to test what each contributes. refinement: further rounds on the half maps, and the final
+    matching; distillation: training of the network; end-to-end: training network and map together at the end of that."""
     poses: Literal["encoder", "per-image", "known"] = "encoder"
     """end-to-end: source of the poses. encoder: the network; per-image: gradient descent on the pose of each image; known:
     the particle file. per-image and known are the baselines of the CryoPoseNet paper."""
@@ -312,21 +314,21 @@ class SelectConfig(JobConfig):
     run: Path
     """Directory of a predict or ab-initio run."""
     measure: MeasureName = "auto"
-    """Measure by which particles are ranked; auto: the particle probability if the run has it, otherwise the match score,
-    otherwise the expected error."""
+    """Measure by which particles are ranked; auto: the expected error with --max-error-deg, else the particle probability
+    if the run has it, otherwise the match score, otherwise the expected error. Must be given with --threshold."""
     auto: bool = False
     """Let the map decide how many particles to keep: half maps from the best fractions by --measure are compared with half
     maps from random subsets of the same size, and particles are rejected only if the map gets better than that of all
-    particles. Needs the images. Without this and without a criterion, images with a particle probability below 0.5 are
-    rejected; for other measures, the worse of two populations is rejected; with a single population nothing is rejected,
-    except images with a match score below -4."""
+    particles. Needs the images. Without --auto and without a criterion, images with a particle probability below 0.5 are
+    rejected. If --measure is another one and its distribution has two populations, the worse one is rejected; if it has
+    one, nothing is, except that for the match score images below -4 are."""
     reasons: tuple[RejectedReason, ...] = JUNK_REASONS
     """Reasons to reject an image: kinds of junk, and ambiguous-orientation, which is not junk. They also apply together
     with --max-error-deg or a --threshold on an error; kinds of junk that are not listed are kept. Off-centre particles are
     also written to recentre.star, with the origins that recentre them when they are re-extracted."""
     protect_views: bool = True
-    """Protect rare viewing directions: the share of a group of viewing directions falls by no more than the fraction of junk
-    found in it. Does not apply to --threshold and --max-error-deg."""
+    """Protect rare viewing directions: if x % of the images of a group of viewing directions are junk, the group's share of
+    the set falls by at most x %. Does not apply to --threshold and --max-error-deg."""
     keep_fraction: Fraction | None = None
     """Keep this fraction of the particles (the best ones)."""
     keep_count: PositiveInt | None = None
@@ -335,7 +337,8 @@ class SelectConfig(JobConfig):
     """Keep particles that are not junk (see --reasons) and whose expected error does not exceed this; can be combined with
     --threshold on another measure. For error bounds use --measure error-bound --threshold."""
     threshold: float | None = None
-    """Keep particles whose --measure is at least this (scores and probability) or at most this (errors and dispersions)."""
+    """Keep particles whose --measure is at least this (scores and probability) or at most this (errors and dispersions).
+    Needs --measure."""
 
     @model_validator(mode="after")
     def _auto_stands_alone(self):

@@ -85,8 +85,9 @@ class CryoForumBase:
                       label='Nominal coverage of the error bounds',
                       help='Every particle gets an expected error and an error bound, both in degrees. The nominal '
                            'coverage is the fraction of particles whose error should be within the bound: 0.9 means '
-                           '9 in 10. A higher coverage makes larger bounds. The report shows the fraction that was '
-                           'found on particles with known orientations (the empirical coverage).')
+                           '9 in 10. A higher coverage makes larger bounds. The report also shows the empirical '
+                           'coverage: the fraction of the calibration particles, whose orientations are known, that '
+                           'actually had an error within the bound.')
 
     def _defineImageParams(self, form):
         form.addParam('contrast', params.EnumParam, choices=list(CONTRAST.values()),

@@ -104,9 +104,10 @@ class CryoForumProtPredict(EMProtocol, CryoForumBase):
                       label='Particles with known orientations (optional)',
                       help='Particles on which the errors are calibrated: at least %d (more for a coverage of 0.988 or '
                            'more), not used in training, of the same box and pixel size as the input particles, with '
-                           'reliable orientations that were determined with this map. If empty, the errors are '
-                           'calibrated on your own images, with each particle replaced by a projection of the map at '
-                           'a known orientation.' % fewest_known(DEFAULT_COVERAGE))
+                           'reliable orientations in the frame of the reference map. If empty, the errors are '
+                           'calibrated on your own images, from which the particle is subtracted and replaced by a '
+                           'projection of the map in a known orientation; if too few orientations are certain, or '
+                           'without refinement, on simulated images.' % fewest_known(DEFAULT_COVERAGE))
         form.addParam('batchSize', params.IntParam, default=256, validators=[params.Positive],
                       expertLevel=params.LEVEL_ADVANCED,
                       label='Batch size', help='Number of images processed at once; fewer take less memory.')

@@ -35,7 +35,7 @@ from ..command import projectFolder, readSummary
 from ..constants import CENTRE_X, CENTRE_Y, EXPECTED_ERROR, MATCH_SCORE, REASON, REJECTION_REASON, SYMMETRY_HELP
 from ..convert import (readAttributes, readIds, readReasons, reopen, setAttribute, shiftToTransform,
                        validateStack, writeParticlesStar, writePosterior)
-from ..engine_names import CHOSEN_REASONS, MAP_PARTICLES, REASONS
+from ..engine_names import CHOSEN_REASONS, JUNK_PARTICLES, MAP_PARTICLES, REASONS
 from .form_options import FormOption
 from .protocol_base import CryoForumBase, ctfStateOf
 from .source import findSource
@@ -115,10 +115,10 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
                            'other protocols, because the results are stored as attributes of each particle.')
         form.addParam('criterion', params.EnumParam, default=AUTOMATIC, choices=CRITERIA,
                       label='Selection criterion',
-                      help='*automatic (reject junk)*: rejects images with a particle probability below 0.5. If there is '
-                           'no particle probability, the distribution of the measure decides: if it has two '
-                           'populations, the worse one is rejected; if it has one, nothing is, except images with a '
-                           'match score below -4.\n'
+                      help='*automatic (reject junk)*: rejects images with a particle probability below 0.5. With any '
+                           'other measure, its distribution decides: if it has two populations, the worse one is '
+                           'rejected; if it has one, nothing is, except that for the match score images below -4 '
+                           'are.\n'
                            '*improvement of the map*: half maps from the best particles are compared with half maps '
                            'from random subsets of the same size; particles are rejected only if the map gets better '
                            'than that of all particles. Reads all images twice.\n'
@@ -150,8 +150,8 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
         form.addParam('protectViews', params.BooleanParam, default=True,
                       condition='criterion in %s' % list(PROTECTING),
                       label='Protect rare views?',
-                      help='No group of viewing directions loses a larger fraction of its share of the set than the '
-                           'fraction of junk found in it, so that the best particles of hard-to-orient views are kept. '
+                      help='If x % of the images of a group of viewing directions are junk, the group\'s share of the '
+                           'set falls by at most x %, so that the best particles of hard-to-orient views are kept. '
                            'Without this, a few easy views may dominate the map.')
         form.addParam('symmetry', params.StringParam, default='', expertLevel=params.LEVEL_ADVANCED,
                       label='Symmetry',
@@ -300,8 +300,10 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
             errors.append('The kinds of junk in this set are not known: predict the orientations with adaptive '
                           'refinement, or choose another selection criterion.')
         elif not self._has(self._measure()):
-            errors.append('The particles have no %s: predict their orientations with refinement, or choose another '
-                          'measure.' % self._measure().label)
+            remedy = 'predict their orientations with refinement'
+            if self._measure() is PROBABILITY_MEASURE:
+                remedy = 'predict the orientations of at least %d particles with adaptive refinement' % JUNK_PARTICLES
+            errors.append('The particles have no %s: %s, or choose another measure.' % (self._measure().label, remedy))
         if self.criterion == BY_REASON and not self._reasons():
             errors.append('No kind of junk is selected: set at least one to Yes.')
         if self.criterion == BY_MAP:
@@ -340,8 +342,8 @@ class CryoForumProtSubset(CryoForumBase, EMProtocol):
             lines.append('Reasons: ' + ', '.join('%d %s' % (count, inWords(reason)) for reason, count in sorted(
                 summary['reasons'].items(), key=lambda item: -item[1])) + '.')
         if summary.get('n_short_of_view_shares'):
-            lines.append('Some groups of viewing directions fell below their share by more than the junk found in them, '
-                         'by %d particles in all. See the report.' % summary['n_short_of_view_shares'])
+            lines.append('Some viewing directions lost more of their share of the set than junk explains: %d particles '
+                         'are missing in all. See the report.' % summary['n_short_of_view_shares'])
         if recentre:
             lines.append('%d particles are off-centre. To recentre them: *extract coordinates* of '
                          'outputParticlesRecentre with "Apply particle shifts", then extract them again.' % recentre)
