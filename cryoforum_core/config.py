@@ -320,7 +320,7 @@ class SelectConfig(JobConfig):
     """Let the map decide how many particles to keep: half maps from the best fractions by --measure are compared with half
     maps from random subsets of the same size, and particles are rejected only if the map gets better than that of all
     particles. Needs the images. Without --auto and without a criterion, images with a particle probability below 0.5 are
-    rejected. If --measure is another one and its distribution has two populations, the worse one is rejected; if it has
+    rejected. If the measure is another one and its distribution has two populations, the worse one is rejected; if it has
     one, nothing is, except that for the match score images below -4 are."""
     reasons: tuple[RejectedReason, ...] = JUNK_REASONS
     """Reasons to reject an image: kinds of junk, and ambiguous-orientation, which is not junk. They also apply together
