@@ -168,7 +168,8 @@ def test_reasons_and_examples_go_on_to_the_subset(predicted, subset, truth):
     assert source.directory == predicted._runDirectory() and source.symmetry == "c1"
     page = Path(subset._selectedFile("report.html")).read_text()
     assert "Kept and rejected, with matching projections" in page
-    assert "Coverage of the error bounds" in page and "images of the set, each particle replaced" in page
+    source_of_errors = json.loads(Path(source.directory, "summary.json").read_text())["calibration_source"]
+    assert "Coverage of the error bounds" in page and source_of_errors in page
     assert "Calibration of the expected error" in page
     for particle in subset.outputParticlesRejected.iterItems():
         reason = particle.getAttributeValue("_cryoforumRejectionReason")
