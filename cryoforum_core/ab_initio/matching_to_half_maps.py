@@ -168,7 +168,7 @@ def calibrate_errors(matched: MatchedParticles, show: Show) -> tuple[PoseResults
     defocus = torch.cat([each.ctf.defocus_u_angstrom for each in known])
     return PoseResults.concatenate(results)[back], calibrate(
         PoseResults.concatenate(found), truth, defocus, plan.group, plan.config.coverage,
-        f"{len(defocus)} {made[0]}")
+        f"{len(defocus)} {' and '.join(dict.fromkeys(made))}")
 
 
 def _calibrated_half(images: FinalImages, matched: MatchedHalf, n_known: int, progress: Progress

@@ -71,8 +71,45 @@ class ImageSource:
         return images_ft
 
 
+class KnownParticles:
+    """n particles with known poses, whose images are made from a ``source`` when they are needed; they take the place of
+    ``Particles`` in an ``ImagePreparation``. Displacements are in px of the matching box."""
+
+    source: ImageSource
+    quaternion: Float[Tensor, "n 4"]
+    displacement_px: Float[Tensor, "n 2"]
+
+    def __len__(self) -> int:
+        return len(self.quaternion)
+
+    @property
+    def box_size_px(self) -> int:
+        return self.source.box_size_px
+
+    @property
+    def pixel_size_angstrom(self) -> float:
+        return self.source.pixel_size_angstrom
+
+    @property
+    def matching_pixel_angstrom(self) -> float:
+        return self.pixel_size_angstrom * self.box_size_px / self.source.model.volume.box_size_px
+
+    @property
+    def particle_id(self) -> Int[np.ndarray, " n"]:
+        return np.arange(1, len(self) + 1)
+
+    @property
+    def poses(self) -> Poses:
+        return Poses(self.quaternion, shift_angstrom(self.displacement_px, self.matching_pixel_angstrom))
+
+    def _as_in_the_stack(self, images_ft: Complex[Tensor, "n b b//2+1"]) -> Float[Tensor, "n b b"]:
+        """Images of bright protein and unit noise as the set's own files have them."""
+        state = self.source.state
+        return (-1.0 if state.contrast == "dark" else 1.0) * (state.grey_unit or 1.0) * ifft_image(images_ft)
+
+
 @dataclass(frozen=True, eq=False)
-class SimulatedParticles:
+class SimulatedParticles(KnownParticles):
     """n particles with known poses that are made when they are asked for; takes the place of ``Particles`` in an
     ``ImagePreparation``. Row i is the same image each time.
 
@@ -87,26 +124,6 @@ class SimulatedParticles:
     contrast: Float[Tensor, " n"]
     seed: int
     companion: Float[Tensor, "n 6"] | None = None
-
-    def __len__(self) -> int:
-        return len(self.quaternion)
-
-    @property
-    def box_size_px(self) -> int:
-        return self.source.box_size_px
-
-    @property
-    def pixel_size_angstrom(self) -> float:
-        return self.source.pixel_size_angstrom
-
-    @property
-    def particle_id(self) -> Int[np.ndarray, " n"]:
-        return np.arange(1, len(self) + 1)
-
-    @property
-    def poses(self) -> Poses:
-        matching_pixel = self.pixel_size_angstrom * self.box_size_px / self.source.model.volume.box_size_px
-        return Poses(self.quaternion, shift_angstrom(self.displacement_px, matching_pixel))
 
     def batch(self, indices: Integer[np.ndarray, " k"] | Integer[Tensor, " k"]) -> ParticleBatch:
         """Images in the state of the data set's own, with CTF and poses."""
@@ -128,8 +145,7 @@ class SimulatedParticles:
             fft_image(noise) * source.noise_spectrum[shells].sqrt() / source.box_size_px)
         if source.state.ctf_state == "multiplied":
             images_ft = images_ft * raw_ctf
-        unit = (-1.0 if source.state.contrast == "dark" else 1.0) * (source.state.grey_unit or 1.0)
-        return ParticleBatch(unit * ifft_image(images_ft), ctf, self.poses[rows.to(device)], rows)
+        return ParticleBatch(self._as_in_the_stack(images_ft), ctf, self.poses[rows.to(device)], rows)
 
 
 def particles_like(source: ImageSource, images: ImagePreparation, quaternion: Float[Tensor, "n 4"],

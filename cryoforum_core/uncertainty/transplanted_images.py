@@ -18,22 +18,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..geometry.bingham import sample_bingham
-from ..geometry.poses import Poses, displacement_px, shift_angstrom
+from ..geometry.poses import Poses, displacement_px
 from ..imaging.ctf import CTFParameters
-from ..imaging.fourier import fft_image, ifft_image
+from ..imaging.fourier import fft_image
 from ..particles.dataset import ParticleBatch
 from ..particles.image_preparation import ImagePreparation, effective_ctf, normalise
 from ..results.pose_results import PoseResults
 from ..results.write import poses_of
-from .simulated_images import ImageSource
+from .simulated_images import ImageSource, KnownParticles
 
 
 @dataclass(frozen=True, eq=False)
-class TransplantedParticles:
-    """n particles with known poses that are made when they are asked for; takes the place of ``Particles`` in an
-    ``ImagePreparation``.
-
-    Row i is the set's image ``of[i]`` (n,), its prediction at ``found`` replaced by that at ``quaternion`` (n, 4) and
+class TransplantedParticles(KnownParticles):
+    """Row i is the set's image ``of[i]`` (n,), its prediction at ``found`` replaced by that at ``quaternion`` (n, 4) and
     ``displacement_px`` (n, 2), in px of the matching box, with ``contrast`` (n,) for both.
     """
 
@@ -55,46 +52,22 @@ class TransplantedParticles:
                    torch.from_numpy(results.evidence.contrast).to(device), quaternion.to(device, torch.float32),
                    displacement_px.to(device, torch.float32))
 
-    def __len__(self) -> int:
-        return len(self.of)
-
-    @property
-    def box_size_px(self) -> int:
-        return self.source.box_size_px
-
-    @property
-    def pixel_size_angstrom(self) -> float:
-        return self.source.pixel_size_angstrom
-
-    @property
-    def particle_id(self) -> Int[np.ndarray, " n"]:
-        return np.arange(1, len(self) + 1)
-
     @property
     def ctf(self) -> CTFParameters:
         return self.images.particles.ctf[torch.from_numpy(self.of)]
-
-    @property
-    def poses(self) -> Poses:
-        return Poses(self.quaternion, shift_angstrom(self.displacement_px, self._matching_pixel_angstrom))
-
-    @property
-    def _matching_pixel_angstrom(self) -> float:
-        return self.pixel_size_angstrom * self.box_size_px / self.source.model.volume.box_size_px
 
     def batch(self, indices: Int[np.ndarray, " m"] | Int[Tensor, " m"]) -> ParticleBatch:
         """Images (n, B, B) in the state of the set's own, with CTF and poses."""
         source, state = self.source, self.source.state
         rows = torch.as_tensor(indices, dtype=torch.int64)
         own = self.images.particles.batch(self.of[rows.numpy()]).to(self.quaternion.device)
-        found = displacement_px(self.found.shift_angstrom[rows], self._matching_pixel_angstrom)
+        found = displacement_px(self.found.shift_angstrom[rows], self.matching_pixel_angstrom)
         change = source.signal(self.quaternion[rows], self.displacement_px[rows]) - source.signal(
             self.found.quaternion[rows], found)
         box, pixel = source.box_size_px, source.pixel_size_angstrom
         seen = effective_ctf(own.ctf, box, pixel, state.ctf_state)
         images_ft = fft_image(normalise(own.images, state)) + change * seen * self.contrast[rows, None, None]
-        unit = (-1.0 if state.contrast == "dark" else 1.0) * (state.grey_unit or 1.0)
-        return ParticleBatch(unit * ifft_image(images_ft), own.ctf, self.poses[rows.to(self.quaternion.device)], rows)
+        return ParticleBatch(self._as_in_the_stack(images_ft), own.ctf, self.poses[rows.to(self.quaternion.device)], rows)
 
 
 def _drawn(results: PoseResults, seed: int) -> Poses:

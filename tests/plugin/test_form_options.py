@@ -98,7 +98,8 @@ def test_every_parameter_does_something(protocol):
 
 
 # ------------------------- options -------------------------
-# Continue starts anew where the options of a run differ: a change here costs users of an earlier version their finished runs.
+# Continue runs a job again from the start where its options differ: a change here costs users of an earlier version their
+# finished runs.
 INPUT = "./extra/input_particles.star"
 IMAGES = {"particles": INPUT, "contrast": "auto", "ctf_state": "auto", "seed": 0}
 OF_A_NEW_NETWORK = {"encoder": "polar", "head": "qcqp", "network_box_size_px": None, "filter_channels": 5, "width": None,

@@ -43,7 +43,7 @@ class FormOption:
     emptyIsAuto: 0 or an empty text leaves the value to the engine.
     getter: name of the protocol's method that gives the value, where it is not what the parameter holds.
     evenHidden: given although the form hides the parameter. Not for new ones: an earlier run has it among its options, and
-        Continue starts anew where these differ.
+        Continue runs the job again from the start where these differ.
     """
     name: str
     param: str
