@@ -30,7 +30,7 @@ def zernike_modes(n_coefficients: int, parity: Parity) -> list[tuple[int, int]]:
     return modes[:n_coefficients]
 
 
-def zernike_polynomial(m: int, n: int, x: Float[Tensor, "*grid"], y: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:
+def zernike_polynomial(m: int, n: int, x: Float[Tensor, " *grid"], y: Float[Tensor, " *grid"]) -> Float[Tensor, " *grid"]:
     """``Z_nm`` at the frequencies (x, y), in 1/Angstrom."""
     radius, angle, order = torch.hypot(x, y), torch.atan2(y, x), abs(m)
     radial = torch.zeros_like(radius)
@@ -45,7 +45,7 @@ def zernike_polynomial(m: int, n: int, x: Float[Tensor, "*grid"], y: Float[Tenso
 def _basis(n_coefficients: int, parity: Parity, box_size_px: int, pixel_size_angstrom: float,
            device: torch.device) -> Tensor:
     """The polynomials on the grid of ``fft_image``: (z, b, b // 2 + 1) float64."""
-    ky, kx = (k.double() / (box_size_px * pixel_size_angstrom) for k in frequency_grid(box_size_px, device))
+    ky, kx = (k.double().round() / (box_size_px * pixel_size_angstrom) for k in frequency_grid(box_size_px, device))
     ky, kx = torch.broadcast_tensors(ky, kx)
     return torch.stack([zernike_polynomial(m, n, kx, ky) for m, n in zernike_modes(n_coefficients, parity)])
 
@@ -58,8 +58,9 @@ def aberration_phase(coefficients: Float[Tensor, "n z"], parity: Parity, box_siz
 
 
 def turned_coefficients(coefficients: Float[Tensor, "n z"], parity: Parity, angle_deg: Float[Tensor, " n"]
-                        ) -> Float[Tensor, "n z"]:
-    """The coefficients of aberrations turned by an angle (from +x towards +y), as the image is turned."""
+                        ) -> Float[Tensor, "n complete"]:
+    """The coefficients of aberrations turned by an angle (from +x towards +y), as the image is turned, up to the end of the
+    last order."""
     modes = zernike_modes(coefficients.shape[1], parity)
     # an order that is not complete lacks partners, which the turned one may have
     padded = torch.nn.functional.pad(coefficients, (0, _n_complete(modes, parity) - len(modes)))

@@ -53,7 +53,8 @@ def resample_images(images: Float[Tensor, "n b b"], pixel_size_angstrom: float, 
     wide = 2 * math.ceil((size * ratio / min(abs(scale_x), abs(scale_y)) + new_box_size_px) / 4 + 1)
     rows, columns = (_fourier_matrix(size, wide, ratio / scale, half, images.device)
                      for scale, half in ((scale_y, False), (scale_x, True)))
-    transforms = rows @ padded.to(torch.complex64) @ columns.T * (ratio**2 / (scale_x * scale_y))
+    along_x = torch.complex(padded @ columns.real.T, padded @ columns.imag.T)
+    transforms = rows @ along_x * (ratio**2 / (scale_x * scale_y))
     # centre B // 2 on b // 2
     inside = slice(wide // 2 - new_box_size_px // 2, wide // 2 + new_box_size_px // 2)
     return ifft_image(transforms)[:, inside, inside] + mean

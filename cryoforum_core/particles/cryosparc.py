@@ -99,8 +99,9 @@ def _say_what_is_unused(records: np.ndarray, path: Path) -> None:
     if unused:
         logger.warning(
             "NOT used: %s of %s. cryoSPARC's conventions of these are not documented, so the images keep these "
-            "aberrations, which matter beyond about 4 A. To have them corrected, estimate them with RELION's CtfRefine and give its STAR file: "
-            "rlnBeamTiltX/Y, rlnOddZernike, rlnEvenZernike and rlnMagMat00 to 11 are applied.", ", ".join(unused), path)
+            "aberrations, which matter beyond about 4 A. To have them corrected, estimate them with RELION's CtfRefine and "
+            "give its STAR file: rlnBeamTiltX/Y, rlnOddZernike, rlnEvenZernike and rlnMagMat00 to 11 are applied.",
+            ", ".join(unused), path)
 
 
 def _has_no_effect(field: str, values: np.ndarray) -> bool:

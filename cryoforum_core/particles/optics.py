@@ -2,7 +2,7 @@
 and the images as one set, with all of it corrected.
 
 The rule for one grid: the pixel size is the largest of the set's, the box the largest even one that every image fills.
-So every frequency and every pixel of the set's images is measured by each of its groups.
+So each group has data at every frequency and every pixel of the grid, and one noise spectrum can describe all.
 """
 
 import logging
@@ -29,7 +29,9 @@ _BEAM_TILT_COLUMNS = ("rlnBeamTiltX", "rlnBeamTiltY")
 SAME_PIXEL_SIZE = 1e-4
 # no microscope distorts by a quarter; beyond lies a matrix that was never set
 _MAX_DISTORTION = 0.25
-# what a column says where it has no effect -> RELION would use other values, cryoforum does not
+# images; their transforms need some times the memory of the images
+_AT_ONCE = 64
+# columns that RELION uses and cryoforum does not -> the value without effect
 _UNUSED_COLUMNS = {"rlnCtfBfactor": 0.0, "rlnCtfScalefactor": 1.0}
 
 
@@ -83,9 +85,10 @@ class ImageCorrection:
         images = torch.empty(len(indices), self.box_size_px, self.box_size_px)
         group_of_image = self.group_of_image[indices]
         for number in np.unique(group_of_image).tolist():
-            rows = np.flatnonzero(group_of_image == number)
-            recorded = torch.from_numpy(stack.read(indices[rows]))
-            images[torch.from_numpy(rows)] = self._corrected(recorded, self.groups[number])
+            of_group = np.flatnonzero(group_of_image == number)
+            for rows in np.array_split(of_group, len(of_group) // _AT_ONCE + 1):
+                recorded = torch.from_numpy(stack.read(indices[rows]))
+                images[torch.from_numpy(rows)] = self._corrected(recorded, self.groups[number])
         return images
 
     def _corrected(self, images: Tensor, group: ImageGroup) -> Tensor:
