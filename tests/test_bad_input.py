@@ -122,15 +122,15 @@ def test_boxes_that_differ_or_are_odd(work, refused, reading, box, pixel, messag
     assert message in refused(*reading(work / "set/truth.star")["predict"])
 
 
-def test_pixel_sizes_that_differ(work, refused, reading):
+def test_pixel_sizes_that_are_none(work, refused, reading):
     table = ParticleTable.read(work / "set/truth.star")
     optics = {name: column.tolist() for name, column in table.optics.columns.items()}
     optics = {name: values * 2 for name, values in optics.items()}
-    optics["rlnOpticsGroup"], optics["rlnImagePixelSize"] = [1, 2], [5.0, 6.0]
+    optics["rlnOpticsGroup"], optics["rlnImagePixelSize"] = [1, 2], [5.0, -6.0]
     columns = {name: column.tolist() for name, column in table.particles.columns.items()}
     columns["rlnOpticsGroup"] = [1 + i % 2 for i in range(N)]
     ParticleTable.from_columns(columns, optics).write(work / "set/truth.star")
-    assert "All particles must have one pixel size; found 5, 6 A" in refused(*reading(work / "set/truth.star")["predict"])
+    assert "The pixel size must be a number above 0; found -6, 5 A" in refused(*reading(work / "set/truth.star")["predict"])
 
 
 @pytest.mark.parametrize("job", JOBS_THAT_READ)

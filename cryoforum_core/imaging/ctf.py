@@ -5,6 +5,8 @@ underfocus, ``df(theta) = (U + V)/2 + (U - V)/2 cos 2(theta - angle)`` with the 
 CTF is +ac: protein is bright.
 """
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -12,10 +14,12 @@ import torch_ctf
 from jaxtyping import Float
 from torch import Tensor
 
+from .aberrations import aberration_phase, turned_coefficients
+
 
 @dataclass(frozen=True)
 class CTFParameters:
-    """RELION's CTF fields and units, one value for each image: every field has shape (N,)."""
+    """RELION's CTF fields and units, one value for each image: every field but the last has shape (N,)."""
 
     defocus_u_angstrom: Float[Tensor, " n"]
     defocus_v_angstrom: Float[Tensor, " n"]
@@ -24,16 +28,28 @@ class CTFParameters:
     voltage_kv: Float[Tensor, " n"]
     spherical_aberration_mm: Float[Tensor, " n"]
     amplitude_contrast: Float[Tensor, " n"]
+    even_zernike: Float[Tensor, "n z"] | None = None
+    """Symmetric aberrations: RELION's coefficients, relative to the defocus angle, so that they turn with the astigmatism
+    when an image is turned. Set by ``with_even_zernike``; None: there are none."""
 
     def __len__(self) -> int:
         return len(self.defocus_u_angstrom)
 
     def __getitem__(self, index) -> "CTFParameters":
         """The parameters of some images: ``index`` is a slice, or indices or a mask (k,)."""
-        return CTFParameters(*(getattr(self, field.name)[index] for field in fields(self)))
+        return self._map(lambda values: values[index])
 
     def to(self, device: torch.device | str) -> "CTFParameters":
-        return CTFParameters(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return self._map(lambda values: values.to(device))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "CTFParameters":
+        values = (getattr(self, field.name) for field in fields(self))
+        return CTFParameters(*(None if value is None else function(value) for value in values))
+
+    def with_even_zernike(self, coefficients: Float[Tensor, "n z"]) -> "CTFParameters":
+        """With the symmetric aberrations of rlnEvenZernike (radians times Angstrom^n), which are added to RELION's gamma."""
+        turned = turned_coefficients(coefficients.double(), "even", -self.defocus_angle_deg.double())
+        return dataclasses.replace(self, even_zernike=turned)
 
     @classmethod
     def without_effect(cls, n: int) -> "CTFParameters":
@@ -46,7 +62,8 @@ class CTFParameters:
     def has_effect(self) -> bool:
         """Whether any of the images' CTFs differs from 1."""
         return not bool(((self.defocus_u_angstrom == 0) & (self.defocus_v_angstrom == 0) & (self.phase_shift_deg == 0)
-                         & (self.spherical_aberration_mm == 0) & (self.amplitude_contrast == 1)).all())
+                         & (self.spherical_aberration_mm == 0) & (self.amplitude_contrast == 1)).all()
+                    and self.even_zernike is None)
 
     @property
     def mean_defocus_angstrom(self) -> Float[Tensor, " n"]:
@@ -67,5 +84,10 @@ def ctf_2d(parameters: CTFParameters, box_size_px: int, pixel_size_angstrom: flo
         amplitude_contrast=parameters.amplitude_contrast.double(),
         phase_shift=parameters.phase_shift_deg.double(),
         pixel_size=torch.full_like(u, pixel_size_angstrom), image_shape=(box_size_px, box_size_px),
-        rfft=True, fftshift=False)
-    return ctf.to(torch.float32)
+        rfft=True, fftshift=False, return_complex_ctf=parameters.even_zernike is not None)
+    if parameters.even_zernike is None:
+        return ctf.to(torch.float32)
+    turned = turned_coefficients(parameters.even_zernike.double(), "even", parameters.defocus_angle_deg.double())
+    phase = aberration_phase(turned, "even", box_size_px, pixel_size_angstrom)
+    # exp(-i gamma) of torch_ctf, whose imaginary part is the CTF
+    return (ctf * torch.polar(torch.ones_like(phase), -phase)).imag.to(torch.float32)

@@ -11,9 +11,14 @@ What follows cryoSPARC's conventions, checked against pyem's ``csparc2star.py`` 
   group count from 0.
 * ``blob/sign`` -1 says that cryoSPARC negates the images when it reads them: they are dark-protein on disk.
 * ``location/center_{x,y}_frac`` are fractions of the micrograph (``micrograph_shape`` is [y, x]) from the lower left.
+* The aberrations and the anisotropic magnification of Global CTF Refinement (``ctf/tilt_A``, ``ctf/trefoil_A``,
+  ``ctf/tetra_A``, ``ctf/shift_A``, ``ctf/anisomag``) have signs and scales that are documented nowhere, and converters
+  disagree about them (pyem's function for them is not used, and its authors found other values than RELION's). They are
+  not applied; ``read_cryosparc`` says so.
 * Paths of an exported set begin with ``>``; all are relative to the project (or export) directory.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +28,8 @@ from ..errors import InputError
 from ..geometry.rotations import quaternion_to_relion_euler, rotation_vector_to_quaternion
 from .star import TEXT
 from .table import ParticleTable
+
+logger = logging.getLogger("cryoforum")
 
 # cryoSPARC's own id, which RELION has no column for
 UID_COLUMN = "rlnParticleUid"
@@ -42,6 +49,14 @@ _PARTICLE_FIELDS = {
     "rlnCtfMaxResolution": "ctf/ctf_fit_to_A",
     "rlnCtfFigureOfMerit": "ctf/cross_corr_ctffind4",
 }
+# fields of effects that are not applied -> what they are
+_UNUSED_FIELDS = {
+    "ctf/tilt_A": "beam tilt",
+    "ctf/trefoil_A": "trefoil",
+    "ctf/tetra_A": "tetrafoil",
+    "ctf/shift_A": "shift of the beam",
+    "ctf/anisomag": "anisotropic magnification",
+}
 
 
 def read_cryosparc(path: Path | str) -> ParticleTable:
@@ -52,6 +67,7 @@ def read_cryosparc(path: Path | str) -> ParticleTable:
     """
     path = Path(path)
     records = _load(path)
+    _say_what_is_unused(records, path)
     columns = {UID_COLUMN: records["uid"], **_image_columns(records), **_ctf_columns(records),
                **_pose_columns(records), **_location_columns(records)}
     optics, group_of_particle = _optics(records)
@@ -74,6 +90,25 @@ def _load(path: Path) -> np.ndarray:
     if not names or "uid" not in names:
         raise InputError(f"A .cs file must contain particles with a uid; {path} does not. Give the particles' .cs file.")
     return records
+
+
+def _say_what_is_unused(records: np.ndarray, path: Path) -> None:
+    """Names in the log the fields of aberrations that have values, which are not applied."""
+    unused = [f"{field} ({what})" for field, what in _UNUSED_FIELDS.items()
+              if field in records.dtype.names and not _has_no_effect(field, records[field])]
+    if unused:
+        logger.warning(
+            "NOT used: %s of %s. cryoSPARC's conventions of these are not documented, so the images keep these "
+            "aberrations, which matter beyond about 4 A. To have them corrected, estimate them with RELION's CtfRefine and "
+            "give its STAR file: rlnBeamTiltX/Y, rlnOddZernike, rlnEvenZernike and rlnMagMat00 to 11 are applied.",
+            ", ".join(unused), path)
+
+
+def _has_no_effect(field: str, values: np.ndarray) -> bool:
+    """Zeros; of a magnification also the matrix 1, 0, 0, 1."""
+    values = values.reshape(len(values), -1)
+    is_unit = field == "ctf/anisomag" and values.shape[1] == 4 and np.allclose(values, [1, 0, 0, 1], atol=1e-6)
+    return is_unit or np.allclose(values, 0.0, atol=1e-6)
 
 
 def _text(field: np.ndarray) -> np.ndarray:
@@ -143,6 +178,8 @@ def _optics(records: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     fields = {name: field for name, field in _OPTICS_FIELDS.items() if field in present}
     keys = [records["ctf/exp_group_id"].astype(np.float64)] if "ctf/exp_group_id" in present else []
     keys += [records[field].astype(np.float64) for field in fields.values()]
+    # images of one pixel size can have different boxes
+    keys += [records["blob/shape"][:, 0].astype(np.float64)] if "blob/shape" in present else []
     keys = np.stack(keys, axis=1) if keys else np.zeros((len(records), 1))
     _, first, group = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     optics = {"rlnOpticsGroup": np.arange(1, len(first) + 1),

@@ -20,6 +20,7 @@ from . import fields
 from .cryosparc import read_cryosparc
 from .fields import PARTICLE_ID_COLUMNS, listed
 from .image_stack import ImageLocations, ImageStack, locate_images, save_table
+from .optics import ImageCorrection, read_correction
 from .table import Indices, IndicesOrMask, ParticleTable
 
 
@@ -28,7 +29,7 @@ class ParticleBatch:
     """What a step sees: n images with what is known of them. ``indices`` are rows of the ``Particles``."""
 
     images: Float[Tensor, "n b b"]
-    """float32 [y, x], as in the stack."""
+    """float32 [y, x], as in the stack but for what ``Particles.images`` corrects."""
     ctf: CTFParameters | None
     poses: Poses | None
     indices: Int[Tensor, " n"]
@@ -72,6 +73,8 @@ class Particles:
     box_size_px: int
     pixel_size_angstrom: float
     particle_id: Int[np.ndarray, " n"]
+    correction: ImageCorrection | None = None
+    """How images of several optics groups become one set, without aberrations and distortion; None: they are one."""
 
     def __len__(self) -> int:
         return len(self.particle_id)
@@ -84,11 +87,14 @@ class Particles:
                          None if self.poses is None else self.poses[torch.from_numpy(rows)],
                          None if self.ctf is None else self.ctf[torch.from_numpy(rows)],
                          None if self.half_set is None else self.half_set[rows],
-                         self.box_size_px, self.pixel_size_angstrom, self.particle_id[rows])
+                         self.box_size_px, self.pixel_size_angstrom, self.particle_id[rows],
+                         None if self.correction is None else self.correction.subset(rows))
 
     def images(self, indices: Indices | Integer[Tensor, " k"]) -> Float[Tensor, "k b b"]:
-        """The images of ``indices``, as in the stack: float32."""
-        return torch.from_numpy(self.stack.read(np.asarray(indices)))
+        """The images of ``indices``: float32, as in the stack; those of several optics groups on one grid, without
+        anisotropic magnification and antisymmetric aberrations."""
+        rows = np.atleast_1d(np.asarray(indices))
+        return torch.from_numpy(self.stack.read(rows)) if self.correction is None else self.correction.read(self.stack, rows)
 
     def batch(self, indices: Indices | Integer[Tensor, " k"]) -> ParticleBatch:
         """Images, CTF and poses of ``indices``."""
@@ -120,7 +126,8 @@ def load_particles(path: Path | str, image_input: ImageInputConfig | None = None
 
     ``image_input.pixel_size_angstrom`` takes the place of the file's. Without ``require_poses`` poses are read where
     the file has them; with ``ctf_state`` none the CTF is 1, whatever columns there are. Raises one InputError with
-    every problem found. Pixel values are checked by ``check_images``.
+    every problem found. Pixel values are checked by ``check_images``. Where optics groups differ in pixel size or box, or
+    have aberrations or a magnification matrix, images and poses are those of the corrected images (``ImageCorrection``).
     """
     table = read_table(path)
     if not len(table):
@@ -133,8 +140,8 @@ def load_particles(path: Path | str, image_input: ImageInputConfig | None = None
         if locations is not None:
             headers = [problems.attempt(_read_header, path) for path in locations.paths]
             problems.attempt(_check_stack_lengths, locations, headers)
+        boxes_px = problems.attempt(_boxes_px, table, locations, headers)
         headers = [header for header in headers if header is not None]
-        box_size_px = problems.attempt(_box_size_px, headers)
         pixel_size_angstrom = problems.attempt(fields.read_pixel_size_angstrom, table,
                                                np.array([header.pixel_size_angstrom for header in headers]), given)
         ctf = CTFParameters.without_effect(len(table)) if without_ctf else problems.attempt(
@@ -142,7 +149,11 @@ def load_particles(path: Path | str, image_input: ImageInputConfig | None = None
         poses = problems.attempt(fields.read_poses, table, pixel_size_angstrom, require_poses)
         half_set = problems.attempt(fields.read_half_set, table)
         particle_id = problems.attempt(fields.read_particle_id, table)
-    return Particles(table, ImageStack(locations), poses, ctf, half_set, box_size_px, pixel_size_angstrom, particle_id)
+    correction = read_correction(table, fields.particle_pixel_sizes_angstrom(table, pixel_size_angstrom), boxes_px,
+                                 with_phases=not without_ctf)
+    box_size_px = int(boxes_px[0]) if correction is None else correction.box_size_px
+    return Particles(table, ImageStack(locations), poses, ctf, half_set, box_size_px, pixel_size_angstrom, particle_id,
+                     correction)
 
 
 def read_poses(table: ParticleTable, pixel_size_angstrom: float | None = None) -> Poses:
@@ -180,11 +191,14 @@ def _check_stack_lengths(locations: ImageLocations, headers: list[_Header | None
                          "Copy the stack again, or export the particles again.")
 
 
-def _box_size_px(headers: list[_Header]) -> int | None:
-    """The one box of the stacks; None where there is no stack to read it from."""
+def _boxes_px(table: ParticleTable, locations: ImageLocations | None, headers: list[_Header | None]
+              ) -> Int[np.ndarray, " n"] | None:
+    """The box of every particle's image; None where a stack cannot be read. One box for all, or one for each of several
+    optics groups."""
     shapes: dict[tuple[int, int], Path] = {}
     for header in headers:
-        shapes.setdefault(header.shape[1:], header.path)
+        if header is not None:
+            shapes.setdefault(header.shape[1:], header.path)
     with Problems() as problems:
         for (height, width), path in shapes.items():
             if height != width:
@@ -193,7 +207,21 @@ def _box_size_px(headers: list[_Header]) -> int | None:
             elif height % 2:
                 problems.append(f"Images must have an even box; {path} has {height} px. Crop or pad them by one pixel "
                                 "(relion_image_handler --new_box).")
-        if len(shapes) > 1:
+        if len(shapes) > 1 and not _is_known_group_by_group(table, locations, headers):
             found = listed([f"{width} px ({path})" for (_, width), path in shapes.items()])
-            problems.append(f"All stacks must have one box size; found {found}. Extract or rescale them to one box.")
-    return next(iter(shapes))[0] if shapes else None
+            problems.append(f"All stacks must have one box size, or each optics group its own; found {found}. Extract or "
+                            "rescale them to one box.")
+    return None if locations is None or None in headers else _box_of_image(locations, headers)
+
+
+def _box_of_image(locations: ImageLocations, headers: list[_Header]) -> np.ndarray:
+    return np.array([header.shape[-1] for header in headers])[locations.path_of_image]
+
+
+def _is_known_group_by_group(table: ParticleTable, locations: ImageLocations | None, headers: list[_Header | None]) -> bool:
+    """Whether all images of each optics group have one box: else a stack of another box is there by mistake."""
+    if table.optics is None or "rlnOpticsGroup" not in table.particles.columns or locations is None or None in headers:
+        return False
+    groups = table.integers("rlnOpticsGroup")
+    boxes = _box_of_image(locations, headers)
+    return len(np.unique(groups)) == len(np.unique(np.stack([groups, boxes]), axis=1).T)

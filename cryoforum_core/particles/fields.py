@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..geometry.poses import Poses
 from ..imaging.ctf import CTFParameters
 from ..problems import Problems
+from .optics import SAME_PIXEL_SIZE, read_even_zernike, read_magnification
 from .table import ParticleTable
 
 logger = logging.getLogger("cryoforum")
@@ -54,7 +55,8 @@ def listed(items: list[str]) -> str:
 
 def read_pixel_size_angstrom(table: ParticleTable, header_sizes: Float[np.ndarray, " n_stacks"],
                              given: float | None = None) -> float:
-    """The one pixel size of the set: as given, else from the table, else from the stacks' headers."""
+    """The pixel size of the set: as given, else from the table, else from the stacks' headers. Of several in the table,
+    of optics groups, it is the largest: see ``optics``."""
     sizes, source = _table_pixel_sizes_angstrom(table), str(table.path)
     # an unset header says 0, and many programs leave 1
     in_headers = np.unique([size for size in header_sizes if size not in (0.0, 1.0)])
@@ -65,46 +67,75 @@ def read_pixel_size_angstrom(table: ParticleTable, header_sizes: Float[np.ndarra
             raise InputError(f"The pixel size must be known; {table.path} has neither rlnImagePixelSize nor "
                              "rlnDetectorPixelSize with rlnMagnification. Give --pixel-size-angstrom.")
         return given
+    in_table = sizes is not in_headers
     with Problems() as problems:
-        if given is None:
-            problems.attempt(_check_one_pixel_size, in_headers, "the stacks' headers")
-        problems.attempt(_check_one_pixel_size, sizes, source)
-    size = float(sizes[0]) if given is None else given
-    _warn_of_other_pixel_size(size, in_headers)
+        if given is None and in_table:
+            problems.attempt(_check_positive, in_headers, "the stacks' headers")
+        problems.attempt(_check_positive, sizes, source)
+    several = given is None and in_table and np.ptp(sizes) > SAME_PIXEL_SIZE * sizes.min()
+    if given is None and not several:
+        _check_one_pixel_size(in_headers)
+    size = given if given is not None else float(sizes[-1] if several else sizes[0])
+    _warn_of_other_pixel_size(sizes if several else np.array([size]), in_headers)
     return size
 
 
-def _check_one_pixel_size(sizes: np.ndarray, source: str) -> None:
-    found = ", ".join(f"{size:g}" for size in sizes[:MAX_LISTED])
+def particle_pixel_sizes_angstrom(table: ParticleTable, pixel_size_angstrom: float) -> Float[np.ndarray, " n"]:
+    """The pixel size of every particle, in a set of ``pixel_size_angstrom``: those of the table where that is the largest
+    of several there, else all the same, as the user gave another one."""
+    sizes = None if not len(table) else _pixel_size_column(table)
+    if sizes is None or not np.isclose(sizes.max(), pixel_size_angstrom, rtol=1e-9):
+        return np.full(len(table), pixel_size_angstrom)
+    return np.where(sizes < (1 - SAME_PIXEL_SIZE) * pixel_size_angstrom, sizes, pixel_size_angstrom)
+
+
+def _check_positive(sizes: np.ndarray, source: str) -> None:
     if not (np.isfinite(sizes) & (sizes > 0)).all():
-        raise InputError(f"The pixel size must be a number above 0; found {found} A in {source}. Repair it there.")
-    elif len(sizes) and np.ptp(sizes) > _PIXEL_SIZE_TOLERANCE * sizes.min():
-        raise InputError(f"All particles must have one pixel size; found {found} A in {source}. Rescale the images to "
-                         "one pixel size, or, where only the headers are wrong, give --pixel-size-angstrom.")
+        raise InputError(f"The pixel size must be a number above 0; found {_sizes_text(sizes)} A in {source}. "
+                         "Repair it there.")
+
+
+def _check_one_pixel_size(in_headers: np.ndarray) -> None:
+    if len(in_headers) and np.ptp(in_headers) > _PIXEL_SIZE_TOLERANCE * in_headers.min():
+        raise InputError(f"All particles must have one pixel size, or the table must state each; found "
+                         f"{_sizes_text(in_headers)} A in the stacks' headers. Write them as rlnImagePixelSize of optics "
+                         "groups, or, where only the headers are wrong, give --pixel-size-angstrom.")
+
+
+def _sizes_text(sizes: np.ndarray) -> str:
+    return ", ".join(f"{size:g}" for size in sizes[:MAX_LISTED])
 
 
 def _table_pixel_sizes_angstrom(table: ParticleTable) -> np.ndarray | None:
-    """The different pixel sizes in Angstrom that the table states; None where it states none."""
+    """The different pixel sizes in Angstrom that the table states, ascending; None where it states none."""
+    sizes = _pixel_size_column(table)
+    return None if sizes is None else np.unique(sizes)
+
+
+def _pixel_size_column(table: ParticleTable) -> np.ndarray | None:
+    """The pixel size in Angstrom that the table states for every particle (N,)."""
     if table.has("rlnImagePixelSize"):
-        return np.unique(table.floats("rlnImagePixelSize"))
+        return table.floats("rlnImagePixelSize")
     if table.has("rlnDetectorPixelSize", "rlnMagnification"):
         # micrometres over a magnification
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.unique(1e4 * table.floats("rlnDetectorPixelSize") / table.floats("rlnMagnification"))
+            return 1e4 * table.floats("rlnDetectorPixelSize") / table.floats("rlnMagnification")
     if table.has("rlnPixelSize"):
-        return np.unique(table.floats("rlnPixelSize"))
+        return table.floats("rlnPixelSize")
     return None
 
 
-def _warn_of_other_pixel_size(size_angstrom: float, in_headers: np.ndarray) -> None:
-    differing = in_headers[np.abs(in_headers / size_angstrom - 1.0) > _PIXEL_SIZE_TOLERANCE]
+def _warn_of_other_pixel_size(sizes: np.ndarray, in_headers: np.ndarray) -> None:
+    nearest = np.abs(in_headers[:, None] / sizes - 1.0).min(axis=1)
+    differing = in_headers[nearest > _PIXEL_SIZE_TOLERANCE]
     if len(differing):
-        logger.warning("The pixel size is taken to be %g A; headers of stacks say %s A.", size_angstrom,
-                       ", ".join(f"{size:g}" for size in differing[:MAX_LISTED]))
+        logger.warning("The pixel size is taken to be %s A; headers of stacks say %s A.", _sizes_text(sizes),
+                       _sizes_text(differing))
 
 
 def read_ctf(table: ParticleTable, required: bool) -> CTFParameters | None:
-    """The CTF of every particle; a missing phase shift is 0. None where columns are missing that are not ``required``."""
+    """The CTF of every particle, with rlnEvenZernike; a missing phase shift is 0. None where columns are missing that are
+    not ``required``."""
     columns = [column for column in CTF_COLUMNS.values() if column != "rlnPhaseShift"]
     missing = [column for column in columns if not table.has(column)]
     if missing:
@@ -115,7 +146,9 @@ def read_ctf(table: ParticleTable, required: bool) -> CTFParameters | None:
         return None
     with Problems() as problems:
         values = {field: problems.attempt(_ctf_values, table, column) for field, column in CTF_COLUMNS.items()}
-    return CTFParameters(**values)
+        even_zernike = problems.attempt(read_even_zernike, table)
+    ctf = CTFParameters(**values)
+    return ctf if even_zernike is None else ctf.with_even_zernike(torch.from_numpy(even_zernike))
 
 
 def _ctf_values(table: ParticleTable, column: str) -> Tensor:
@@ -136,8 +169,8 @@ def _ctf_values(table: ParticleTable, column: str) -> Tensor:
 
 
 def read_poses(table: ParticleTable, pixel_size_angstrom: float | None, required: bool) -> Poses | None:
-    """Three angles and the origins, which are 0 where there are none. None where columns of angles are missing that are
-    not ``required``."""
+    """Three angles and the origins, which are 0 where there are none, in the image without anisotropic magnification. None
+    where columns of angles are missing that are not ``required``."""
     missing = [column for column in ANGLE_COLUMNS if not table.has(column)]
     if missing:
         if required:
@@ -157,12 +190,18 @@ def read_poses(table: ParticleTable, pixel_size_angstrom: float | None, required
 def _origins_angstrom(table: ParticleTable, pixel_size_angstrom: float | None) -> np.ndarray:
     """Origins (N, 2): rlnOriginX/YAngst of RELION 3.1, else rlnOriginX/Y of 3.0, which are in pixels, else 0."""
     if table.has("rlnOriginXAngst", "rlnOriginYAngst"):
-        return np.stack([table.floats("rlnOriginXAngst"), table.floats("rlnOriginYAngst")], axis=1)
-    if table.has("rlnOriginX", "rlnOriginY"):
+        origins_angstrom = np.stack([table.floats("rlnOriginXAngst"), table.floats("rlnOriginYAngst")], axis=1)
+    elif table.has("rlnOriginX", "rlnOriginY"):
         origins_px = np.stack([table.floats("rlnOriginX"), table.floats("rlnOriginY")], axis=1)
         # without a pixel size there is a problem already, and what is read is not used
-        return origins_px * (1.0 if pixel_size_angstrom is None else pixel_size_angstrom)
-    return np.zeros((len(table), 2))
+        origins_angstrom = origins_px if pixel_size_angstrom is None else (
+            origins_px * particle_pixel_sizes_angstrom(table, pixel_size_angstrom)[:, None])
+    else:
+        return np.zeros((len(table), 2))
+    magnification = read_magnification(table)
+    # RELION's origins are those of the image as recorded, where what belongs at y is at M' y
+    return origins_angstrom if magnification is None else np.linalg.solve(
+        magnification.transpose(0, 2, 1), origins_angstrom[..., None])[..., 0]
 
 
 def pose_columns(table: ParticleTable, poses: Poses, pixel_size_angstrom: float) -> dict[str, Float[np.ndarray, " n"]]:
@@ -175,13 +214,17 @@ def pose_columns(table: ParticleTable, poses: Poses, pixel_size_angstrom: float)
 
 def origin_columns(table: ParticleTable, origin_angstrom: Float[np.ndarray, "n 2"], pixel_size_angstrom: float
                    ) -> dict[str, Float[np.ndarray, " n"]]:
-    """The origins alone, as ``pose_columns`` has them."""
+    """The origins alone, as ``pose_columns`` has them: of the image as recorded, in pixels of each particle's own size."""
+    magnification = read_magnification(table)
+    if magnification is not None:
+        origin_angstrom = np.einsum("nji,nj->ni", magnification, origin_angstrom)
+    size_angstrom = particle_pixel_sizes_angstrom(table, pixel_size_angstrom)
     columns = {}
     for axis, (in_px, in_angstrom) in enumerate((("rlnOriginX", "rlnOriginXAngst"), ("rlnOriginY", "rlnOriginYAngst"))):
         if table.version == "3.1" or in_angstrom in table.names:
             columns[in_angstrom] = origin_angstrom[:, axis]
         if table.version == "3.0" or in_px in table.names:
-            columns[in_px] = origin_angstrom[:, axis] / pixel_size_angstrom
+            columns[in_px] = origin_angstrom[:, axis] / size_angstrom
     return columns
 
 

@@ -152,7 +152,8 @@ class ImageStack:
     def read(self, indices: Indices) -> Float[np.ndarray, "k y x"]:
         """The images of 0-based ``indices``: float32, in that order.
 
-        Each file is opened once per call and read in ascending order. All images must have one shape.
+        Each file is opened once per call and read in ascending order. Smaller images among larger ones, of other optics
+        groups, are set into their mean.
         """
         indices = np.atleast_1d(np.asarray(indices))
         paths, within = self.locations.path_of_image[indices], self.locations.index_in_stack[indices]
@@ -164,8 +165,10 @@ class ImageStack:
             with self._lease(int(paths[rows[0]])) as stack:
                 part = stack.read(within[rows])
             if images is None:
-                images = np.empty((len(indices), *part.shape[1:]), dtype=np.float32)
-            images[rows] = part
+                images = np.zeros((len(indices), *part.shape[1:]), dtype=np.float32)
+            box = max(images.shape[-1], part.shape[-1])
+            images = _in_box(images, box)
+            images[rows] = _in_box(part, box)
         return np.empty((0, 0, 0), dtype=np.float32) if images is None else images
 
     @contextlib.contextmanager
@@ -197,3 +200,14 @@ class ImageStack:
         """Closes all files that no thread is reading; the next read opens them again."""
         with self._lock:
             self._close_idle(0)
+
+
+def _in_box(images: np.ndarray, box_size_px: int) -> np.ndarray:
+    """Images (k, b, b) in the middle of a larger box, surrounded by their mean."""
+    if images.shape[-1] == box_size_px:
+        return images
+    larger = np.empty((len(images), box_size_px, box_size_px), dtype=np.float32)
+    larger[:] = images.mean(axis=(1, 2), keepdims=True)
+    before = box_size_px // 2 - images.shape[-1] // 2
+    larger[:, before:before + images.shape[-2], before:before + images.shape[-1]] = images
+    return larger

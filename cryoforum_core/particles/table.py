@@ -1,6 +1,7 @@
 """The particles' table: RELION's columns as text, so that what no one changed is written as it was read."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from .star import TEXT, StarBlock, read_star, write_star
 
 # RELION reads and warns about optics tables by this version line
 RELION_31_COMMENT = "# version 30001"
+
+_WHOLE_NUMBER = re.compile(r"\d+(\.0*)?")
 
 # rows of a set, in the order wanted
 Indices = Integer[np.ndarray, " k"] | Sequence[int]
@@ -144,6 +147,9 @@ class ParticleTable:
                 return np.zeros(len(self), dtype=np.int64)
             raise InputError("Particles with an optics table must have the column rlnOpticsGroup in both; "
                              f"{self.path or 'the table'} lacks it. Export the particles again.")
+        if not len(self.optics):
+            raise InputError(f"The optics table must have a row for each optics group; that of {self.path or 'the table'} "
+                             "is empty. Export the particles again.")
         row_of_group = {group: row for row, group in enumerate(_group_numbers(groups))}
         present, inverse = np.unique(self.particles.columns["rlnOpticsGroup"], return_inverse=True)
         missing = [str(group) for group in _group_numbers(present) if group not in row_of_group]
@@ -204,5 +210,5 @@ def _is_number(text: str) -> bool:
 
 
 def _group_numbers(groups: np.ndarray) -> list[int | str]:
-    """Optics groups as numbers, so that ``1`` and ``000001`` are the same group."""
-    return [int(group) if group.isdigit() else group for group in groups.tolist()]
+    """Optics groups as numbers, so that ``1``, ``000001`` and ``1.000000`` are the same group."""
+    return [int(float(group)) if _WHOLE_NUMBER.fullmatch(group) else group for group in groups.tolist()]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -48,3 +50,33 @@ def test_protein_is_bright_at_the_origin_and_a_phase_plate_brings_it_to_its_maxi
     """CTF(0) is the amplitude contrast; with a phase shift of 90 degrees the square root of the rest of its square."""
     plain, phase_plate = (ctf_2d(parameters([8000.0], [8000.0], [0.0], phase), 16, 4.0)[0, 0, 0].item() for phase in (0, 90))
     assert plain == pytest.approx(0.1, abs=1e-5) and phase_plate == pytest.approx(0.99 ** 0.5, abs=1e-5)
+
+
+def test_symmetric_aberrations_are_added_to_relions_gamma():
+    """-sin(gamma + offset), offset = 400 k^4 sin 4 phi (coefficient 4) of the second image; the first has none."""
+    plain = parameters([12000.0, 9000.0], [11000.0, 8500.0], [20.0, 70.0])
+    coefficients = torch.zeros(2, 9)
+    coefficients[1, 4] = 400.0
+    found, without = ctf_2d(plain.with_even_zernike(coefficients), 64, 2.0), ctf_2d(plain, 64, 2.0)
+    torch.testing.assert_close(found[0], without[0])
+    wavelength = 12.2643247 / np.sqrt(300e3 * (1 + 300e3 * 0.978466e-6))
+    y, x = np.fft.fftfreq(64, 2.0)[:, None], np.arange(33)[None] / 128
+    defocus = 8750 + 250 * np.cos(2 * (np.arctan2(y, x) - np.deg2rad(70.0)))
+    k2 = x ** 2 + y ** 2
+    gamma = -np.pi * wavelength * defocus * k2 + 0.5 * np.pi * 2.7e7 * wavelength ** 3 * k2 ** 2 - np.arcsin(0.1)
+    gamma += 400 * 4 * x * y * (x ** 2 - y ** 2)
+    np.testing.assert_allclose(found[1, :, :-1], -np.sin(gamma)[:, :-1], atol=2e-3)
+    assert (found[1] - without[1]).abs().max() > 0.5
+
+
+def test_symmetric_aberrations_turn_with_the_astigmatism():
+    """What turns an image by 90 degrees adds 90 to the defocus angle: the whole CTF must turn, aberrations too."""
+    plain = parameters([12000.0], [11000.0], [20.0])
+    coefficients = torch.zeros(1, 9)
+    coefficients[0, 5] = 300.0  # secondary astigmatism
+    aberrated = plain.with_even_zernike(coefficients)
+    found = ctf_2d(replace(aberrated, defocus_angle_deg=aberrated.defocus_angle_deg + 90.0), 32, 2.0)[0]
+    before = ctf_2d(aberrated, 32, 2.0)[0]
+    # at (kx, ky) lies what was at (ky, -kx)
+    torch.testing.assert_close(found[1:16, 1:16], before[[-i for i in range(1, 16)], 1:16].T, atol=1e-4, rtol=0)
+    assert aberrated[:1].even_zernike.shape == (1, 9) and aberrated.to("cpu").has_effect

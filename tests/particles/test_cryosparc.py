@@ -90,6 +90,29 @@ def test_ctf_and_optics_groups(tmp_path, records):
     assert table.floats("rlnPhaseShift")[0] == pytest.approx(90.0, abs=1e-5)
 
 
+def test_boxes_of_one_pixel_size_are_groups(tmp_path, records):
+    records["ctf/exp_group_id"], records["ctf/accel_kv"] = 5, 300.0
+    records["blob/shape"] = np.array([180, 180, 200, 200])[:, None]
+    assert read(tmp_path, records).integers("rlnOpticsGroup").tolist() == [1, 1, 2, 2]
+
+
+def test_aberrations_that_are_not_applied_are_named(tmp_path, records, caplog):
+    """Global CTF Refinement's fields; zeros, and the matrix of no magnification, are nothing to warn of."""
+    added = [("ctf/tilt_A", "<f4", (2,)), ("ctf/trefoil_A", "<f4", (2,)), ("ctf/tetra_A", "<f4", (4,)),
+             ("ctf/anisomag", "<f4", (4,))]
+    more = np.zeros(4, dtype=REFINED + added)
+    for name in records.dtype.names:
+        more[name] = records[name]
+    read(tmp_path, more)
+    more["ctf/anisomag"] = [1, 0, 0, 1]
+    read(tmp_path, more)
+    assert not caplog.text
+    more["ctf/tilt_A"][2], more["ctf/anisomag"] = [2300.0, 0.0], [0.01, 0.0, 0.0, -0.01]
+    read(tmp_path, more)
+    assert "NOT used: ctf/tilt_A (beam tilt), ctf/anisomag (anisotropic magnification)" in caplog.text
+    assert "trefoil_A" not in caplog.text and "CtfRefine" in caplog.text
+
+
 def test_coordinates_are_pixels_from_the_upper_left(tmp_path, records):
     table = read(tmp_path, records)
     assert table.strings("rlnMicrographName")[0] == "mics/m1.mrc"

@@ -124,7 +124,7 @@ def test_without_ctf(directory):
     ({"rlnDefocusAngle": ["x"] * N}, "rlnDefocusAngle must contain numbers; particle 1"),
     ({"rlnAngleRot": [0, 0, "inf", 0, 0, 0]}, "Angles and origins must be finite.* particle 3"),
     ({"rlnRandomSubset": [1, 2, 0, 1, 2, 3]}, r"rlnRandomSubset must be 1 or 2; .* \[0, 3\]"),
-    ({"rlnMagnification": [2e4, 2e4, 2e4, 1e4, 1e4, 1e4]}, "one pixel size; found 2.5, 5 A"),
+    ({"rlnMagnification": [2e4, 2e4, 2e4, 1e4, 1e4, -1e4]}, "a number above 0; found -5, 2.5, 5 A"),
     ({"rlnMagnification": np.zeros(N)}, "pixel size must be a number above 0"),
     ({"rlnImageName": ["7@a.mrcs"] * N}, "a.mrcs has 6, and the rows refer to image 7"),
     ({"rlnImageName": ["1@gone.mrcs"] * N}, "1 do not: gone.mrcs"),
@@ -137,7 +137,7 @@ def test_each_problem_is_named(directory, changes, message):
 
 
 @pytest.mark.parametrize(("shape", "message"), [
-    ((1, 7, 7), "even box; .* has 7 px"), ((1, 8, 6), "square; .* has 6 x 8 px"), ((1, 12, 12), "one box size; found")])
+    ((1, 7, 7), "even box; .* has 7 px"), ((1, 8, 6), "square; .* has 6 x 8 px"), ((1, 12, 12), "group its own; found")])
 def test_boxes(directory, shape, message):
     write_stack(directory / "b.mrcs", np.ones(shape), PIXEL)
     names = [f"{i + 1}@a.mrcs" for i in range(N - 1)] + ["1@b.mrcs"]
@@ -152,12 +152,18 @@ def test_a_stack_cut_short_is_named(directory):
     assert "a.mrcs" in problem
 
 
-def test_optics_groups_of_different_pixel_size(directory):
+def test_optics_groups_of_different_pixel_size_and_box(directory):
+    """Each group has its own: one grid for all. Boxes that differ within a group are a mistake."""
+    write_stack(directory / "b.mrcs", pictures(box=16), 2.8)
     optics = {"rlnOpticsGroup": [1, 2], "rlnImagePixelSize": [2.5, 2.8]}
-    path = write_table(directory, {"rlnOpticsGroup": [1, 1, 1, 2, 2, 2]},
-                       ("rlnDetectorPixelSize", "rlnMagnification"), optics)
-    (problem,) = problems_of(path)
-    assert "one pixel size" in problem and "2.5, 2.8" in problem
+    names = [f"{i % 3 + 1:06d}@{'aaabbb'[i]}.mrcs" for i in range(N)]
+    options = ("rlnDetectorPixelSize", "rlnMagnification"), optics
+    path = write_table(directory, {"rlnImageName": names, "rlnOpticsGroup": [1, 1, 1, 2, 2, 2]}, *options)
+    particles = load_particles(path)
+    assert (particles.pixel_size_angstrom, particles.box_size_px) == (2.8, 6)
+    assert particles.images([0, 5]).shape == (2, 6, 6)
+    (problem,) = problems_of(write_table(directory, {"rlnImageName": names, "rlnOpticsGroup": [1, 1, 2, 2, 2, 2]}, *options))
+    assert "or each optics group its own" in problem
 
 
 def test_pixel_size_from_the_header_or_given(directory):
@@ -173,7 +179,7 @@ def test_stacks_whose_headers_differ_in_pixel_size(directory):
     write_stack(directory / "b.mrcs", pictures(1), 3.1)
     path = write_table(directory, {"rlnImageName": [f"{i + 1}@a.mrcs" for i in range(N - 1)] + ["1@b.mrcs"]})
     (problem,) = problems_of(path)
-    assert "one pixel size; found 2.5, 3.1 A in the stacks' headers" in problem
+    assert "the table must state each; found 2.5, 3.1 A in the stacks' headers" in problem
     assert load_particles(path, ImageInputConfig(pixel_size_angstrom=PIXEL)).pixel_size_angstrom == PIXEL
 
 

@@ -14,6 +14,7 @@ from cryoforum_core.particles.fields import (
     listed,
     origin_columns,
     particle_id_column,
+    particle_pixel_sizes_angstrom,
     pose_columns,
     read_ctf,
     read_half_set,
@@ -54,10 +55,23 @@ def test_a_pixel_size_that_is_given_overrides_the_file_with_a_warning_about_head
     assert "1.2 A; headers of stacks say 2.5 A" in caplog.text
 
 
-@pytest.mark.parametrize("sizes, says", [([1.0, 1.0, 1.2], "one pixel size; found 1, 1.2"), ([1.0, 1.0, -1.0], "above 0")])
-def test_pixel_sizes_that_differ_or_are_no_sizes_are_refused(sizes, says):
+def test_of_several_pixel_sizes_the_largest_is_the_sets(caplog):
+    several = table({"rlnPixelSize": np.array([1.0, 1.0, 1.2])})
+    assert read_pixel_size_angstrom(several, np.array([1.0, 1.2])) == 1.2 and not caplog.text
+    assert particle_pixel_sizes_angstrom(several, 1.2).tolist() == [1.0, 1.0, 1.2]
+    # given by the user: the file's do not count
+    assert particle_pixel_sizes_angstrom(several, 3.0).tolist() == [3.0] * N
+    # rounding of the same number
+    rounded = table({"rlnPixelSize": [1.06, 1.060001, 1.06]})
+    assert particle_pixel_sizes_angstrom(rounded, 1.060001).tolist() == [1.060001] * N
+
+
+@pytest.mark.parametrize("columns, headers, says", [
+    ({"rlnPixelSize": np.array([1.0, 1.0, -1.0])}, NO_HEADERS, "above 0"),
+    ({}, np.array([1.3, 1.4]), "or the table must state each; found 1.3, 1.4")])
+def test_pixel_sizes_that_are_none_or_differ_in_headers_alone_are_refused(columns, headers, says):
     with pytest.raises(InputError, match=says):
-        read_pixel_size_angstrom(table({"rlnPixelSize": np.array(sizes)}), NO_HEADERS)
+        read_pixel_size_angstrom(table(columns), headers)
 
 
 def test_ctf_has_every_column_and_a_missing_phase_shift_is_none():

@@ -35,6 +35,17 @@ def numbered_stacks(directory: Path, n_stacks: int, n_images: int, dtype=np.floa
     return paths
 
 
+def test_smaller_images_among_larger_ones_are_set_into_their_mean(tmp_path):
+    write_stack(tmp_path / "small.mrcs", np.arange(4.0).reshape(1, 2, 2), 1.5)
+    paths = [*numbered_stacks(tmp_path, 1, 1), tmp_path / "small.mrcs"]
+    for pairs in ([(1, 0), (0, 0)], [(0, 0), (1, 0)]):
+        images = dict(zip([path for path, _ in pairs], stack_of(paths, pairs).read([0, 1])))
+        assert images[1][1:3, 1:3].tolist() == [[0, 1], [2, 3]] and images[1][0].tolist() == [1.5] * 4
+        assert images[0][0].tolist() == [0, 1, 0, 0]
+    images = stack_of(paths[::-1], [(0, 0), (1, 0)]).read([0, 1])
+    assert images[0][1:3, 1:3].tolist() == [[0, 1], [2, 3]] and images[1][0].tolist() == [0, 1, 0, 0]
+
+
 def stack_of(paths, pairs, **options):
     path_of_image, index = np.array(pairs).T
     return ImageStack(ImageLocations(tuple(paths), path_of_image, index), **options)

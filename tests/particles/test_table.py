@@ -37,6 +37,15 @@ def test_one_optics_group_needs_no_group_column():
     assert table.floats("rlnVoltage").tolist() == [300.0, 300.0]
 
 
+def test_groups_are_numbers_however_they_are_written():
+    assert relion_31(("2.000000", "1", "1.0")).floats("rlnVoltage").tolist() == [300.0, 200.0, 200.0]
+
+
+def test_an_empty_optics_table_is_called_so():
+    with pytest.raises(InputError, match="is empty"):
+        relion_31(optics_groups=())
+
+
 def test_missing_optics_group_is_named():
     with pytest.raises(InputError, match="of group 3, and the table lists 1, 2"):
         relion_31(groups=("1", "3"))
