@@ -146,7 +146,8 @@ def match_half(images: FinalImages, matcher: Matcher, power_map: PowerMap, rows:
         some = rows[places]
         transforms = scaled.images.transforms(some)
         matches = matcher.match(*transforms, images.starts(some))
-        features = power_map.features(matcher.model.images(*transforms), matches.hypotheses[:, 0])
+        features = power_map.features(matcher.model.images(*transforms), matches.hypotheses[:, 0],
+                                      matches.contrast)
         store_hypotheses(poses, torch.from_numpy(places).to(device), matches.hypotheses, 1 / scaled.scale,
                          images.plan.group)
         parts.append(match_results(matches, images.plan.particles.particle_id[some], images.plan.group,
@@ -181,7 +182,7 @@ def _calibrated_half(images: FinalImages, matched: MatchedHalf, n_known: int, pr
     source = ImageSource.like(prepared, replace(matcher.model, volume=volume), matcher.contrast_deviation, seed)
     junk = JunkSimulation(prepared, source, truth, matched.power_map, matcher)
     results = matched.results
-    results = replace(results, junk=junk_labels(results, matched.rows, junk, simulated_features(results, junk)))
+    results = replace(results, junk=junk_labels(results, matched.rows, junk, simulated_features(results, matched.rows, junk)))
     known, made = known_particles(prepared, source, matched.rows, results, n_known, seed)
     return results, known, _found(images, matcher, known, progress), made
 

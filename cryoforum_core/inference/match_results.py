@@ -31,7 +31,8 @@ def match_results(matches: Matches, particle_id: Int[np.ndarray, " n"], group: F
     deviation = shift_deviation_px(best.information.double()).float() * pixel_size_angstrom
     evidence = MatchEvidence(*map(_array, (
         posterior.weight, posterior.alternative_angle_rad, posterior.local_deviation_rad, deviation,
-        strongest_alternative(matches.hypotheses, posterior), angle, junk_features, matches.contrast, elsewhere_px)))
+        strongest_alternative(matches.hypotheses, posterior), angle, junk_features, matches.contrast, matches.split_error_rad,
+        elsewhere_px)))
     match = Match(_array(matches.quality.fit), _array(matches.quality.residual), _array(matches.searched),
                   evidence=evidence)
     bingham = bingham_from_information(best.quaternion, rotation_information(best.information))

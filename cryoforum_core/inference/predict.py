@@ -15,7 +15,7 @@ from ..config import PredictConfig
 from ..geometry.poses import displacement_px, shift_angstrom
 from ..imaging.fourier import ifft_image
 from ..imaging.noise_spectrum import noise_power_spectrum
-from ..junk.classifier import is_junk
+from ..junk.classifier import classify
 from ..junk.features import PowerMap
 from ..junk.labelling import junk_labels, simulated_features
 from ..junk.simulation import JunkSimulation
@@ -95,9 +95,10 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     results = _read_parts(run.parts, particles)
     source = None if simulating is None else ImageSource.like(setup.images, simulating.model,
                                                               simulating.contrast_deviation, config.seed)
-    calibration = _calibration(config, setup, source, results, predictor)
     if power_map is not None:
         results = _labelled(results, JunkSimulation(setup.images, source, setup.volume, power_map, matcher), predictor)
+    # after the labels: what junk shows beside a particle is no noise of good ones
+    calibration = _calibration(config, setup, source, results, predictor)
     results = with_errors(results, setup.group, calibration and calibration.model, config.coverage)
     write_results(run, particles, results)
     if calibration is not None:
@@ -136,11 +137,12 @@ def _labelled(results: PoseResults, simulation: JunkSimulation, predictor: "Pred
 
     A wrong pose that a network is sure of can match better than chance, and no worse than particles of poor contrast do.
     """
-    simulated = simulated_features(results, simulation)
-    while simulated and len(rows := np.flatnonzero(is_junk(results.evidence.junk_features, simulated)
-                                                   & ~results.match.searched)):
+    all_rows = np.arange(len(results))
+    simulated = simulated_features(results, all_rows, simulation)
+    while simulated is not None and len(rows := np.flatnonzero(
+            classify(results.evidence.junk_features, simulated).is_junk & ~results.match.searched)):
         results = results.put(rows, predictor.rows(rows, "search again", search_all=True))
-    return replace(results, junk=junk_labels(results, np.arange(len(results)), simulation, simulated))
+    return replace(results, junk=junk_labels(results, all_rows, simulation, simulated))
 
 
 @dataclass(frozen=True)
@@ -187,8 +189,8 @@ class Predictor:
         else:
             transforms = setup.images.transforms(rows)
             matches = matcher.match(*transforms, starting_poses(setup, network, matcher.seed), search_all)
-            features = None if self.power_map is None else self.power_map.features(matcher.model.images(*transforms),
-                                                                                   matches.hypotheses[:, 0])
+            features = None if self.power_map is None else self.power_map.features(
+                matcher.model.images(*transforms), matches.hypotheses[:, 0], matches.contrast)
             results = match_results(matches, particle_id, setup.group, setup.pixel_size_angstrom, network.quaternion,
                                     features)
         return replace(results, network=pose_results.NetworkPoses(

@@ -1,11 +1,15 @@
-"""Which images show no good particle, and why: each is compared with simulated images of every kind.
+"""Which images show no good particle, and why: each is compared with images of every kind that are made like the set's own.
 
-Images of particles and of four kinds of junk are simulated with the set's own CTFs, noise and box, and matched as the set's
-images are. Their features (module ``features``) make one normal distribution for each kind (quadratic discriminant
-analysis); an image's particle probability follows by Bayes's rule, with the shares of the kinds estimated by
-expectation-maximisation on the set itself (Saerens, Latinne and Decaestecker, Neural Computation 14, 2002), and the
-particles' own distribution adapted to the set in the same steps. The width of a pose's posterior is no feature: a good
-particle in a viewing direction that is hard to align is no junk.
+Images of particles and of four kinds of junk are made from the set's own images, whose particles are taken away (module
+``simulation``), and matched as the set's images are. Their features (module ``features``) make one normal distribution for
+each kind (quadratic discriminant analysis); an image's particle probability follows by Bayes's rule, with the shares of the
+kinds estimated by expectation-maximisation on the set itself (Saerens, Latinne and Decaestecker, Neural Computation 14,
+2002), and the particles' own distribution adapted to the set in the same steps. The width of a pose's posterior is no
+feature: a good particle in a viewing direction that is hard to align is no junk.
+
+What else a set may show, such as ice and the edges of the carbon, nobody can simulate. It is described by what it lacks: the
+last kind fits the map no better than an empty image does, and may have anything that images of the set have in all other
+features.
 """
 
 from dataclasses import dataclass
@@ -14,8 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
 
 from ..catalogue import NOT_A_PARTICLE
-from .features import FEATURES
+from .features import FEATURES, OF_THE_PARTICLE
 from .rejection import PARTICLE, REASONS
+from .simulation import SimulatedFeatures
 
 # of expectation-maximisation: the shares of the kinds have converged long before
 N_ITERATIONS = 20
@@ -25,6 +30,8 @@ POWER_SCALE = 3.0
 SMALLEST_SHARE = 1e-3
 # pseudo-count of images of each kind of junk: of a dozen, a few that look like another kind would take the whole kind over
 PRIOR_JUNK = 10
+# simulated particles with the noise of good images; fewer make no distribution
+MIN_GOOD_DONORS = 20
 # in standard deviations of particles: more power than two particles on top of each other have, so no simulated kind
 FAR_OUT = 12.0
 
@@ -35,6 +42,10 @@ class Classification:
 
     reason: Shaped[np.ndarray, " n"]
     probability: Float[np.ndarray, "n k"]
+
+    @property
+    def is_junk(self) -> Bool[np.ndarray, " n"]:
+        return self.reason != PARTICLE
 
     @property
     def particle_probability(self) -> Float32[np.ndarray, " n"]:
@@ -104,19 +115,37 @@ def normalised(features: Float[np.ndarray, "n s"]) -> Float[np.ndarray, "n s"]:
     return POWER_SCALE * np.arcsinh(np.asarray(features, dtype=np.float64) / POWER_SCALE)
 
 
-def classify(features: Float[np.ndarray, "n s"], simulated: list[Float[np.ndarray, "_ s"]]) -> Classification:
-    """Images by their features, from those of simulated images of each kind."""
+def classify(features: Float[np.ndarray, "n s"], simulated: SimulatedFeatures) -> Classification:
+    """Images by their features, from those of simulated images of each kind.
+
+    Simulated particles whose noise comes from an image that turns out to be junk are left out, and all are classified again:
+    the residual of two particles on top of each other holds the second one.
+    """
+    found = _classify(features, simulated.of_kind)
+    if simulated.donor is None:
+        return found
+    is_good = ~found.is_junk[simulated.donor]
+    if is_good.all() or is_good.sum() < MIN_GOOD_DONORS:
+        return found
+    return _classify(features, (simulated.of_kind[0][is_good], *simulated.of_kind[1:]))
+
+
+def _classify(features: np.ndarray, simulated: tuple[np.ndarray, ...]) -> Classification:
     values, is_foreign = normalised(features), has_foreign_power(features)
-    kinds = KindsOfImages.fit([normalised(each) for each in simulated])
+    of_kind = [normalised(each) for each in simulated]
+    kinds = KindsOfImages.fit([*of_kind, _unlike_particles(of_kind[REASONS.index(NOT_A_PARTICLE)], values)])
     probability = kinds.adapted(values[~is_foreign], len(simulated[0])).probabilities(values)
+    probability[:, REASONS.index(NOT_A_PARTICLE)] += probability[:, -1]
+    probability = probability[:, :-1]
     probability[is_foreign] = np.eye(len(REASONS))[REASONS.index(NOT_A_PARTICLE)]
     kind = np.where(probability[:, 0] >= 0.5, 0, 1 + probability[:, 1:].argmax(1))
     return Classification(np.array(REASONS)[kind], probability)
 
 
-def is_junk(features: Float[np.ndarray, "n s"], simulated: list[Float[np.ndarray, "_ s"]]) -> Bool[np.ndarray, " n"]:
-    """Whether ``classify`` finds junk."""
-    return classify(features, simulated).reason != PARTICLE
+def _unlike_particles(empty: np.ndarray, of_set: np.ndarray) -> np.ndarray:
+    """Values of images without a particle that show anything else: those of empty ones, spread as the set's are."""
+    spread = np.where(np.isin(FEATURES, OF_THE_PARTICLE), 0.0, of_set.std(0))
+    return empty + spread * np.random.default_rng(0).normal(size=empty.shape)
 
 
 def has_foreign_power(features: Float[np.ndarray, "n s"]) -> Bool[np.ndarray, " n"]:

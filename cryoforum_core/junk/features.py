@@ -4,7 +4,11 @@ The image is filtered by the signal expected of a particle, ``z = y c sqrt(P)`` 
 transfer (the CTF's sign included, so that a particle's power gathers where the particle is) and P the map's mean power
 in each shell. A particle of unknown orientation is a random signal of known power; to first order the log-likelihood
 ratio that one lies at displacement d is ``T(d) = sum_x v(x - d) (z(x)^2 - noise variance)``, v the power of a particle
-at the centre. T is given in standard deviations of what noise alone would do.
+at the centre. T is given in standard deviations of what noise alone would do in the part of v that lies in the box: a
+neighbour whose centre is outside has its peak there, and not where its visible part is.
+
+What is left of an image after its own particle is taken away is judged at that particle's own contrast. Only what lies near
+the particle counts (``NEAR_DIAMETERS``): a neighbour at the rim of the box harms no pose, and no map.
 """
 
 from dataclasses import dataclass
@@ -12,29 +16,43 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
+from torch.nn import functional
 
 from ..geometry.rotations import random_quaternions
-from ..matching.likelihood import predicted
+from ..matching.likelihood import contrast_from_poses, predicted
 from ..matching.match_quality import RESIDUAL_MIN_RADIUS_PX, match_quality
 from ..matching.matching_model import MatchingModel
-from ..matching.refine import RefinedPoses
+from ..matching.refine import RefinedPoses, predicted_at_refined
 from ..matching.whitened_images import WhitenedImages, to_images
 
 # random viewing directions whose mean power stands for the particle's
 N_VIEWS = 64
 # images at a time: some ten transforms of each are held
-CHUNK = 64
-# in the order of the columns of ``PowerMap.features``
-FEATURES = ("fit", "signal", "residual", "power_here", "power_elsewhere", "rest_here", "rest_elsewhere", "low_power",
-              "high_power")
+CHUNK = 32
+# in the order of the columns of ``PowerMap.features``; all in standard deviations of the noise
+FEATURES = ("fit", "signal_to_noise", "residual", "rest_here", "rest_near", "low_power", "high_power")
+# those that a particle alone has: an image without one has no other value, whatever else it shows
+OF_THE_PARTICLE = ("fit", "signal_to_noise")
+# of a particle's mean power, within its radius
+_POWER_WITHIN_RADIUS = 0.95
+# centres nearer to the particle's than this overlap with it; in projection, particles that touch may be nearer
+NEAR_DIAMETERS = 0.75
+# of v's power that must lie in the box, for T to be known there
+_LEAST_SEEN = 0.1
 
 
 @dataclass(frozen=True)
 class PowerMap:
-    """T(d) of images, for a matching model: ``template`` is the transform of v."""
+    """T(d) of images, for a matching model.
+
+    ``template``: the transform of v in twice the box; ``seen``: of v at each displacement, the part of its energy that is
+    in the box; ``radius_px``: of a particle.
+    """
 
     model: MatchingModel
-    template: Complex[Tensor, "b b//2+1"]
+    template: Complex[Tensor, "rows columns"]
+    seen: Float[Tensor, "rows rows"]
+    radius_px: float
 
     @classmethod
     def build(cls, model: MatchingModel, ctf: Float[Tensor, "n b b//2+1"]) -> "PowerMap":
@@ -44,39 +62,55 @@ class PowerMap:
         views = random_quaternions(N_VIEWS, torch.Generator().manual_seed(0), device=ctf.device)
         signal = predicted(images, model.volume, views, torch.zeros(N_VIEWS, 2, device=ctf.device))
         power = to_images(signal * _filter(images, model), images).square().mean(0)
-        return cls(model, torch.fft.rfft2(torch.fft.ifftshift(power / power.sum())))
+        power = power / power.sum()
+        template, box = _transform_in_twice_the_box(power), len(power)
+        energy = _transform_in_twice_the_box(power.square())
+        whole = _in_twice_the_box(torch.ones_like(power))
+        seen = torch.fft.irfft2(torch.fft.rfft2(whole) * energy.conj(), s=whole.shape) / power.square().sum()
+        distance, order = _distances(box, power.device).flatten().sort()
+        within = power.flatten()[order].cumsum(0) >= _POWER_WITHIN_RADIUS
+        return cls(model, template, seen, float(distance[within.float().argmax()]))
 
-    def of(self, images: WhitenedImages, data: Complex[Tensor, "n m"]) -> Float[Tensor, "n b b"]:
-        """T of whitened transforms, whole or what is left of them; index B // 2 is displacement 0."""
+    def of(self, images: WhitenedImages, data: Complex[Tensor, "n m"]) -> Float[Tensor, "n two_b two_b"]:
+        """T of whitened transforms, whole or what is left of them; index B is displacement 0, -inf where the box shows
+        too little of a particle."""
         weight, box = _filter(images, self.model), images.box_size_px
         covariance = to_images(weight.square().to(data.dtype), images) / box ** 2
         power = to_images(data * weight, images).square() - covariance[:, box // 2, box // 2, None, None]
         # convolution with v: the transform of v has its centre at index 0
-        smooth = torch.fft.irfft2(torch.fft.rfft2(power) * self.template.conj(), s=(box, box))
-        spread = torch.fft.fft2(covariance.square()).abs() * _both_halves(self.template).abs().square()
-        return smooth / (2 * spread.sum((-2, -1)) / box ** 2).sqrt().clamp_min(1e-20)[:, None, None]
+        smooth = torch.fft.irfft2(torch.fft.rfft2(_in_twice_the_box(power)) * self.template.conj(), s=(2 * box, 2 * box))
+        # in the box itself, where the noise's covariance is known
+        of_power = _both_halves(self.template[::2, ::2]).abs().square()
+        spread = (2 * (torch.fft.fft2(covariance.square()).abs() * of_power).sum((-2, -1)) / box ** 2).sqrt().clamp_min(1e-20)
+        # convolutions leave rounding errors where nothing of v is in the box
+        standard = smooth / (spread[:, None, None] * self.seen.clamp_min(1e-6).sqrt())
+        return standard.masked_fill(self.seen < _LEAST_SEEN, -torch.inf)
 
-    def features(self, images: WhitenedImages, poses: RefinedPoses) -> tuple[Float[Tensor, "n s"], Float[Tensor, "n 2"]]:
-        """Of images matched at poses (n, ...), one for each: the features by ``FEATURES``, and where in the box,
-        px, there is most power beyond the largest shift searched."""
-        parts = [self._features(images[rows], poses[rows]) for rows in torch.arange(len(images)).split(CHUNK)]
+    def features(self, images: WhitenedImages, poses: RefinedPoses, contrast: Float[Tensor, " n"]
+                 ) -> tuple[Float[Tensor, "n s"], Float[Tensor, "n 2"]]:
+        """Of images matched at poses (n, ...), one for each, with their own ``contrast``: the features by ``FEATURES``, and
+        where in the box, px, there is most power beyond the largest shift searched."""
+        parts = [self._features(images[rows], poses[rows], contrast[rows])
+                 for rows in torch.arange(len(images), device=contrast.device).split(CHUNK)]
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def _features(self, images: WhitenedImages, poses: RefinedPoses) -> tuple[Tensor, Tensor]:
-        model, box = self.model, images.box_size_px
-        expected = predicted(images, model.volume, poses.quaternion, poses.displacement_px)
-        quality = match_quality(images, model, poses)
-        signal = (2 * expected.abs().square().sum(-1)).sqrt()
-        whole, rest = self.of(images, images.data), self.of(images, images.data - expected)
-        far = _beyond(model.max_displacement_px, box, whole.device)
+    def _features(self, images: WhitenedImages, poses: RefinedPoses, contrast: Tensor) -> tuple[Tensor, Tensor]:
+        box, device = images.box_size_px, contrast.device
+        expected, taken_up = predicted_at_refined(images, self.model.volume, poses)
+        factor, variance = contrast_from_poses(images, expected, taken_up)
+        residual = match_quality(images.with_contrast(contrast), self.model, poses).residual
+        whole, rest = self.of(images, images.data), self.of(images, images.data - contrast[:, None] * expected)
+        axis = torch.arange(2 * box, device=device) - box
+        place = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).float()
+        is_near = (place - poses.displacement_px[:, None, None]).norm(dim=-1) <= 2 * NEAR_DIAMETERS * self.radius_px
+        is_beyond = (place.norm(dim=-1) > self.model.max_displacement_px) & (place.abs() <= box // 2).all(-1)
         column, row = _at(poses.displacement_px, box)
-        image = torch.arange(len(images), device=whole.device)
-        most, place = whole.masked_fill(~far, -torch.inf).flatten(1).max(1)
-        place = torch.stack([place % box, place // box], -1) - box // 2
-        rest_most = rest.masked_fill(~far, -torch.inf).flatten(1).amax(1)
-        values = [quality.fit, signal, quality.residual, whole[image, row, column], most, rest[image, row, column],
-                  rest_most, *_shell_powers(images, model)]
-        return torch.stack(values, dim=1), place.to(whole.dtype)
+        image = torch.arange(len(images), device=device)
+        most = whole.masked_fill(~is_beyond, -torch.inf).flatten(1).argmax(1)
+        near = rest.masked_fill(~is_near, -torch.inf).flatten(1).amax(1)
+        values = [match_quality(images, self.model, poses).fit, factor / variance.sqrt(), residual, rest[image, row, column],
+                  near, *_shell_powers(images, self.model)]
+        return torch.stack(values, dim=1), place.flatten(0, 1)[most]
 
 
 def _shell_powers(images: WhitenedImages, model: MatchingModel) -> tuple[Tensor, Tensor]:
@@ -92,6 +126,22 @@ def _filter(images: WhitenedImages, model: MatchingModel) -> Tensor:
     return images.transfer * model.map_power[shells].sqrt() * (images.radius >= RESIDUAL_MIN_RADIUS_PX)
 
 
+def _in_twice_the_box(values: Tensor) -> Tensor:
+    """Images (..., B, B) with zeros around them: (..., 2 B, 2 B), the centre B // 2 on B."""
+    half = values.shape[-1] // 2
+    return functional.pad(values, (half, half, half, half))
+
+
+def _transform_in_twice_the_box(values: Tensor) -> Tensor:
+    return torch.fft.rfft2(torch.fft.ifftshift(_in_twice_the_box(values)))
+
+
+def _distances(box_size_px: int, device: torch.device) -> Tensor:
+    """Of each pixel (B, B) from the centre, in px."""
+    axis = (torch.arange(box_size_px, device=device) - box_size_px // 2).float()
+    return torch.hypot(axis[:, None], axis)
+
+
 def _both_halves(half: Tensor) -> Tensor:
     """The whole transform (B, B) of a real image symmetric about its centre, from its half (B, B // 2 + 1)."""
     box = len(half)
@@ -99,12 +149,6 @@ def _both_halves(half: Tensor) -> Tensor:
     return torch.cat([half, flipped], dim=1)
 
 
-def _beyond(limit_px: float, box_size_px: int, device) -> Tensor:
-    """Displacements (B, B) beyond the limit: bool."""
-    axis = torch.arange(box_size_px, device=device) - box_size_px // 2
-    return torch.hypot(axis[:, None].float(), axis.float()) > limit_px
-
-
 def _at(displacement_px: Tensor, box_size_px: int) -> tuple[Tensor, Tensor]:
-    index = (displacement_px.round().long() + box_size_px // 2).clamp(0, box_size_px - 1)
+    index = (displacement_px.round().long() + box_size_px).clamp(0, 2 * box_size_px - 1)
     return index[:, 0], index[:, 1]

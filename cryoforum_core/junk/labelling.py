@@ -9,25 +9,24 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..catalogue import AMBIGUOUS, JUNK_PARTICLES, NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT
-from ..geometry.poses import displacement_px, shift_angstrom
+from ..geometry.poses import shift_angstrom
 from ..imaging.fourier import shift_phase
 from ..matching.matcher import MISASSIGNED_ABOVE_LOG_LIKELIHOOD_GAIN, Matcher
 from ..matching.refine import RefinedPoses
 from ..particles.image_preparation import ImagePreparation
 from ..results.pose_results import JunkLabels, PoseResults
-from ..results.write import poses_of
 from ..uncertainty.match_posterior import MatchPosterior
 from .classifier import Classification, classify, has_foreign_power
 from .features import FEATURES
 from .rejection import PARTICLE, REASONS
-from .simulation import JunkSimulation
+from .simulation import JunkSimulation, SimulatedFeatures
 
 logger = logging.getLogger("cryoforum")
 
 # fewer do not determine the shares of the kinds
 MIN_IMAGES = JUNK_PARTICLES.value
 # simulated images: an eighth of the set, between these two
-MIN_SIMULATED = 180
+MIN_SIMULATED = 360
 MAX_SIMULATED = 900
 # images searched off-centre at a time
 RECENTRE_BATCH = 256
@@ -37,26 +36,22 @@ AMBIGUOUS_RAD = math.radians(15.0)
 AMBIGUOUS_WEIGHT = 0.2
 
 
-def simulated_features(results: PoseResults, simulation: JunkSimulation) -> list[Float[np.ndarray, "_ s"]]:
-    """Features of simulated images of every kind, with the viewing directions and shifts of those matched images
-    that fit well. Empty for fewer than ``MIN_IMAGES``."""
-    features = results.evidence.junk_features
-    if len(features) < MIN_IMAGES:
-        return []
-    fit = features[:, FEATURES.index("fit")]
-    good = np.flatnonzero(fit >= np.median(fit))
-    poses = poses_of(results[good], torch.float32)
-    n = min(max(len(features) // 8, MIN_SIMULATED), MAX_SIMULATED)
+def simulated_features(results: PoseResults, rows: Int[np.ndarray, " n"], simulation: JunkSimulation
+                       ) -> SimulatedFeatures | None:
+    """Features of simulated images of every kind, like the matched images, those of ``rows`` of the simulation's set. None
+    for fewer than ``MIN_IMAGES``."""
+    if len(results) < MIN_IMAGES:
+        return None
+    n = min(max(len(results) // 8, MIN_SIMULATED), MAX_SIMULATED)
     logger.info("Junk: classifier fitted to %d simulated images.", n)
-    displacement = displacement_px(poses.shift_angstrom, simulation.images.pixel_size_angstrom)
-    return simulation.features(poses.quaternion, displacement, n)
+    return simulation.features(rows, results, n)
 
 
 def junk_labels(results: PoseResults, rows: Int[np.ndarray, " n"], simulation: JunkSimulation,
-                simulated: list[Float[np.ndarray, "_ s"]]) -> JunkLabels | None:
+                simulated: SimulatedFeatures | None) -> JunkLabels | None:
     """Labels of n matched images, those of ``rows`` of the simulation's set, by the features of simulated ones; None
     where there are none (``simulated_features``)."""
-    if not simulated:
+    if simulated is None:
         return None
     evidence, images = results.evidence, simulation.images
     classes, recentre_px = _with_off_centre(classify(evidence.junk_features, simulated), results, rows, images,
@@ -95,8 +90,9 @@ def _with_off_centre(classes: Classification, results: PoseResults, rows: np.nda
     features, elsewhere_px = results.evidence.junk_features, results.evidence.elsewhere_px
     reason, found_px = classes.reason.astype(object), np.full((len(rows), 2), np.nan, dtype=np.float32)
     asked = np.flatnonzero(np.isin(reason, (NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT)) & ~has_foreign_power(features))
-    fit, signal = (features[:, FEATURES.index(name)] for name in ("fit", "signal"))
-    # the log-likelihood ratio of the pose at the centre, see ``match_quality``
+    fit, ratio = (features[:, FEATURES.index(name)] for name in ("fit", "signal_to_noise"))
+    # the log-likelihood ratio of the pose at the centre, see ``match_quality``: ``signal`` is what a particle should have
+    signal = ratio - fit
     here = fit * signal + 0.5 * signal ** 2
     better = np.zeros(len(rows), dtype=bool)
     for some in np.array_split(asked, len(asked) // RECENTRE_BATCH + 1):

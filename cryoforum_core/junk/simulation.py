@@ -1,11 +1,11 @@
-"""Images of a data set's particles and of every kind of junk, simulated like the set's own, and their features."""
+"""Images of a data set's particles and of every kind of junk, made like the set's own, and their features."""
 
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..catalogue import NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, OVERLAP
@@ -15,18 +15,34 @@ from ..imaging.projection import FourierVolume
 from ..matching.matcher import Matcher
 from ..matching.matching_model import MatchingModel
 from ..particles.image_preparation import ImagePreparation
-from ..uncertainty.simulated_images import ImageSource, SimulatedParticles, particles_like
-from .features import PowerMap
+from ..results.pose_results import PoseResults
+from ..uncertainty.calibration import known_particles
+from ..uncertainty.simulated_images import ImageSource, KnownParticles
+from ..uncertainty.transplanted_images import TransplantedParticles
+from .features import NEAR_DIAMETERS, PowerMap
 from .rejection import PARTICLE, REASONS
 
 # of the simulated images; the kinds of junk share the rest evenly
 PARTICLE_SHARE = 1 / 3
 # of the box: from the largest shift searched to where half of a particle is outside the box
 FARTHEST_BOXES = 0.5
+# between the centres of particles that overlap: nearer, they are one in projection; farther, each is a good one
+OVERLAP_DIAMETERS = (0.25, NEAR_DIAMETERS)
+# images matched at a time
+BATCH = 128
 # contrast of other objects over that of particles: weaker and stronger, within what pickers take for a particle
 OTHER_CONTRAST = (0.6, 1.4)
 # of the map's radius: what is picked is about as large as a particle
 OBJECT_RADII = (0.6, 0.8, 1.0, 1.2)
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedFeatures:
+    """Features of simulated images of each kind, in the order of ``REASONS``; ``donor`` (n,): of the particles among them,
+    the matched image that each has its noise from, None where that is simulated."""
+
+    of_kind: tuple[Float[np.ndarray, "_ s"], ...]
+    donor: Int[np.ndarray, " n"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,55 +65,63 @@ class JunkSimulation:
         """That images are matched with."""
         return self.matcher.model
 
-    def features(self, quaternion: Float[Tensor, "m 4"], displacement_px: Float[Tensor, "m 2"], n: int
-                 ) -> list[Float[np.ndarray, "_ s"]]:
-        """Features of about ``n`` images, by ``REASONS``; poses of good particles are drawn from, so that
-        viewing directions and centring are the set's own."""
+    def features(self, rows: Int[np.ndarray, " m"], results: PoseResults, n: int) -> SimulatedFeatures:
+        """Of about ``n`` images like the set's images ``rows``, of which matching says ``results``.
+
+        Viewing directions, centring and, where most poses are certain, the noise are the set's own.
+        """
         generator = torch.Generator().manual_seed(self.matcher.seed)
-        results = []
+        found, donor = [], None
         for kind, reason in enumerate(REASONS):
             n_kind = round(n * (PARTICLE_SHARE if kind == 0 else (1 - PARTICLE_SHARE) / (len(REASONS) - 1)))
-            of = torch.randint(len(quaternion), (n_kind,), generator=generator)
-            pose = quaternion[of], displacement_px[of]
-            results.append(self._of_kind(reason, *pose, generator))
-        return results
+            known = known_particles(self.images, self.source, rows, results, n_kind, self._draw(generator))[0]
+            if reason == PARTICLE and isinstance(known, TransplantedParticles):
+                order = np.argsort(rows)
+                donor = order[np.searchsorted(rows, known.of, sorter=order)]
+            found.append(self._of_kind(reason, known, generator))
+        return SimulatedFeatures(tuple(found), donor)
 
-    def _of_kind(self, reason: str, quaternion: Tensor, displacement_px: Tensor, generator: torch.Generator) -> np.ndarray:
-        n, box = len(quaternion), self.model.volume.box_size_px
-        if reason == OFF_CENTRE:
-            displacement_px = _far_displacements(n, self.model.max_displacement_px, box, generator)
+    def _of_kind(self, reason: str, known: KnownParticles, generator: torch.Generator) -> np.ndarray:
+        n, box, nearest_px = len(known), self.model.volume.box_size_px, self.model.max_displacement_px
         if reason == OTHER_OBJECT:
-            parts = torch.arange(n).chunk(len(OBJECT_RADII))
-            return np.concatenate([
-                self._other_object(quaternion[part], displacement_px[part], radius, generator)
-                for part, radius in zip(parts, OBJECT_RADII)])
-        simulated = particles_like(self.source, self.images, quaternion, displacement_px, self._draw(generator))
+            return self._other_objects(known, generator)
+        if reason == OFF_CENTRE:
+            # as far from the limit again as a pose at the limit can be told from one within
+            aside = _in_ring(n, 1.5 * nearest_px, max(FARTHEST_BOXES * box, 2 * nearest_px), generator)
+            known = replace(known, displacement_px=aside.to(known.displacement_px))
         if reason == NOT_A_PARTICLE:
-            simulated = replace(simulated, contrast=torch.zeros_like(simulated.contrast))
+            known = replace(known, contrast=torch.zeros_like(known.contrast))
         if reason == OVERLAP:
-            where = _far_displacements(n, self.model.max_displacement_px, box, generator)
-            companion = torch.cat([random_quaternions(n, generator), where], dim=1)
-            simulated = replace(simulated, companion=companion.to(simulated.quaternion))
-        return self._matched(simulated, has_right_pose=reason in (PARTICLE, OVERLAP))
+            aside = _in_ring(n, *(2 * radii * self.power_map.radius_px for radii in OVERLAP_DIAMETERS), generator)
+            companion = torch.cat([random_quaternions(n, generator), aside], dim=1).to(known.quaternion)
+            companion[:, 4:] += known.displacement_px
+            known = replace(known, companion=companion)
+        return self._matched(known, has_right_pose=reason in (PARTICLE, OVERLAP))
 
-    def _other_object(self, quaternion: Tensor, displacement_px: Tensor, radius: float, generator: torch.Generator
-                      ) -> np.ndarray:
-        model = self.source.model
-        volume = FourierVolume.from_real(random_object(self.volume, radius, generator),
-                                         max_radius_px=model.max_radius_px + 1)
-        other = replace(self.source, model=replace(model, volume=volume))
-        simulated = particles_like(other, self.images, quaternion, displacement_px, self._draw(generator))
+    def _other_objects(self, known: KnownParticles, generator: torch.Generator) -> np.ndarray:
+        """Of objects of chance in the place of the particles, of several sizes."""
+        n, model = len(known), self.source.model
         low, high = OTHER_CONTRAST
-        factor = low + (high - low) * torch.rand(len(quaternion), generator=generator)
-        simulated = replace(simulated, contrast=simulated.contrast * factor.to(simulated.contrast))
-        return self._matched(simulated, has_right_pose=False)
+        factor = low + (high - low) * torch.rand(n, generator=generator)
+        contrast, parts = known.contrast * factor.to(known.contrast), torch.arange(n).chunk(len(OBJECT_RADII))
+        found = []
+        for part, radius in zip(parts, OBJECT_RADII):
+            volume = FourierVolume.from_real(random_object(self.volume, radius, generator),
+                                             max_radius_px=model.max_radius_px + 1)
+            other = replace(known, source=replace(self.source, model=replace(model, volume=volume)), contrast=contrast)
+            found.append(self._matched(other, has_right_pose=False, rows=part.numpy()))
+        return np.concatenate(found)
 
-    def _matched(self, simulated: SimulatedParticles, has_right_pose: bool) -> np.ndarray:
-        transforms = replace(self.images, particles=simulated).transforms(np.arange(len(simulated)))
-        images = self.model.images(*transforms)
-        poses = self.model.refine_from(images, simulated.quaternion[:, None], simulated.displacement_px[:, None]
-                                       ) if has_right_pose else self.matcher.search(images)
-        return self.power_map.features(images, poses[:, 0])[0].cpu().numpy()
+    def _matched(self, known: KnownParticles, has_right_pose: bool, rows: np.ndarray | None = None) -> np.ndarray:
+        prepared, found = replace(self.images, particles=known), []
+        rows = np.arange(len(known)) if rows is None else rows
+        for some in np.array_split(rows, len(rows) // BATCH + 1):
+            images = self.model.images(*prepared.transforms(some))
+            start = known.quaternion[some][:, None], known.displacement_px[some][:, None]
+            poses = self.model.refine_from(images, *start) if has_right_pose else self.matcher.search(images)
+            poses, contrast = self.matcher.with_own_contrast(images, poses)
+            found.append(self.power_map.features(images, poses[:, 0], contrast)[0].cpu().numpy())
+        return np.concatenate(found)
 
     @staticmethod
     def _draw(generator: torch.Generator) -> int:
@@ -117,10 +141,8 @@ def random_object(volume: Float[Tensor, "b b b"], radius: float, generator: torc
     return ifft_volume(with_shell_power(noise_ft, fft_volume(volume)))
 
 
-def _far_displacements(n: int, nearest_px: float, box_size_px: int, generator: torch.Generator) -> Tensor:
-    """Displacements (n, 2) spread evenly over the ring from the search's limit to the box's edge."""
-    # as far from the limit again as a pose at the limit can be told from one within
-    inner, outer = 1.5 * nearest_px, max(FARTHEST_BOXES * box_size_px, 2 * nearest_px)
-    radius = (inner ** 2 + (outer ** 2 - inner ** 2) * torch.rand(n, generator=generator)).sqrt()
+def _in_ring(n: int, inner_px: float, outer_px: float, generator: torch.Generator) -> Tensor:
+    """Displacements (n, 2) spread evenly over a ring."""
+    radius = (inner_px ** 2 + (outer_px ** 2 - inner_px ** 2) * torch.rand(n, generator=generator)).sqrt()
     angle = 2 * math.pi * torch.rand(n, generator=generator)
     return radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=-1)

@@ -26,6 +26,7 @@ from .exhaustive_search import (
 from .match_quality import SEARCH_BELOW_DEVIATIONS, MatchQuality, match_quality, median_and_deviation
 from .matching_model import MatchingModel, simulated_transforms
 from .refine import RefinedPoses
+from .split_frequencies import split_error_rad
 from .whitened_images import WhitenedImages
 
 logger = logging.getLogger("cryoforum")
@@ -83,6 +84,8 @@ class Matches:
     """an exhaustive search was made"""
     contrast: Float[Tensor, " n"]
     """of each particle, over the set's"""
+    split_error_rad: Float[Tensor, " n"]
+    """half the angle between poses from two halves of each image's Fourier pixels (module ``split_frequencies``)"""
 
 
 class Matcher:
@@ -98,16 +101,16 @@ class Matcher:
     def calibrate(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"], start: StartingPoses
                   ) -> None:
         """Adapts amplitude and noise to a sample (n, B, B // 2 + 1), and measures the fit of good and of chance matches."""
-        matches, local = self._first_match(images_ft, ctf, start)
+        best, local = self._first_match(images_ft, ctf, start)
         for _ in range(2):
             images = self.model.images(images_ft, ctf)
-            quality = match_quality(images, self.model, matches.hypotheses[:, 0])
+            quality = match_quality(images, self.model, best[:, 0])
             # junk must not lower the amplitude: it is fitted to the better half of the sample
             good = quality.fit >= quality.fit.median()
-            self.model, explained = self.model.adapted(images[good], matches.hypotheses[good, 0])
+            self.model, explained = self.model.adapted(images[good], best[good, 0])
             self.explained_amplitude *= explained
         images = self.model.images(images_ft, ctf)
-        refined = self.model.refine_from(images, matches.hypotheses.quaternion, matches.hypotheses.displacement_px)
+        refined = self.model.refine_from(images, best.quaternion, best.displacement_px)
         # the better half has the better contrast, partly by chance: the contrast is that of all particles
         contrast = Contrast.of_particles(images, self.model, refined[:, 0])
         self._scale_contrast(contrast.mean)
@@ -139,14 +142,13 @@ class Matcher:
         self._scale_contrast(1 / min(max(found.mean, 1 / LARGEST_CONTRAST_CORRECTION), LARGEST_CONTRAST_CORRECTION))
         self.contrast_deviation = max(0.0, self.contrast_deviation ** 2 - found.deviation ** 2) ** 0.5
 
-    def _first_match(self, images_ft: Tensor, ctf: Tensor, start: StartingPoses) -> tuple[Matches, RefinedPoses]:
-        """The best poses, and those found from the starting poses alone."""
+    def _first_match(self, images_ft: Tensor, ctf: Tensor, start: StartingPoses) -> tuple[RefinedPoses, RefinedPoses]:
+        """The best poses (n, K, ...), and those found from the starting poses alone."""
         images = self.model.images(images_ft, ctf)
         poses = local = self._local(images, start)
         if self.adaptive:
             poses = _merge(local, self._grid().search(images))
-        return Matches(poses, match_quality(images, self.model, poses[:, 0]),
-                       torch.full((len(images),), self.adaptive), torch.ones_like(poses.score[:, 0])), local
+        return poses, local
 
     def _best_misassigned_fit(self, images: WhitenedImages, local: RefinedPoses, best: RefinedPoses, fit: Tensor) -> float:
         """The best fit in the sample of a local match that a search has shown to be wrong; -inf where there is none.
@@ -197,7 +199,7 @@ class Matcher:
             poses, quality = self._search(images, poses, quality, poor, fine=False)
             searched |= poor
             poses, quality = self._search(images, poses, quality, self._needs_fine_search(quality), fine=True)
-        return _matches(images, self.model, self.contrast_deviation, poses, quality, searched)
+        return self._matches(images, poses, quality, searched)
 
     def is_particle(self, fit: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Whether matches of that quality (n,) are those of particles, compared with good ones of the sample: bool (n,)."""
@@ -210,7 +212,20 @@ class Matcher:
         quality = match_quality(images, self.model, poses[:, 0])
         poses, quality = self._search(images, poses, quality, self._needs_fine_search(quality), fine=True)
         searched = torch.ones(len(images), dtype=torch.bool, device=images.transfer.device)
-        return _matches(images, self.model, self.contrast_deviation, poses, quality, searched)
+        return self._matches(images, poses, quality, searched)
+
+    def with_own_contrast(self, images: WhitenedImages, poses: RefinedPoses) -> tuple[RefinedPoses, Float[Tensor, " n"]]:
+        """Hypotheses (n, K, ...), best first, refined with each image's own contrast, which is returned, too: an image of low
+        contrast determines its pose less well than the set's mean says."""
+        if not differs(self.contrast_deviation):
+            return poses, torch.ones_like(poses.score[:, 0])
+        contrast = contrast_of_each(images, self.model, poses[:, 0], self.contrast_deviation)
+        return self.model.refine_to_the_end(images.with_contrast(contrast), poses), contrast
+
+    def _matches(self, images: WhitenedImages, poses: RefinedPoses, quality: MatchQuality, searched: Tensor) -> Matches:
+        poses, contrast = self.with_own_contrast(images, poses)
+        split = split_error_rad(images.with_contrast(contrast), self.model, poses[:, 0])
+        return Matches(poses, quality, searched, contrast, split)
 
     def _needs_fine_search(self, quality: MatchQuality) -> Tensor:
         return quality.fit < self.median_fit + FINE_SEARCH_BELOW_DEVIATIONS * self.fit_deviation
@@ -224,16 +239,6 @@ class Matcher:
         found = self._grid(fine).search(images[rows], n_hypotheses, keep=KEPT_HYPOTHESES)
         poses = _replace_rows(poses, rows, _merge(poses[rows], found))
         return poses, match_quality(images, self.model, poses[:, 0])
-
-
-def _matches(images: WhitenedImages, model: MatchingModel, contrast_deviation: float, poses: RefinedPoses,
-             quality: MatchQuality, searched: Tensor) -> Matches:
-    """With hypotheses (n, K, ...), best first, refined with each image's own contrast: an image of low contrast determines
-    its pose less well than the set's mean says."""
-    if not differs(contrast_deviation):
-        return Matches(poses, quality, searched, torch.ones_like(quality.fit))
-    contrast = contrast_of_each(images, model, poses[:, 0], contrast_deviation)
-    return Matches(model.refine_to_the_end(images.with_contrast(contrast), poses), quality, searched, contrast)
 
 
 def _merge(first: RefinedPoses, second: RefinedPoses) -> RefinedPoses:

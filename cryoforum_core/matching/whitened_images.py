@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from ..imaging.fourier import half_plane_pixels, ifft_image, shell_index
@@ -55,6 +55,11 @@ class WhitenedImages:
         # pixels are sorted by radius
         m = int((self.radius <= max_radius_px).sum())
         return WhitenedImages(self.data[:, :m], self.transfer[:, :m], self.k[:m], self.radius[:m], self.box_size_px)
+
+    def pixels(self, index: Int[Tensor, " p"]) -> "WhitenedImages":
+        """The same images on some of their pixels: ``index`` (p,), ascending."""
+        return WhitenedImages(self.data[:, index], self.transfer[:, index], self.k[index], self.radius[index],
+                              self.box_size_px)
 
     def with_contrast(self, contrast: Float[Tensor, " n"]) -> "WhitenedImages":
         """The same images, each expected to have ``contrast`` (n,) times the model's signal."""

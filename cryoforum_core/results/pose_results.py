@@ -81,6 +81,8 @@ class MatchEvidence(ParticleArrays):
     """see ``junk.features.FEATURES``"""
     contrast: Float[np.ndarray, " n"] | None = None
     """of the particle, over that of the set's"""
+    split_error_rad: Float[np.ndarray, " n"] | None = None
+    """see ``matching.split_frequencies``"""
     elsewhere_px: Float[np.ndarray, "n 2"] | None = None
     """where in the box there is most power beyond the largest shift searched, px of the matching box"""
 

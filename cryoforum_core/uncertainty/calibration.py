@@ -29,7 +29,13 @@ from ..results.write import poses_of
 from ..run_directory import RunDirectory, atomic_path
 from .coverage import EmpiricalCoverage, cross_validated
 from .error_model import ErrorModel, Evidence
-from .match_posterior import MatchPosterior, local_deviation_of_bingham, misassignment_probability, uniform_angles_rad
+from .match_posterior import (
+    MatchPosterior,
+    local_deviation_of_bingham,
+    local_scale,
+    misassignment_probability,
+    uniform_angles_rad,
+)
 from .simulated_images import ImageSource, particles_like
 from .transplanted_images import TransplantedParticles
 
@@ -137,6 +143,8 @@ def well_matched(results: PoseResults, n: int, seed: int) -> Int[np.ndarray, " n
     evidence = evidence_of(results)
     trust = (evidence.posterior.weight[:, 0] * (1 - misassignment_probability(evidence.fit))).double().numpy()
     is_good = (evidence.fit.numpy() >= WELL_MATCHED_DEVIATIONS) & (results.evidence.contrast >= WELL_MATCHED_CONTRAST)
+    if results.junk is not None:
+        is_good &= results.junk.particle_probability >= 0.5
     trust = np.where(is_good, trust, 0.0)
     if is_good.sum() < MIN_WELL_MATCHED or trust[is_good].mean() < MIN_MEAN_TRUST:
         return None
@@ -192,17 +200,27 @@ def poses_like(results: PoseResults, images: ImagePreparation, n: int, seed: int
 
 
 def evidence_of(results: PoseResults) -> Evidence:
-    """Input of the error model; without matching, from the Bingham matrices of the network."""
+    """Input of the error model; without matching, from the Bingham matrices of the network.
+
+    Local errors are those that matches state, scaled by the split errors of the particles (``_scales``)."""
     n, found = len(results), results.evidence
     if found is None:
         local = local_deviation_of_bingham(torch.from_numpy(results.bingham))
         posterior = MatchPosterior(torch.ones(n, 1), torch.zeros(n, 1), local)
         return Evidence(posterior, torch.zeros(n), torch.zeros(n), torch.ones(n, 2))
     posterior = MatchPosterior(torch.from_numpy(found.weight), torch.from_numpy(found.alternative_angle_rad),
-                               torch.from_numpy(found.local_deviation_rad))
+                               torch.from_numpy(found.local_deviation_rad) * _scales(results)[:, None])
     fit = torch.from_numpy(standardised(results.match.fit, better_is_higher=True))
     angle = torch.zeros(n) if found.network_angle_rad is None else torch.from_numpy(found.network_angle_rad)
     return Evidence(posterior, fit, angle, torch.from_numpy(found.shift_deviation_angstrom))
+
+
+def _scales(results: PoseResults) -> Float[Tensor, " n"]:
+    """Of the local errors that matches state (``local_scale``); 1 where there are no split errors, or too few of them."""
+    found = results.evidence
+    if found is None or found.split_error_rad is None or len(results) < MIN_POPULATION:
+        return torch.ones(len(results))
+    return local_scale(torch.from_numpy(found.split_error_rad), torch.from_numpy(found.local_deviation_rad))
 
 
 def standardised(values: Float[np.ndarray, " n"], better_is_higher: bool) -> Float[np.ndarray, " n"]:
@@ -229,7 +247,7 @@ def with_errors(results: PoseResults, group: Float[Tensor, "g 4"], model: ErrorM
     bingham = torch.from_numpy(results.bingham)
     if model is not None:
         # the spreads are that many times wider than stated
-        bingham = bingham / model.scale ** 2
+        bingham = bingham / (model.scale * _scales(results)[:, None, None].to(bingham)) ** 2
     evidence, is_matched = evidence_of(results), results.evidence is not None
     errors = model or ErrorModel.uncalibrated(uniform_angles_rad(group.cpu()), coverage)
     if is_matched or model is not None:

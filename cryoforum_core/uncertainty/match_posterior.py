@@ -16,6 +16,13 @@ SAME_POSE_RAD = 0.05
 MIN_INFORMATION = 0.1
 # px^-2, of an image without information: a standard deviation of ten pixels
 MIN_SHIFT_INFORMATION = 0.01
+# a particle's own scale of its local error is drawn to the set's with the weight of so many degrees of freedom; its split error
+# has three. Of 3 to 10 all cover minor states and neighbours of a ribosome about as well (docs/decisions/0062-split-error.md)
+SCALE_DEGREES_OF_FREEDOM = 5.0
+# of three squared standard normal numbers
+_CHI_SQUARED_3_MEDIAN = 2.366
+# times the usual one: a split error that large says that a half has lost the pose, not how far off the whole may be
+_LARGEST_SQUARED_RATIO = 50.0
 # standard deviations below the population's usual fit at which a pose is as likely wrong as right
 MISASSIGNED_AT_DEVIATIONS = 4.5
 
@@ -68,6 +75,19 @@ def match_posterior(hypotheses: RefinedPoses, group: Float[Tensor, "g 4"]) -> Ma
     precision = torch.linalg.eigvalsh(rotation_information(hypotheses.information[:, 0].double()))
     deviation = precision.clamp_min(MIN_INFORMATION).rsqrt()
     return MatchPosterior(torch.softmax(evidence, dim=1).float(), angle.float(), deviation.float())
+
+
+def local_scale(split_error_rad: Float[Tensor, " n"], local_deviation_rad: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+    """How many times larger than stated the local error of each of n poses is, by their split errors.
+
+    A pose's variance is s times the stated one, s with the scaled inverse chi-squared distribution of the set; the split
+    error is one draw with that variance. The posterior mean of 1 / s is that of the conjugate model (Gelman et al.,
+    Bayesian Data Analysis, section 2.6). The median of the set's ratios, which misassigned poses do not move, gives its scale.
+    """
+    squared = 3 * split_error_rad.double().square() / local_deviation_rad.double().square().sum(1)
+    of_set = (squared.median() / _CHI_SQUARED_3_MEDIAN).clamp_min(1e-6)
+    squared = squared.clamp_max(_LARGEST_SQUARED_RATIO * float(of_set))
+    return ((SCALE_DEGREES_OF_FREEDOM * of_set + squared) / (SCALE_DEGREES_OF_FREEDOM + 3)).sqrt().float()
 
 
 def local_deviation_of_bingham(bingham: Float[Tensor, "n 4 4"]) -> Float[Tensor, "n 3"]:

@@ -73,11 +73,17 @@ class ImageSource:
 
 class KnownParticles:
     """n particles with known poses, whose images are made from a ``source`` when they are needed; they take the place of
-    ``Particles`` in an ``ImagePreparation``. Displacements are in px of the matching box."""
+    ``Particles`` in an ``ImagePreparation``.
+
+    ``contrast``: 0 for no particle; ``companion``, where there is one: quaternion and displacement of a second particle of
+    the same contrast. Displacements are in px of the matching box.
+    """
 
     source: ImageSource
     quaternion: Float[Tensor, "n 4"]
     displacement_px: Float[Tensor, "n 2"]
+    contrast: Float[Tensor, " n"]
+    companion: Float[Tensor, "n 6"] | None
 
     def __len__(self) -> int:
         return len(self.quaternion)
@@ -102,6 +108,13 @@ class KnownParticles:
     def poses(self) -> Poses:
         return Poses(self.quaternion, shift_angstrom(self.displacement_px, self.matching_pixel_angstrom))
 
+    def _signal(self, rows: Int[Tensor, " k"]) -> Complex[Tensor, "k b b//2+1"]:
+        """Transforms of what is known of the images, without CTF."""
+        signal = self.source.signal(self.quaternion[rows], self.displacement_px[rows])
+        if self.companion is not None:
+            signal = signal + self.source.signal(self.companion[rows, :4], self.companion[rows, 4:])
+        return signal * self.contrast[rows, None, None]
+
     def _as_in_the_stack(self, images_ft: Complex[Tensor, "n b b//2+1"]) -> Float[Tensor, "n b b"]:
         """Images of bright protein and unit noise as the set's own files have them."""
         state = self.source.state
@@ -111,11 +124,7 @@ class KnownParticles:
 @dataclass(frozen=True, eq=False)
 class SimulatedParticles(KnownParticles):
     """n particles with known poses that are made when they are asked for; takes the place of ``Particles`` in an
-    ``ImagePreparation``. Row i is the same image each time.
-
-    ``contrast``: 0 for noise alone. ``displacement_px`` and ``quaternion``: the pose; ``companion``, where there is one:
-    quaternion and displacement of a second particle. Lengths in px of the matching box.
-    """
+    ``ImagePreparation``. Row i is the same image each time."""
 
     source: ImageSource
     ctf: CTFParameters
@@ -129,9 +138,6 @@ class SimulatedParticles(KnownParticles):
         """Images in the state of the data set's own, with CTF and poses."""
         source, rows = self.source, torch.as_tensor(indices, dtype=torch.int64)
         device, ctf = self.quaternion.device, self.ctf[rows]
-        signal = source.signal(self.quaternion[rows], self.displacement_px[rows])
-        if self.companion is not None:
-            signal = signal + source.signal(self.companion[rows, :4], self.companion[rows, 4:])
         ctf_on_device = ctf.to(device)
         raw_ctf = ctf_2d(ctf_on_device, source.box_size_px, source.pixel_size_angstrom)
         # a multiplied image is multiplied with its noise: once more, at the end
@@ -141,7 +147,7 @@ class SimulatedParticles(KnownParticles):
                                          generator=torch.Generator().manual_seed(self.seed + int(row)))
                              for row in rows]).to(device)
         shells = shell_index(source.box_size_px, device)
-        images_ft = signal * seen * self.contrast[rows, None, None] + (
+        images_ft = self._signal(rows) * seen + (
             fft_image(noise) * source.noise_spectrum[shells].sqrt() / source.box_size_px)
         if source.state.ctf_state == "multiplied":
             images_ft = images_ft * raw_ctf

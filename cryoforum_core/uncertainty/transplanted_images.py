@@ -30,27 +30,29 @@ from .simulated_images import ImageSource, KnownParticles
 
 @dataclass(frozen=True, eq=False)
 class TransplantedParticles(KnownParticles):
-    """Row i is the set's image ``of[i]`` (n,), its prediction at ``found`` replaced by that at ``quaternion`` (n, 4) and
-    ``displacement_px`` (n, 2), in px of the matching box, with ``contrast`` (n,) for both.
-    """
+    """Row i is the set's image ``of[i]`` (n,), from which the prediction of the ``own`` source at the pose ``found`` and with
+    ``found_contrast`` (n,) is taken away; what is known of it is put in its place."""
 
     images: ImagePreparation
-    source: ImageSource
+    own: ImageSource
     of: Int[np.ndarray, " n"]
     found: Poses
-    contrast: Float[Tensor, " n"]
+    found_contrast: Float[Tensor, " n"]
+    source: ImageSource
     quaternion: Float[Tensor, "n 4"]
     displacement_px: Float[Tensor, "n 2"]
+    contrast: Float[Tensor, " n"]
+    companion: Float[Tensor, "n 6"] | None = None
 
     @classmethod
     def of_matched(cls, images: ImagePreparation, source: ImageSource, rows: Int[np.ndarray, " n"], results: PoseResults,
                    quaternion: Float[Tensor, "n 4"], displacement_px: Float[Tensor, "n 2"], seed: int
                    ) -> "TransplantedParticles":
-        """``results`` of the set's images ``rows`` by matching; these give the noise, the poses are new."""
+        """``results`` of the set's images ``rows`` by matching; these give noise and contrast, the poses are new."""
         device = source.noise_spectrum.device
-        return cls(images, source, rows, _drawn(results, seed).to(device),
-                   torch.from_numpy(results.evidence.contrast).to(device), quaternion.to(device, torch.float32),
-                   displacement_px.to(device, torch.float32))
+        contrast = torch.from_numpy(results.evidence.contrast).to(device)
+        return cls(images, source, rows, _drawn(results, seed).to(device), contrast, source,
+                   quaternion.to(device, torch.float32), displacement_px.to(device, torch.float32), contrast)
 
     @property
     def ctf(self) -> CTFParameters:
@@ -58,15 +60,14 @@ class TransplantedParticles(KnownParticles):
 
     def batch(self, indices: Int[np.ndarray, " m"] | Int[Tensor, " m"]) -> ParticleBatch:
         """Images (n, B, B) in the state of the set's own, with CTF and poses."""
-        source, state = self.source, self.source.state
+        source, state = self.own, self.own.state
         rows = torch.as_tensor(indices, dtype=torch.int64)
         own = self.images.particles.batch(self.of[rows.numpy()]).to(self.quaternion.device)
         found = displacement_px(self.found.shift_angstrom[rows], self.matching_pixel_angstrom)
-        change = source.signal(self.quaternion[rows], self.displacement_px[rows]) - source.signal(
-            self.found.quaternion[rows], found)
+        taken = source.signal(self.found.quaternion[rows], found) * self.found_contrast[rows, None, None]
         box, pixel = source.box_size_px, source.pixel_size_angstrom
         seen = effective_ctf(own.ctf, box, pixel, state.ctf_state)
-        images_ft = fft_image(normalise(own.images, state)) + change * seen * self.contrast[rows, None, None]
+        images_ft = fft_image(normalise(own.images, state)) + (self._signal(rows) - taken) * seen
         return ParticleBatch(self._as_in_the_stack(images_ft), own.ctf, self.poses[rows.to(self.quaternion.device)], rows)
 
 

@@ -25,7 +25,7 @@ def matches() -> Matches:
     score = torch.tensor([[12.0, 10.0]]).expand(N, 2)
     poses = RefinedPoses(torch.stack([first, second], 1), displacement, score, information)
     return Matches(poses, MatchQuality(torch.arange(float(N)), -torch.arange(float(N))), torch.arange(N) % 2 == 0,
-                   torch.linspace(0.5, 1.5, N))
+                   torch.linspace(0.5, 1.5, N), torch.linspace(0.01, 0.02, N))
 
 
 def test_poses_are_those_of_the_best_hypothesis_in_angstrom(matches):
@@ -50,6 +50,7 @@ def test_evidence_is_the_posterior_of_the_hypotheses(matches):
     np.testing.assert_allclose(evidence.strongest_alternative, matches.hypotheses.quaternion[:, 1].numpy())
     assert evidence.network_angle_rad is None and evidence.junk_features is None
     np.testing.assert_array_equal(evidence.contrast, matches.contrast.numpy())
+    np.testing.assert_array_equal(evidence.split_error_rad, matches.split_error_rad.numpy())
 
 
 def test_the_network_is_compared_under_the_symmetry(matches):

@@ -52,5 +52,5 @@ def test_sets_too_small_to_classify_get_no_labels(simulation):
     arrays = [np.zeros((n, k), np.float32) for k in (1, 1, 3, 2, 4)]
     evidence = MatchEvidence(*arrays, junk_features=np.zeros((n, len(FEATURES)), np.float32))
     few = PoseResults(np.arange(n), np.zeros((n, 4)), np.zeros((n, 2)), np.zeros((n, 4, 4)), match=Match(evidence=evidence))
-    assert simulated_features(few, simulation) == []
-    assert junk_labels(few, np.arange(n), simulation, []) is None
+    assert simulated_features(few, np.arange(n), simulation) is None
+    assert junk_labels(few, np.arange(n), simulation, None) is None

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from cryoforum_core.geometry.poses import displacement_px
 from cryoforum_core.imaging.fourier import fft_volume, volume_radius_px
 from cryoforum_core.junk.features import FEATURES
 from cryoforum_core.junk.rejection import REASONS
 from cryoforum_core.junk.simulation import PARTICLE_SHARE, random_object
 
 from ..matching.conftest import blobs
+from ..uncertainty.matched_results import results_of
 
 
 def shell_power(volume: torch.Tensor) -> torch.Tensor:
@@ -41,11 +41,24 @@ def test_random_objects_are_as_large_as_asked_for():
 
 
 @pytest.fixture(scope="module")
-def features(simulation):
-    """Features (n, s) of some simulated images, by reason."""
-    poses = simulation.images.particles.poses
-    displacement = displacement_px(poses.shift_angstrom, simulation.images.pixel_size_angstrom).clamp(-2, 2)
-    return dict(zip(REASONS, simulation.features(poses.quaternion, displacement, 120), strict=True))
+def simulated(simulation):
+    """Features of some simulated images, with the noise of the set's good particles."""
+    particles = simulation.images.particles
+    good = np.flatnonzero(particles.table.strings("rlnCryoforumJunkKind") == "none")[::-1].copy()
+    poses = particles.poses[torch.from_numpy(good)]
+    return simulation.features(good, results_of(poses.quaternion, poses.shift_angstrom), 120), good
+
+
+@pytest.fixture(scope="module")
+def features(simulated):
+    """Features (n, s) by reason."""
+    return dict(zip(REASONS, simulated[0].of_kind, strict=True))
+
+
+def test_particles_know_which_of_the_matched_images_their_noise_is_from(simulated):
+    found, good = simulated
+    assert len(found.donor) == len(found.of_kind[0]) and 0 <= found.donor.min() and found.donor.max() < len(good)
+    assert len(set(found.donor.tolist())) > 10
 
 
 def medians(features, reason: str) -> dict[str, float]:
@@ -61,7 +74,7 @@ def test_each_kind_differs_from_particles_in_what_defines_it(features):
     particle = medians(features, "none")
     assert abs(particle["fit"]) < 1.5
     assert medians(features, "not-a-particle")["fit"] < particle["fit"] - 3
-    assert medians(features, "not-a-particle")["power_here"] < 0.5 * particle["power_here"]
-    assert medians(features, "off-centre")["power_elsewhere"] > medians(features, "off-centre")["power_here"]
-    assert medians(features, "overlapping-neighbour")["rest_elsewhere"] > particle["rest_elsewhere"] + 2
+    assert medians(features, "not-a-particle")["signal_to_noise"] < 0.6 * particle["signal_to_noise"]
+    assert medians(features, "off-centre")["rest_near"] > particle["rest_near"] + 2
+    assert medians(features, "overlapping-neighbour")["rest_near"] > particle["rest_near"] + 2
     assert medians(features, "another-object")["fit"] < particle["fit"] - 2

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import cryoforum_core as cf
-from cryoforum_core.geometry.bingham import isotropic_bingham
 from cryoforum_core.geometry.poses import displacement_px
 from cryoforum_core.geometry.rotations import angular_distance_rad, random_quaternions
 from cryoforum_core.imaging.fourier import ifft_image
@@ -17,28 +16,18 @@ from cryoforum_core.matching.matching_model import MatchingModel
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_preparation import ImagePreparation
 from cryoforum_core.particles.image_state import determine_image_state
-from cryoforum_core.results.pose_results import Match, MatchEvidence, PoseResults
 from cryoforum_core.uncertainty.simulated_images import ImageSource, particles_like
 from cryoforum_core.uncertainty.transplanted_images import TransplantedParticles
 
 from ..matching.conftest import blobs
 from .conftest import BOX, PIXEL, N
+from .matched_results import results_of
 
 
 def model_of(images):
     images_ft, ctf = images.transforms(np.arange(N))
     spectrum = noise_power_spectrum(ifft_image(images_ft), 0.45 * BOX)
     return MatchingModel.estimate(blobs(), images_ft, ctf, spectrum, torch.tensor([[0.0, 0, 0, 1]]), BOX / 2 - 1, 4.0)
-
-
-def results_of(quaternion, shift_angstrom, deviation_rad=1e-4, shift_deviation_angstrom=1e-4):
-    """As if matching had found these poses, with such errors."""
-    n = len(quaternion)
-    bingham = isotropic_bingham(quaternion.double(), torch.full((n,), 2 / deviation_rad ** 2, dtype=torch.float64))
-    evidence = MatchEvidence(np.ones((n, 1)), np.zeros((n, 1)), np.full((n, 3), deviation_rad),
-                             np.full((n, 2), shift_deviation_angstrom), quaternion.numpy(), contrast=np.ones(n, np.float32))
-    return PoseResults(np.arange(n), quaternion.numpy(), shift_angstrom.numpy(), bingham.numpy(),
-                       match=Match(np.zeros(n), evidence=evidence))
 
 
 @pytest.fixture(params=[("bright", "raw"), ("dark", "phase-flipped"), ("bright", "multiplied")], ids=" ".join)
