@@ -20,7 +20,7 @@ _ICE_B_FACTOR = 800.0
 # the molecule is about evenly dense at this resolution
 _DENSITY_RESOLUTION_ANGSTROM = 20.0
 # of white noise for 1 A^2, in A of molecule of its typical density in ice: fitted to beta-galactosidase
-_NOISE_DENSITY_ANGSTROM2 = 111.0
+_NOISE_DENSITY_ANGSTROM2 = 114.0
 # (excess of the power over that at 6 to 9 A, A at which it has fallen to a half, steepness) of the noise of micrographs
 _NOISE_EXCESS = ((0.42, 16.8, 6), (4.5, 345.0, 2))
 # of the minor state's end
