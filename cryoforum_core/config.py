@@ -83,8 +83,8 @@ class SimulateConfig(JobConfig):
     pixel_size_angstrom: PositiveFloat | None = None
     """Pixel size; by default that of the map, or one that makes an atomic model fill 70 % of the box."""
     snr: PositiveFloat | None = None
-    """Variance of the clean images (after CTF) over variance of the noise; inf for none. Default: 0.1 for clean; for session,
-    the signal and noise of real micrographs, whatever box and pixel size."""
+    """Variance of the clean images (after CTF) over variance of the noise; inf for none. Default: 0.1 for clean; for
+    session, the signal and noise of real micrographs, whatever box and pixel size."""
     ctf: Literal["box", "padded", "none"] | None = None
     """box: the CTF acts on the image's own grid, as in RELION's projections; padded: on a grid of twice the box, cropped
     afterwards, so that signal delocalised out of the box is lost; none: no CTF (1 everywhere). Default: box for clean,

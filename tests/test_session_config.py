@@ -19,8 +19,9 @@ def test_defaults_depend_on_the_scenario(tmp_path):
 
 
 def test_options_that_are_given_are_kept(tmp_path):
-    given = SimulateConfig(out=tmp_path, like="session", snr=0.3, ctf="box", junk_kinds=("ice",), preferred_view_fraction=0.0)
-    assert (given.snr, given.ctf, given.junk_kinds, given.preferred_view_fraction) == (0.3, "box", ("ice",), 0.0)
+    options = {"snr": 0.3, "ctf": "box", "junk_kinds": ("ice",), "preferred_view_fraction": 0.0}
+    given = SimulateConfig(out=tmp_path, like="session", **options)
+    assert {name: getattr(given, name) for name in options} == options
 
 
 @pytest.mark.parametrize("like", DEFAULTS_LIKE)
@@ -48,7 +49,8 @@ def test_flags_of_the_group_become_the_configuration():
 
 @pytest.mark.parametrize("arguments, problem", [
     (["--session.noise-spread", "-1"], "--session.noise-spread must be greater than or equal to 0; it is -1.0."),
-    (["--session.voltages-kv", "20"], "--session.voltages-kv must be one or more voltages from 50 to 1500 kV; it is (20.0,)."),
+    (["--session.voltages-kv", "20"],
+     "--session.voltages-kv must be one or more voltages from 50 to 1500 kV; it is (20.0,)."),
     (["--like", "session", "--noise", "coloured"],
      "--like session has noise of its own; give --session.noise-colour instead of --noise."),
     (["--like", "session", "--voltage-kv", "200"],

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torch.nn import functional
 
 from ..imaging.fourier import fft_image, fft_volume, ifft_image, ifft_volume, low_pass_volume, radius_px, volume_radius_px
 from .session_plan import SessionPlan

@@ -72,14 +72,15 @@ def _pictures(files: RunFiles, truth: ParticleTable | None) -> list[Picture]:
 
 
 def _images(files: RunFiles, truth: ParticleTable) -> Picture:
-    """A row of particles, and up to five images of each kind of junk; of a session also of neighbours and the minor state."""
+    """A row of particles, and up to five images of each kind of junk, in a session also of other groups."""
     kinds = truth.strings(JUNK_KIND_COLUMN) if truth.has(JUNK_KIND_COLUMN) else np.full(len(truth), "none")
     kinds = np.where(kinds == "none", "particle", kinds).astype(object)
     for name, there in (("minor state", truth.has(_STATE_COLUMN) and truth.integers(_STATE_COLUMN) > 1),
                         ("with neighbour", truth.has(_NEIGHBOUR_COLUMN) and truth.integers(_NEIGHBOUR_COLUMN) > 0)):
         kinds[(kinds == "particle") & there] = name
     names = ["particle", *sorted(set(kinds.tolist()) - {"particle"})]
-    rows = np.concatenate([np.flatnonzero(kinds == name)[:_PER_ROW // (1 if name == "particle" else 2)] for name in names])
+    shown = {name: _PER_ROW // (1 if name == "particle" else 2) for name in names}
+    rows = np.concatenate([np.flatnonzero(kinds == name)[:n] for name, n in shown.items()])
     with MrcStack(files.run.particle_images) as stack:
         images = stack.read(rows)
     titles = [str(kinds[row]) for row in rows]

@@ -54,7 +54,8 @@ def test_evaluation_has_errors_and_coverage_of_each_group(poses):
     first, second = compare_poses(estimated, known, symmetry_group("c1")).summary()["by_group"]
     assert (first["group"], first["n_compared"], first["error_bound_held"]) == ("class 1", 40, 1.0)
     assert (second["group"], second["n_compared"], second["error_bound_held"]) == ("class 2", 20, 0.0)
-    assert first["median_error_deg"] == pytest.approx(1, abs=0.02) and second["median_error_deg"] == pytest.approx(10, abs=0.02)
+    assert first["median_error_deg"] == pytest.approx(1, abs=0.02)
+    assert second["median_error_deg"] == pytest.approx(10, abs=0.02)
 
 
 def test_an_evaluation_without_groups_does_not_mention_any(poses):

@@ -23,8 +23,8 @@ FACTOR = 1.5
 
 def simulated(path, **options):
     """Images (n, B, B) and truth of a set of beta-galactosidase."""
-    run = simulate(SimulateConfig(out=path, like="session", device="cpu", **{"model": DEFAULT_OTHER_MODEL, "box_size_px": BOX,
-                                                                           "pixel_size_angstrom": PIXEL, **options}))
+    set_of = {"model": DEFAULT_OTHER_MODEL, "box_size_px": BOX, "pixel_size_angstrom": PIXEL, "device": "cpu"}
+    run = simulate(SimulateConfig(out=path, like="session", **set_of | options))
     return torch.from_numpy(mrcfile.read(run.path / "particles.mrcs").astype(np.float32)), ParticleTable.read(run.truth)
 
 
@@ -38,8 +38,8 @@ def power(images, low_angstrom, high_angstrom, box=BOX, pixel=PIXEL):
 @pytest.fixture(scope="module")
 def typical(tmp_path_factory):
     """Clean images of a default session, and noise images of micrographs of a typical noise level, (n, B, B) each."""
-    config = SimulateConfig(out=tmp_path_factory.mktemp("session"), like="session", n_particles=120, junk_fraction=0.0, seed=3,
-                            session={"noise_spread": 0.0})
+    config = SimulateConfig(out=tmp_path_factory.mktemp("session"), like="session", n_particles=120, junk_fraction=0.0,
+                            seed=3, session={"noise_spread": 0.0})
     molecule = load_molecule(DEFAULT_OTHER_MODEL, BOX, PIXEL, config.session.ice_density)
     plan = plan_simulation(config, BOX, PIXEL)
     minor = without_domain(molecule.volume, plan.session.domain_direction, config.session.domain)
@@ -64,8 +64,8 @@ def test_noise_has_the_spectrum_of_real_micrographs(typical, band):
 
 
 def test_signal_depends_neither_on_box_nor_on_pixel_size():
-    """Per area: a map of twice the pixel size, in another box, has the same power at the same frequency. The noise of variance
-    1 that it is scaled to has a tenth more of its own at low resolution there."""
+    """Per area: a map of twice the pixel size, in another box, has the same power at the same frequency. The noise of
+    variance 1 that it is scaled to has a tenth more of its own at low resolution there."""
     def signal(box, pixel):
         volume = load_molecule(DEFAULT_OTHER_MODEL, box, pixel, 0.65).volume
         image = real_scale(volume, pixel) * volume.sum(0)
