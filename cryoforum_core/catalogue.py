@@ -91,8 +91,12 @@ SIMULATED_JUNK = {kind.name: kind for kind in (
     SimulatedJunk("overlap", OVERLAP, "a second particle overlaps the first"),
     SimulatedJunk("other-molecule", OTHER_OBJECT, "a particle of another molecule"),
     SimulatedJunk("blank", NOT_A_PARTICLE, "constant image (all pixels equal)"),
+    SimulatedJunk("ice", NOT_A_PARTICLE, "ice contamination"),
+    SimulatedJunk("carbon-edge", NOT_A_PARTICLE, "edge of the carbon film"),
 )}
-JUNK_KINDS = tuple(SIMULATED_JUNK)
+# those of a simulated set by default: a clean one, and one like a microscope session
+JUNK_KINDS = ("noise", "off-centre", "overlap", "other-molecule", "blank")
+SESSION_JUNK_KINDS = ("noise", "overlap", "ice", "carbon-edge")
 
 
 # -- networks

@@ -5,6 +5,7 @@ converged, 130 interrupted. Nothing here imports torch before the arguments are 
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import shlex
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from . import __version__, config
 from .errors import InputError, Interrupted, NotConverged
@@ -97,21 +98,28 @@ class _Flags(dict):
 
 
 def _registry(model: type[config.JobConfig]) -> tyro.constructors.ConstructorRegistry:
-    """Flags for the fields of ``model``: those of the job first, those of all jobs last. Pydantic validates them later."""
+    """Flags for the fields of ``model``: those of the job first, those of all jobs last, then groups, ``--group.field``.
+    Pydantic validates them later."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.struct_rule
     def _(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
-        if info.type is not _Flags:
+        flags_of = model if info.type is _Flags else info.type
+        if not _is_group(flags_of):
             return None
-        names = [name for name in model.model_fields if name != "job"]
-        names.sort(key=lambda name: _rank(model, name))
-        return tyro.constructors.StructConstructorSpec(dict, tuple(_flag(model, name) for name in names))
+        names = [name for name in flags_of.model_fields if name != "job"]
+        names.sort(key=lambda name: _rank(flags_of, name))
+        return tyro.constructors.StructConstructorSpec(dict, tuple(_flag(flags_of, name) for name in names))
 
     return registry
 
 
-def _rank(model: type[config.JobConfig], name: str) -> int:
+def _is_group(annotation) -> bool:
+    """Whether a field, or the job itself, has options of its own."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _rank(model: type[BaseModel], name: str) -> int:
     if model.model_fields[name].is_required():
         return 0
     if name in config.JobConfig.model_fields:
@@ -119,8 +127,10 @@ def _rank(model: type[config.JobConfig], name: str) -> int:
     return 2 if name in config.ImageInputConfig.model_fields else 1
 
 
-def _flag(model: type[config.JobConfig], name: str) -> tyro.constructors.StructFieldSpec:
+def _flag(model: type[BaseModel], name: str) -> tyro.constructors.StructFieldSpec:
     field = model.model_fields[name]
+    if _is_group(field.annotation):
+        return tyro.constructors.StructFieldSpec(name, field.annotation, field.default, helptext=field.description)
     # pydantic removes the constraints from the annotation; they are checked when the model is created
     annotation, is_optional = _without_none(field.annotation)
     hints = {}
@@ -132,9 +142,11 @@ def _flag(model: type[config.JobConfig], name: str) -> tyro.constructors.StructF
         return tyro.constructors.StructFieldSpec(name, tyro.conf.Positional[field.annotation], tyro.MISSING,
                                                  helptext=" ".join(field.description.split()))
     metavar = {Path: "PATH", str: "TEXT", int: "INT", float: "NUMBER"}.get(annotation)
-    if is_optional and typing.get_origin(annotation) is typing.Literal:
+    if is_optional and typing.get_origin(annotation) in (typing.Literal, tuple):
         # leaving the flag out is how to choose nothing
-        metavar = "{" + ",".join(typing.get_args(annotation)) + "}"
+        is_list = typing.get_origin(annotation) is tuple
+        choices = "{" + ",".join(typing.get_args(typing.get_args(annotation)[0] if is_list else annotation)) + "}"
+        metavar = f"[{choices} ...]" if is_list else choices
     annotated = typing.Annotated[field.annotation, tyro.conf.arg(metavar=metavar, **hints)]
     default = tyro.MISSING if field.is_required() else field.default
     description = " ".join((field.description or "").split())
@@ -155,7 +167,8 @@ def _sentence(problem: dict) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return message[0].upper() + message[1:] + "."
-    flag = "--" + str(problem["loc"][0]).replace("_", "-")
+    # after the name there may be the place in a list
+    flag = "--" + ".".join(itertools.takewhile(lambda part: isinstance(part, str), problem["loc"])).replace("_", "-")
     rule = message.replace("Input should be", "must be")
     return f"{flag} {rule}; it is {problem['input']!r}."
 

@@ -10,8 +10,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from . import catalogue
+from .session_config import DEFAULTS_LIKE, SessionConfig
 
-JunkKind = Literal[*catalogue.JUNK_KINDS]
+JunkKind = Literal[*catalogue.SIMULATED_JUNK]
 JUNK_KINDS: tuple[JunkKind, ...] = catalogue.JUNK_KINDS
 
 JunkReason = Literal[*catalogue.JUNK_REASONS]
@@ -68,6 +69,11 @@ class SimulateConfig(JobConfig):
     """Simulates noisy particle images with known poses from a map or an atomic model."""
 
     job: Literal["simulate"] = "simulate"
+    like: Literal["clean", "session"] = "clean"
+    """clean: all particles alike, in noise of one spectrum; session: as microscope sessions make them, with differences
+    between micrographs and particles, neighbours, a minor state, ice contamination and more (--session.*)."""
+    session: SessionConfig = SessionConfig()
+    """With --like session:"""
     model: Path | None = None
     """Map (.mrc) or atomic model (.pdb, .cif, also .gz); without one, the 30S ribosome that comes with the package."""
     n_particles: PositiveInt = 1000
@@ -76,13 +82,15 @@ class SimulateConfig(JobConfig):
     """Box of the images, even; by default that of the map, or 64 for an atomic model."""
     pixel_size_angstrom: PositiveFloat | None = None
     """Pixel size; by default that of the map, or one that makes an atomic model fill 70 % of the box."""
-    snr: PositiveFloat = 0.1
-    """Variance of the clean images (after CTF) over variance of the noise; inf for none."""
-    ctf: Literal["box", "padded", "none"] = "box"
+    snr: PositiveFloat | None = None
+    """Variance of the clean images (after CTF) over variance of the noise; inf for none. Default: 0.1 for clean; for
+    session, the signal and noise of real micrographs, whatever box and pixel size."""
+    ctf: Literal["box", "padded", "none"] | None = None
     """box: the CTF acts on the image's own grid, as in RELION's projections; padded: on a grid of twice the box, cropped
-    afterwards, so that signal delocalised out of the box is lost; none: no CTF (1 everywhere)."""
+    afterwards, so that signal delocalised out of the box is lost; none: no CTF (1 everywhere). Default: box for clean,
+    padded for session."""
     noise: Literal["white", "coloured"] = "white"
-    """coloured: nine times the power at low resolution, as from ice and detector."""
+    """coloured: nine times the power at low resolution. Not for session, which has --session.noise-colour."""
     defocus_min_angstrom: float = 8000.0
     """Minimum mean defocus; underfocus is positive."""
     defocus_max_angstrom: float = 20000.0
@@ -90,25 +98,43 @@ class SimulateConfig(JobConfig):
     astigmatism_angstrom: Annotated[float, Field(ge=0)] = 300.0
     """Maximum difference between the two defocus values."""
     voltage_kv: PositiveFloat = 300.0
-    """Voltage of the microscope."""
+    """Voltage of the microscope. Not for session, which has --session.voltages-kv."""
     spherical_aberration_mm: Annotated[float, Field(ge=0)] = 2.7
     """Spherical aberration of the microscope."""
     amplitude_contrast: Fraction = 0.1
     """Fraction of amplitude contrast."""
     shift_rms_px: Annotated[float, Field(ge=0)] = 2.0
     """Standard deviation of the particle's shift along x and along y."""
-    junk_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction of junk images."""
-    junk_kinds: tuple[JunkKind, ...] = Field(
-        JUNK_KINDS, description=f"Kinds of junk, in equal shares. {catalogue.meanings(catalogue.SIMULATED_JUNK)}.")
+    junk_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Fraction of junk images. Default: 0 for clean, 0.1 for session."""
+    junk_kinds: tuple[JunkKind, ...] | None = Field(
+        None, description=f"Kinds of junk, in equal shares. {catalogue.meanings(catalogue.SIMULATED_JUNK)}. Default: for "
+                          f"clean {', '.join(JUNK_KINDS)}; for session {', '.join(catalogue.SESSION_JUNK_KINDS)}.")
     other_model: Path | None = None
     """Map or atomic model of the junk kind other-molecule; by default one that comes with the package."""
-    preferred_view_fraction: Fraction = 0.0
-    """Fraction of the particles within --preferred-view-width-deg of one viewing direction."""
+    preferred_view_fraction: Fraction | None = None
+    """Fraction of the particles within --preferred-view-width-deg of one viewing direction. Default: 0 for clean, 0.5 for
+    session."""
     preferred_view_width_deg: PositiveFloat = 20.0
     """Radius of the cap of preferred viewing directions."""
     symmetry: str = "c1"
     """Point group of the molecule, written to the summary; poses are drawn from all rotations."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults_of_the_scenario(cls, values: dict) -> dict:
+        given = {name: value for name, value in values.items() if value is not None}
+        return DEFAULTS_LIKE.get(given.get("like", "clean"), {}) | given
+
+    @model_validator(mode="after")
+    def _options_are_those_of_the_scenario(self):
+        if self.like == "clean" and self.session != SessionConfig():
+            raise ValueError("options --session.* need --like session")
+        if self.like == "session" and self.noise != "white":
+            raise ValueError("--like session has noise of its own; give --session.noise-colour instead of --noise")
+        if self.like == "session" and self.voltage_kv != SimulateConfig.model_fields["voltage_kv"].default:
+            raise ValueError("--like session has optics groups; give --session.voltages-kv instead of --voltage-kv")
+        return self
 
     @model_validator(mode="after")
     def _defocus_is_a_range(self):

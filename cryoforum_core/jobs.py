@@ -145,13 +145,16 @@ def simulate(config: SimulateConfig) -> RunDirectory:
     needs_other = config.junk_fraction > 0 and "other-molecule" in config.junk_kinds
     with _Inputs(config) as inputs:
         inputs.read(normalise_name, config.symmetry)
-        molecule = inputs.read(simulation.load_molecule, config.model, config.box_size_px, config.pixel_size_angstrom)
+        ice_density = config.session.ice_density if config.like == "session" else 0.0
+        molecule = inputs.read(simulation.load_molecule, config.model, config.box_size_px, config.pixel_size_angstrom,
+                               ice_density)
         other = None
         if needs_other and molecule is not None:
             other = inputs.read(simulation.load_molecule, config.other_model or simulation.DEFAULT_OTHER_MODEL,
-                                len(molecule.volume), molecule.pixel_size_angstrom)
+                                len(molecule.volume), molecule.pixel_size_angstrom, ice_density)
+    snr = "SNR of a session" if config.snr is None else f"SNR {config.snr:g}"
     purpose = (f"{config.n_particles} images of {len(molecule.volume)} px at {molecule.pixel_size_angstrom:g} A/px, "
-               f"SNR {config.snr:g}, {config.junk_fraction:.0%} junk")
+               f"{snr}, {config.junk_fraction:.0%} junk")
     return _perform(config, inputs.device, purpose,
                     lambda run: simulation.simulate(config, run, molecule, other, inputs.device))
 

@@ -86,7 +86,7 @@ def test_maps_are_compared_in_groups_of_ten():
     assert catalogue.MAP_PARTICLES.value == 10 * catalogue.MAP_GROUPS.value
 
 
-@pytest.mark.parametrize("name", [name for name in (*catalogue.REASONS, *catalogue.JUNK_KINDS) if "-" in name])
+@pytest.mark.parametrize("name", [name for name in (*catalogue.REASONS, *catalogue.SIMULATED_JUNK) if "-" in name])
 def test_a_kind_of_junk_is_named_in_few_files(name):
     """In the catalogue, and where its images are made."""
     files = files_with(name)
@@ -100,7 +100,7 @@ def test_the_layers_of_an_encoder_are_in_one_file(name):
 
 
 @pytest.mark.parametrize("model, field, names", [
-    ("SimulateConfig", "junk_kinds", catalogue.JUNK_KINDS), ("TrainConfig", "encoder", catalogue.ENCODERS),
+    ("SimulateConfig", "junk_kinds", catalogue.SIMULATED_JUNK), ("TrainConfig", "encoder", catalogue.ENCODERS),
     ("TrainConfig", "head", catalogue.HEADS), ("SelectConfig", "reasons", catalogue.CHOSEN_REASONS),
     ("SelectConfig", "measure", catalogue.MEASURES)])
 def test_the_command_line_shows_the_choices(model, field, names):

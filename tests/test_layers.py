@@ -10,7 +10,8 @@ ENGINE = ROOT / "cryoforum_core"
 PLUGIN = ROOT / "scipion-em-cryoforum" / "cryoforum"
 
 LAYERS = [
-    {"errors", "problems", "catalogue", "config", "run_directory", "saved_state", "mrc", "interruption", "progress"},
+    {"errors", "problems", "catalogue", "session_config", "config", "run_directory", "saved_state", "mrc", "interruption",
+     "progress"},
     {"geometry", "imaging"},
     {"particles", "model", "matching"},
     {"training", "results"},

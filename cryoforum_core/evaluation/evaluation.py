@@ -2,7 +2,7 @@
 Angstrom, FSC."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from ..particles.simulate import JUNK_KIND_COLUMN
 from ..particles.table import ParticleTable
 from ..problems import Problems
 from ..run_directory import RunDirectory, atomic_path
+from .groups import known_groups
 
 _MASK_RADIUS_BOXES = 0.45
 _PIXEL_SIZE_TOLERANCE = 0.01
@@ -44,12 +45,18 @@ class PoseErrors:
     alignment: FrameAlignment | None
     within_bound: dict[str, np.ndarray]
     """Key of the summary -> bool (N,): the error is within the bound of the estimated table."""
+    groups: dict[str, np.ndarray] = field(default_factory=dict)
+    """Name -> bool (N,): the particle belongs to this group of the known table."""
 
     def summary(self) -> dict:
-        """Figures without junk, and where there is junk those of all particles under ``with_junk``."""
+        """Figures without junk, those of each group under ``by_group``, and where there is junk those of all particles under
+        ``with_junk``."""
         good = torch.from_numpy(~self.is_junk)
         figures = self._figures(good) | {"n_compared": int(good.sum())}
         figures |= {name: float(within[~self.is_junk].mean()) for name, within in self.within_bound.items()}
+        if self.groups:
+            figures["by_group"] = [self._figures_of_group(name, ~self.is_junk & members)
+                                   for name, members in self.groups.items() if (~self.is_junk & members).any()]
         if self.is_junk.any():
             everything = torch.ones_like(good)
             figures["with_junk"] = self._figures(everything) | {"n_compared": len(good)}
@@ -58,6 +65,13 @@ class PoseErrors:
             figures["frame_translation_angstrom"] = self.alignment.translation_angstrom.tolist()
             figures["is_mirrored"] = self.alignment.is_mirrored
         return figures
+
+    def _figures_of_group(self, name: str, rows: np.ndarray) -> dict:
+        """Number of particles, median errors and, with bounds, their coverage."""
+        here = torch.from_numpy(rows)
+        return {"group": name, "n_compared": int(rows.sum()), "median_error_deg": float(self.error_deg[here].median()),
+                "median_shift_error_angstrom": float(self.shift_error_angstrom[here].median())} | {
+            key: float(within[rows].mean()) for key, within in self.within_bound.items()}
 
     def _figures(self, rows: Tensor) -> dict:
         return error_summary(self.error_deg[rows]) | {
@@ -158,7 +172,7 @@ def compare_poses(estimated: ParticleTable, known: ParticleTable, group: Tensor,
     within = {name: error.numpy() <= estimated.floats(column) for name, column, error in (
         ("error_bound_held", "rlnCryoforumErrorBound", error_deg),
         ("shift_error_bound_held", "rlnCryoforumShiftErrorBound", shift_error)) if estimated.has(column)}
-    return PoseErrors(particle, error_deg, shift_error, is_junk, alignment, within)
+    return PoseErrors(particle, error_deg, shift_error, is_junk, alignment, within, known_groups(known, rows))
 
 
 def join_rows(table: ParticleTable, known: ParticleTable) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
-"""Simulated particle images with known poses, and with junk of five kinds.
+"""Simulated particle images with known poses, and with junk of several kinds.
 
 An image is the projection of the map, displaced, times the CTF, plus noise of variance 1; the map is scaled so that
 the variance of all pixels of the clean images (after CTF, junk not counted) is the signal-to-noise ratio. ``map.mrc``
-has that scale: the sum over z of the map is the image.
+has that scale: the sum over z of the map is the image. ``session_images.py`` says what images of a session have besides.
 """
 
 import math
@@ -27,6 +27,7 @@ from ..mrc import StackWriter, read_map, write_map
 from ..progress import Progress
 from ..run_directory import RunDirectory
 from .atomic_model import default_pixel_size_angstrom, is_atomic_model, potential_map, read_atomic_model
+from .session_images import SessionBackground, envelope, in_ice, real_scale, without_domain
 from .simulation_plan import SimulationPlan, plan_simulation
 from .table import ParticleTable
 
@@ -43,6 +44,14 @@ DEFAULT_BOX_SIZE_PX = 64
 STACK_NAME = "particles.mrcs"
 # of truth.star
 JUNK_KIND_COLUMN = "rlnCryoforumJunkKind"
+# of truth.star of a session; the state is RELION's class
+STATE_COLUMN = "rlnClassNumber"
+NEIGHBOUR_COLUMN = "rlnCryoforumNeighbour"
+NOISE_LEVEL_COLUMN = "rlnCryoforumNoiseLevel"
+# the map of the minor state of a session
+MINOR_STATE_NAME = "map_minor_state.mrc"
+# kinds of junk without any particle, but for a neighbour
+WITHOUT_PARTICLE = ("noise", "blank", "ice", "carbon-edge")
 
 # some megabytes in memory at once, whatever the box
 _PIXELS_PER_BATCH = 2**20
@@ -66,12 +75,14 @@ class Molecule:
     pixel_size_angstrom: float
 
 
-def load_molecule(path: Path | None, box_size_px: int | None, pixel_size_angstrom: float | None) -> Molecule:
+def load_molecule(path: Path | None, box_size_px: int | None, pixel_size_angstrom: float | None, ice_density: float = 0.0
+                  ) -> Molecule:
     """The map of a file (map or atomic model) in the box and at the pixel size asked for.
 
     Without ``path`` it is the molecule that comes with the package; without box or pixel size they are the map's own,
     for an atomic model 64 px and a pixel size at which it fills 70 % of the box. A map is resampled where its own box
-    or pixel size differs. Raises InputError where the file cannot be read or the box is odd.
+    or pixel size differs. ``ice_density``: of the ice that an atomic model displaces, relative to the molecule's.
+    Raises InputError where the file cannot be read or the box is odd.
     """
     path = DEFAULT_MODEL if path is None else path
     if box_size_px is not None and box_size_px % 2:
@@ -80,7 +91,8 @@ def load_molecule(path: Path | None, box_size_px: int | None, pixel_size_angstro
         model = read_atomic_model(path)
         box_size_px = box_size_px or DEFAULT_BOX_SIZE_PX
         pixel_size_angstrom = pixel_size_angstrom or default_pixel_size_angstrom(model, box_size_px)
-        return Molecule(potential_map(model, box_size_px, pixel_size_angstrom), pixel_size_angstrom)
+        volume = potential_map(model, box_size_px, pixel_size_angstrom)
+        return Molecule(in_ice(volume, pixel_size_angstrom, ice_density) if ice_density else volume, pixel_size_angstrom)
     array, own_pixel_size = read_map(path)
     pixel_size_angstrom = pixel_size_angstrom or own_pixel_size
     box_size_px = box_size_px or 2 * round(len(array) * own_pixel_size / pixel_size_angstrom / 2)
@@ -91,33 +103,44 @@ def load_molecule(path: Path | None, box_size_px: int | None, pixel_size_angstro
 class ImageMaker:
     """Clean images of a plan: projections, displaced, times the CTF. ``scale`` multiplies the molecule.
 
-    ``ctf``: where the CTF acts, as ``SimulateConfig.ctf`` says.
+    ``ctf``: where the CTF acts, as ``SimulateConfig.ctf`` says. ``minor``: map of the minor state of a session.
     """
 
     def __init__(self, molecule: Molecule, plan: SimulationPlan, other: Molecule | None = None,
-                 device: torch.device | str = "cpu", ctf: Literal["box", "padded", "none"] = "box"):
+                 device: torch.device | str = "cpu", ctf: Literal["box", "padded", "none"] = "box",
+                 minor: Float[Tensor, "d d d"] | None = None):
         self.ctf = ctf
         self.plan, self.device, self.scale = plan, device, 1.0
         self.pixel_size_angstrom = molecule.pixel_size_angstrom
         self.box_size_px = len(molecule.volume)
         self._molecule = FourierVolume.from_real(molecule.volume.to(device))
         self._other = None if other is None else FourierVolume.from_real(_as_strong_as(molecule, other).to(device))
+        self._minor = None if minor is None else FourierVolume.from_real(minor.to(device))
 
     def clean(self, rows: Int[np.ndarray, " k"]) -> Float[Tensor, "k b b"]:
         """Images of the 0-based ``rows`` of the plan, on the device."""
-        kind = self.plan.junk_kind[rows]
+        kind, session = self.plan.junk_kind[rows], self.plan.session
         images_ft = self._displaced(self._molecule, self.plan.poses[rows], is_far=kind == "off-centre")
-        for name, replacement in (("other-molecule", self._other), ("noise", None), ("blank", None)):
-            some = torch.from_numpy(np.flatnonzero(kind == name)).to(self.device)
+        for here, replacement in ((self._is_minor(rows), self._minor), (kind == "other-molecule", self._other),
+                                  (np.isin(kind, WITHOUT_PARTICLE), None)):
+            some = torch.from_numpy(np.flatnonzero(here)).to(self.device)
             if len(some):
                 images_ft[some] = 0 if replacement is None else self._displaced(
-                    replacement, self.plan.poses[rows[kind == name]], is_far=np.zeros(len(some), dtype=bool))
+                    replacement, self.plan.poses[rows[here]], is_far=kind[here] == "off-centre")
         both = kind == "overlap"
+        if session is not None:
+            both |= session.has_neighbour[rows]
         if both.any():
             rows_of_both = torch.from_numpy(np.flatnonzero(both)).to(self.device)
             images_ft[rows_of_both] += self._displaced(self._molecule, self.plan.companion[rows[both]],
                                                        is_far=np.ones(both.sum(), dtype=bool))
+        if session is not None:
+            images_ft *= envelope(session, rows, self.box_size_px, self.pixel_size_angstrom).to(self.device)
         return self.scale * self._seen_through_ctf(images_ft, self.plan.ctf[rows].to(self.device))
+
+    def _is_minor(self, rows: np.ndarray) -> np.ndarray:
+        """Which of ``rows`` show the minor state (k,)."""
+        return np.zeros(len(rows), dtype=bool) if self._minor is None else self.plan.session.is_minor[rows]
 
     def _seen_through_ctf(self, images_ft: Tensor, ctf: CTFParameters) -> Tensor:
         """Images (k, B, B) from transforms without CTF."""
@@ -170,11 +193,21 @@ def simulate(config: SimulateConfig, run: RunDirectory, molecule: Molecule, othe
     ``other``: the molecule of the junk kind other-molecule, needed where the configuration asks for that kind.
     """
     plan = plan_simulation(config, len(molecule.volume), molecule.pixel_size_angstrom)
-    maker = ImageMaker(molecule, plan, other, device, config.ctf)
-    has_noise = math.isfinite(config.snr)
-    maker.scale = math.sqrt((config.snr if has_noise else 1.0) / _clean_variance(maker))
+    minor = None
+    if plan.session is not None and plan.session.is_minor.any():
+        minor = without_domain(molecule.volume, plan.session.domain_direction, config.session.domain)
+    maker = ImageMaker(molecule, plan, other, device, config.ctf, minor)
+    has_noise = config.snr is None or math.isfinite(config.snr)
+    clean_variance = _clean_variance(maker)
+    maker.scale = (real_scale(molecule.volume, molecule.pixel_size_angstrom) if config.snr is None
+                   else math.sqrt((config.snr if has_noise else 1.0) / clean_variance))
     write_map(run.map, maker.scale * molecule.volume.numpy(), molecule.pixel_size_angstrom)
-    signal_variance = _write_stack(config, run.path / STACK_NAME, maker, has_noise)
+    if minor is not None:
+        write_map(run.path / MINOR_STATE_NAME, maker.scale * minor.numpy(), molecule.pixel_size_angstrom)
+    background = None if plan.session is None else SessionBackground(
+        plan.session, plan.junk_kind, molecule.pixel_size_angstrom, maker.scale * math.sqrt(clean_variance),
+        config.session.gradient, has_noise)
+    signal_variance = _write_stack(config, run.path / STACK_NAME, maker, has_noise, background)
     columns, optics = particle_columns(config, plan, maker.box_size_px, maker.pixel_size_angstrom)
     ParticleTable.from_columns(columns, optics).write(run.particles)
     ParticleTable.from_columns(columns | truth_columns(plan), optics).write(run.truth)
@@ -182,7 +215,17 @@ def simulate(config: SimulateConfig, run: RunDirectory, molecule: Molecule, othe
     return {"n_particles": len(plan), "box_size_px": maker.box_size_px,
             "pixel_size_angstrom": maker.pixel_size_angstrom, "snr": signal_variance if has_noise else None,
             "n_junk": int(plan.is_junk.sum()), "junk": dict(zip(kinds.tolist(), counts.tolist(), strict=True)),
-            "symmetry": config.symmetry}
+            "symmetry": config.symmetry} | _session_counts(plan)
+
+
+def _session_counts(plan: SimulationPlan) -> dict:
+    """Entries of the summary for a set like a session."""
+    if plan.session is None:
+        return {}
+    good = ~plan.is_junk
+    return {"n_micrographs": len(np.unique(plan.session.micrograph)),
+            "n_minor_state": int((plan.session.is_minor & good).sum()),
+            "n_with_neighbour": int((plan.session.has_neighbour & good).sum())}
 
 
 def _batches(n: int, box_size_px: int) -> list[np.ndarray]:
@@ -216,7 +259,8 @@ class _Moments:
         return self._squares / self._n - (self._sum / self._n) ** 2
 
 
-def _write_stack(config: SimulateConfig, path: Path, maker: ImageMaker, has_noise: bool) -> float:
+def _write_stack(config: SimulateConfig, path: Path, maker: ImageMaker, has_noise: bool,
+                 background: SessionBackground | None) -> float:
     """Makes and writes all images; returns the variance of the clean ones that are no junk."""
     plan, box = maker.plan, maker.box_size_px
     generator = torch.Generator().manual_seed(plan.noise_seed)
@@ -226,7 +270,9 @@ def _write_stack(config: SimulateConfig, path: Path, maker: ImageMaker, has_nois
         for rows in _batches(len(plan), box):
             images = maker.clean(rows).cpu()
             moments.add(images[torch.from_numpy(~plan.is_junk[rows])])
-            if has_noise:
+            if background is not None:
+                images = background.added_to(images, rows, generator)
+            elif has_noise:
                 images += noise_images(len(rows), box, config.noise == "coloured", generator)
             blank = torch.from_numpy(plan.junk_kind[rows] == "blank")
             images[blank] = images[blank][:, :1, :1]  # one grey value, a different one for each
@@ -246,31 +292,40 @@ def particle_columns(config: SimulateConfig, plan: SimulationPlan, box_size_px: 
     # a CTF without effect, as RELION's columns say it
     aberration_mm, contrast = (0.0, 1.0) if config.ctf == "none" else (config.spherical_aberration_mm,
                                                                      config.amplitude_contrast)
+    micrograph, group, voltages_kv = number // _PARTICLES_PER_MICROGRAPH, np.ones(n, dtype=int), [config.voltage_kv]
+    if plan.session is not None:
+        micrograph, group, voltages_kv = plan.session.micrograph, plan.session.optics_group, config.session.voltages_kv
     columns = {
         "rlnImageName": [f"{i + 1:06d}@{STACK_NAME}" for i in number],
         "rlnParticleId": number + 1,
-        "rlnMicrographName": [f"simulated/micrograph_{i // _PARTICLES_PER_MICROGRAPH + 1:04d}.mrc" for i in number],
+        "rlnMicrographName": [f"simulated/micrograph_{m + 1:04d}.mrc" for m in micrograph],
         "rlnCoordinateX": coordinates[0], "rlnCoordinateY": coordinates[1],
-        "rlnOpticsGroup": np.ones(n, dtype=int),
+        "rlnOpticsGroup": group,
         "rlnRandomSubset": number % 2 + 1,
         "rlnDefocusU": plan.ctf.defocus_u_angstrom.double().numpy(),
         "rlnDefocusV": plan.ctf.defocus_v_angstrom.double().numpy(),
         "rlnDefocusAngle": plan.ctf.defocus_angle_deg.double().numpy(),
         "rlnPhaseShift": plan.ctf.phase_shift_deg.double().numpy(),
     }
-    optics = {
-        "rlnOpticsGroupName": ["opticsGroup1"], "rlnOpticsGroup": [1], "rlnVoltage": [config.voltage_kv],
-        "rlnSphericalAberration": [aberration_mm], "rlnAmplitudeContrast": [contrast],
-        "rlnImagePixelSize": [pixel_size_angstrom], "rlnImageSize": [box_size_px], "rlnImageDimensionality": [2],
-    }
+    groups = range(1, len(voltages_kv) + 1)
+    alike = {"rlnSphericalAberration": aberration_mm, "rlnAmplitudeContrast": contrast,
+             "rlnImagePixelSize": pixel_size_angstrom, "rlnImageSize": box_size_px, "rlnImageDimensionality": 2}
+    optics = {"rlnOpticsGroupName": [f"opticsGroup{g}" for g in groups], "rlnOpticsGroup": list(groups),
+              "rlnVoltage": list(voltages_kv)} | {name: [value for _ in groups] for name, value in alike.items()}
     return columns, optics
 
 
 def truth_columns(plan: SimulationPlan) -> dict:
-    """The columns that truth.star has beyond particles.star: poses, and the kind of junk or ``none``."""
+    """The columns that truth.star has beyond particles.star: poses, the kind of junk or ``none``, and what is known of the
+    particles of a session, by RELION's names where it has some."""
     euler_deg, origin_angstrom = plan.poses.euler_deg().double().numpy(), plan.poses.shift_angstrom.double().numpy()
     return {
         "rlnAngleRot": euler_deg[:, 0], "rlnAngleTilt": euler_deg[:, 1], "rlnAnglePsi": euler_deg[:, 2],
         "rlnOriginXAngst": origin_angstrom[:, 0], "rlnOriginYAngst": origin_angstrom[:, 1],
         JUNK_KIND_COLUMN: plan.junk_kind,
-    }
+    } | ({} if plan.session is None else {
+        STATE_COLUMN: plan.session.state, NEIGHBOUR_COLUMN: plan.session.has_neighbour.astype(int),
+        NOISE_LEVEL_COLUMN: plan.session.noise_level.double().numpy(),
+        "rlnCtfBfactor": plan.session.b_factor.double().numpy(),
+        "rlnCtfScalefactor": plan.session.contrast.double().numpy(),
+    })

@@ -1,7 +1,7 @@
 """What a simulated set will show, decided before any image is made: poses, CTFs, which particles are junk."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from ..config import JunkKind, SimulateConfig
 from ..geometry.poses import Poses, shift_angstrom
 from ..geometry.rotations import random_quaternions, relion_euler_to_quaternion
 from ..imaging.ctf import CTFParameters
+from .session_plan import NEIGHBOUR_BOXES, SessionPlan, plan_session, session_ctf
 
 # range of distances of an off-centre particle from the image's centre, in boxes: partly outside, but not all of it
 OFF_CENTRE_BOXES = (0.27, 0.45)
@@ -24,7 +25,8 @@ class SimulationPlan:
     """Row i describes image i. ``junk_kind`` holds ``none`` or a kind of junk.
 
     ``poses`` of the kinds noise, blank and other-molecule mean nothing for the molecule.
-    ``companion`` is the second particle of the kind overlap; its shift is as large as the kind says.
+    ``companion`` is the second particle of the kind overlap, or a neighbour in a session; its shift is as large as the kind
+    says. ``session``: what differs between micrographs and particles; None for a clean set.
     """
 
     poses: Poses
@@ -32,6 +34,7 @@ class SimulationPlan:
     ctf: CTFParameters
     junk_kind: Shaped[np.ndarray, " n"]
     noise_seed: int
+    session: SessionPlan | None = None
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -51,11 +54,23 @@ def plan_simulation(config: SimulateConfig, box_size_px: int, pixel_size_angstro
     off_centre = torch.from_numpy(junk_kind == "off-centre")[:, None]
     displacement_px = torch.where(off_centre, _draw_ring(n, OFF_CENTRE_BOXES, generator) * box_size_px, displacement_px)
     companion_px = _draw_ring(n, OVERLAP_BOXES, generator) * box_size_px
-    return SimulationPlan(
-        poses=Poses(quaternion, shift_angstrom(displacement_px, pixel_size_angstrom)),
-        companion=Poses(random_quaternions(n, generator), shift_angstrom(companion_px, pixel_size_angstrom)),
+    companion = Poses(random_quaternions(n, generator), shift_angstrom(companion_px, pixel_size_angstrom))
+    plan = SimulationPlan(
+        poses=Poses(quaternion, shift_angstrom(displacement_px, pixel_size_angstrom)), companion=companion,
         ctf=_draw_ctf(config, generator), junk_kind=junk_kind,
         noise_seed=int(torch.randint(2**62, (), generator=generator)))
+    return plan if config.like == "clean" else _like_session(config, plan, box_size_px * pixel_size_angstrom, generator)
+
+
+def _like_session(config: SimulateConfig, plan: SimulationPlan, box_angstrom: float, generator: torch.Generator
+                  ) -> SimulationPlan:
+    """The plan with CTFs by micrograph, neighbours and all else of a session, drawn last: a clean set of the same seed has
+    the same poses, but for preferred views."""
+    session = plan_session(config, plan.junk_kind, generator)
+    neighbour = -box_angstrom * _draw_ring(len(plan), NEIGHBOUR_BOXES, generator)
+    shift = torch.where(torch.from_numpy(session.has_neighbour)[:, None], neighbour, plan.companion.shift_angstrom)
+    return replace(plan, session=session, companion=Poses(plan.companion.quaternion, shift),
+                   ctf=plan.ctf if config.ctf == "none" else session_ctf(config, session, generator))
 
 
 def _draw_junk(n: int, fraction: float, kinds: tuple[JunkKind, ...], generator: torch.Generator) -> np.ndarray:

@@ -5,7 +5,7 @@ import numpy as np
 from . import plots
 from .error_plots import error_histogram, expected_against_true, shift_error_histogram
 from .map_page import fsc_picture
-from .page import Assessment, Page, Picture, degrees, level_of, percent, significant
+from .page import Assessment, Page, Picture, Table, degrees, level_of, percent, significant
 from .run_files import RunFiles, column
 
 # a median error of 3 degrees moves a detail 100 A from the axis by 5 A
@@ -27,7 +27,20 @@ def evaluation_page(files: RunFiles) -> Page:
              "median shift error": f"{significant(summary['median_shift_error_angstrom'])} Å"}
     if summary.get("resolution_angstrom"):
         facts["resolution against the known map"] = f"{significant(summary['resolution_angstrom'])} Å"
-    return Page("Evaluation against known poses", _assessment(summary), (), facts, tuple(_pictures(files)))
+    return Page("Evaluation against known poses", _assessment(summary), (), facts, tuple(_pictures(files)), _tables(summary))
+
+
+def _tables(summary: dict) -> tuple[Table, ...]:
+    """Errors and coverage of each group of the known particles, where it has groups."""
+    groups = summary.get("by_group", ())
+    if not groups:
+        return ()
+    measures = {"median_error_deg": ("median error", degrees), "error_bound_held": ("empirical coverage", percent)}
+    measures = {key: measure for key, measure in measures.items() if key in groups[0]}
+    rows = tuple((group["group"], f"{group['n_compared']:,}", *(text(group[key]) for key, (_, text) in measures.items()))
+                 for group in groups)
+    return (Table("By group", "Groups by the columns of the known particles. Bounds should hold for about the same fraction "
+                  "of every group.", ("group", "particles", *(name for name, _ in measures.values())), rows),)
 
 
 def _assessment(summary: dict) -> Assessment:

@@ -21,6 +21,9 @@ LABELS = {
     "snr": "signal-to-noise ratio",
     "n_junk": "junk images",
     "junk": "junk",
+    "n_micrographs": "micrographs",
+    "n_minor_state": "particles in the minor state",
+    "n_with_neighbour": "particles with a neighbour in the box",
     # train
     "validation_source": "validation images",
     "validation_loss": "validation loss",
@@ -94,6 +97,8 @@ LABELS = {
     "median_shift_error_angstrom": "median shift error (Å)",
     "n_compared": "particles compared",
     "with_junk": "all images, junk included",
+    "by_group": "by group",
+    "group": "group",
     "frame_quaternion": "rotation onto the frame of the known poses (quaternion x, y, z, w)",
     "frame_translation_angstrom": "translation onto the frame of the known poses (Å)",
     "is_mirrored": "mirrored onto the known poses",

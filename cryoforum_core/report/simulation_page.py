@@ -7,13 +7,15 @@ from ..particles.table import ParticleTable
 from . import plots
 from .map_page import map_picture
 from .page import Assessment, NextStep, Page, Picture, beside, command, percent, significant
-from .run_files import JUNK_KIND_COLUMN, RunFiles, angles_deg, defocus_um
+from .run_files import JUNK_KIND_COLUMN, RunFiles, angles_deg, column, defocus_um
 from .viewing_directions import view_density
 
 # at the width of the page, more would be too small to see the particle
 _PER_ROW = 10
 # smoothing of noisy images in figures: enough to see the particle, too little to blur its outline
 _DISPLAY_SIGMA_PX = 1.0
+# of truth.star of a set like a session, as particles.simulate calls them
+_NEIGHBOUR_COLUMN, _STATE_COLUMN, _NOISE_LEVEL_COLUMN = "rlnCryoforumNeighbour", "rlnClassNumber", "rlnCryoforumNoiseLevel"
 
 
 def simulation_page(files: RunFiles) -> Page:
@@ -27,6 +29,11 @@ def simulation_page(files: RunFiles) -> Page:
     sentences = [f"{n:,} images of {summary['box_size_px']} px were simulated; {files.run.truth.name} has their true poses."]
     if n_junk:
         sentences.append(f"{n_junk:,} of them are junk of {len(summary.get('junk', {}))} kinds.")
+    if "n_micrographs" in summary:
+        facts["micrographs"] = f"{summary['n_micrographs']:,}"
+        sentences.append(f"They come from {summary['n_micrographs']:,} micrographs with different noise, B factors and "
+                         f"defocus; {summary['n_minor_state']:,} particles are in a minor state, which lacks a domain, and "
+                         f"{summary['n_with_neighbour']:,} have a neighbour in the box.")
     return Page("Simulated particles", Assessment("good", tuple(sentences)), _next_steps(files), facts,
                 tuple(_pictures(files, truth)))
 
@@ -56,16 +63,26 @@ def _pictures(files: RunFiles, truth: ParticleTable | None) -> list[Picture]:
     if defocus is not None:
         pictures.append(Picture("Defocus", "Spread uniformly over the requested range.",
                                 plots.histogram({"particles": defocus}, "mean defocus (µm)")))
+    noise_level = column(truth, _NOISE_LEVEL_COLUMN)
+    if noise_level is not None:
+        pictures.append(Picture("Noise levels", "Of the micrographs, relative to a typical one. The background of each image "
+                                "is normalised, so that particles of noisy micrographs have less contrast.",
+                                plots.histogram({"particles": noise_level}, "noise level")))
     return pictures
 
 
 def _images(files: RunFiles, truth: ParticleTable) -> Picture:
-    """A row of particles, and up to five images of each kind of junk."""
+    """A row of particles, and up to five images of each kind of junk, in a session also of other groups."""
     kinds = truth.strings(JUNK_KIND_COLUMN) if truth.has(JUNK_KIND_COLUMN) else np.full(len(truth), "none")
-    names = ["none", *sorted(set(kinds.tolist()) - {"none"})]
-    rows = np.concatenate([np.flatnonzero(kinds == name)[:_PER_ROW // (1 if name == "none" else 2)] for name in names])
+    kinds = np.where(kinds == "none", "particle", kinds).astype(object)
+    for name, there in (("minor state", truth.has(_STATE_COLUMN) and truth.integers(_STATE_COLUMN) > 1),
+                        ("with neighbour", truth.has(_NEIGHBOUR_COLUMN) and truth.integers(_NEIGHBOUR_COLUMN) > 0)):
+        kinds[(kinds == "particle") & there] = name
+    names = ["particle", *sorted(set(kinds.tolist()) - {"particle"})]
+    shown = {name: _PER_ROW // (1 if name == "particle" else 2) for name in names}
+    rows = np.concatenate([np.flatnonzero(kinds == name)[:n] for name, n in shown.items()])
     with MrcStack(files.run.particle_images) as stack:
         images = stack.read(rows)
-    titles = ["particle" if kinds[row] == "none" else str(kinds[row]) for row in rows]
-    return Picture("Images", "Slightly smoothed. Particles come first, then each kind of junk.",
+    titles = [str(kinds[row]) for row in rows]
+    return Picture("Images", "Slightly smoothed. Particles come first, then each kind of junk, and other groups.",
                    plots.image_grid(plots.low_passed(images, _DISPLAY_SIGMA_PX), titles, _PER_ROW), wide=True)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from cryoforum_core.catalogue import SESSION_JUNK_KINDS
 from cryoforum_core.config import JUNK_KINDS, SimulateConfig
 from cryoforum_core.errors import InputError
 from cryoforum_core.geometry.rotations import quaternion_to_matrix
@@ -229,6 +230,58 @@ def test_preferred_viewing_directions_lie_around_one_direction(tmp_path):
 
     assert in_cap(0.0) < 0.03
     assert in_cap(0.7) == pytest.approx(0.7 + 0.3 * 0.017, abs=0.04)
+
+
+def test_a_session_is_a_complete_particle_set_with_its_truth(tmp_path, molecule):
+    """Two optics groups, micrographs, a map of each state; truth.star has what particles.star must not tell."""
+    run, summary = run_simulation(tmp_path / "run", molecule, n_particles=300, like="session", session={"micrographs": 10})
+    particles, truth = load_particles(run.particles), ParticleTable.read(run.truth)
+    assert particles.poses is None and sorted(set(particles.ctf.voltage_kv.tolist())) == [200.0, 300.0]
+    known = {"rlnCryoforumJunkKind", "rlnClassNumber", "rlnCryoforumNeighbour", "rlnCryoforumNoiseLevel", "rlnCtfBfactor",
+             "rlnCtfScalefactor"}
+    assert known <= set(truth.names) and not known & set(particles.table.names)
+    assert len(set(particles.table.strings("rlnMicrographName").tolist())) == summary["n_micrographs"] == 10
+    good = truth.strings("rlnCryoforumJunkKind") == "none"
+    assert summary["n_junk"] == 30 and set(summary["junk"]) == set(SESSION_JUNK_KINDS)
+    assert (truth.integers("rlnClassNumber")[good] == 2).sum() == summary["n_minor_state"] > 50
+    assert (truth.integers("rlnCryoforumNeighbour")[good] == 1).sum() == summary["n_with_neighbour"] > 30
+    whole, minor = mrcfile.read(run.map), mrcfile.read(run.path / "map_minor_state.mrc")
+    # 12 % of the density, and of the soft edges of these blobs somewhat more
+    assert minor.sum() == pytest.approx(0.86 * whole.sum(), rel=0.03)
+
+
+def test_images_of_the_minor_state_are_those_of_its_map(tmp_path, molecule):
+    run, _ = run_simulation(tmp_path / "run", molecule, n_particles=60, like="session", snr=float("inf"), ctf="none",
+                            junk_fraction=0.0, session={"gradient": 0, "neighbours": 0, "domain": 0.3})
+    truth = load_particles(run.truth, require_poses=True)
+    phase = shift_phase(-truth.poses.shift_angstrom / PIXEL, BOX)
+
+    def correlation(name):
+        volume = FourierVolume.from_real(torch.from_numpy(mrcfile.read(run.path / name)))
+        expected = ifft_image(volume.project(truth.poses.quaternion) * phase).numpy()
+        return np.array([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(images_of(run), expected, strict=True)])
+
+    is_minor = truth.table.integers("rlnClassNumber") == 2
+    assert 0 < is_minor.sum() < 60
+    assert np.array_equal(correlation("map_minor_state.mrc") > correlation("map.mrc"), is_minor)
+
+
+def test_relion_reads_b_factor_and_contrast_from_the_truth(tmp_path, molecule):
+    """Images without noise are RELION's projections with the columns of truth.star: same amplitude and fall-off."""
+    run, _ = run_simulation(tmp_path / "run", molecule, n_particles=20, like="session", snr=float("inf"), ctf="box",
+                            junk_fraction=0.0, session={"gradient": 0, "neighbours": 0, "minor_state": 0,
+                                                        "b_factor_max": 800, "voltages_kv": (300.0,)})
+    subprocess.run(["relion_project", "--i", "map.mrc", "--o", "relion", "--ang", "truth.star", "--angpix", str(PIXEL),
+                    "--ctf", "--pad", "2"], cwd=run.path, check=True, capture_output=True)
+    theirs, ours = mrcfile.read(run.path / "relion.mrcs"), images_of(run)
+    assert min(np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(ours, theirs, strict=True)) > 0.995
+    assert (ours * theirs).sum((1, 2)) / (theirs * theirs).sum((1, 2)) == pytest.approx(np.ones(20), abs=0.02)
+
+
+def test_a_clean_set_tells_nothing_of_a_session(tmp_path, molecule):
+    run, summary = run_simulation(tmp_path / "run", molecule, n_particles=20)
+    assert not {"rlnClassNumber", "rlnCtfBfactor"} & set(ParticleTable.read(run.truth).names)
+    assert "n_micrographs" not in summary and not (run.path / "map_minor_state.mrc").exists()
 
 
 def write_map(path, size, pixel):

@@ -33,3 +33,13 @@ def test_the_cumulative_distribution_ends_at_1_and_leaves_junk_out(runs):
     pictures = {picture.title: picture for picture in evaluation_page(RunFiles(runs["evaluate"])).pictures}
     line = pictures["Cumulative distribution of the errors"].figure.axes[0].lines[0]
     assert line.get_ydata()[-1] == pytest.approx(1.0) and (np.diff(line.get_ydata()) > 0).all()
+
+
+def test_groups_of_the_known_particles_are_a_table(runs):
+    files = RunFiles(runs["evaluate"])
+    assert not evaluation_page(files).tables
+    group = {"n_compared": 1200, "median_error_deg": 1.5, "median_shift_error_angstrom": 1.0, "error_bound_held": 0.875}
+    files.summary = files.summary | {"by_group": [{"group": "class 1", **group}, {"group": "class 2", **group}]}
+    table, = evaluation_page(files).tables
+    assert table.header == ("group", "particles", "median error", "empirical coverage")
+    assert table.rows[1] == ("class 2", "1,200", "1.50°", "88 %")
