@@ -2,11 +2,10 @@
 
 import math
 
-import numpy as np
-
 from ..imaging.resolution import resolution_angstrom
 from ..reconstruction.reconstruct import HalfMaps
 from ..training.loop import LoopResult
+from ..uncertainty.calibration import error_figures
 from .convergence import EndToEndAssessment, HybridAssessment, gained_radius_px
 from .end_to_end.setup import EndToEndSetup
 from .plan import AbInitioPlan
@@ -27,8 +26,7 @@ def hybrid_summary(plan: AbInitioPlan, found: SearchOutcome, refined: RefinedHal
     return {"converged": converged, "converged_reason": reason, "resolution_angstrom": resolution,
             "method": "hybrid", "symmetry": plan.symmetry, "hand": found.hand,
             "n_particles": len(plan.particles), "half_sets": refined.source,
-            "median_expected_error_deg": float(np.median(final.results.errors.expected_error_deg)),
-            "seeds": found.starts, "seeds_agreement_deg": found.agreement_deg,
+            **error_figures(final.results), "seeds": found.starts, "seeds_agreement_deg": found.agreement_deg,
             "held_out_structure": found.structure, "held_out_structure_error": found.structure_error,
             "symmetry_score": found.symmetry_score, "sampled_fraction": final.pair.sampled_fraction,
             "explained_fraction": explained if math.isfinite(explained) else None,

@@ -31,7 +31,7 @@ from ..results.pose_results import PoseResults
 from ..results.write import write_gallery, write_results
 from ..run_directory import RunDirectory
 from ..selection.measures import MEASURES
-from ..uncertainty.calibration import Calibration, calibrate, simulated_calibration, with_errors
+from ..uncertainty.calibration import Calibration, calibrate, error_figures, simulated_calibration, with_errors
 from ..uncertainty.simulated_images import ImageSource
 from .applicability import Applicability, assess, assess_poses
 from .match_results import match_results
@@ -107,8 +107,7 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
         write_gallery(run.gallery, setup.images, matcher.model, results)
     searched = 0.0 if results.match is None else float(results.match.searched.mean())
     return {"n_particles": len(particles), "images_per_second": done / max(seconds, 1e-9),
-            "median_expected_error_deg": float(np.median(results.errors.expected_error_deg)),
-            **applicable.summary(), **_match_figures(results), "model_applies_doubts": list(setup.mismatches),
+            **error_figures(results), **applicable.summary(), **_match_figures(results), "model_applies_doubts": list(setup.mismatches),
             "refinement": config.refinement, "symmetry": setup.symmetry, "searched_fraction": searched, "seconds": seconds,
             **(calibration.summary() if calibration is not None else {})}
 

@@ -12,6 +12,7 @@ from ..catalogue import NOT_A_PARTICLE, OFF_CENTRE, OTHER_OBJECT, OVERLAP
 from ..geometry.rotations import random_quaternions
 from ..imaging.fourier import fft_volume, ifft_volume, with_shell_power
 from ..imaging.projection import FourierVolume
+from ..matching.contrast import with_own_contrast
 from ..matching.matcher import Matcher
 from ..matching.matching_model import MatchingModel
 from ..particles.image_preparation import ImagePreparation
@@ -119,7 +120,7 @@ class JunkSimulation:
             images = self.model.images(*prepared.transforms(some))
             start = known.quaternion[some][:, None], known.displacement_px[some][:, None]
             poses = self.model.refine_from(images, *start) if has_right_pose else self.matcher.search(images)
-            poses, contrast = self.matcher.with_own_contrast(images, poses)
+            poses, contrast = with_own_contrast(images, self.model, poses, self.matcher.contrast_deviation)
             found.append(self.power_map.features(images, poses[:, 0], contrast)[0].cpu().numpy())
         return np.concatenate(found)
 

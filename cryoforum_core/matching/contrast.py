@@ -8,6 +8,7 @@ higher.
 import math
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -54,6 +55,16 @@ def contrast_of_each(images: WhitenedImages, model: MatchingModel, poses: Refine
     value, variance = contrast_from_poses(images, *predicted_at_refined(images, model.volume, poses))
     prior = deviation ** 2
     return ((value * prior + variance) / (prior + variance)).clamp_min(MIN_CONTRAST)
+
+
+def with_own_contrast(images: WhitenedImages, model: MatchingModel, poses: RefinedPoses, deviation: float
+                      ) -> tuple[RefinedPoses, Float[Tensor, " n"]]:
+    """Hypotheses (n, K, ...), best first, refined with each image's own contrast, which is returned, too: an image of low
+    contrast determines its pose less well than the set's mean says. Where the set has one contrast, nothing changes."""
+    if not differs(deviation):
+        return poses, torch.ones_like(poses.score[:, 0])
+    contrast = contrast_of_each(images, model, poses[:, 0], deviation)
+    return model.refine_to_the_end(images.with_contrast(contrast), poses), contrast
 
 
 def without_contrast_in_noise(images: WhitenedImages, model: MatchingModel, poses: RefinedPoses, deviation: float

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from ..geometry.bingham import sample_bingham
-from .contrast import Contrast, contrast_of_each, differs, without_contrast_in_noise
+from .contrast import Contrast, differs, with_own_contrast, without_contrast_in_noise
 from .exhaustive_search import (
     FINE_SEARCH_RADIUS_PX,
     FINE_SEARCH_STEP_DEG,
@@ -199,7 +199,7 @@ class Matcher:
             poses, quality = self._search(images, poses, quality, poor, fine=False)
             searched |= poor
             poses, quality = self._search(images, poses, quality, self._needs_fine_search(quality), fine=True)
-        return self._matches(images, poses, quality, searched)
+        return _matches(images, self.model, self.contrast_deviation, poses, quality, searched)
 
     def is_particle(self, fit: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Whether matches of that quality (n,) are those of particles, compared with good ones of the sample: bool (n,)."""
@@ -212,20 +212,7 @@ class Matcher:
         quality = match_quality(images, self.model, poses[:, 0])
         poses, quality = self._search(images, poses, quality, self._needs_fine_search(quality), fine=True)
         searched = torch.ones(len(images), dtype=torch.bool, device=images.transfer.device)
-        return self._matches(images, poses, quality, searched)
-
-    def with_own_contrast(self, images: WhitenedImages, poses: RefinedPoses) -> tuple[RefinedPoses, Float[Tensor, " n"]]:
-        """Hypotheses (n, K, ...), best first, refined with each image's own contrast, which is returned, too: an image of low
-        contrast determines its pose less well than the set's mean says."""
-        if not differs(self.contrast_deviation):
-            return poses, torch.ones_like(poses.score[:, 0])
-        contrast = contrast_of_each(images, self.model, poses[:, 0], self.contrast_deviation)
-        return self.model.refine_to_the_end(images.with_contrast(contrast), poses), contrast
-
-    def _matches(self, images: WhitenedImages, poses: RefinedPoses, quality: MatchQuality, searched: Tensor) -> Matches:
-        poses, contrast = self.with_own_contrast(images, poses)
-        split = split_error_rad(images.with_contrast(contrast), self.model, poses[:, 0])
-        return Matches(poses, quality, searched, contrast, split)
+        return _matches(images, self.model, self.contrast_deviation, poses, quality, searched)
 
     def _needs_fine_search(self, quality: MatchQuality) -> Tensor:
         return quality.fit < self.median_fit + FINE_SEARCH_BELOW_DEVIATIONS * self.fit_deviation
@@ -239,6 +226,13 @@ class Matcher:
         found = self._grid(fine).search(images[rows], n_hypotheses, keep=KEPT_HYPOTHESES)
         poses = _replace_rows(poses, rows, _merge(poses[rows], found))
         return poses, match_quality(images, self.model, poses[:, 0])
+
+
+def _matches(images: WhitenedImages, model: MatchingModel, contrast_deviation: float, poses: RefinedPoses,
+             quality: MatchQuality, searched: Tensor) -> Matches:
+    poses, contrast = with_own_contrast(images, model, poses, contrast_deviation)
+    split = split_error_rad(images.with_contrast(contrast), model, poses[:, 0])
+    return Matches(poses, quality, searched, contrast, split)
 
 
 def _merge(first: RefinedPoses, second: RefinedPoses) -> RefinedPoses:

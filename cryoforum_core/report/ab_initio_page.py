@@ -26,7 +26,7 @@ from .page import (
     significant,
     with_angstrom_sign,
 )
-from .prediction_page import missing_directions, pose_pictures
+from .prediction_page import missing_directions, observed_error, pose_pictures
 from .reasons import junk_label_tables
 from .run_files import RunFiles, angles_deg
 from .training_page import training_curves
@@ -104,6 +104,8 @@ def _assessment(summary: dict, results: PoseResults | None, density: np.ndarray 
     sentences = [f"The run converged; its half maps agree to {resolution} Å (FSC 0.143)."]
     if near_nyquist:
         sentences.append("This is close to the Nyquist limit; images with a smaller pixel size may resolve more.")
+    if (agreement := observed_error(summary)) is not None:
+        sentences.append(agreement)
     warnings = list(_warnings(summary, results, density, shells))
     if not warnings:
         sentences.append("Check that the map shows the features your molecule must have, then take the steps below.")

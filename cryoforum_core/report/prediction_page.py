@@ -32,6 +32,8 @@ GOOD_BELOW_DEG = 4.0
 USEFUL_BELOW_DEG = 12.0
 # far above the errors of well-determined orientations (a rule of thumb, not measured)
 UNCERTAIN_ABOVE_DEG = 20.0
+# expected errors hold misassigned poses as well, and observed ones do not: below, nothing can be said
+OBSERVED_FAR_ABOVE = 1.25
 # part of the sphere that may lack particles: a cone of 26 degrees about one direction
 _UNEVEN_ABOVE = 0.05
 # fewer particles leave gaps by chance
@@ -95,6 +97,8 @@ def _assessment(files: RunFiles, results: PoseResults, density: np.ndarray | Non
         nominal, empirical = (percent(files.summary[f"error_bound_{name}"]) for name in ("coverage", "held"))
         sentences.append(f"The true error is within the error bound (nominal coverage {nominal}, median {bound}) for "
                          f"{empirical} of {files.summary['calibration_source']}.")
+    if (agreement := observed_error(files.summary)) is not None:
+        sentences.append(agreement)
     uncertain = float(np.mean(expected > UNCERTAIN_ABOVE_DEG))
     if uncertain:
         sentences.append(f"{percent(uncertain)} have an expected error above {UNCERTAIN_ABOVE_DEG:g}°: junk, or particles "
@@ -110,6 +114,18 @@ def _assessment(files: RunFiles, results: PoseResults, density: np.ndarray | Non
         level = "caution" if level == "good" else level
         sentences.append(missing)
     return Assessment(level, tuple(sentences))
+
+
+def observed_error(summary: dict) -> str | None:
+    """A sentence about expected and observed errors; None where none were observed."""
+    if summary.get("particles_observed_error_deg") is None:
+        return None
+    expected, observed = (summary[f"particles_{name}_error_deg"] for name in ("expected", "observed"))
+    sentence = (f"Without junk, the median expected error is {degrees(expected)}; orientations from two halves of each "
+                f"image's Fourier pixels show an error of {degrees(observed)}.")
+    if observed > OBSERVED_FAR_ABOVE * expected:
+        sentence += " The expected errors are too small: the map may lack something that the particles have."
+    return sentence
 
 
 def missing_directions(density: Float[np.ndarray, "latitudes longitudes"] | None, n_particles: int) -> str | None:

@@ -44,6 +44,8 @@ LABELS = {
     # predict
     "images_per_second": "speed (images/s)",
     "median_expected_error_deg": "median expected error (degrees)",
+    "particles_expected_error_deg": "median expected error without junk (degrees)",
+    "particles_observed_error_deg": "error observed between two halves of the frequencies (degrees)",
     "refinement": "refinement",
     "searched_fraction": "fraction of particles searched over all orientations",
     "model_applies": "network and map fit the particles",

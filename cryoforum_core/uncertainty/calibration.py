@@ -61,6 +61,8 @@ WELL_MATCHED_CONTRAST = 0.4
 MIN_MEAN_TRUST = 0.95
 # fewer different ones are no sample of a set's noise
 MIN_WELL_MATCHED = 100
+# of Maxwell's distribution: expected errors are means, and the median of split errors is not moved by wrong poses
+MEAN_OVER_MEDIAN = 1.596 / 1.538
 # below this many values a population has no robust standard deviation
 MIN_POPULATION = 8
 
@@ -213,6 +215,22 @@ def evidence_of(results: PoseResults) -> Evidence:
     fit = torch.from_numpy(standardised(results.match.fit, better_is_higher=True))
     angle = torch.zeros(n) if found.network_angle_rad is None else torch.from_numpy(found.network_angle_rad)
     return Evidence(posterior, fit, angle, torch.from_numpy(found.shift_deviation_angstrom))
+
+
+def error_figures(results: PoseResults) -> dict[str, float]:
+    """For ``summary.json``: the median expected error, and, after matching, that of the particles alone beside the error that
+    the two halves of their frequencies show (``matching.split_frequencies``), in degrees."""
+    expected = results.errors.expected_error_deg
+    figures = {"median_expected_error_deg": float(np.median(expected))}
+    found = results.evidence
+    if found is None or found.split_error_rad is None:
+        return figures
+    is_particle = np.ones(len(results), bool) if results.junk is None else results.junk.particle_probability >= 0.5
+    if is_particle.sum() < MIN_POPULATION:
+        return figures
+    observed = MEAN_OVER_MEDIAN * np.rad2deg(np.median(found.split_error_rad[is_particle]))
+    return figures | {"particles_expected_error_deg": float(np.median(expected[is_particle])),
+                      "particles_observed_error_deg": float(observed)}
 
 
 def _scales(results: PoseResults) -> Float[Tensor, " n"]:

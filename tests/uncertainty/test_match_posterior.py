@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from cryoforum_core.geometry.bingham import sample_bingham
@@ -15,6 +16,7 @@ from cryoforum_core.matching.refine import RefinedPoses
 from cryoforum_core.uncertainty.match_posterior import (
     bingham_from_information,
     local_deviation_of_bingham,
+    local_scale,
     match_posterior,
     misassignment_probability,
     rotation_information,
@@ -88,3 +90,36 @@ def test_the_misassignment_probability_grows_where_the_fit_is_poor():
     chance = misassignment_probability(torch.tensor([3.0, 0.0, -3.0, -4.5, -9.0]))
     assert chance[0] < 1e-3 and chance[1] == chance[0] and chance[3] == 0.5 and chance[4] > 0.999
     assert (chance.diff() >= 0).all()
+
+
+def test_particles_whose_halves_disagree_get_a_larger_error_and_the_others_a_smaller_one():
+    """Every fifth particle has three times the stated error; its split error alone tells."""
+    generator = torch.Generator().manual_seed(2)
+    n = 4000
+    stated = torch.full((n, 3), 0.02)
+    true = stated * torch.where(torch.arange(n) % 5 == 0, 3.0, 1.0)[:, None]
+    split, error = (true * torch.randn(2, n, 3, generator=generator)).norm(dim=-1)
+    scale = local_scale(split, stated)
+    worse = torch.arange(n) % 5 == 0
+    assert scale[worse].median() > 1.5 * scale[~worse].median()
+    bound = {}
+    for name, deviation in (("stated", stated.norm(dim=1)), ("scaled", stated.norm(dim=1) * scale)):
+        limit = (error / deviation).quantile(0.9) * deviation
+        bound[name] = (error[worse] <= limit[worse]).double().mean()
+    assert bound["stated"] < 0.6 and bound["scaled"] > bound["stated"] + 0.1
+
+
+def test_a_set_whose_halves_agree_as_stated_keeps_its_errors():
+    generator = torch.Generator().manual_seed(3)
+    stated = 0.01 + 0.02 * torch.rand(3000, 1, generator=generator).expand(-1, 3)
+    split = (stated * torch.randn(3000, 3, generator=generator)).norm(dim=-1)
+    assert local_scale(split, stated).median() == pytest.approx(1.0, abs=0.06)
+    # errors that are all twice as large as stated are found to be so
+    assert local_scale(2 * split, stated).median() == pytest.approx(2.0, abs=0.12)
+
+
+def test_a_lost_half_does_not_give_an_endless_error():
+    stated = torch.full((50, 3), 0.02)
+    split = torch.full((50,), 0.03)
+    split[0] = 3.0
+    assert local_scale(split, stated)[0] < 10

@@ -183,12 +183,16 @@ class CryoForumBase:
 
     @staticmethod
     def _boundLines(summary):
-        """ Nominal and empirical coverage of the error bounds. """
-        if summary.get('error_bound_coverage') is None:
-            return []
-        return ['Error bounds: nominal coverage %.3g %% of the particles; empirical coverage on %s: *%.3g %%*.'
-                % (100 * summary['error_bound_coverage'], summary['calibration_source'],
-                   100 * summary['error_bound_held'])]
+        """ Nominal and empirical coverage of the error bounds, and the error that the images themselves show. """
+        lines = []
+        if summary.get('particles_observed_error_deg') is not None:
+            lines.append("Without junk: expected *%.2f°*, observed between two halves of the images' frequencies *%.2f°*."
+                         % (summary['particles_expected_error_deg'], summary['particles_observed_error_deg']))
+        if summary.get('error_bound_coverage') is not None:
+            lines.append('Error bounds: nominal coverage %.3g %% of the particles; empirical coverage on %s: *%.3g %%*.'
+                         % (100 * summary['error_bound_coverage'], summary['calibration_source'],
+                            100 * summary['error_bound_held']))
+        return lines
 
     def _unfinishedLines(self, what):
         """ For the summary of a run without output; what: its subject and verb, "The map is". """
