@@ -2,6 +2,7 @@
 the start."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,7 @@ from ..particles.image_preparation import ImagePreparation
 from ..progress import Progress
 from ..saved_state import load_state, save_state
 from .background import background_spectrum
+from .explained_fraction import signal_is_measurable
 
 logger = logging.getLogger("cryoforum")
 
@@ -93,6 +95,14 @@ class SearchImages:
                                                     spectrum, last_radius_px) for parts in (seen, held_out)),
                    small.pixel_size_angstrom)
 
+    @property
+    def signal_is_measurable(self) -> bool:
+        """Whether the background of the images says how much signal they hold after the first radius of a search in c1."""
+        shell = self.seen.radius.round().long()
+        count = torch.bincount(shell).to(self.seen.radius)
+        excess = torch.zeros_like(count).index_add_(0, shell, self.seen.data.abs().square().mean(0) - 1)
+        return signal_is_measurable(excess / count.clamp_min(1), count, int(FIRST_RADIUS_PX))
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -112,6 +122,10 @@ class SearchResult:
     first_radius_px: float = FIRST_RADIUS_PX
     is_symmetrised: bool = False
     """Whether the map had the point group from the start"""
+
+    def with_measurable_signal(self, images: SearchImages) -> "SearchResult":
+        """``explained_fraction`` NaN where the images do not say what there is to explain."""
+        return self if images.signal_is_measurable else replace(self, explained_fraction=math.nan)
 
     @property
     def found_structure(self) -> bool:
@@ -152,7 +166,7 @@ def run_search(images: SearchImages, settings: StochasticSettings, seed: int, st
             if search.step_number % SAVE_EVERY_STEPS == 0:
                 save_state(state_path, search.state_dict())
     result = assess(images, search.volume(), settings, seed)
-    return replace(result, is_symmetrised=group is not None and len(group) > 1)
+    return result if group is None else replace(result, is_symmetrised=True).with_measurable_signal(images)
 
 
 def assess(images: SearchImages, volume: Float[Tensor, "b b b"], settings: StochasticSettings, seed: int

@@ -5,6 +5,7 @@ held-out images, or lacks the symmetry: near-spherical molecules are not found i
 """
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -29,13 +30,15 @@ from ..random_starts import (
     run_search,
     search_settings,
 )
-from ..symmetry_choice import IMPOSED, SymmetryChoice, choose, suffices, symmetrised
+from ..symmetry_choice import IMPOSED, SymmetryChoice, choose, known, suffices, symmetrised
 from .store import StageStore
 
 logger = logging.getLogger("cryoforum")
 
 # further starts, where the first ones found nothing
 MAX_STARTS = 4
+# of the steps of a search in c1: an image at all its equivalent poses tells more of the map, and a step takes twice the time
+STEPS_UNDER_SYMMETRY = 0.5
 # finest frequency of the map from which both half sets start, where the group was imposed from the start: coarser shells may
 # hold no orientations
 COMMON_RADIUS_UNDER_SYMMETRY_PX = 12.0
@@ -89,28 +92,31 @@ class _Starts:
     def run(self, most: int, group: Float[Tensor, "g 4"] | None = None, n_before: int = 0) -> list[SearchResult]:
         """At least as many starts as were asked for, and up to ``most`` until one is settled; ``n_before`` were made."""
         config, results = self.plan.config, []
-        while _needs_another(results, config.seeds, most):
+        # under a group at least one from each first radius
+        n_wanted = config.seeds if group is None else max(config.seeds, len(FIRST_RADII_UNDER_SYMMETRY_PX))
+        while _needs_another(results, n_wanted, most):
             number = n_before + len(results)
             seed = config.seed + number
-            settings = self.settings(FIRST_RADIUS_PX if group is None else
-                                     FIRST_RADII_UNDER_SYMMETRY_PX[len(results) % len(FIRST_RADII_UNDER_SYMMETRY_PX)])
+            settings = self.settings() if group is None else self.settings(
+                FIRST_RADII_UNDER_SYMMETRY_PX[len(results) % len(FIRST_RADII_UNDER_SYMMETRY_PX)], STEPS_UNDER_SYMMETRY)
             show = partial(_show, self.live, self.images, settings.steps, seed, number, n_before + config.seeds)
             results.append(run_search(self.images, settings, seed, self.store.path(f"search_{seed}_state"),
                                       self.store.is_resuming, show, group))
             _log(results[-1])
         return results
 
-    def settings(self, first_radius_px: float) -> StochasticSettings:
+    def settings(self, first_radius_px: float = FIRST_RADIUS_PX, of_the_steps: float = 1.0) -> StochasticSettings:
         box = self.plan.particles.box_size_px
-        return search_settings(self.images, self.plan.config.search_steps, self.plan.mask_radius_px / box,
-                               self.plan.max_displacement_px / box, first_radius_px)
+        return search_settings(self.images, math.ceil(of_the_steps * self.plan.config.search_steps),
+                               self.plan.mask_radius_px / box, self.plan.max_displacement_px / box, first_radius_px)
 
 
 def _log(result: SearchResult) -> None:
     logger.info("start %d%s: held-out log-evidence %.2f nats per image, %.2f +- %.2f more than that of a spherical map; "
-                "%.0f %% of the fine details explained", result.seed,
+                "%s of the fine details explained", result.seed,
                 " with the symmetry from the start" if result.is_symmetrised else "", result.score, result.structure,
-                result.structure_error, 100 * result.explained_fraction)
+                result.structure_error, "unknown part" if math.isnan(result.explained_fraction) else
+                f"{100 * result.explained_fraction:.0f} %")
 
 
 def _with_group(plan: AbInitioPlan, starts: _Starts, in_c1: list[SearchResult], found: SearchOutcome) -> SearchOutcome:
@@ -123,10 +129,10 @@ def _with_group(plan: AbInitioPlan, starts: _Starts, in_c1: list[SearchResult], 
     finer = replace(starts, images=SearchImages.prepare(
         plan.images, plan.config.seed, min(LAST_RADIUS_UNDER_SYMMETRY_PX, plan.max_radius_px)))
     symmetric = finer.run(MAX_STARTS, plan.group, len(in_c1))
-    settings = finer.settings(FIRST_RADIUS_PX)
+    settings = finer.settings()
     imposed = symmetrised(found.volume, plan.group) if score >= NO_SYMMETRY_BELOW else None
     best_symmetric = max(symmetric, key=lambda result: result.score)
-    choice = choose(score, assess(finer.images, best.volume, settings, best.seed),
+    choice = choose(score, assess(finer.images, best.volume, settings, best.seed).with_measurable_signal(starts.images),
                     None if imposed is None else assess(finer.images, imposed, settings, best.seed), best_symmetric)
     logger.info(choice.sentence())
     if not choice.is_from_the_start:
@@ -159,7 +165,7 @@ def _outcome(plan: AbInitioPlan, results: list[SearchResult]) -> SearchOutcome:
 def _rows(results: list[SearchResult], chosen: SearchResult | None, angles: dict[int, float]) -> list[dict]:
     """Of the summary's table of starts; ``angles`` (degrees) to the chosen start, None where there is none."""
     return [{"seed": result.seed, "score": result.score, "structure": result.structure,
-             "explained": result.explained_fraction,
+             "explained": known(result.explained_fraction),
              "angle_to_best_deg": 0.0 if result is chosen else angles.get(result.seed),
              "chosen": result is chosen, **({"symmetry_from_the_start": True} if result.is_symmetrised else {})}
             for result in results]
