@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from ..catalogue import STARTS_AGREE_DEG
 from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW
 from .half_map_pair import HalfMapPair
+from .half_sets import COMMON_RADIUS_PX
 from .plan import AbInitioPlan
 from .stages.search import SearchOutcome
 
 logger = logging.getLogger("cryoforum")
 
 # ---- the hybrid method
-# the common start of both half sets knows nothing beyond this radius, in cycles per box: agreement there is their own
-COMMON_RADIUS_PX = 8.0
 # half maps must agree so many shells beyond the common start
 MIN_SHELLS_GAINED = 1.5
 # part of the Fourier voxels that the viewing directions must reach: half of them need directions up to 30 degrees from one;
@@ -77,7 +76,7 @@ class HybridAssessment:
 
     @property
     def _common_angstrom(self) -> float:
-        return self.extent_angstrom / COMMON_RADIUS_PX
+        return self.extent_angstrom / self.search.common_radius_px
 
     def _problems(self) -> list[str]:
         search, problems = self.search, []
@@ -104,14 +103,14 @@ class HybridAssessment:
         return problems
 
 
-def gained_radius_px(plan: AbInitioPlan) -> float:
+def gained_radius_px(plan: AbInitioPlan, common_radius_px: float = COMMON_RADIUS_PX) -> float:
     """Resolution, in cycles per box, that half maps must reach to have found more than their common start."""
-    return min(COMMON_RADIUS_PX + MIN_SHELLS_GAINED, plan.max_radius_px - 1)
+    return min(common_radius_px + MIN_SHELLS_GAINED, plan.max_radius_px - 1)
 
 
 def left_out(plan: AbInitioPlan, search: SearchOutcome, pair: HalfMapPair) -> frozenset[str]:
     """The stages that the user skips; where there is nothing to refine, network and final matching, too."""
-    if search.found_structure or pair.resolution_radius_px >= gained_radius_px(plan):
+    if search.found_structure or pair.resolution_radius_px >= gained_radius_px(plan, search.common_radius_px):
         return frozenset(plan.config.skip)
     logger.warning("Neither images that the search had not seen nor the half maps show a structure: the network and "
                    "the final matching are skipped.")

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..geometry.pose_hypotheses import PoseHypotheses
@@ -29,7 +30,8 @@ def explained_fraction(half_sets: HalfSets, refinement: Refinement, first_radius
 
     Half maps that started from one wrong map agree in what they made of it, far beyond the start, but hardly explain
     an image there: 0.1 to 0.4, where right maps reach 0.8 and more (``docs/decisions/0042-wrong-maps.md``). What ice,
-    neighbours and junk hold lowers both parts.
+    neighbours and junk hold lowers both parts. With a point group also NaN where the background holds so much of its own,
+    such as neighbours, that the images' signal is lost in it (``signal_is_measurable``).
     """
     pair = refinement.pair
     shells = torch.arange(len(pair.fsc), device=pair.fsc.device)
@@ -38,16 +40,31 @@ def explained_fraction(half_sets: HalfSets, refinement: Refinement, first_radius
     first = int(first_radius_px)
     if last <= first:
         return math.nan
-    found, signal = _explained_shells(half_sets, refinement.poses, pair, last)
+    found, signal, count = _explained_shells(half_sets, refinement.poses, pair, last)
+    if len(half_sets.group) > 1 and not signal_is_measurable(signal / count.clamp_min(1), count, first):
+        return math.nan
     signal = signal * pair.fsc[:last + 1].clamp_min(0).to(signal)
     parts = [float(found[some].sum() / signal[some].sum()) if signal[some].sum() > 0 else math.nan
              for some in (slice(_FIRST_SHELL, first + 1), slice(first + 1, last + 1))]
     return parts[1] / parts[0] if parts[0] > 0 else math.nan
 
 
-def _explained_shells(half_sets: HalfSets, poses: PoseHypotheses, pair: HalfMapPair, last: int) -> tuple[Tensor, Tensor]:
-    """Power that the other half's map explains, and power beyond noise, in each shell (last + 1,)."""
-    found, signal = (torch.zeros(last + 1, device=half_sets.device) for _ in range(2))
+def signal_is_measurable(excess: Float[Tensor, " shells"], count: Float[Tensor, " shells"], first_shell: int) -> bool:
+    """Whether the power of images beyond the noise of their background says how much signal there is after ``first_shell``.
+
+    ``excess``: mean power of whitened images in each shell, less 1, of ``count`` values. Where neighbours reach into the
+    background, it holds more power than the images themselves in the shells of the neighbours' Thon rings and of their
+    shape; the excess beyond must be larger than that error. The lowest shells, which the background's mask blurs, do not count.
+    """
+    upper = slice(first_shell + 1, None)
+    shortfall = float((-excess[first_shell // 2:]).clamp_min(0).max())
+    return float((excess * count)[upper].sum()) > shortfall * float(count[upper].sum())
+
+
+def _explained_shells(half_sets: HalfSets, poses: PoseHypotheses, pair: HalfMapPair, last: int
+                      ) -> tuple[Tensor, Tensor, Tensor]:
+    """Power that the other half's map explains, power beyond noise, and number of values, in each shell (last + 1,)."""
+    found, signal, count = (torch.zeros(last + 1, device=half_sets.device) for _ in range(3))
     # the background's noise, not that of the last round, which holds what no map explained
     spectrum = half_sets.background_spectrum
     for half in (1, 2):
@@ -60,4 +77,5 @@ def _explained_shells(half_sets: HalfSets, poses: PoseHypotheses, pair: HalfMapP
             shell = some.radius.round().long().clamp_max(last)
             found.index_add_(0, shell, explained_power(some, model).sum(0))
             signal.index_add_(0, shell, (some.data.abs().square() - 1).sum(0))
-    return found, signal
+            count.index_add_(0, shell, torch.full_like(some.radius, len(some)))
+    return found, signal, count

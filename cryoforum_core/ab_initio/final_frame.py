@@ -11,7 +11,7 @@ from ..geometry.rotations import compose, inverse
 from ..imaging.fourier import resize_volume
 from ..imaging.map_alignment import HALF_TURN_Z, align_to_reference
 from ..imaging.symmetry_frame import NO_SYMMETRY_BELOW, symmetry_frame
-from ..imaging.volume_frame import centre_of_mass_px, mirror_volume, move_volume
+from ..imaging.volume_frame import centre_of_mass_px, mirror_volume, move_volume, rotate_volume
 
 logger = logging.getLogger("cryoforum")
 
@@ -65,3 +65,15 @@ def into_final_frame(volume: Float[Tensor, "b b b"], group: Float[Tensor, "g 4"]
     elif hand_reference is None:
         volume = move_volume(volume, rotation, -centre_of_mass_px(volume, mask_radius_px))
     return FramedMap(volume, score, hand, rotation)
+
+
+def with_hand_of_reference(volume: Float[Tensor, "b b b"], hand_reference: Float[Tensor, "B B B"] | None, max_radius_px: float
+                           ) -> tuple[Float[Tensor, "b b b"], str]:
+    """A map on its symmetry's axes, inverted through its centre where the reference has the other hand, and what is known of
+    the hand: the inversion leaves all rotation axes where they are."""
+    if hand_reference is None:
+        return volume, UNDETERMINED
+    found = align_to_reference(volume, resize_volume(hand_reference.to(volume.device), len(volume)), max_radius_px)
+    if found.is_mirrored:
+        volume = rotate_volume(mirror_volume(volume), volume.new_tensor(HALF_TURN_Z))
+    return volume, AS_REFERENCE

@@ -15,6 +15,8 @@ from ..matching.whitened_images import WhitenedImages
 from ..particles.image_preparation import ImagePreparation
 from .half_map_pair import HalfMapPair, matching_model, resized_spectrum
 
+# the common start of both half sets knows nothing beyond this radius, in cycles per box: agreement there is their own
+COMMON_RADIUS_PX = 8.0
 # what is matched at once: more images take memory and save no time
 BATCH_IMAGES = 256
 # width of the spherical mask's edge, as a fraction of the box: as soft as RELION's 5 px in 100
@@ -36,6 +38,8 @@ class HalfSets:
     max_displacement_px: float
     background_spectrum: Float[Tensor, " shells"]
     """noise power per shell of the images' own box, from their background"""
+    common_radius_px: float = COMMON_RADIUS_PX
+    """Up to here, in cycles per box, both half sets start from one map"""
 
     def __len__(self) -> int:
         return len(self.halves)

@@ -1,6 +1,8 @@
-"""Searches from random starts, each assessed on images that it has not seen."""
+"""Searches from random starts, each assessed on images that it has not seen, without symmetry or with the point group from
+the start."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -27,6 +29,7 @@ from ..particles.image_preparation import ImagePreparation
 from ..progress import Progress
 from ..saved_state import load_state, save_state
 from .background import background_spectrum
+from .explained_fraction import signal_is_measurable
 
 logger = logging.getLogger("cryoforum")
 
@@ -34,6 +37,11 @@ logger = logging.getLogger("cryoforum")
 FIRST_RADIUS_PX = 6.0
 # it ends where the half maps take over; finer shells cost time and change no pose by much
 LAST_RADIUS_PX = 11.0
+# of searches under a point group. Near-spherical molecules look the same from everywhere up to shell 10 or so: some starts
+# begin where they do not. Others begin low, where molecules that are not spherical are found more reliably.
+FIRST_RADII_UNDER_SYMMETRY_PX = (12.0, 6.0)
+# the search's box holds no more; apoferritin needs it
+LAST_RADIUS_UNDER_SYMMETRY_PX = 15.0
 # holds the last radius, and a few shells more
 SEARCH_BOX_PX = 32
 # more cost memory, and the search sees a part of them only
@@ -87,6 +95,14 @@ class SearchImages:
                                                     spectrum, last_radius_px) for parts in (seen, held_out)),
                    small.pixel_size_angstrom)
 
+    @property
+    def signal_is_measurable(self) -> bool:
+        """Whether the background of the images says how much signal they hold after the first radius of a search in c1."""
+        shell = self.seen.radius.round().long()
+        count = torch.bincount(shell).to(self.seen.radius)
+        excess = torch.zeros_like(count).index_add_(0, shell, self.seen.data.abs().square().mean(0) - 1)
+        return signal_is_measurable(excess / count.clamp_min(1), count, int(FIRST_RADIUS_PX))
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -101,6 +117,15 @@ class SearchResult:
     structure_error: float
     explained_fraction: float
     held_out_quaternion: Float[Tensor, "n 4"]
+    held_out_evidence: Float[Tensor, " n"] | None = None
+    """Log-evidence of each held-out image, whose mean is ``score``"""
+    first_radius_px: float = FIRST_RADIUS_PX
+    is_symmetrised: bool = False
+    """Whether the map had the point group from the start"""
+
+    def with_measurable_signal(self, images: SearchImages) -> "SearchResult":
+        """``explained_fraction`` NaN where the images do not say what there is to explain."""
+        return self if images.signal_is_measurable else replace(self, explained_fraction=math.nan)
 
     @property
     def found_structure(self) -> bool:
@@ -113,20 +138,21 @@ class SearchResult:
 
 
 def search_settings(images: SearchImages, steps: int, mask_radius_fraction: float,
-                    max_displacement_fraction: float) -> StochasticSettings:
+                    max_displacement_fraction: float, first_radius_px: float = FIRST_RADIUS_PX) -> StochasticSettings:
     """Lengths as fractions of the box."""
     box = images.seen.box_size_px
     last = float(images.seen.radius.max())
-    return StochasticSettings(steps=steps, first_radius_px=min(FIRST_RADIUS_PX, last), last_radius_px=last,
+    return StochasticSettings(steps=steps, first_radius_px=min(first_radius_px, last), last_radius_px=last,
                               max_displacement_px=max_displacement_fraction * box,
                               local_displacement_px=min(LOCAL_DISPLACEMENT_PX, max_displacement_fraction * box),
                               mask_radius_px=mask_radius_fraction * box)
 
 
 def run_search(images: SearchImages, settings: StochasticSettings, seed: int, state_path, resume: bool,
-               show: Callable[[StochasticSearch, float], None]) -> SearchResult:
-    """One search to its end. ``show(search, log_evidence)`` is called every 20 steps."""
-    search = StochasticSearch(images.seen, settings, seed)
+               show: Callable[[StochasticSearch, float], None], group: Float[Tensor, "g 4"] | None = None) -> SearchResult:
+    """One search to its end, under a point ``group`` if one is given. ``show(search, log_evidence)`` is called every 20
+    steps."""
+    search = StochasticSearch(images.seen, settings, seed, group)
     if resume and state_path.is_file():
         search.load_state_dict(load_state(state_path))
     recent: list[float] = []
@@ -139,7 +165,8 @@ def run_search(images: SearchImages, settings: StochasticSettings, seed: int, st
                 show(search, float(np.mean(recent)))
             if search.step_number % SAVE_EVERY_STEPS == 0:
                 save_state(state_path, search.state_dict())
-    return assess(images, search.volume(), settings, seed)
+    result = assess(images, search.volume(), settings, seed)
+    return result if group is None else replace(result, is_symmetrised=True).with_measurable_signal(images)
 
 
 def assess(images: SearchImages, volume: Float[Tensor, "b b b"], settings: StochasticSettings, seed: int
@@ -149,10 +176,11 @@ def assess(images: SearchImages, volume: Float[Tensor, "b b b"], settings: Stoch
     of_sphere, *_ = _held_out_evidence(images.held_out, spherical_average(volume), settings, n_rotations=1)
     gain = evidence - of_sphere
     error = float(gain.std() / len(gain) ** 0.5)
-    upper = images.seen.radius > settings.first_radius_px
+    upper = images.seen.radius > min(settings.first_radius_px, FIRST_RADIUS_PX)
     signal = float((images.seen.data.abs().square().mean(0) - 1)[upper].sum())
     explained = float(fitted.mean(0)[upper].sum()) / signal if signal > 0 else 0.0
-    return SearchResult(seed, volume, float(evidence.mean()), float(gain.mean()), error, explained, quaternion)
+    return SearchResult(seed, volume, float(evidence.mean()), float(gain.mean()), error, explained, quaternion, evidence,
+                        settings.first_radius_px)
 
 
 def _held_out_evidence(images: WhitenedImages, volume: Tensor, settings: StochasticSettings,

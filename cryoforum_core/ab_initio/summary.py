@@ -21,20 +21,25 @@ def hybrid_summary(plan: AbInitioPlan, found: SearchOutcome, refined: RefinedHal
     resolution = resolution_angstrom(maps.fsc, plan.particles.box_size_px, plan.particles.pixel_size_angstrom)
     explained, figures = final.explained_fraction, refined.rounds.figures
     converged, reason = HybridAssessment(
-        found, explained, final.pair.sampled_fraction, plan.extent_angstrom / resolution, gained_radius_px(plan),
+        found, explained, final.pair.sampled_fraction, plan.extent_angstrom / resolution, gained_radius_px(plan, found.common_radius_px),
         plan.extent_angstrom, plan.symmetry).convergence()
     return {"converged": converged, "converged_reason": reason, "resolution_angstrom": resolution,
             "method": "hybrid", "symmetry": plan.symmetry, "hand": found.hand,
             "n_particles": len(plan.particles), "half_sets": refined.source,
             **error_figures(final.results), "seeds": found.starts, "seeds_agreement_deg": found.agreement_deg,
             "held_out_structure": found.structure, "held_out_structure_error": found.structure_error,
-            "symmetry_score": found.symmetry_score, "sampled_fraction": final.pair.sampled_fraction,
+            "symmetry_score": found.symmetry_score, **_choice(found), "sampled_fraction": final.pair.sampled_fraction,
             "explained_fraction": explained if math.isfinite(explained) else None,
             "rounds": figures, "near_half_turn": figures[-1].get("near_half_turn"),
             "found_again_fraction": final.recovered_fractions,
             "stages": {name: round(s, 1) for name, s in seconds.items()},
             "search_seconds": round(seconds["search"], 1), **(network.figures if network is not None else {}),
             **(final.calibration.summary() if final.calibration is not None else {}), **plan.state.to_dict()}
+
+
+def _choice(found: SearchOutcome) -> dict:
+    """How the symmetry was imposed, and why; nothing for c1."""
+    return {} if found.symmetry_choice is None else {"symmetry_choice": found.symmetry_choice}
 
 
 def end_to_end_summary(setup: EndToEndSetup, result: LoopResult, assessed: EndToEndAssessment, maps: HalfMaps) -> dict:

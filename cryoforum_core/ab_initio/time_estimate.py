@@ -12,6 +12,8 @@ TRAIN_SHARE_OF_TIME_SPENT = 0.5
 MIN_TRAIN_MINUTES = 1.0
 # processor seconds of one step of a search, for a set of any size
 SECONDS_OF_A_SEARCH_STEP = 0.15
+# of a search that has the point group from the start, for each step of one in c1: half as many, to higher frequencies
+SECONDS_OF_A_SYMMETRIC_STEP = 0.15
 # of all rounds and matchings of one particle
 SECONDS_OF_AN_IMAGE = 0.075
 # of one simulated image that errors are calibrated on
@@ -32,7 +34,8 @@ def estimated_seconds(plan: AbInitioPlan) -> float:
     grows with the images, the simulated ones included, and with the square of the box."""
     config, n = plan.config, len(plan.particles)
     cores = torch.get_num_threads() if plan.device.type == "cpu" else CORES_OF_A_GPU
-    search = SECONDS_OF_A_SEARCH_STEP * config.search_steps * config.seeds
+    of_a_step = SECONDS_OF_A_SEARCH_STEP + (SECONDS_OF_A_SYMMETRIC_STEP if len(plan.group) > 1 else 0.0)
+    search = of_a_step * config.search_steps * config.seeds
     images = SECONDS_OF_AN_IMAGE * n + SECONDS_OF_A_SIMULATED_IMAGE * n_simulated(n, config.coverage)
     without_network = (search + images * max(1.0, (plan.particles.box_size_px / _BOX_PX) ** 2)) / cores
     if "distillation" in config.skip:

@@ -4,7 +4,8 @@ Each step scores a batch of images against slices of the current map at fresh ra
 weights the images by the posterior, and inserts them into running sums of which earlier steps are forgotten slowly
 (stochastic expectation maximisation; Punjani et al. 2017 and RELION's gradient refinement start in the same way).
 The map is the posterior mean under a Gaussian prior whose power per shell is known before any pose is: it is what the
-images hold beyond their noise.
+images hold beyond their noise. With a point group every step's sums are symmetrised, so that the map has the group's axes
+where RELION has them from the random start on.
 """
 
 import math
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from ..geometry.rotations import compose, random_quaternions
+from ..geometry.rotations import compose, quaternion_to_matrix, random_quaternions
 from ..geometry.so3_grid import super_fibonacci
 from ..imaging.masks import soft_sphere
 from ..imaging.projection import FourierVolume, Reconstructor, slice_points
@@ -77,11 +78,12 @@ class StochasticSearch:
     """The state of a search: running sums, displacements found so far, and the step.
 
     Everything random in a step is drawn from a generator seeded with (seed, step), so a resumed search goes on alike.
-    ``images``: at a box that the last radius just fills.
+    ``images``: at a box that the last radius just fills. ``group`` (G, 4): the point group of the map, none by default.
     """
 
-    def __init__(self, images: WhitenedImages, settings: StochasticSettings, seed: int):
-        self.images, self.settings, self.seed, self.step_number = images, settings, seed, 0
+    def __init__(self, images: WhitenedImages, settings: StochasticSettings, seed: int,
+                 group: Float[Tensor, "g 4"] | None = None):
+        self.images, self.settings, self.seed, self.step_number, self.group = images, settings, seed, 0, group
         self.device = images.data.device
         box = images.box_size_px
         self.prior_power = signal_power(images)
@@ -105,7 +107,12 @@ class StochasticSearch:
         quaternion = random_quaternions(n, generator).to(self.device)
         reconstructor = self._reconstructor()
         reconstructor.insert_points(low.transfer * low.data, low.transfer.square(), slice_points(quaternion, low.k))
-        return reconstructor.sums
+        return self._symmetrised(reconstructor)
+
+    def _symmetrised(self, reconstructor: Reconstructor) -> Tensor:
+        """Its sums, as they are without a point group."""
+        has_group = self.group is not None and len(self.group) > 1
+        return symmetrised_sums(reconstructor, self.group) if has_group else reconstructor.sums
 
     def _shell_mean(self, values: Tensor, radius: Tensor) -> Tensor:
         """Means of values (m,) over shells (b // 2 + 1,), 1 where there are none."""
@@ -171,7 +178,7 @@ class StochasticSearch:
         momentum = self.settings.momentum if self.step_number >= 3 else 0.5
         fresh = self._reconstructor()
         fresh.insert_points(*posterior.weighted_slices())
-        self.sums = momentum * self.sums + fresh.sums
+        self.sums = momentum * self.sums + self._symmetrised(fresh)
         self.effective_images = momentum * self.effective_images + len(posterior.weight)
 
     def _centre(self, rows: Tensor, displacement_px: Tensor) -> None:
@@ -188,6 +195,34 @@ class StochasticSearch:
         self.sums, self.displacement_px = state["sums"].to(self.device), state["displacement_px"].to(self.device)
         self.step_number, self.effective_images = state["step"], state["effective_images"]
         self.noise_factor = state["noise_factor"].to(self.device)
+
+
+def symmetrised_sums(reconstructor: Reconstructor, group: Float[Tensor, "g 4"]) -> Float[Tensor, "1 3 z z x"]:
+    """The sums of ``reconstructor`` as if every slice had been inserted at all poses that ``group`` (G, 4) makes equivalent:
+    numerator and weight of a voxel are summed over the voxels that the operations take it to.
+
+    Exact where the operations map the grid onto itself (c2, c4, d2, d4, o), interpolated trilinearly otherwise. It costs
+    the same for any number of slices, where insertion at all equivalent poses would multiply it by the group's order.
+    """
+    sums, padding = reconstructor.sums, reconstructor.padding
+    # the plane kx = 0 got only half of the slices: its other half lies at the Friedel mates
+    mates = sums[..., 0].flip((-2, -1)) * sums.new_tensor([1.0, -1.0, 1.0])[:, None, None]
+    whole = torch.cat([(sums[..., 0] + mates)[..., None], sums[..., 1:]], dim=-1)
+    numerator, weight = (FourierVolume(channels, reconstructor.box_size_px, padding, reconstructor.max_radius_px)
+                         for channels in (whole[:, :2], torch.cat([whole[:, 2:], torch.zeros_like(whole[:, 2:])], dim=1)))
+    inside = reconstructor.radius_px() <= reconstructor.max_radius_px + 1 / padding
+    kz, ky, kx = torch.nonzero(inside, as_tuple=True)
+    middle = (sums.shape[-3] - 1) // 2
+    points = torch.stack([kx, ky - middle, kz - middle], dim=-1).to(sums) / padding
+    found = sums.new_zeros(3, len(points))
+    for matrix in quaternion_to_matrix(group.to(sums)):
+        places = (points @ matrix.mT)[None]
+        values = numerator.sample(places)[0]
+        found += torch.stack([values.real, values.imag, weight.sample(places)[0].real])
+    symmetric = torch.zeros_like(sums)
+    symmetric[0][:, inside] = found
+    symmetric[..., 0] *= 0.5
+    return symmetric
 
 
 def signal_power(images: WhitenedImages) -> Float[Tensor, " shells"]:

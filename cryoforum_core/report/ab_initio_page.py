@@ -236,6 +236,8 @@ def _seeds(summary: dict) -> Table | None:
         return None
     found = sorted(found, key=lambda row: -_number(row.get("score")))
     columns = {"start": [str(row.get("seed", "-")) for row in found]}
+    if any(row.get("symmetry_from_the_start") for row in found):
+        columns["symmetry"] = ["from the start" if row.get("symmetry_from_the_start") else "none" for row in found]
     for name, title in _SEED_COLUMNS.items():
         if any(row.get(name) is not None for row in found):
             columns[title] = [significant(_number(row.get(name))) for row in found]
@@ -292,6 +294,9 @@ def _notes(files: RunFiles) -> tuple[str, ...]:
                      "--invert_hand), change the sign of rlnAngleRot and replace rlnAngleTilt by 180 minus rlnAngleTilt.")
     else:
         notes.append(f"Hand: {files.summary['hand']}.")
+    choice = files.summary.get("symmetry_choice")
+    if choice is not None:
+        notes.append(f"Symmetry: {choice['sentence']}")
     near = files.summary.get("near_half_turn")
     if near is not None:
         notes.append(f"Pseudo-symmetry: the map is close to C2 (mean FSC {near['agreement']:.2f} with its copy rotated by "

@@ -3,10 +3,12 @@
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 
-from cryoforum_core.ab_initio.explained_fraction import explained_fraction
+from cryoforum_core.ab_initio.explained_fraction import explained_fraction, signal_is_measurable
 from cryoforum_core.ab_initio.rounds import Refinement, global_round, local_round, reconstruct
+from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.imaging.fourier import low_pass_volume
 from cryoforum_core.mrc import read_map
 
@@ -35,3 +37,23 @@ def test_half_maps_that_agree_in_no_shell_beyond_the_start_say_nothing(half_sets
     pair = reconstruct(half_sets, poses, half_sets.background_spectrum, 12.0).pair
     nowhere = replace(pair, fsc=(torch.arange(len(pair.fsc)) < 4).float())
     assert math.isnan(explained_fraction(half_sets, Refinement(poses, nowhere), 6.0))
+
+
+@pytest.mark.parametrize("shell_with_less, is_measurable", [(9, False), (1, True), (None, True)])
+def test_signal_is_not_measured_against_a_background_that_holds_more_power_than_the_images(shell_with_less, is_measurable):
+    """Excess of 0.1 beyond shell 8; neighbours in the background of real apoferritin make shell 9 fall short by 0.2."""
+    excess, count = torch.full((16,), 0.1), torch.arange(16.0)
+    if shell_with_less is not None:
+        excess[shell_with_less] = -0.2
+    assert signal_is_measurable(excess, count, 8) is is_measurable
+
+
+def test_with_a_group_nothing_is_said_where_the_background_hides_the_signal(half_sets, poses):
+    """The noise of the background taken as 51 times what it is in one shell; in c1 the figure stays."""
+    refined = reconstruct(half_sets, poses, half_sets.background_spectrum, 12.0)
+    shells = torch.arange(len(half_sets.background_spectrum))
+    hidden = replace(half_sets, background_spectrum=half_sets.background_spectrum * (1 + 50.0 * (shells == 7)))
+    assert math.isfinite(explained_fraction(hidden, refined, 4.0))
+    symmetric = {"group": symmetry_group("c2")}
+    assert math.isnan(explained_fraction(replace(hidden, **symmetric), refined, 4.0))
+    assert math.isfinite(explained_fraction(replace(half_sets, **symmetric), refined, 4.0))

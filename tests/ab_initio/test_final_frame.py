@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from cryoforum_core.ab_initio.final_frame import into_final_frame
+from cryoforum_core.ab_initio.final_frame import into_final_frame, with_hand_of_reference
 from cryoforum_core.geometry.rotations import random_quaternions
 from cryoforum_core.geometry.symmetry import symmetry_group
-from cryoforum_core.imaging.volume_frame import mirror_volume, move_volume
+from cryoforum_core.imaging.projection import FourierVolume
+from cryoforum_core.imaging.symmetry_frame import symmetry_score
+from cryoforum_core.imaging.volume_frame import mirror_volume, move_volume, rotate_volume
 from cryoforum_core.particles.simulate import DEFAULT_OTHER_MODEL, load_molecule
 
 BOX = 32
@@ -26,6 +28,25 @@ def test_the_symmetry_group_is_given_back_in_the_frame_of_the_searches(has_refer
     for element in framed.group_before(group):
         rotated = move_volume(centred, element, torch.zeros(3))
         assert torch.corrcoef(torch.stack([rotated.flatten(), centred.flatten()]))[0, 1] > 0.85
+
+
+@pytest.mark.parametrize("symmetry", ["t", "i3"])
+def test_a_symmetric_map_gets_the_hand_of_a_reference_and_keeps_its_axes(symmetry):
+    """Of groups that a mirror in z takes off their axes. The reference lies in another frame."""
+    group, generator = symmetry_group(symmetry), torch.Generator().manual_seed(1)
+    axis = torch.arange(BOX) - BOX // 2.0
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    blobs = sum(torch.exp(-((x - c[0])**2 + (y - c[1])**2 + (z - c[2])**2) / 4) for c in (
+        torch.tensor([[7.0, 3.0, -2.0], [3.0, 8.0, 5.0]]) if symmetry == "t" else torch.tensor([[9.0, 3.0, -2.0]])))
+    volume = torch.stack([rotate_volume(blobs, element) for element in group]).mean(0)
+    reference = rotate_volume(volume, random_quaternions(1, generator)[0])
+    same, hand = with_hand_of_reference(volume, reference, 10.0)
+    assert torch.equal(same, volume) and hand == "as in the reference"
+    inverted = volume.flip((0, 1, 2)).roll((1, 1, 1), (0, 1, 2))
+    back, _ = with_hand_of_reference(inverted, reference, 10.0)
+    assert torch.corrcoef(torch.stack([back.flatten(), volume.flatten()]))[0, 1] > 0.99
+    assert symmetry_score(FourierVolume.from_real(back), group) > 0.95
+    assert with_hand_of_reference(volume, None, 10.0) == (volume, "undetermined")
 
 
 def _centre(volume):

@@ -2,13 +2,22 @@ import pytest
 import torch
 
 from cryoforum_core.geometry.pose_errors import align_frame, rotation_errors_deg
-from cryoforum_core.geometry.rotations import random_quaternions
+from cryoforum_core.geometry.rotations import compose, random_quaternions
 from cryoforum_core.geometry.so3_grid import super_fibonacci
 from cryoforum_core.geometry.symmetry import symmetry_group
-from cryoforum_core.imaging.projection import FourierVolume
+from cryoforum_core.imaging.projection import FourierVolume, Reconstructor, slice_points
+from cryoforum_core.imaging.resolution import fourier_shell_correlation
+from cryoforum_core.imaging.symmetry_frame import symmetry_score
+from cryoforum_core.imaging.volume_frame import mirror_volume, rotate_volume
 from cryoforum_core.matching.exhaustive_search import displacement_grid
 from cryoforum_core.matching.likelihood import log_likelihood_ratio
-from cryoforum_core.matching.stochastic import GridPosterior, StochasticSearch, StochasticSettings, signal_power
+from cryoforum_core.matching.stochastic import (
+    GridPosterior,
+    StochasticSearch,
+    StochasticSettings,
+    signal_power,
+    symmetrised_sums,
+)
 from cryoforum_core.matching.whitened_images import WhitenedImages
 
 from .conftest import simulate
@@ -46,6 +55,49 @@ def test_a_random_start_finds_the_molecule(simulated, images, seed):
     alignment = align_frame(found, simulated.quaternion[:240], group, allow_mirror=True)
     error = rotation_errors_deg(alignment.apply(found.double()), simulated.quaternion[:240].double(), group)
     assert error.median() < 12
+
+
+@pytest.mark.parametrize("symmetry, tolerance", [("d2", 1e-5), ("o", 1e-5), ("c3", 0.15), ("i", 0.2)])
+def test_symmetrised_sums_are_those_of_insertion_at_all_equivalent_poses(symmetry, tolerance):
+    """Exactly for groups of the grid; for others interpolated, which takes away from the box's edge: noise fills it."""
+    generator, group = torch.Generator().manual_seed(0), symmetry_group(symmetry)
+    quaternion = random_quaternions(40, generator)
+    k = torch.cartesian_prod(torch.arange(0.0, 10.0), torch.arange(-9.0, 10.0))
+    k = k[(k.norm(dim=1) <= 9) & (k.norm(dim=1) > 0)]
+    values = torch.view_as_complex(torch.randn(40, len(k), 2, generator=generator))
+    weights = torch.rand(40, len(k), generator=generator)
+    once, equivalent = Reconstructor(32, max_radius_px=9.0), Reconstructor(32, max_radius_px=9.0)
+    once.insert_points(values, weights, slice_points(quaternion, k))
+    for element in group:
+        equivalent.insert_points(values, weights, slice_points(compose(quaternion, element), k))
+    once.sums = symmetrised_sums(once, group)
+    found, expected = (each.posterior_mean(torch.ones(17)) for each in (once, equivalent))
+    assert (found - expected).norm() < tolerance * expected.norm()
+
+
+def test_a_search_under_a_group_finds_a_near_spherical_shell_on_the_groups_axes():
+    """24 blobs in a shell: the map is found in its own frame, but for the hand. Without the group it is not."""
+    group = symmetry_group("o")
+    axis = torch.arange(32) - 16.0
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    shell = 0.5 * torch.exp(-(torch.sqrt(x**2 + y**2 + z**2) - 9.5).square() / 4)
+    place = torch.nn.functional.normalize(torch.tensor([0.75, 0.5, 0.1]), dim=0) * 10
+    blob = torch.exp(-((x - place[0])**2 + (y - place[1])**2 + (z - place[2])**2) / 3)
+    volume = shell + torch.stack([rotate_volume(blob, element) for element in group]).sum(0)
+    known = simulate(500, snr=0.5, seed=5, volume=volume)
+    images = WhitenedImages.from_transforms(known.images_ft, known.ctf, known.noise_spectrum, 14.0)
+    settings = StochasticSettings(steps=80, batch_images=100, first_radius_px=12.0, last_radius_px=14.0, first_rotations=600,
+                                  last_rotations=1000, max_displacement_px=3.0)
+    with_group, without = StochasticSearch(images, settings, 1, group), StochasticSearch(images, settings, 1)
+    agreement = []
+    for search in (with_group, without):
+        for _ in range(settings.steps):
+            search.step()
+        found = search.volume()
+        agreement.append(max(float(fourier_shell_correlation(hand, volume)[10:13].mean())
+                             for hand in (found, mirror_volume(found))))
+    assert agreement[0] > 0.8 and agreement[1] < 0.5
+    assert symmetry_score(FourierVolume.from_real(with_group.volume()), group) > 0.99
 
 
 def test_a_stopped_search_goes_on_alike(images):

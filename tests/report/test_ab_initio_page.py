@@ -47,6 +47,16 @@ def test_search_table_leaves_out_empty_columns(tmp_path):
     assert table.rows == (("7", "2.50", "1.25", "chosen"),)
 
 
+def test_page_says_how_the_symmetry_was_imposed_and_on_what_evidence(tmp_path):
+    starts = [{"seed": 0, "score": 1.0, "angle_to_best_deg": None, "chosen": False},
+              {"seed": 1, "score": 2.0, "angle_to_best_deg": 0.0, "chosen": True, "symmetry_from_the_start": True}]
+    sentence = "The symmetry was imposed from the start: the evidence is 1.00 nats higher."
+    page = page_of(ab_initio_run(tmp_path / "run", symmetry="o", seeds=starts, symmetry_choice={"sentence": sentence}))
+    assert f"Symmetry: {sentence}" in page.notes
+    assert page.tables[0].header[1] == "symmetry" and [row[1] for row in page.tables[0].rows] == ["from the start", "none"]
+    assert page.tables[0].rows[1][-1] == "-"
+
+
 def test_end_to_end_run_shows_training_curves_and_no_searches(runs):
     page = page_of(runs["end-to-end"])
     assert "Loss" in titles(page) and "Match score" not in titles(page) and not page.tables

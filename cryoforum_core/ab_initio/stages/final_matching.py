@@ -13,7 +13,6 @@ from ...model.orientation_head import PoseEstimate
 from ...results.pose_results import PoseResults
 from ...uncertainty.calibration import Calibration
 from ...uncertainty.match_posterior import bingham_from_information
-from ..convergence import COMMON_RADIUS_PX
 from ..explained_fraction import explained_fraction
 from ..half_map_pair import HalfMapPair, next_radius_px
 from ..half_sets import HalfSets
@@ -59,7 +58,7 @@ def match_finally(plan: AbInitioPlan, refined: RefinedHalfSets, network: PoseEst
     last = _rebuilt(plan, sets, matched, _shown_as(live, "last maps"))
     results = _with_poses_of(last.poses, results, calibration, plan.particles.pixel_size_angstrom)
     return FinalOutcome(with_estimated_errors(results, network, plan, calibration), last.pair,
-                        explained_fraction(sets, last, COMMON_RADIUS_PX), calibration, recovered)
+                        explained_fraction(sets, last, sets.common_radius_px), calibration, recovered)
 
 
 def _unmatched(plan: AbInitioPlan, refined: RefinedHalfSets, network: PoseEstimate | None) -> FinalOutcome:
@@ -71,7 +70,7 @@ def _unmatched(plan: AbInitioPlan, refined: RefinedHalfSets, network: PoseEstima
                                   displacement_px(network.shift_angstrom.to(plan.device), pixel_size_angstrom))
     results = of_poses(plan.particles.particle_id, poses.best_poses(pixel_size_angstrom))
     results = with_estimated_errors(results, network, plan, None)
-    explained = explained_fraction(refined.half_sets, refinement, COMMON_RADIUS_PX)
+    explained = explained_fraction(refined.half_sets, refinement, refined.half_sets.common_radius_px)
     return FinalOutcome(results, refinement.pair, explained, None, [])
 
 
@@ -94,12 +93,12 @@ def _matched(plan: AbInitioPlan, sets: HalfSets, refinement: Refinement, network
 
 def _matched_once(plan: AbInitioPlan, sets: HalfSets, refinement: Refinement, network: PoseEstimate | None,
                   store: StageStore, live: LiveRun, part: str) -> MatchedParticles:
-    images = FinalImages.of(plan, sets, _masked(refinement), network)
+    images = FinalImages.of(plan, sets, _masked(sets, refinement), network)
     return match_all(images, store, part, _shown_as(live, part))
 
 
-def _masked(refinement: Refinement) -> Refinement:
-    return replace(refinement, pair=refinement.pair.masked_beyond(COMMON_RADIUS_PX))
+def _masked(sets: HalfSets, refinement: Refinement) -> Refinement:
+    return replace(refinement, pair=refinement.pair.masked_beyond(sets.common_radius_px))
 
 
 def _rebuilt(plan: AbInitioPlan, sets: HalfSets, matched: MatchedParticles, show: Callable[[float], None]) -> Refinement:
@@ -109,7 +108,7 @@ def _rebuilt(plan: AbInitioPlan, sets: HalfSets, matched: MatchedParticles, show
 
     pair = matched.images.refinement.pair
     rebuilt = reconstruct(sets, matched.poses, pair.noise_spectrum, next_radius_px(pair, plan.max_radius_px), show_round)
-    return local_round(sets, _masked(rebuilt), next_radius_px(rebuilt.pair, plan.max_radius_px), show_round)
+    return local_round(sets, _masked(sets, rebuilt), next_radius_px(rebuilt.pair, plan.max_radius_px), show_round)
 
 
 def _shown_as(live: LiveRun, part: str) -> Callable[[float], None]:

@@ -11,9 +11,8 @@ from ...geometry.pose_hypotheses import PoseHypotheses
 from ...imaging.fourier import low_pass_volume
 from ...reconstruction.reconstruct import half_sets
 from ..background import background_spectrum
-from ..convergence import COMMON_RADIUS_PX
 from ..half_map_pair import HalfMapPair, next_radius_px
-from ..half_sets import HalfSets
+from ..half_sets import COMMON_RADIUS_PX, HalfSets
 from ..live_run import LiveRun
 from ..plan import AbInitioPlan
 from ..pseudo_symmetry import PseudoTwofold, find_pseudo_twofold, is_other_way_round
@@ -79,17 +78,17 @@ class RefinedHalfSets:
 
 def refine_half_maps(plan: AbInitioPlan, found: SearchOutcome, store: StageStore, live: LiveRun) -> RefinedHalfSets:
     """All rounds; each is kept as it ends, so that a stopped run goes on after the last."""
-    sets, source = _half_sets(plan)
+    sets, source = _half_sets(plan, found)
     rounds = FinishedRounds.of_state(store.kept("half maps", lambda: _rounds(plan, sets, found, store, live).state()))
     _show_maps(plan, live, rounds.refinement.pair)
     return RefinedHalfSets(sets, source, rounds)
 
 
-def _half_sets(plan: AbInitioPlan) -> tuple[HalfSets, str]:
+def _half_sets(plan: AbInitioPlan, found: SearchOutcome) -> tuple[HalfSets, str]:
     halves, source = half_sets(plan.particles, plan.config.seed)
     rows = np.random.default_rng(plan.config.seed).permutation(len(plan.particles))
     return HalfSets(plan.images, halves, plan.group, plan.mask_radius_px / plan.particles.box_size_px,
-                    plan.max_displacement_px, background_spectrum(plan.images, rows)), source
+                    plan.max_displacement_px, background_spectrum(plan.images, rows), found.common_radius_px), source
 
 
 def _rounds(plan: AbInitioPlan, sets: HalfSets, found: SearchOutcome, store: StageStore, live: LiveRun) -> FinishedRounds:
@@ -116,17 +115,17 @@ def _goes_on(figures: list[dict]) -> bool:
 
 
 def _first_round(plan: AbInitioPlan, sets: HalfSets, found: SearchOutcome, live: LiveRun) -> FinishedRounds:
-    start = low_pass_volume(found.volume, COMMON_RADIUS_PX)
-    radius = min(plan.max_radius_px, GLOBAL_MAX_RADIUS_PX)
+    start, spare_px = low_pass_volume(found.volume, sets.common_radius_px), sets.common_radius_px - COMMON_RADIUS_PX
+    radius = min(plan.max_radius_px, GLOBAL_MAX_RADIUS_PX + spare_px)
     refinement = global_round(sets, (start, start), sets.background_spectrum, radius, GLOBAL_STEP_DEG,
-                              min(GLOBAL_RADIUS_PX, radius), _shown(live, 0))
+                              min(GLOBAL_RADIUS_PX + spare_px, radius), _shown(live, 0))
     return FinishedRounds(refinement, [_figures(plan, refinement.pair, radius, None)])
 
 
 def _next_round(plan: AbInitioPlan, sets: HalfSets, rounds: FinishedRounds, live: LiveRun) -> FinishedRounds:
     before = rounds.refinement
     radius = next_radius_px(before.pair, plan.max_radius_px)
-    masked = replace(before, pair=before.pair.masked_beyond(COMMON_RADIUS_PX))
+    masked = replace(before, pair=before.pair.masked_beyond(sets.common_radius_px))
     after = local_round(sets, masked, radius, _shown(live, len(rounds.figures)))
     change_deg = pose_change_deg(before.poses.best()[0], after.poses.best()[0])
     figures = _figures(plan, after.pair, radius, change_deg)

@@ -11,7 +11,6 @@ from ...reconstruction.reconstruct import HalfMaps, reconstruct_halves, write_ha
 from ...results.pose_results import PoseResults
 from ...results.write import poses_of, write_results
 from ...run_directory import RunDirectory
-from ..convergence import COMMON_RADIUS_PX
 from ..half_map_pair import HalfMapPair
 from ..half_sets import HalfSets
 from ..live_run import LiveRun
@@ -29,7 +28,7 @@ def write_maps_and_results(plan: AbInitioPlan, run: RunDirectory, half_sets: Hal
     live.map(maps.both, plan.particles.pixel_size_angstrom, {"half maps": maps.fsc},
              resolution_angstrom(maps.fsc, plan.particles.box_size_px, plan.particles.pixel_size_angstrom))
     if has_network:
-        _write_reference(plan, run, final.pair)
+        _write_reference(plan, run, final.pair.masked_beyond(half_sets.common_radius_px))
     if final.calibration is not None:
         final.calibration.write(run)
         write_final_gallery(plan, half_sets, final.pair, run.gallery, final.results)
@@ -45,5 +44,5 @@ def _final_maps(plan: AbInitioPlan, half_sets: HalfSets, results: PoseResults) -
 
 def _write_reference(plan: AbInitioPlan, run: RunDirectory, pair: HalfMapPair) -> None:
     """The map that further particles are matched to, in place of that of the network's labels, which is older."""
-    volume = pair.masked_beyond(COMMON_RADIUS_PX).mean_reference
+    volume = pair.mean_reference
     write_map(run.checkpoint / REFERENCE, volume.cpu().numpy(), plan.extent_angstrom / len(volume))
