@@ -57,6 +57,12 @@ class PoseHypotheses:
         quaternion, displacement_px = self.best()
         return Poses(quaternion, shift_angstrom(displacement_px, pixel_size_angstrom))
 
+    @property
+    def median_spread_deg(self) -> float:
+        """Of the root-mean-square rotation by which the best pose may be off, by its local posterior."""
+        precision = torch.linalg.eigvalsh(self.information.double()).clamp_min(_LARGEST_DEVIATION_RAD ** -2)
+        return float(torch.rad2deg(precision.reciprocal().sum(1).sqrt()).median())
+
     def at(self, rows: Int[Tensor, " m"]) -> "PoseHypotheses":
         """Those of particles ``rows`` (n,); a copy."""
         return PoseHypotheses(*(values[rows] for values in vars(self).values()))

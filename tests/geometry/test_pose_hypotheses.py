@@ -1,7 +1,9 @@
 """Poses drawn from a posterior: often enough, near enough, and in the right frame."""
 
 import math
+from dataclasses import replace
 
+import pytest
 import torch
 
 from cryoforum_core.geometry.bingham import bingham_log_normalizer
@@ -60,3 +62,10 @@ def test_the_likelihood_of_draws_is_that_of_the_ten_numbers():
     expected = (bingham * torch.einsum("nk,nki,nkj->nij", some.weight, some.quaternion, some.quaternion)).sum() - lowest[0, 0] + bingham_log_normalizer(eigenvalues - lowest)[0]
     assert math.isclose(found, expected, abs_tol=0.15), (found, expected)
     assert abs(float(expected)) > 0.5
+
+
+def test_the_spread_of_the_best_poses_is_that_of_their_information():
+    n = 5
+    poses = PoseHypotheses.of(torch.tensor([[0.0, 0, 0, 1]]).expand(n, 4), torch.zeros(n, 2))
+    poses = replace(poses, information=torch.diag(torch.tensor([100.0, 400.0, 1e4])).expand(n, 3, 3))
+    assert poses.median_spread_deg == pytest.approx(torch.rad2deg(torch.tensor(0.01 + 0.0025 + 1e-4).sqrt()).item(), rel=1e-4)

@@ -31,7 +31,9 @@ GLOBAL_MAX_RADIUS_PX = 12.0
 # rounds after the first that are made in any case
 MIN_ROUNDS = 2
 # at most
-MAX_ROUNDS = 6
+MAX_ROUNDS = 10
+# of the spread of the poses' posterior: a change of the poses by less changes no error
+SETTLED_BELOW_SPREAD = 0.25
 # rounds after the orientations of a pseudo-symmetric molecule were resolved
 ROUNDS_AFTER_RESOLVING = 3
 # length of the first round, in later rounds, for the estimate of the time left
@@ -100,18 +102,23 @@ def _rounds(plan: AbInitioPlan, sets: HalfSets, found: SearchOutcome, store: Sta
         store.save("rounds", rounds.state())
     if "refinement" in plan.config.skip:
         return rounds
-    while _goes_on(rounds.figures):
+    while _goes_on(rounds):
         rounds = _next_round(plan, sets, rounds, live)
         store.save("rounds", rounds.state())
     return _resolved(plan, sets, rounds, live) if len(plan.group) == 1 else rounds
 
 
-def _goes_on(figures: list[dict]) -> bool:
-    """Whether another round is worthwhile: until two in a row have not improved the resolution."""
+def _goes_on(rounds: FinishedRounds) -> bool:
+    """Whether another round is worthwhile: until two in a row have not improved the resolution, and the poses have settled.
+
+    Maps that agree may still be distorted by what the common start had wrong, which later rounds undo slowly.
+    """
+    figures = rounds.figures
     if len(figures) <= MIN_ROUNDS:
         return True
     radii = [of_round["resolution_radius_px"] for of_round in figures]
-    return len(figures) <= MAX_ROUNDS and max(radii[-2:]) > max(radii[:-2])
+    is_settled = figures[-1]["pose_change_deg"] < SETTLED_BELOW_SPREAD * rounds.refinement.poses.median_spread_deg
+    return len(figures) <= MAX_ROUNDS and (max(radii[-2:]) > max(radii[:-2]) or not is_settled)
 
 
 def _first_round(plan: AbInitioPlan, sets: HalfSets, found: SearchOutcome, live: LiveRun) -> FinishedRounds:

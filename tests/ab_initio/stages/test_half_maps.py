@@ -42,3 +42,18 @@ def test_stopped_half_maps_go_on_after_the_last_round_that_was_done(folder, data
     assert len(n_begun) == n_rounds and again["rounds"] == whole["rounds"]
     for name in ("quaternion", "information", "reference_first", "noise_spectrum"):
         assert torch.equal(again[name], whole[name]), name
+
+
+def test_rounds_go_on_until_the_poses_have_settled(folder, data, monkeypatch):
+    """A resolution that no longer improves says nothing of poses that still change."""
+    particles = first_particles(data, 120, folder / "enough_to_settle.star")
+    n_rounds = {}
+    for part in (0.0, 1e9):
+        monkeypatch.setattr(half_maps, "SETTLED_BELOW_SPREAD", part)
+        config = AbInitioConfig(out=folder / f"settled_{part:g}", particles=particles, **FAST | {"search_steps": 5})
+        monkeypatch.setattr(hybrid, "train_network", stop)
+        monkeypatch.setattr(hybrid, "match_finally", stop)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.ab_initio(config)
+        n_rounds[part] = len(load_state(config.out / "stages/half_maps.pt")["rounds"])
+    assert n_rounds[0.0] == half_maps.MAX_ROUNDS + 1 > n_rounds[1e9]
