@@ -248,7 +248,8 @@ class AbInitioConfig(JobConfig, ImageInputConfig):
     """hybrid: searches from random starts, then refinement of half maps, training of a network and final projection
     matching; end-to-end: network and map are trained together from random weights (CryoPoseNet)."""
     symmetry: str = "c1"
-    """Point group of the molecule; hybrid searches in c1 first, then finds the symmetry axes and imposes the symmetry."""
+    """Point group of the molecule. hybrid searches in c1 first, finds the symmetry axes and imposes the symmetry; if the map
+    does not have it, it also searches with the symmetry imposed from the start, and held-out images decide."""
     seeds: PositiveInt = 2
     """Independent searches from different random starts; the best is chosen by held-out likelihood (hybrid)."""
     particle_diameter_angstrom: PositiveFloat | None = None

@@ -8,7 +8,7 @@ at the centre. T is given in standard deviations of what noise alone would do in
 neighbour whose centre is outside has its peak there, and not where its visible part is.
 
 What is left of an image after its own particle is taken away is judged at that particle's own contrast. Only what lies near
-the particle counts (``NEAR_DIAMETERS``): a neighbour at the rim of the box harms no pose, and no map.
+the particle counts (``NEAR_DIAMETERS``), and only peaks: a neighbour at the rim of the box harms no pose, and no map.
 """
 
 from dataclasses import dataclass
@@ -35,8 +35,10 @@ FEATURES = ("fit", "signal_to_noise", "residual", "rest_here", "rest_near", "low
 OF_THE_PARTICLE = ("fit", "signal_to_noise")
 # of a particle's mean power, within its radius
 _POWER_WITHIN_RADIUS = 0.95
-# centres nearer to the particle's than this overlap with it; in projection, particles that touch may be nearer
-NEAR_DIAMETERS = 0.75
+# peaks nearer to the particle than this are those of what overlaps with it; centres may be nearer by a twentieth
+NEAR_DIAMETERS = 0.8
+# the highest T within so many radii is a peak: the slope of a neighbour that lies outside is none
+_PEAK_RADII = 0.25
 # of v's power that must lie in the box, for T to be known there
 _LEAST_SEEN = 0.1
 
@@ -107,10 +109,15 @@ class PowerMap:
         column, row = _at(poses.displacement_px, box)
         image = torch.arange(len(images), device=device)
         most = whole.masked_fill(~is_beyond, -torch.inf).flatten(1).argmax(1)
-        near = rest.masked_fill(~is_near, -torch.inf).flatten(1).amax(1)
+        # noise has peaks about 0; where there is none, there is nothing
+        near = rest.masked_fill(~(is_near & self._is_peak(rest)), 0.0).flatten(1).amax(1).clamp_min(0)
         values = [match_quality(images, self.model, poses).fit, factor / variance.sqrt(), residual, rest[image, row, column],
                   near, *_shell_powers(images, self.model)]
         return torch.stack(values, dim=1), place.flatten(0, 1)[most]
+
+    def _is_peak(self, power: Tensor) -> Tensor:
+        reach = max(1, int(_PEAK_RADII * self.radius_px))
+        return power >= functional.max_pool2d(power[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0]
 
 
 def _shell_powers(images: WhitenedImages, model: MatchingModel) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from ..results.pose_results import PoseResults
 from ..uncertainty.calibration import known_particles
 from ..uncertainty.simulated_images import ImageSource, KnownParticles
 from ..uncertainty.transplanted_images import TransplantedParticles
-from .features import NEAR_DIAMETERS, PowerMap
+from .features import PowerMap
 from .rejection import PARTICLE, REASONS
 
 # of the simulated images; the kinds of junk share the rest evenly
@@ -28,7 +28,7 @@ PARTICLE_SHARE = 1 / 3
 # of the box: from the largest shift searched to where half of a particle is outside the box
 FARTHEST_BOXES = 0.5
 # between the centres of particles that overlap: nearer, they are one in projection; farther, each is a good one
-OVERLAP_DIAMETERS = (0.25, NEAR_DIAMETERS)
+OVERLAP_DIAMETERS = (0.25, 0.75)
 # images matched at a time
 BATCH = 128
 # contrast of other objects over that of particles: weaker and stronger, within what pickers take for a particle

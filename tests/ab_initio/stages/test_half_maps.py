@@ -46,7 +46,7 @@ def test_stopped_half_maps_go_on_after_the_last_round_that_was_done(folder, data
 
 def test_rounds_go_on_until_the_poses_have_settled(folder, data, monkeypatch):
     """A resolution that no longer improves says nothing of poses that still change."""
-    particles = first_particles(data, 120, folder / "enough_to_settle.star")
+    particles = first_particles(data, 200, folder / "enough_to_settle.star")
     n_rounds = {}
     for part in (0.0, 1e9):
         monkeypatch.setattr(half_maps, "SETTLED_BELOW_SPREAD", part)
