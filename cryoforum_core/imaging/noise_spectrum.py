@@ -20,13 +20,28 @@ def noise_power_spectrum(images: Float[Tensor, "n b b"], particle_radius_px: flo
     The background is what lies outside the particle's circle. Masking smooths the spectrum over a few shells and
     scales it by the mask's energy, which is divided out. White noise of variance v gives B^2 v in every shell.
     """
-    box_size_px = images.shape[-1]
-    mask = background_mask(box_size_px, particle_radius_px, device=images.device)
+    power, mask = _background_power(images, particle_radius_px)
+    return _spectrum(power.mean(0), mask)
+
+
+def noise_power_spectra(images: Float[Tensor, "n b b"], particle_radius_px: float) -> Float[Tensor, "n b//2+1"]:
+    """``noise_power_spectrum`` of each image."""
+    return _spectrum(*_background_power(images, particle_radius_px))
+
+
+def _background_power(images: Tensor, particle_radius_px: float) -> tuple[Tensor, Tensor]:
+    """Power of the transforms (n, B, B // 2 + 1) of what the mask (B, B) leaves."""
+    mask = background_mask(images.shape[-1], particle_radius_px, device=images.device)
     mean = (images * mask).sum((-2, -1), keepdim=True) / mask.sum()
-    power = fft_image((images - mean) * mask).abs().square().mean(0)
+    return fft_image((images - mean) * mask).abs().square(), mask
+
+
+def _spectrum(power: Tensor, mask: Tensor) -> Tensor:
+    box_size_px = len(mask)
     spectrum = shell_average(power, box_size_px) * (box_size_px ** 2 / mask.square().sum())
     # the subtracted mean and the mask empty the first shell; the next one is the best guess of it
-    return torch.cat([spectrum[2:3], spectrum[2:3], spectrum[2:]]).clamp_min(torch.finfo(spectrum.dtype).tiny)
+    first = spectrum[..., 2:3]
+    return torch.cat([first, first, spectrum[..., 2:]], -1).clamp_min(torch.finfo(spectrum.dtype).tiny)
 
 
 def noise_weight(spectrum: Float[Tensor, " {box_size_px}//2+1"], box_size_px: int

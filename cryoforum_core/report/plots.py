@@ -198,6 +198,34 @@ def _points(axes: Axes, x: np.ndarray, y: np.ndarray, there: np.ndarray, special
 
 
 @_styled
+def in_order(panels: Mapping[str, Float[np.ndarray, " n"]], x_label: str, marked: Bool[np.ndarray, " n"], marked_label: str,
+             names: Mapping[int, str]) -> Figure:
+    """Panels of values over their place in an order, one above the other, y label -> values; ``marked`` ones in another
+    colour, and some with their names."""
+    figure = Figure((FULL_WIDTH, 0.6 + 1.9 * len(panels)))
+    place = np.arange(1, len(marked) + 1)
+    stack = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (y_label, values) in zip(stack, panels.items(), strict=True):
+        there = np.isfinite(values)
+        size = float(np.clip(6000 / max(len(values), 1), 3.0, 18))
+        axes.scatter(place[there & ~marked], values[there & ~marked], s=size, color=BLUE, linewidths=0, rasterized=True)
+        axes.scatter(place[there & marked], values[there & marked], s=24, color=VERMILION, linewidths=0, label=marked_label)
+        axes.axhline(np.median(values[there]), color=GREY, linestyle="--", linewidth=1, label="median")
+        axes.set_ylabel(y_label)
+        axes.margins(x=0.01, y=0.12)
+    for row, name in names.items():
+        is_left = row < len(marked) / 2
+        for axes, values in zip(stack, panels.values(), strict=True):
+            if np.isfinite(values[row]):
+                axes.annotate(name, (place[row], values[row]), xytext=(6 if is_left else -6, 0), va="center",
+                              ha="left" if is_left else "right", textcoords="offset points", fontsize=7.5)
+    stack[-1].set_xlabel(x_label)
+    stack[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    _shared_legend(figure, stack)
+    return figure
+
+
+@_styled
 def shift_map(shift_angstrom: Float[np.ndarray, "n 2"]) -> Figure:
     """Positions of the particles relative to the image centre: minus RELION's origins."""
     figure = Figure((HALF_WIDTH[0], 3.6))
