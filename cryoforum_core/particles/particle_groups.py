@@ -7,6 +7,9 @@ from jaxtyping import Int
 
 from .table import ParticleTable
 
+# before the number of an optics group that stands in for micrographs
+OPTICS_GROUP = "optics group "
+
 
 @dataclass(frozen=True, eq=False)
 class ParticleGroups:
@@ -22,7 +25,7 @@ class ParticleGroups:
 
     @classmethod
     def of(cls, table: ParticleTable) -> "ParticleGroups":
-        for column, prefix in (("rlnMicrographName", ""), ("rlnOpticsGroup", "optics group ")):
+        for column, prefix in (("rlnMicrographName", ""), ("rlnOpticsGroup", OPTICS_GROUP)):
             if table.has(column):
                 names, first, number = np.unique(table.strings(column), return_index=True, return_inverse=True)
                 order = np.argsort(first)

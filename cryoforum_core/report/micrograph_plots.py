@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..results.micrographs import Micrographs, read_micrographs
+from ..particles.particle_groups import OPTICS_GROUP
+from ..results.micrographs import UNUSUAL_CONTRAST, UNUSUAL_DEVIATIONS, UNUSUAL_NOISE, Micrographs, read_micrographs
 from . import plots
 from .page import Picture
 from .run_files import RunFiles
@@ -10,6 +11,7 @@ from .run_files import RunFiles
 # points with a name in the plot, and characters of it
 _N_NAMED = 5
 _NAME_LENGTH = 32
+_NOISE_LABELS = ("noise,\nlow frequencies", "noise,\nmiddle frequencies", "noise,\nhigh frequencies")
 
 
 def micrograph_pictures(files: RunFiles) -> list[Picture]:
@@ -17,18 +19,22 @@ def micrograph_pictures(files: RunFiles) -> list[Picture]:
     if not files.run.micrographs.is_file():
         return []
     micrographs = read_micrographs(files.run.micrographs)
-    panels = {"low-frequency noise power\n(set: 1)": micrographs.noise[:, 0], "mean contrast\n(set: about 1)":
-              micrographs.mean_contrast}
-    panels = {label: values for label, values in panels.items() if np.isfinite(values).any()}
+    columns = zip((*_NOISE_LABELS, "mean contrast"), (*micrographs.noise.T, micrographs.mean_contrast),
+                  (*UNUSUAL_NOISE, UNUSUAL_CONTRAST), strict=True)
+    panels = {label: plots.OrderedValues(values, np.array([reason in text for text in micrographs.unusual]))
+              # also without the noise of micrographs that are all alike
+              for label, values, reason in columns if len(np.unique(values[np.isfinite(values)])) > 1}
     if not panels:
         return []
-    figure = plots.in_order(panels, "micrograph, in the order of the particles' file", micrographs.is_unusual,
-                            "unusual noise or contrast", _names(micrographs))
+    what = "optics group" if micrographs.name[0].startswith(OPTICS_GROUP) else "micrograph"
+    figure = plots.in_order(panels, f"{what}, in the order of the particles' file",
+                            f"beyond {UNUSUAL_DEVIATIONS:g} robust standard deviations", _names(micrographs))
     return [Picture("Noise and contrast of the micrographs",
-                    "Noise at low frequencies (down to 1/8 of the Nyquist frequency), whose total power is the same in all "
-                    "images, and mean contrast of the particles. Steps and drifts show that imaging changed. Micrographs "
-                    "beyond 4 robust standard deviations are marked, also for noise at higher frequencies: thick or "
-                    "contaminated ice, carbon, or a wrong defocus. All figures are in micrographs.csv.", figure, wide=True)]
+                    "Noise power relative to the set's, at frequencies up to 1/8, up to 1/2 and above 1/2 of the Nyquist "
+                    "frequency (its total is the same in all images, since their background is normalised), and mean "
+                    "contrast of the particles. Steps and drifts mean that the imaging conditions changed. Marked "
+                    "micrographs may have thick or contaminated ice, carbon, or a wrong defocus. All values are in "
+                    "micrographs.csv.", figure, wide=True)]
 
 
 def micrograph_notes(files: RunFiles) -> tuple[str, ...]:

@@ -22,6 +22,8 @@ _N_NAMED = 5
 _MIN_DIFFERENCE = 0.1
 # contrasts of empty micrographs may be 0
 _SMALLEST_RATIO = 0.01
+UNUSUAL_NOISE = ("noise at low frequencies", "noise at middle frequencies", "noise at high frequencies")
+UNUSUAL_CONTRAST = "contrast"
 _NOISE_COLUMNS = ("noise_low_frequency", "noise_middle_frequency", "noise_high_frequency")
 _COLUMNS = ("micrograph", "n_particles", *_NOISE_COLUMNS, "mean_contrast", "junk_fraction", "median_expected_error_deg",
             "unusual")
@@ -41,7 +43,7 @@ class Micrographs:
     junk_fraction: Float[np.ndarray, " g"]
     median_expected_error_deg: Float[np.ndarray, " g"]
     unusual: tuple[str, ...]
-    """``noise``, ``contrast``, ``noise and contrast``, or empty"""
+    """Which of ``UNUSUAL_NOISE`` and ``UNUSUAL_CONTRAST``, with semicolons between; or empty"""
 
     @classmethod
     def of(cls, groups: ParticleGroups, noise: Float[np.ndarray, "g 3"] | None, results: PoseResults) -> "Micrographs":
@@ -60,9 +62,8 @@ class Micrographs:
             mean_contrast, error = _means(contrast[~is_junk], group[~is_junk], n_groups)
             has_unusual_contrast = _is_unusual(mean_contrast, error) & (
                 np.bincount(group[~is_junk], minlength=n_groups) >= _MIN_PARTICLES)
-        has_unusual_noise = np.stack([_is_unusual(np.log(band)) for band in noise.T]).any(0)
-        unusual = tuple(" and ".join(name for name, there in (("noise", in_noise), ("contrast", in_contrast)) if there)
-                        for in_noise, in_contrast in zip(has_unusual_noise, has_unusual_contrast, strict=True))
+        there = np.column_stack([*(_is_unusual(np.log(band)) for band in noise.T), has_unusual_contrast])
+        unusual = tuple("; ".join(np.array((*UNUSUAL_NOISE, UNUSUAL_CONTRAST))[row]) for row in there)
         return cls(groups.names, n_particles, noise, mean_contrast, junk_fraction,
                    _medians(results.errors.expected_error_deg, group, n_groups), unusual)
 
@@ -86,11 +87,10 @@ class Micrographs:
 
     def _in_words(self, row: int) -> str:
         reasons = []
-        if "noise" in self.unusual[row]:
-            band = int(np.nanargmax(np.abs(np.log(self.noise[row]))))
-            reasons.append(f"noise power {self.noise[row, band]:.2g} times the set's at {('low', 'middle', 'high')[band]} "
-                           "frequencies")
-        if "contrast" in self.unusual[row]:
+        for value, reason in zip(self.noise[row], UNUSUAL_NOISE, strict=True):
+            if reason in self.unusual[row]:
+                reasons.append(f"{reason} {value:.2g} times the set's power")
+        if UNUSUAL_CONTRAST in self.unusual[row]:
             reasons.append(f"mean contrast {self.mean_contrast[row]:.2g}")
         return f"{self.name[row]} ({', '.join(reasons)})"
 
@@ -100,9 +100,9 @@ class Micrographs:
             rows = csv.writer(file)
             rows.writerow(_COLUMNS)
             for row, name in enumerate(self.name):
-                rows.writerow((name, self.n_particles[row], *map(_cell, (
-                    *self.noise[row], self.mean_contrast[row], self.junk_fraction[row],
-                    self.median_expected_error_deg[row])), self.unusual[row]))
+                values = (*self.noise[row], self.mean_contrast[row], self.junk_fraction[row],
+                          self.median_expected_error_deg[row])
+                rows.writerow((name, self.n_particles[row], *(_cell(float(value)) for value in values), self.unusual[row]))
 
 
 def read_micrographs(path: Path) -> Micrographs:

@@ -42,9 +42,9 @@ def test_values_are_those_of_the_micrographs_own_particles(found):
 
 def test_outliers_are_named_with_their_values_and_no_others(found):
     assert np.flatnonzero(found.is_unusual).tolist() == [FAINT, NOISY]
-    assert found.unusual[FAINT] == "contrast" and found.unusual[NOISY] == "noise"
+    assert found.unusual[FAINT] == "contrast" and found.unusual[NOISY] == "noise at low frequencies"
     worst = " | ".join(found.worst())
-    assert "m17.mrc (noise power 2 times the set's at low frequencies)" in worst and "m03.mrc (mean contrast 0." in worst
+    assert "m17.mrc (noise at low frequencies 2 times the set's power)" in worst and "m03.mrc (mean contrast 0." in worst
 
 
 def test_many_outliers_are_counted_and_the_worst_come_first():
