@@ -128,8 +128,8 @@ def normalise(images: Float[Tensor, "n b b"], state: ImageState,
 
     The background is what lies outside the circle of ``background_radius_fraction`` boxes; a plane fitted to it is
     subtracted (RELION's normalisation: a ramping background).
-    Images of a set with hardly any noise are all divided by the set's ``grey_unit`` instead, and keep what a plane would take
-    from their particles. Else images with a constant
+    Images of a set with hardly any noise are all divided by the set's ``grey_unit`` instead, and no plane is
+    subtracted: it would be a part of the particle. Else images with a constant
     background, which have no noise to go by, become 0, and so do images
     with NaN or infinite values: one of them must not turn a map of all the others into NaN.
     """

@@ -32,13 +32,13 @@ IMAGES_IN_ALL = 10_000
 # noise spectra change slowly: standard deviation of the smoothing, in shells, and its growth with the shell
 _SMOOTHING_SHELLS = 1.0
 _SMOOTHING_GROWTH = 0.08
-# micrographs differ where the variance between them is in some shell so many standard errors of its estimate above 0: in none
-# of 125 sets of white noise, of 2 to 300 micrographs
+# micrographs differ where the variance between them is, in some shell, so many standard errors of its estimate above 0: in
+# none of 125 sets of white noise, of 2 to 300 micrographs
 _SIGNIFICANT = 4.0
 # relative amplitudes that all differ by less change no match: the set's own spectrum is no better known
 ALIKE_WITHIN = 0.02
-# an image with so many times the median power of its micrograph has ice, carbon or a neighbour in its background, which says nothing of the
-# others of its micrograph
+# an image with so many times the median power of its micrograph has ice, carbon or a neighbour in its background, which says
+# nothing of the others
 _OUTLIER = 3.0
 # limits of the bands of a table, as parts of the Nyquist frequency: ice and carbon, the molecule's shape, its detail
 BANDS = (0.0, 1 / 8, 1 / 2, 1.0)
@@ -77,11 +77,12 @@ class MicrographNoise:
         group = torch.from_numpy(groups.of_particle[rows])[has_noise]
         noise = cls(groups, _relative_amplitude(power[has_noise], group, len(groups), box))
         low, high = noise.amplitude.min().item(), noise.amplitude.max().item()
-        logger.info("Noise of %d micrographs from %d images: amplitude %.2f to %.2f times the set's%s.", len(groups), len(group),
-                    low, high, "; they count as alike" if noise.are_alike else "")
+        logger.info("Noise of %d micrographs from %d images: amplitude %.2f to %.2f times the set's%s.", len(groups),
+                    len(group), low, high, "; they count as alike" if noise.are_alike else "")
         return noise
 
-    def of_images(self, rows: Int[np.ndarray, " k"], box_size_px: int) -> Float[Tensor, "k {box_size_px} {box_size_px}//2+1"]:
+    def of_images(self, rows: Int[np.ndarray, " k"], box_size_px: int
+                  ) -> Float[Tensor, "k {box_size_px} {box_size_px}//2+1"]:
         """Relative amplitude on the grid of ``fft_image`` of the images ``rows`` of the set, Fourier-cropped to a box."""
         spectra = self.amplitude[torch.from_numpy(self.groups.of_particle[rows]).to(self.amplitude.device)]
         return spectra[:, shell_index(box_size_px, self.amplitude.device)]
@@ -114,7 +115,8 @@ def _relative_amplitude(power: Float[Tensor, "m shells"], group: Int[Tensor, " m
     if n_free:
         of_image = mean[torch.cumsum(count > 0, 0)[group] - 1]
         variance = torch.maximum(variance, (relative - of_image).square().sum(0) / n_free)
-    amplitude[count > 0] = _shrunk(mean.log(), variance / count[count > 0, None], count[count > 0, None]).div(2).exp().float()
+    weight = count[count > 0, None]
+    amplitude[count > 0] = _shrunk(mean.log(), variance / weight, weight).div(2).exp().float()
     return amplitude
 
 

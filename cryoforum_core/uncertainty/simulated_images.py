@@ -57,7 +57,8 @@ class ImageSource:
         own_shells = int(model.max_radius_px)
         # transforms of a smaller box are smaller by the square of the ratio, powers by its fourth power
         spectrum[:own_shells] = model.noise_spectrum[:own_shells] * (box / images.box_size_px) ** 4
-        return cls(model, spectrum, images.state, box, images.particles.pixel_size_angstrom, contrast_deviation, images.noise)
+        return cls(model, spectrum, images.state, box, images.particles.pixel_size_angstrom, contrast_deviation,
+                   images.noise)
 
     def signal(self, quaternion: Float[Tensor, "n 4"], displacement_px: Float[Tensor, "n 2"]
                ) -> Complex[Tensor, "n b b//2+1"]:

@@ -93,5 +93,6 @@ def test_a_run_says_what_it_knows_of_each_micrograph(simulated_run, trained, tmp
     found = read_micrographs(run.micrographs)
     assert found.n_particles.tolist() == [100, 20] and np.isnan(found.noise).all()
     expected = PoseResults.load(run.orientation_posterior).errors.expected_error_deg
-    np.testing.assert_allclose(found.median_expected_error_deg, [np.median(expected[:100]), np.median(expected[100:])], rtol=1e-3)
+    medians = [np.median(expected[:100]), np.median(expected[100:])]
+    np.testing.assert_allclose(found.median_expected_error_deg, medians, rtol=1e-3)
     assert run.read_summary()["unusual_micrographs"] == []

@@ -22,7 +22,8 @@ def write_micrographs(run, noise, contrast, unusual=None, prefix="session/m"):
                 tuple((unusual or {}).get(g, "") for g in range(G))).write(run.micrographs)
 
 
-@pytest.mark.parametrize("page, make", [(prediction_page, lambda path: predict_run(path)[0]), (ab_initio_page, ab_initio_run)])
+@pytest.mark.parametrize("page, make", [(prediction_page, lambda path: predict_run(path)[0]),
+                                        (ab_initio_page, ab_initio_run)])
 def test_pages_show_the_micrographs_and_name_the_worst(page, make, tmp_path):
     run, rng = make(tmp_path / "run"), np.random.default_rng(0)
     assert TITLE not in titles_of(page(RunFiles(run)))

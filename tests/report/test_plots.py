@@ -160,7 +160,7 @@ def test_fsc_curves_and_their_upper_limits_are_drawn_in_every_panel():
 
 def test_values_in_order_are_all_drawn_and_marked_ones_named():
     values, marked = np.array([1.0, 2.0, np.nan, 5.0, 1.5]), np.array([False, False, False, True, False])
-    panels = {"noise": plots.OrderedValues(values, marked), "contrast": plots.OrderedValues(values, ~marked & (values == 2.0))}
+    panels = {"noise": plots.OrderedValues(values, marked), "contrast": plots.OrderedValues(values, values == 2.0)}
     figure = plots.in_order(panels, "micrograph", "unusual", {3: "m4.mrc"})
     plain, special = (collection.get_offsets().tolist() for collection in figure.axes[0].collections)
     assert plain == [[1, 1], [2, 2], [5, 1.5]] and special == [[4, 5]]

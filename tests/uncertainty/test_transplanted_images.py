@@ -108,13 +108,14 @@ def coloured(data):
 def test_simulated_images_have_the_noise_of_the_micrograph_whose_ctf_they_got(coloured):
     """Prepared with its relative amplitude, their noise is that of the set whatever the micrograph."""
     images, group = coloured
-    source = replace(ImageSource.like(images, model_of(images)), noise_spectrum=torch.full((BOX // 2 + 1,), float(BOX ** 2)))
+    white = torch.full((BOX // 2 + 1,), float(BOX ** 2))
+    source = replace(ImageSource.like(images, model_of(images)), noise_spectrum=white)
     truth = torch.nn.functional.normalize(torch.randn(N, 4, generator=torch.Generator().manual_seed(1)), dim=1)
     made = replace(particles_like(source, images, truth, torch.zeros(N, 2), seed=5), contrast=torch.zeros(N))
     own, rows = group[made.noise_rows(np.arange(N))], np.arange(N)
     assert torch.equal(made.ctf.defocus_u_angstrom, images.particles.ctf.defocus_u_angstrom[made.noise_rows(rows)])
-    before, after = (noise_power_spectrum(ifft_image(replace(images, particles=made, noise=noise).transforms(rows[own == 1])[0]),
-                                          0.45 * BOX) for noise in (None, images.noise))
+    before, after = (noise_power_spectrum(ifft_image(
+        replace(images, particles=made, noise=noise).transforms(rows[own == 1])[0]), 0.45 * BOX) for noise in (None, images.noise))
     # 2.05 in amplitude squared, less what the background's mask smooths
     assert before[4] / before[12] > 1.6 and abs(after[4] / after[12] - 1) < 0.2
 
