@@ -53,6 +53,8 @@ class RunDirectory:
         # error calibration: the calibration particles, and nominal against empirical coverage
         self.calibration = self.path / "calibration.npz"
         self.calibration_table = self.path / "calibration.csv"
+        # noise, contrast and errors of each micrograph
+        self.micrographs = self.path / "micrographs.csv"
         # maps
         self.map = self.path / "map.mrc"
         self.map_half1 = self.path / "map_half1.mrc"

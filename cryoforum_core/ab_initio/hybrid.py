@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..progress import format_duration
+from ..results.write import write_micrographs
 from ..run_directory import RunDirectory
 from .convergence import left_out
 from .live_run import LiveRun
@@ -48,8 +49,9 @@ def hybrid(plan: AbInitioPlan, run: RunDirectory) -> dict:
         final = match_finally(plan, refined, network and network.poses, "refinement" in skipped, store, live)
     with _stage("maps", store, live):
         maps = write_maps_and_results(plan, run, refined.half_sets, final, network is not None, live)
+        micrographs = write_micrographs(run, plan.images, final.results)
     live.log_times()
-    summary = hybrid_summary(plan, found, refined, network, final, maps, live.seconds)
+    summary = hybrid_summary(plan, found, refined, network, final, maps, live.seconds) | micrographs
     live.show(1.0, message="finished" if summary["converged"] else "did not converge")
     return summary
 

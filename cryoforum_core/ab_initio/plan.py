@@ -94,4 +94,6 @@ def plan_ab_initio(config: AbInitioConfig, particles: Particles, device: torch.d
         hand_reference = None
         if config.hand_reference is not None:
             hand_reference = problems.attempt(matching_map, config.hand_reference, particles)
+    if config.method == "hybrid":
+        images = images.with_micrograph_noise(config.seed)
     return AbInitioPlan(config, particles, images, group, normalise_name(config.symmetry), device, hand_reference)

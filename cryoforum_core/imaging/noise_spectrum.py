@@ -17,16 +17,55 @@ def background_mask(box_size_px: int, particle_radius_px: float, edge_px: float 
 def noise_power_spectrum(images: Float[Tensor, "n b b"], particle_radius_px: float) -> Float[Tensor, " b//2+1"]:
     """Mean of |fft_image(noise)|^2 over each shell (B // 2 + 1,), from the background of images (N, B, B).
 
-    The background is what lies outside the particle's circle. Masking smooths the spectrum over a few shells and
-    scales it by the mask's energy, which is divided out. White noise of variance v gives B^2 v in every shell.
+    The background is what lies outside the particle's circle, less a plane fitted to it: a gradient would reach all low
+    shells. Masking smooths the spectrum over a few shells; the mask's energy, and the part of white noise's power that the
+    plane takes in each shell, are divided out. White noise of variance v gives B^2 v in every shell.
     """
-    box_size_px = images.shape[-1]
-    mask = background_mask(box_size_px, particle_radius_px, device=images.device)
-    mean = (images * mask).sum((-2, -1), keepdim=True) / mask.sum()
-    power = fft_image((images - mean) * mask).abs().square().mean(0)
-    spectrum = shell_average(power, box_size_px) * (box_size_px ** 2 / mask.square().sum())
-    # the subtracted mean and the mask empty the first shell; the next one is the best guess of it
-    return torch.cat([spectrum[2:3], spectrum[2:3], spectrum[2:]]).clamp_min(torch.finfo(spectrum.dtype).tiny)
+    power, mask = _background_power(images, particle_radius_px)
+    return _spectrum(power.mean(0), mask)
+
+
+def noise_power_spectra(images: Float[Tensor, "n b b"], particle_radius_px: float) -> Float[Tensor, "n b//2+1"]:
+    """``noise_power_spectrum`` of each image."""
+    return _spectrum(*_background_power(images, particle_radius_px))
+
+
+def _background_power(images: Tensor, particle_radius_px: float) -> tuple[Tensor, Tensor]:
+    """Power of the transforms (n, B, B // 2 + 1) of what the mask (B, B) leaves of images less their planes."""
+    mask = background_mask(images.shape[-1], particle_radius_px, device=images.device)
+    rest = images
+    for each in _planes(mask):
+        rest = rest - (images * (mask * each)).sum((-2, -1), keepdim=True) * each
+    return fft_image(rest * mask).abs().square(), mask
+
+
+def _planes(mask: Tensor) -> Float[Tensor, "3 b b"]:
+    """A constant and two slopes that are orthonormal where pixels have the mask as weight."""
+    axis = torch.arange(len(mask), dtype=torch.float64, device=mask.device) - len(mask) // 2
+    planes = torch.stack([torch.ones_like(mask, dtype=torch.float64), *torch.meshgrid(axis, axis, indexing="ij")])
+    products = torch.einsum("iyx,jyx,yx->ij", planes, planes, mask.double())
+    lower = torch.linalg.cholesky(products)
+    return torch.linalg.solve_triangular(lower, planes.flatten(1), upper=False).reshape(planes.shape).to(mask.dtype)
+
+
+def _white_power(mask: Tensor) -> Float[Tensor, " shells"]:
+    """Mean power in each shell that white noise of variance 1 has after mask and plane.
+
+    With g_j the mask times plane j, noise n becomes mask n - sum_j g_j <g_j, n>."""
+    weighted = mask * _planes(mask)
+    transforms, again = fft_image(weighted), fft_image(mask * weighted)
+    products = torch.einsum("iyx,jyx->ij", weighted, weighted)
+    taken = 2 * (transforms.conj() * again).real.sum(0) - torch.einsum(
+        "ij,iyx,jyx->yx", products.to(transforms.dtype), transforms, transforms.conj()).real
+    return shell_average(mask.square().sum() - taken, len(mask))
+
+
+def _spectrum(power: Tensor, mask: Tensor) -> Tensor:
+    box_size_px = len(mask)
+    spectrum = shell_average(power, box_size_px) * box_size_px ** 2 / _white_power(mask)
+    # the plane and the mask empty the first shells; the next one is the best guess of them
+    first = spectrum[..., 2:3]
+    return torch.cat([first, first, spectrum[..., 2:]], -1).clamp_min(torch.finfo(spectrum.dtype).tiny)
 
 
 def noise_weight(spectrum: Float[Tensor, " {box_size_px}//2+1"], box_size_px: int

@@ -28,7 +28,7 @@ from ..particles.image_state import BACKGROUND_RADIUS_FRACTION
 from ..progress import Progress
 from ..results import pose_results
 from ..results.pose_results import PoseResults
-from ..results.write import write_gallery, write_results
+from ..results.write import write_gallery, write_micrographs, write_results
 from ..run_directory import RunDirectory
 from ..selection.measures import MEASURES
 from ..uncertainty.calibration import Calibration, calibrate, error_figures, simulated_calibration, with_errors
@@ -101,6 +101,7 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     calibration = _calibration(config, setup, source, results, predictor)
     results = with_errors(results, setup.group, calibration and calibration.model, config.coverage)
     write_results(run, particles, results)
+    micrographs = write_micrographs(run, setup.images, results)
     if calibration is not None:
         calibration.write(run)
     if matcher is not None:
@@ -109,7 +110,7 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     return {"n_particles": len(particles), "images_per_second": done / max(seconds, 1e-9),
             **error_figures(results), **applicable.summary(), **_match_figures(results), "model_applies_doubts": list(setup.mismatches),
             "refinement": config.refinement, "symmetry": setup.symmetry, "searched_fraction": searched, "seconds": seconds,
-            **(calibration.summary() if calibration is not None else {})}
+            **micrographs, **(calibration.summary() if calibration is not None else {})}
 
 
 def _calibration(config: PredictConfig, setup: PredictionSetup, source: ImageSource | None, results: PoseResults,

@@ -47,6 +47,10 @@ def prediction_setup(config: PredictConfig, particles: Particles, device: torch.
     images = ImagePreparation(particles, state, box_size_px, device, settings)
     if labelled is not None:
         labelled = replace(images, particles=labelled, state=checked_image_state(labelled, config))
+    if volume is not None:
+        # matching weighs frequencies by their noise; the network alone does not
+        images = images.with_micrograph_noise(config.seed)
+        labelled = labelled and labelled.with_micrograph_noise(config.seed)
     symmetry = normalise_name(config.symmetry or metadata.symmetry)
     return PredictionSetup(partial(network.predict, group=own_group), images,
                            None if volume is None else volume.to(device), group, symmetry, labelled,

@@ -56,6 +56,9 @@ class ParticleSource(Protocol):
 
     def batch(self, indices: Indices | Integer[Tensor, " k"]) -> ParticleBatch: ...
 
+    def noise_rows(self, indices: Indices | Integer[Tensor, " k"]) -> Int[np.ndarray, " k"]:
+        """Rows of the data set whose noise the images of ``indices`` have."""
+
 
 @dataclass(frozen=True, eq=False)
 class Particles:
@@ -101,6 +104,10 @@ class Particles:
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return ParticleBatch(self.images(rows), None if self.ctf is None else self.ctf[rows],
                              None if self.poses is None else self.poses[rows], rows)
+
+    def noise_rows(self, indices: Indices | Integer[Tensor, " k"]) -> Int[np.ndarray, " k"]:
+        """The particles' own."""
+        return np.asarray(indices)
 
     def save(self, path: Path | str, poses: Poses | None = None, columns: Mapping[str, Iterable] | None = None) -> None:
         """Writes the table, rows and columns as read, with ``poses`` (N,) in RELION's columns and more ``columns``.

@@ -6,7 +6,7 @@ found per data set.
 
 import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from ..mrc import read_map
 from .dataset import Particles, ParticleSource
 from .image_check import checked_pixels, is_constant
 from .image_state import BACKGROUND_RADIUS_FRACTION, CTFState, ImageState, determine_image_state
+from .micrograph_noise import MicrographNoise
+from .particle_groups import ParticleGroups
 
 logger = logging.getLogger("cryoforum")
 
@@ -122,10 +124,12 @@ def _centre_crop_or_pad(images: Tensor, box_size_px: int) -> Tensor:
 
 def normalise(images: Float[Tensor, "n b b"], state: ImageState,
               background_radius_fraction: float = BACKGROUND_RADIUS_FRACTION) -> Float[Tensor, "n b b"]:
-    """Images (n, B, B) with bright protein, and a background of mean 0 and standard deviation 1.
+    """Images (n, B, B) with bright protein, and a background of mean 0 and standard deviation 1, without gradient.
 
-    The background is what lies outside the circle of ``background_radius_fraction`` boxes (RELION's normalisation).
-    Images of a set with hardly any noise are all divided by the set's ``grey_unit`` instead. Else images with a constant
+    The background is what lies outside the circle of ``background_radius_fraction`` boxes; a plane fitted to it is
+    subtracted (RELION's normalisation: a ramping background).
+    Images of a set with hardly any noise are all divided by the set's ``grey_unit`` instead, and no plane is
+    subtracted: it would be a part of the particle. Else images with a constant
     background, which have no noise to go by, become 0, and so do images
     with NaN or infinite values: one of them must not turn a map of all the others into NaN.
     """
@@ -133,17 +137,34 @@ def normalise(images: Float[Tensor, "n b b"], state: ImageState,
     circle = soft_circle(box_size_px, background_radius_fraction * box_size_px, 0.0, images.device)
     background = images[:, circle == 0]
     mean = background.mean(1)[:, None, None]
+    is_level = is_constant(background)
+    if state.grey_unit is None:
+        plane = _background_plane(background - mean[:, 0], circle)
+        images, background = images - plane, background - plane[:, circle == 0]
     is_broken = ~torch.isfinite(images).flatten(1).all(1)
     if is_broken.any():
         logger.warning("%d of %d images read together hold NaN or infinite values; they count as empty.",
                        int(is_broken.sum()), len(images))
     if state.grey_unit is None:
-        unit, is_empty = background.std(1), is_constant(background) | is_broken
+        unit, is_empty = background.std(1), is_level | is_broken
     else:
         unit, is_empty = torch.full_like(mean[:, 0, 0], state.grey_unit), is_broken
     sign = -1.0 if state.contrast == "dark" else 1.0
     scaled = (images - mean) * (sign / torch.where(is_empty, torch.ones_like(unit), unit))[:, None, None]
     return torch.where(is_empty[:, None, None], torch.zeros_like(scaled), scaled)
+
+
+def _background_plane(background: Float[Tensor, "n m"], circle: Float[Tensor, "b b"]) -> Float[Tensor, "n b b"]:
+    """The plane fitted by least squares to the pixels outside the circle, whose mean is 0."""
+    axis, outside = torch.arange(len(circle), dtype=torch.float64, device=circle.device), circle == 0
+    along = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
+    along = along - along[:, outside].mean(1)[:, None, None]
+    own = along[:, outside]
+    fit = torch.linalg.solve(own @ own.T, own).to(background.dtype)
+    # not as matrix products, whose last digit depends on the number of images
+    slope_y, slope_x = ((background * each).sum(1)[:, None, None] for each in fit)
+    along = along.to(background.dtype)
+    return slope_y * along[0] + slope_x * along[1]
 
 
 def effective_ctf(ctf: CTFParameters, box_size_px: int, pixel_size_angstrom: float, ctf_state: CTFState
@@ -174,6 +195,8 @@ class ImagePreparation:
     box_size_px: int
     device: torch.device
     network_settings: PreprocessSettings | None = None
+    noise: MicrographNoise | None = None
+    """of the micrographs of the data set; None: all are taken to be alike"""
 
     @classmethod
     def checked(cls, particles: Particles, image_input: ImageInputConfig, device: torch.device) -> "ImagePreparation":
@@ -185,10 +208,31 @@ class ImagePreparation:
         """Of the matching box."""
         return self.particles.pixel_size_angstrom * self.particles.box_size_px / self.box_size_px
 
+    def with_micrograph_noise(self, seed: int = 0) -> "ImagePreparation":
+        """With the noise of each micrograph measured, where there are several, and their images have noise as the camera
+        made it: it was multiplied in images multiplied by their CTF, which differs between micrographs."""
+        groups = ParticleGroups.of(self.particles.table)
+        if len(groups) < 2 or self.state.grey_unit is not None or self.state.ctf_state == "multiplied":
+            return replace(self, noise=None)
+
+        def read(rows: np.ndarray) -> Tensor:
+            return normalise(self.particles.batch(rows).images.to(self.device), self.state)
+
+        noise = MicrographNoise.measure(groups, read, seed)
+        return replace(self, noise=replace(noise, amplitude=noise.amplitude.to(self.device)))
+
     def transforms(self, rows: Integer[np.ndarray, " n"]
                    ) -> tuple[Complex[Tensor, "n b b//2+1"], Float[Tensor, "n b b//2+1"]]:
         """Transforms and CTFs (n, b, b // 2 + 1) of the particles ``rows`` (n,): bright protein, background of mean 0
-        and standard deviation 1 in the original box, noise as the camera made it."""
+        and standard deviation 1 in the original box, noise as the camera made it. Both are divided by the relative
+        noise amplitude of the micrograph, where micrographs differ."""
+        images_ft, ctf = self._transforms(rows)
+        if self.noise is None or self.noise.are_alike:
+            return images_ft, ctf
+        amplitude = self.noise.of_images(self.particles.noise_rows(rows), self.box_size_px)
+        return images_ft / amplitude, ctf / amplitude
+
+    def _transforms(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         batch = self.particles.batch(rows).to(self.device)
         images = normalise(batch.images, self.state)
         images_ft = crop_image_ft(fft_image(images), self.box_size_px)

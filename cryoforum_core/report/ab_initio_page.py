@@ -12,6 +12,7 @@ from ..mrc import read_map
 from ..results.pose_results import PoseResults
 from .calibration_plots import error_calibration
 from .map_page import fsc_picture, map_picture
+from .micrograph_plots import micrograph_notes
 from .page import (
     Assessment,
     NextStep,
@@ -311,4 +312,4 @@ def _notes(files: RunFiles) -> tuple[str, ...]:
             "It can predict the orientations of further particles (cryoforum predict)." if error < _NETWORK_USEFUL_BELOW_DEG
             else "It is poorly trained; the orientations of this run come from matching. Train it longer "
                  "(--train-minutes) before you use it for further particles."))
-    return tuple(notes)
+    return (*notes, *micrograph_notes(files))

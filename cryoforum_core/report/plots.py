@@ -197,6 +197,37 @@ def _points(axes: Axes, x: np.ndarray, y: np.ndarray, there: np.ndarray, special
                 axes.scatter([], [], s=20, color=colour, label=name)
 
 
+class OrderedValues(NamedTuple):
+    """Values of things in an order, and which of them are marked."""
+
+    values: Float[np.ndarray, " n"]
+    marked: Bool[np.ndarray, " n"]
+
+
+@_styled
+def in_order(panels: Mapping[str, OrderedValues], x_label: str, marked_label: str, names: Mapping[int, str]) -> Figure:
+    """Panels of values over their place in an order, one above the other, y label -> values; marked ones in another colour,
+    those of ``names`` with their name."""
+    figure = Figure((FULL_WIDTH, 0.8 + 1.35 * len(panels)))
+    stack = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (y_label, (values, marked)) in zip(stack, panels.items(), strict=True):
+        there, place = np.isfinite(values), np.arange(1, len(values) + 1)
+        size = float(np.clip(6000 / max(len(values), 1), 3.0, 18))
+        axes.scatter(place[there & ~marked], values[there & ~marked], s=size, color=BLUE, linewidths=0, rasterized=True)
+        axes.scatter(place[there & marked], values[there & marked], s=24, color=VERMILION, linewidths=0, label=marked_label)
+        axes.axhline(np.median(values[there]), color=GREY, linestyle="--", linewidth=1, label="median")
+        axes.set_ylabel(y_label)
+        axes.margins(x=0.01, y=0.12)
+        for row in (row for row in names if marked[row]):
+            is_left = row < len(values) / 2
+            axes.annotate(names[row], (place[row], values[row]), xytext=(6 if is_left else -6, 0), va="center", fontsize=7.5,
+                          ha="left" if is_left else "right", textcoords="offset points")
+    stack[-1].set_xlabel(x_label)
+    stack[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    _shared_legend(figure, stack)
+    return figure
+
+
 @_styled
 def shift_map(shift_angstrom: Float[np.ndarray, "n 2"]) -> Figure:
     """Positions of the particles relative to the image centre: minus RELION's origins."""

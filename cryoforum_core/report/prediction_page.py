@@ -9,6 +9,7 @@ from ..results.pose_results import PoseResults
 from . import plots
 from .calibration_plots import error_calibration
 from .error_plots import error_histogram, expected_against_true, shift_error_histogram
+from .micrograph_plots import micrograph_notes, micrograph_pictures
 from .page import (
     Alarm,
     Assessment,
@@ -75,7 +76,8 @@ def prediction_page(files: RunFiles, truth: dict[str, Shaped[np.ndarray, " n"]] 
     alarm = _alarm(files)
     return Page("Predicted orientations", _assessment(files, results, density, truth),
                 () if alarm else _next_steps(files), facts, tuple(pictures), (*junk_label_tables(results), *tables),
-                notes=tuple(map(with_angstrom_sign, files.summary.get("model_applies_doubts", ()))), alarm=alarm)
+                notes=(*map(with_angstrom_sign, files.summary.get("model_applies_doubts", ())), *micrograph_notes(files)),
+                alarm=alarm)
 
 
 def _alarm(files: RunFiles) -> Alarm | None:
@@ -163,6 +165,7 @@ def pose_pictures(files: RunFiles, results: PoseResults, table: ParticleTable | 
     pictures.append(Picture("Shifts", "Position of each particle relative to the image centre (minus rlnOriginX/YAngst). A "
                             "sharp edge means that the maximum shift of the search is too small.",
                             plots.shift_map(results.shift_angstrom)))
+    pictures += micrograph_pictures(files)
     if files.run.gallery.is_file():
         pictures.append(_gallery_picture(read_gallery(files.run.gallery)))
     return pictures

@@ -62,6 +62,7 @@ LABELS = {
     "fit_median": "median fit (standard deviations; expected: 0)",
     "fit_deviation": "spread of the fit (expected: 1)",
     "poor_match_fraction": "fraction of images with a match score below -4",
+    "unusual_micrographs": "micrographs with unusual noise or contrast",
     "error_bound_coverage": "nominal coverage of the error bounds",
     "error_bound_held": "empirical coverage of the error bounds",
     "shift_error_bound_held": "empirical coverage of the shift error bounds",

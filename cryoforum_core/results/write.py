@@ -1,5 +1,6 @@
-"""The files in which a run leaves its poses: particles.star, orientation_posterior.npz and gallery.npz."""
+"""The files in which a run leaves its poses: particles.star, orientation_posterior.npz, gallery.npz and micrographs.csv."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,9 +18,13 @@ from ..particles.dataset import Particles
 from ..particles.fields import pose_columns
 from ..particles.image_preparation import ImagePreparation
 from ..particles.image_stack import save_table
+from ..particles.particle_groups import ParticleGroups
 from ..run_directory import RunDirectory, atomic_path
+from .micrographs import Micrographs
 from .pose_results import PoseResults
 from .star_columns import star_columns
+
+logger = logging.getLogger("cryoforum")
 
 # of each kind in the gallery: what a page shows in one row
 N_EXAMPLES = 8
@@ -40,6 +45,20 @@ def write_results(run: RunDirectory, particles: Particles, results: PoseResults,
     save_table(particles.table.with_columns({**columns, **star_columns(results), **(more_columns or {})}), run.particles)
     if results.errors is not None:
         results.save(run.orientation_posterior)
+
+
+def write_micrographs(run: RunDirectory, images: ImagePreparation, results: PoseResults) -> dict[str, list[str]]:
+    """micrographs.csv of the results of all ``images``; what the summary says of it. Nothing where there is one group."""
+    noise = images.noise
+    groups = ParticleGroups.of(images.particles.table) if noise is None else noise.groups
+    if len(groups) < 2:
+        return {}
+    micrographs = Micrographs.of(groups, None if noise is None else noise.level(), results)
+    micrographs.write(run.micrographs)
+    worst = micrographs.worst()
+    if worst:
+        logger.info("Micrographs with unusual noise or contrast: %s.", "; ".join(worst))
+    return {"unusual_micrographs": worst}
 
 
 def write_gallery(path: Path, images: ImagePreparation, model: MatchingModel, results: PoseResults) -> None:

@@ -19,6 +19,7 @@ from ..matching.matching_model import MatchingModel
 from ..particles.dataset import ParticleBatch
 from ..particles.image_preparation import ImagePreparation, effective_ctf
 from ..particles.image_state import BACKGROUND_RADIUS_FRACTION, ImageState
+from ..particles.micrograph_noise import MicrographNoise
 
 # that the noise spectrum is estimated from
 N_NOISE_IMAGES = 256
@@ -33,7 +34,8 @@ class ImageSource:
     """What simulated images of a data set are made from: a matching model, and the noise in the set's own box.
 
     Image = contrast x amplitude x CTF x projection + noise. ``noise_spectrum`` of images whose background
-    has standard deviation 1; ``contrast_deviation``: standard deviation of the contrast from particle to particle.
+    has standard deviation 1; ``contrast_deviation``: standard deviation of the contrast from particle to particle;
+    ``noise``: by how much that of a micrograph differs from the spectrum.
     """
 
     model: MatchingModel
@@ -42,6 +44,7 @@ class ImageSource:
     box_size_px: int
     pixel_size_angstrom: float
     contrast_deviation: float = 0.0
+    noise: MicrographNoise | None = None
 
     @classmethod
     def like(cls, images: ImagePreparation, model: MatchingModel, contrast_deviation: float = 0.0,
@@ -54,7 +57,8 @@ class ImageSource:
         own_shells = int(model.max_radius_px)
         # transforms of a smaller box are smaller by the square of the ratio, powers by its fourth power
         spectrum[:own_shells] = model.noise_spectrum[:own_shells] * (box / images.box_size_px) ** 4
-        return cls(model, spectrum, images.state, box, images.particles.pixel_size_angstrom, contrast_deviation)
+        return cls(model, spectrum, images.state, box, images.particles.pixel_size_angstrom, contrast_deviation,
+                   images.noise)
 
     def signal(self, quaternion: Float[Tensor, "n 4"], displacement_px: Float[Tensor, "n 2"]
                ) -> Complex[Tensor, "n b b//2+1"]:
@@ -131,8 +135,14 @@ class SimulatedParticles(KnownParticles):
     quaternion: Float[Tensor, "n 4"]
     displacement_px: Float[Tensor, "n 2"]
     contrast: Float[Tensor, " n"]
+    noise_from: Int[np.ndarray, " n"]
+    """Rows of the data set whose micrographs the images are from"""
     seed: int
     companion: Float[Tensor, "n 6"] | None = None
+
+    def noise_rows(self, indices: Integer[np.ndarray, " k"] | Integer[Tensor, " k"]) -> Int[np.ndarray, " k"]:
+        """Those whose CTF the images have."""
+        return self.noise_from[np.asarray(indices)]
 
     def batch(self, indices: Integer[np.ndarray, " k"] | Integer[Tensor, " k"]) -> ParticleBatch:
         """Images in the state of the data set's own, with CTF and poses."""
@@ -147,8 +157,10 @@ class SimulatedParticles(KnownParticles):
                                          generator=torch.Generator().manual_seed(self.seed + int(row)))
                              for row in rows]).to(device)
         shells = shell_index(source.box_size_px, device)
-        images_ft = self._signal(rows) * seen + (
-            fft_image(noise) * source.noise_spectrum[shells].sqrt() / source.box_size_px)
+        noise_ft = fft_image(noise) * source.noise_spectrum[shells].sqrt() / source.box_size_px
+        if source.noise is not None and not source.noise.are_alike:
+            noise_ft = noise_ft * source.noise.of_images(self.noise_rows(rows), source.box_size_px)
+        images_ft = self._signal(rows) * seen + noise_ft
         if source.state.ctf_state == "multiplied":
             images_ft = images_ft * raw_ctf
         return ParticleBatch(self._as_in_the_stack(images_ft), ctf, self.poses[rows.to(device)], rows)
@@ -156,12 +168,12 @@ class SimulatedParticles(KnownParticles):
 
 def particles_like(source: ImageSource, images: ImagePreparation, quaternion: Float[Tensor, "n 4"],
                    displacement_px: Float[Tensor, "n 2"], seed: int) -> SimulatedParticles:
-    """One particle of the map for each pose and displacement in px of the matching box, with the CTF of
-    one of the set's particles drawn at random."""
+    """One particle of the map for each pose and displacement in px of the matching box, with the CTF,
+    and the noise of the micrograph, of one of the set's particles drawn at random."""
     n, device = len(quaternion), source.noise_spectrum.device
     generator = torch.Generator().manual_seed(seed)
     of = torch.randint(len(images.particles), (n,), generator=generator)
     contrast = (1 + source.contrast_deviation * torch.randn(n, generator=generator)).clamp_min(MIN_CONTRAST)
     return SimulatedParticles(source, images.particles.ctf[of], quaternion.to(device, torch.float32),
                               displacement_px.to(device, torch.float32), contrast.to(device),
-                              int(torch.randint(2**62, (), generator=generator)))
+                              images.particles.noise_rows(of.numpy()), int(torch.randint(2**62, (), generator=generator)))

@@ -58,6 +58,10 @@ class TransplantedParticles(KnownParticles):
     def ctf(self) -> CTFParameters:
         return self.images.particles.ctf[torch.from_numpy(self.of)]
 
+    def noise_rows(self, indices: Int[np.ndarray, " m"] | Int[Tensor, " m"]) -> Int[np.ndarray, " m"]:
+        """Those of the images that give theirs."""
+        return self.images.particles.noise_rows(self.of[np.asarray(indices)])
+
     def batch(self, indices: Int[np.ndarray, " m"] | Int[Tensor, " m"]) -> ParticleBatch:
         """Images (n, B, B) in the state of the set's own, with CTF and poses."""
         source, state = self.own, self.own.state

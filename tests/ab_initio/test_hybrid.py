@@ -11,6 +11,7 @@ from cryoforum_core.config import AbInitioConfig, PredictConfig
 from cryoforum_core.errors import InputError, NotConverged
 from cryoforum_core.mrc import StackWriter
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.results.micrographs import read_micrographs
 
 from .hybrid_runs import BOX, FAST, N
 
@@ -33,6 +34,13 @@ def test_the_run_could_be_followed(run):
     assert progress["fraction"] == 1 and progress["n_stages"] == 5 and progress["seconds"] > 0
     assert "report.html" in run.live.read_text()  # whoever has it open is led on
     assert not (run.path / "stages").exists()
+
+
+def test_contrast_errors_and_junk_of_each_micrograph_are_written(run):
+    found = read_micrographs(run.micrographs)
+    assert found.n_particles.tolist() == [100] * 6 and np.isfinite(found.noise).all()
+    assert np.abs(found.mean_contrast - 1).max() < 0.3 and found.median_expected_error_deg.max() < 10
+    assert 0 < found.junk_fraction.mean() < 0.2  # 5 % are junk
 
 
 def test_a_set_of_noise_does_not_converge(folder):

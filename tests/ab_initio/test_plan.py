@@ -49,3 +49,10 @@ def test_the_hand_reference_is_read_with_the_particles_field_of_view(data):
     assert plan_of(data, hand_reference=data.map).hand_reference.shape == (BOX,) * 3
     with pytest.raises(InputError, match="none.mrc"):
         plan_of(data, hand_reference="none.mrc")
+
+
+def test_the_noise_of_micrographs_is_measured_for_the_method_that_weighs_by_it(data):
+    """600 images of six micrographs that have the same noise, and hold much signal (SNR 1)."""
+    noise = plan_of(data).images.noise
+    assert len(noise.groups) == 6 and noise.are_alike
+    assert plan_of(data, method="end-to-end").images.noise is None

@@ -11,6 +11,7 @@ from cryoforum_core.inference.predict import Predictor, applicability, network_e
 from cryoforum_core.inference.setup import prediction_setup
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.progress import Progress
+from cryoforum_core.results.micrographs import read_micrographs
 from cryoforum_core.results.pose_results import PoseResults
 
 from .conftest import N
@@ -83,3 +84,15 @@ def test_a_run_stopped_between_two_parts_goes_on_to_the_same_result(simulated_ru
     with np.load(whole.orientation_posterior) as a, np.load(resumed.orientation_posterior) as b:
         assert np.array_equal(a["quaternion"], b["quaternion"]) and np.array_equal(a["bingham"], b["bingham"])
     assert not (tmp_path / "parts/parts").exists()
+
+
+def test_a_run_says_what_it_knows_of_each_micrograph(simulated_run, trained, tmp_path):
+    """120 images of two micrographs; the network alone asks for no noise."""
+    run = cf.predict(cf.PredictConfig(out=tmp_path / "run", particles=simulated_run.particles, model=trained, device="cpu",
+                                      refinement="none", calibrate=False))
+    found = read_micrographs(run.micrographs)
+    assert found.n_particles.tolist() == [100, 20] and np.isnan(found.noise).all()
+    expected = PoseResults.load(run.orientation_posterior).errors.expected_error_deg
+    medians = [np.median(expected[:100]), np.median(expected[100:])]
+    np.testing.assert_allclose(found.median_expected_error_deg, medians, rtol=1e-3)
+    assert run.read_summary()["unusual_micrographs"] == []

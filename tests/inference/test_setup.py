@@ -57,3 +57,10 @@ def test_all_problems_of_a_prediction_are_reported_at_once(simulated_run, traine
                  calibration_particles=simulated_run.particles)
     text = str(caught.value)
     assert all(words in text for words in ("no_network", "x1", "lacks rlnAngleRot")) and len(caught.value.problems) >= 3
+
+
+def test_the_noise_of_micrographs_is_measured_where_images_are_matched(simulated_run, trained, tmp_path):
+    matched = setup_of(simulated_run, trained, tmp_path / "run", calibration_particles=simulated_run.truth)
+    assert len(matched.images.noise.groups) == 2 and matched.images.noise.are_alike
+    assert matched.labelled.noise.amplitude.shape == (2, BOX // 2 + 1)
+    assert setup_of(simulated_run, trained, tmp_path / "run", refinement="none", calibrate=False).images.noise is None

@@ -6,6 +6,7 @@ import torch
 from cryoforum_core.errors import InputError
 from cryoforum_core.imaging.ctf import CTFParameters, ctf_2d
 from cryoforum_core.imaging.fourier import fft_image, ifft_image
+from cryoforum_core.imaging.masks import soft_circle
 from cryoforum_core.particles.image_preparation import (
     PreprocessSettings,
     effective_ctf,
@@ -166,3 +167,38 @@ def test_network_ctf_is_that_of_network_images():
         inner = (slice(None), slice(1, 12), slice(1, 12))
         correlation = torch.nn.functional.cosine_similarity(prepared[inner].flatten(1), expected[inner].flatten(1))
         assert (correlation > 0.999).all(), (state, correlation)
+
+
+def ramp(slope_y, slope_x, box=BOX):
+    axis = torch.arange(box) - box // 2
+    return slope_y * axis[:, None] / box + slope_x * axis / box
+
+
+def test_gradients_of_the_background_are_subtracted_whatever_the_particle():
+    images = noisy_images() + 40.0 * torch.roll(gaussian_blob(width=4.0), (6, -3), dims=(0, 1))
+    level = normalise(images, BRIGHT_RAW)
+    for slopes in ((3.0, 0.0), (-1.0, 5.0)):
+        torch.testing.assert_close(normalise(images + ramp(*slopes), BRIGHT_RAW), level, atol=1e-3, rtol=0)
+    steep = normalise(images * torch.linspace(0.1, 1, 6)[:, None, None] + ramp(20.0, 20.0), DARK_RAW)
+    torch.testing.assert_close(-steep, level, atol=1e-2, rtol=0)
+
+
+def test_what_is_subtracted_from_images_without_gradient_is_their_noise():
+    """Each slope has the variance of a mean over the background, about 1,500 px; none stays as it is."""
+    images = noisy_images(200)
+    background = soft_circle(BOX, 0.45 * BOX, 0.0) == 0
+    mean, deviation = (f(images[:, background], 1)[:, None, None] for f in (torch.mean, torch.std))
+    change = normalise(images, BRIGHT_RAW) - (images - mean) / deviation
+    at_the_edge = change[:, BOX // 2, -1]
+    along = (torch.arange(BOX) - BOX // 2)[None].expand(BOX, BOX)[background].float()
+    expected = (BOX / 2 - 1) / (along.square().sum().sqrt())
+    assert abs(at_the_edge.std() / expected - 1) < 0.15
+    flat = normalise(images, BRIGHT_RAW)
+    torch.testing.assert_close(normalise(flat, BRIGHT_RAW), flat, atol=1e-4, rtol=0)
+
+
+def test_images_without_noise_keep_their_slope():
+    """It may be the particle's."""
+    images = gaussian_blob(width=4.0)[None] + ramp(0.2, 0.1)
+    kept = normalise(images, ImageState(grey_unit=1.0))[0]
+    torch.testing.assert_close(kept - kept.mean(), images[0] - images[0].mean())

@@ -158,6 +158,16 @@ def test_fsc_curves_and_their_upper_limits_are_drawn_in_every_panel():
     assert plots.to_png(figure).startswith(b"\x89PNG")
 
 
+def test_values_in_order_are_all_drawn_and_marked_ones_named():
+    values, marked = np.array([1.0, 2.0, np.nan, 5.0, 1.5]), np.array([False, False, False, True, False])
+    panels = {"noise": plots.OrderedValues(values, marked), "contrast": plots.OrderedValues(values, values == 2.0)}
+    figure = plots.in_order(panels, "micrograph", "unusual", {3: "m4.mrc"})
+    plain, special = (collection.get_offsets().tolist() for collection in figure.axes[0].collections)
+    assert plain == [[1, 1], [2, 2], [5, 1.5]] and special == [[4, 5]]
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [["m4.mrc"], []]
+    assert figure.axes[1].get_xlabel() == "micrograph" and plots.to_svg(figure)
+
+
 def test_image_table_leaves_missing_cells_empty():
     image = np.random.default_rng(0).standard_normal((8, 8))
     figure = plots.picture_table({"A": [image, None], "B": [image, image]}, ["image", "projection"])

@@ -15,10 +15,13 @@ from cryoforum_core.mrc import write_map, write_stack
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_preparation import ImagePreparation
 from cryoforum_core.particles.image_state import ImageState
+from cryoforum_core.particles.micrograph_noise import MicrographNoise
+from cryoforum_core.particles.particle_groups import ParticleGroups
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.results.gallery import read_gallery
+from cryoforum_core.results.micrographs import read_micrographs
 from cryoforum_core.results.pose_results import ErrorEstimates, JunkLabels, Match, PoseResults
-from cryoforum_core.results.write import N_EXAMPLES, poses_of, write_gallery, write_results
+from cryoforum_core.results.write import N_EXAMPLES, poses_of, write_gallery, write_micrographs, write_results
 from cryoforum_core.run_directory import RunDirectory
 
 from ..matching.conftest import blobs
@@ -124,3 +127,24 @@ def test_junk_has_examples_of_each_label_in_the_order_asked_for(known, tmp_path)
     assert chosen.kind.tolist() == ["off-centre"] * n_off_centre + ["not-a-particle"] * (len(chosen.kind) - n_off_centre)
     assert n_off_centre == N_EXAMPLES and set(chosen.particle_id[:n_off_centre] - 1) <= set(range(0, N_MATCHED, 6))
     assert len(found.of([]).images) == 0
+
+
+def test_micrographs_are_written_where_there_are_several_with_their_noise_where_it_was_measured(known, tmp_path):
+    images, _, found = known
+    run = RunDirectory(tmp_path)
+    assert write_micrographs(run, images, found) == {} and not run.micrographs.exists()  # 60 images of one micrograph
+    group = np.arange(N_MATCHED) % 10
+    names = tuple(f"m{i}.mrc" for i in range(10))
+    particles = replace(images.particles, table=images.particles.table.with_columns(
+        {"rlnMicrographName": np.array(names)[group]}))
+    assert write_micrographs(run, replace(images, particles=particles), found) == {"unusual_micrographs": []}
+    plain = read_micrographs(run.micrographs)
+    assert plain.name == names and (plain.n_particles == 6).all() and np.isnan(plain.noise).all()
+    np.testing.assert_allclose(plain.median_expected_error_deg, 25 + np.arange(10))
+    amplitude = torch.ones(10, MAP_BOX // 2 + 1)
+    amplitude[:, 1:] += 0.01 * torch.arange(10)[:, None]
+    amplitude[6, 1:3] = 2.0
+    noise = MicrographNoise(ParticleGroups(names, group), amplitude)
+    summary = write_micrographs(run, replace(images, particles=particles, noise=noise), found)
+    assert summary["unusual_micrographs"] == ["m6.mrc (noise at low frequencies 4 times the set's power)"]
+    np.testing.assert_allclose(read_micrographs(run.micrographs).noise[:, 2], (1 + 0.01 * np.arange(10)) ** 2, rtol=1e-3)

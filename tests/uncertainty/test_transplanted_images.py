@@ -16,6 +16,8 @@ from cryoforum_core.matching.matching_model import MatchingModel
 from cryoforum_core.particles.dataset import load_particles
 from cryoforum_core.particles.image_preparation import ImagePreparation
 from cryoforum_core.particles.image_state import determine_image_state
+from cryoforum_core.particles.micrograph_noise import MicrographNoise
+from cryoforum_core.particles.particle_groups import ParticleGroups
 from cryoforum_core.uncertainty.simulated_images import ImageSource, particles_like
 from cryoforum_core.uncertainty.transplanted_images import TransplantedParticles
 
@@ -87,3 +89,51 @@ def test_the_old_pose_is_drawn_from_its_posterior(images, source):
     # Maxwell's distribution: three directions of that deviation
     assert angle.square().mean().sqrt().item() == pytest.approx(0.05 * 3 ** 0.5, rel=0.1)
     assert (known.found.shift_angstrom - truth.shift_angstrom).std().item() == pytest.approx(2.0, rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def coloured(data):
+    """Prepared images that count as from two micrographs, whose ratio of low to high frequencies differs."""
+    particles = load_particles(data.particles)
+    group = np.arange(N) % 2
+    amplitude = torch.ones(2, BOX // 2 + 1)
+    amplitude[1, :6] = 2.0
+    amplitude[1, 6:] = 0.8
+    noise = MicrographNoise(ParticleGroups(("a", "b"), group), amplitude / amplitude.square().mean(0).sqrt())
+    state = determine_image_state(particles, cf.PredictConfig(out="x", particles="x", model="x"))
+    plain = ImagePreparation(particles, state, BOX, torch.device("cpu"))
+    return replace(plain, noise=noise), group
+
+
+def test_simulated_images_have_the_noise_of_the_micrograph_whose_ctf_they_got(coloured):
+    """Prepared with its relative amplitude, their noise is that of the set whatever the micrograph."""
+    images, group = coloured
+    white = torch.full((BOX // 2 + 1,), float(BOX ** 2))
+    source = replace(ImageSource.like(images, model_of(images)), noise_spectrum=white)
+    truth = torch.nn.functional.normalize(torch.randn(N, 4, generator=torch.Generator().manual_seed(1)), dim=1)
+    made = replace(particles_like(source, images, truth, torch.zeros(N, 2), seed=5), contrast=torch.zeros(N))
+    own, rows = group[made.noise_rows(np.arange(N))], np.arange(N)
+    assert torch.equal(made.ctf.defocus_u_angstrom, images.particles.ctf.defocus_u_angstrom[made.noise_rows(rows)])
+    before, after = (noise_power_spectrum(ifft_image(
+        replace(images, particles=made, noise=noise).transforms(rows[own == 1])[0]), 0.45 * BOX) for noise in (None, images.noise))
+    # 2.05 in amplitude squared, less what the background's mask smooths
+    assert before[4] / before[12] > 1.6 and abs(after[4] / after[12] - 1) < 0.2
+
+
+def test_transplanted_images_have_the_micrograph_of_their_donors(coloured, data):
+    images, group = coloured
+    rows = np.arange(1, N, 5)
+    truth = load_particles(data.truth, require_poses=True).poses
+    found = results_of(truth.quaternion[rows], truth.shift_angstrom[rows])
+    source = ImageSource.like(images, model_of(images))
+    known = TransplantedParticles.of_matched(images, source, rows, found, truth.quaternion[rows],
+                                             displacement_px(truth.shift_angstrom[rows], PIXEL), 0)
+    some = np.arange(len(rows))[::-1].copy()
+    assert known.noise_rows(some).tolist() == rows[some].tolist()
+    # a particle put back where it was leaves the image, divided by the same amplitude
+    for a, b in zip(replace(images, particles=known).transforms(some), images.transforms(rows[some]), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3 * float(b.abs().max()), rtol=0)
+    # and so do particles whose noise is from others that have it from the set
+    nested = replace(images, particles=known)
+    again = particles_like(source, nested, truth.quaternion[rows], torch.zeros(len(rows), 2), seed=2)
+    assert set(again.noise_rows(np.arange(len(rows))).tolist()) <= set(rows.tolist())
