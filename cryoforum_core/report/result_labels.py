@@ -10,6 +10,7 @@ LABELS = {
     "version": "version of cryoforum",
     "seconds": "run time (s)",
     "symmetry": "point group",
+    "symmetry_choice": "symmetry from the start of the search",
     "n_particles": "particles",
     "box_size_px": "box (px)",
     "pixel_size_angstrom": "pixel size (Å)",
