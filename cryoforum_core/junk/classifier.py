@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
 
-from ..catalogue import NOT_A_PARTICLE
+from ..catalogue import NOT_A_PARTICLE, OVERLAP
 from .features import FEATURES, OF_THE_PARTICLE
 from .rejection import PARTICLE, REASONS
 from .simulation import SimulatedFeatures
@@ -118,13 +118,14 @@ def normalised(features: Float[np.ndarray, "n s"]) -> Float[np.ndarray, "n s"]:
 def classify(features: Float[np.ndarray, "n s"], simulated: SimulatedFeatures) -> Classification:
     """Images by their features, from those of simulated images of each kind.
 
-    Simulated particles whose noise comes from an image that turns out to be junk are left out, and all are classified again:
-    the residual of two particles on top of each other holds the second one.
+    Simulated particles whose noise comes from an image that turns out to show no particle are left out, and all are
+    classified again. Those with the noise of an overlap stay: good particles that look like one, such as those of a minor
+    state, would be left out with them, and the others of their kind be taken for junk.
     """
     found = _classify(features, simulated.of_kind)
     if simulated.donor is None:
         return found
-    is_good = ~found.is_junk[simulated.donor]
+    is_good = np.isin(found.reason[simulated.donor], (PARTICLE, OVERLAP))
     if is_good.all() or is_good.sum() < MIN_GOOD_DONORS:
         return found
     return _classify(features, (simulated.of_kind[0][is_good], *simulated.of_kind[1:]))

@@ -30,7 +30,7 @@ N_VIEWS = 64
 # images at a time: some ten transforms of each are held
 CHUNK = 32
 # in the order of the columns of ``PowerMap.features``; all in standard deviations of the noise
-FEATURES = ("fit", "signal_to_noise", "residual", "rest_here", "rest_near", "low_power", "high_power")
+FEATURES = ("fit", "signal_to_noise", "residual", "rest_near", "low_power", "high_power")
 # those that a particle alone has: an image without one has no other value, whatever else it shows
 OF_THE_PARTICLE = ("fit", "signal_to_noise")
 # of a particle's mean power, within its radius
@@ -106,13 +106,11 @@ class PowerMap:
         place = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).float()
         is_near = (place - poses.displacement_px[:, None, None]).norm(dim=-1) <= 2 * NEAR_DIAMETERS * self.radius_px
         is_beyond = (place.norm(dim=-1) > self.model.max_displacement_px) & (place.abs() <= box // 2).all(-1)
-        column, row = _at(poses.displacement_px, box)
-        image = torch.arange(len(images), device=device)
         most = whole.masked_fill(~is_beyond, -torch.inf).flatten(1).argmax(1)
         # noise has peaks about 0; where there is none, there is nothing
         near = rest.masked_fill(~(is_near & self._is_peak(rest)), 0.0).flatten(1).amax(1).clamp_min(0)
-        values = [match_quality(images, self.model, poses).fit, factor / variance.sqrt(), residual, rest[image, row, column],
-                  near, *_shell_powers(images, self.model)]
+        values = [match_quality(images, self.model, poses).fit, factor / variance.sqrt(), residual, near,
+                  *_shell_powers(images, self.model)]
         return torch.stack(values, dim=1), place.flatten(0, 1)[most]
 
     def _is_peak(self, power: Tensor) -> Tensor:
@@ -154,8 +152,3 @@ def _both_halves(half: Tensor) -> Tensor:
     box = len(half)
     flipped = torch.roll(half.flip(0), 1, 0)[:, 1:box // 2].flip(1).conj()
     return torch.cat([half, flipped], dim=1)
-
-
-def _at(displacement_px: Tensor, box_size_px: int) -> tuple[Tensor, Tensor]:
-    index = (displacement_px.round().long() + box_size_px).clamp(0, 2 * box_size_px - 1)
-    return index[:, 0], index[:, 1]
