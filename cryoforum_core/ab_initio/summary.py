@@ -21,8 +21,9 @@ def hybrid_summary(plan: AbInitioPlan, found: SearchOutcome, refined: RefinedHal
     resolution = resolution_angstrom(maps.fsc, plan.particles.box_size_px, plan.particles.pixel_size_angstrom)
     explained, figures = final.explained_fraction, refined.rounds.figures
     converged, reason = HybridAssessment(
-        found, explained, final.pair.sampled_fraction, plan.extent_angstrom / resolution, gained_radius_px(plan, found.common_radius_px),
-        plan.extent_angstrom, plan.symmetry).convergence()
+        found, explained, final.pair.sampled_fraction, plan.extent_angstrom / resolution,
+        gained_radius_px(plan, found.common_radius_px), plan.extent_angstrom, plan.symmetry,
+        final.recovered_fractions[-1] if final.recovered_fractions else 0.0).convergence()
     return {"converged": converged, "converged_reason": reason, "resolution_angstrom": resolution,
             "method": "hybrid", "symmetry": plan.symmetry, "hand": found.hand,
             "n_particles": len(plan.particles), "half_sets": refined.source,

@@ -24,6 +24,7 @@ def _search(**changed):
     ({"explained_fraction": 0.3}, "only 30% of the expected power"),
     ({"explained_fraction": -0.2}, "only 0% of the expected power"),
     ({"sampled_fraction": 0.4}, "40% of Fourier space"),
+    ({"last_recovered_fraction": 0.58}, "still moved 58% of the particles"),
     (_search(symmetry_score=0.0), "does not have the symmetry d2"),
     (_search(starts=[{}, {}, {}], agreement_deg=30.0), "differ by 30 degrees or more"),
 ])
@@ -33,7 +34,7 @@ def test_each_problem_of_a_hybrid_run_has_its_reason(changed, says):
 
 
 @pytest.mark.parametrize("changed", [
-    {}, {"explained_fraction": float("nan")}, _search(symmetry_score=0.9), _search(starts=[{}, {}], agreement_deg=90.0),
+    {}, {"last_recovered_fraction": 0.05}, {"explained_fraction": float("nan")}, _search(symmetry_score=0.9), _search(starts=[{}, {}], agreement_deg=90.0),
 ])
 def test_a_hybrid_run_without_problems_converges(changed):
     converged, reason = replace(CONVERGED, **changed).convergence()
