@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from ..errors import InputError
 from ..geometry.poses import Poses
+from ..junk.features import FEATURES
 from ..model.orientation_head import PoseEstimate
 from ..results.pose_results import NetworkPoses, PoseResults
 from ..uncertainty.calibration import Calibration, with_errors
@@ -41,6 +43,11 @@ def to_state(results: PoseResults) -> dict[str, Shaped[Tensor, "n ..."]]:
 
 
 def from_state(state: dict[str, Shaped[Tensor, "n ..."]], particle_id: Int[np.ndarray, " n"]) -> PoseResults:
-    """What ``to_state`` made of the results of these particles."""
+    """What ``to_state`` made of the results of these particles. Raises InputError where an earlier version made it, which
+    found junk by other features."""
+    features = state.get("evidence_junk_features")
+    if features is not None and features.shape[1] != len(FEATURES):
+        raise InputError("A run must be continued by the version that matched its particles; this one was matched by an "
+                         "earlier version, which found junk by other features. Run again in a new directory.")
     arrays = {name: values.cpu().numpy() for name, values in state.items()}
     return PoseResults.from_arrays(arrays | {"particle_id": particle_id})

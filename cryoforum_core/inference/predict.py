@@ -16,7 +16,7 @@ from ..geometry.poses import displacement_px, shift_angstrom
 from ..imaging.fourier import ifft_image
 from ..imaging.noise_spectrum import noise_power_spectrum
 from ..junk.classifier import classify
-from ..junk.features import PowerMap
+from ..junk.features import FEATURES, PowerMap
 from ..junk.labelling import junk_labels, simulated_features
 from ..junk.simulation import JunkSimulation
 from ..matching.matcher import Matcher, StartingPoses
@@ -158,7 +158,7 @@ class Predictor:
     def write_parts(self, directory: Path) -> int:
         """Predicts the parts that are not in ``directory`` yet; returns how many images that were."""
         n = len(self.setup.images.particles)
-        missing = [start for start in range(0, n, PART_IMAGES) if not _part(directory, start).is_file()]
+        missing = [start for start in range(0, n, PART_IMAGES) if not _is_done(_part(directory, start))]
         n_missing = sum(min(PART_IMAGES, n - start) for start in missing)
         with Progress(n, "predict", initial=n - n_missing) as progress:
             for start in missing:
@@ -212,6 +212,15 @@ def starting_poses(setup: PredictionSetup, network: PoseEstimate, seed: int) -> 
 
 def _part(directory: Path, start: int) -> Path:
     return directory / f"{start:010d}.npz"
+
+
+def _is_done(path: Path) -> bool:
+    """Whether a part is there, with the features that this version finds junk by; earlier versions had others."""
+    if not path.is_file():
+        return False
+    with np.load(path, allow_pickle=False) as file:
+        found = [file[name] for name in ("evidence_junk_features", "junk_statistics") if name in file.files]
+    return all(features.shape[1] == len(FEATURES) for features in found)
 
 
 def _load_part(path: Path, particles: Particles) -> PoseResults:

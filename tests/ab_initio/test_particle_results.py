@@ -7,6 +7,7 @@ import torch
 from cryoforum_core.ab_initio.particle_results import from_state, of_network, of_poses, to_state, with_estimated_errors
 from cryoforum_core.ab_initio.plan import plan_ab_initio
 from cryoforum_core.config import AbInitioConfig
+from cryoforum_core.errors import InputError
 from cryoforum_core.geometry.bingham import isotropic_bingham
 from cryoforum_core.geometry.poses import Poses
 from cryoforum_core.geometry.rotations import random_quaternions
@@ -58,3 +59,11 @@ def test_the_state_of_a_stage_gives_back_the_results():
     again = from_state(state, IDS)
     for name in ("particle_id", "quaternion", "shift_angstrom", "bingham"):
         np.testing.assert_array_equal(getattr(again, name), getattr(results, name))
+
+
+def test_what_an_earlier_version_matched_is_refused():
+    """It found junk by other features: mixed with those of now they would say nothing."""
+    state = to_state(of_network(IDS, estimate(20.0)))
+    assert from_state(state, IDS).particle_id.tolist() == IDS.tolist()
+    with pytest.raises(InputError, match="earlier version"):
+        from_state(state | {"evidence_junk_features": torch.zeros(N, 9)}, IDS)

@@ -40,6 +40,19 @@ def test_parts_that_were_done_are_not_predicted_again(setup, tmp_path, monkeypat
     np.testing.assert_array_equal(again.quaternion, whole.quaternion)
 
 
+def test_parts_with_junk_features_of_an_earlier_version_are_predicted_again(setup, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_module, "PART_IMAGES", 50)
+    predictor = Predictor(setup[1], None, None, batch_size=16)
+    predictor.write_parts(tmp_path)
+    path = sorted(tmp_path.glob("*.npz"))[0]
+    with np.load(path) as file:
+        arrays = dict(file)
+    for name in ("evidence_junk_features", "junk_statistics"):
+        np.savez(path, **arrays, **{name: np.zeros((50, 9), np.float32)})
+        assert predictor.write_parts(tmp_path) == 50
+        assert predictor.write_parts(tmp_path) == 0
+
+
 def test_the_batch_size_changes_nothing(setup):
     rows = np.arange(0, N, 7)
     small, large = (Predictor(setup[1], None, None, size).rows(rows, "test") for size in (4, 64))
