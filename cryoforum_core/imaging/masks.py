@@ -11,6 +11,8 @@ from .fourier import low_pass_volume
 _SOLVENT_MASK_RADIUS_PX = 10.0
 # at better resolution the mask follows it, a little behind
 _SOLVENT_MASK_OF_RESOLUTION = 0.9
+# of the box
+_SOLVENT_MASK_GROWTH = 0.05
 
 
 def _raised_cosine(radius: Tensor, edge_start: float, edge_px: float) -> Tensor:
@@ -54,9 +56,10 @@ def molecule_mask(volume: Float[Tensor, "d d d"], level: float = 0.1, dilation_o
 
 def solvent_mask(volume: Float[Tensor, "d d d"], resolution_radius_px: float) -> Float[Tensor, "d d d"]:
     """``molecule_mask`` of a map (D, D, D) that is good to ``resolution_radius_px`` cycles per box: drawn nearly as finely,
-    and grown by half a period of that (``docs/decisions/0037-solvent-mask.md``)."""
+    and grown by a twentieth of the box. A tighter one cuts off weak density, which both half maps then lack alike
+    (``docs/decisions/0037-solvent-mask.md``)."""
     radius_px = max(_SOLVENT_MASK_RADIUS_PX, _SOLVENT_MASK_OF_RESOLUTION * resolution_radius_px)
-    return molecule_mask(low_pass_volume(volume, radius_px), dilation_of_box=0.5 / radius_px)
+    return molecule_mask(low_pass_volume(volume, radius_px), dilation_of_box=_SOLVENT_MASK_GROWTH)
 
 
 def _blurred(values: Tensor, deviation_px: float) -> Tensor:
