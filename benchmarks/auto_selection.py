@@ -25,13 +25,13 @@ from relion_probability import COLUMN, relion_probability
 from results_page import record
 from torch import Tensor
 
+from cryoforum_core.catalogue import JUNK_KIND_COLUMN
 from cryoforum_core.config import ImageInputConfig
 from cryoforum_core.imaging.masks import soft_sphere
 from cryoforum_core.imaging.resolution import fourier_shell_correlation, resolution_angstrom
 from cryoforum_core.mrc import read_map
 from cryoforum_core.particles.dataset import Particles, load_particles
 from cryoforum_core.particles.image_preparation import ImagePreparation
-from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.reconstruction.reconstruct import half_sets, reconstruct_halves
 from cryoforum_core.results.pose_results import PoseResults

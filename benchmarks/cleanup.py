@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from results_page import record
 
+from cryoforum_core.catalogue import JUNK_KIND_COLUMN
 from cryoforum_core.config import JUNK_KINDS
-from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.results.pose_results import PoseResults
 from cryoforum_core.selection.measures import MEASURES, measures_of

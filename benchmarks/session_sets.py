@@ -1,7 +1,7 @@
 """Sets as microscope sessions make them: whether error bounds hold in every group of particles, and what is taken for junk.
 
-Simulated (``simulate --like session``), matched to the map (``predict --refinement adaptive``, from a network that has
-learnt nothing, so that every pose is searched for), and compared with the truth. Junk is judged by the particle probability.
+Simulated (``simulate --like session``), matched to the map (``predict --refinement adaptive``, from an
+untrained network, so that every pose is searched for), and compared with the truth. Junk is judged by the particle probability.
 
     python benchmarks/session_sets.py --work /tmp/session --model ribosome_30s --seed 401
     python benchmarks/session_sets.py --work /tmp/session --model map.mrc --symmetry d2 --snr 0.3 --seed 402
@@ -16,7 +16,7 @@ from cleanup import roc_area
 from results_page import record
 
 import cryoforum_core as cf
-from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN, NEIGHBOUR_COLUMN, STATE_COLUMN
+from cryoforum_core.catalogue import JUNK_KIND_COLUMN, NEIGHBOUR_COLUMN, STATE_COLUMN
 from cryoforum_core.particles.table import ParticleTable
 
 EMBEDDED = {"ribosome_30s": "ribosome_30s_4v4r.pdb.gz", "beta_galactosidase": "beta_galactosidase_5a1a.pdb.gz"}

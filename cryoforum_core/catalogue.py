@@ -94,6 +94,12 @@ SIMULATED_JUNK = {kind.name: kind for kind in (
     SimulatedJunk("ice", NOT_A_PARTICLE, "ice contamination"),
     SimulatedJunk("carbon-edge", NOT_A_PARTICLE, "edge of the carbon film"),
 )}
+# columns of a simulated set's truth.star: the kind of junk, and what is known of a session's particles; the state is RELION's
+# class
+JUNK_KIND_COLUMN = "rlnCryoforumJunkKind"
+STATE_COLUMN = "rlnClassNumber"
+NEIGHBOUR_COLUMN = "rlnCryoforumNeighbour"
+NOISE_LEVEL_COLUMN = "rlnCryoforumNoiseLevel"
 # those of a simulated set by default: a clean one, and one like a microscope session
 JUNK_KINDS = ("noise", "off-centre", "overlap", "other-molecule", "blank")
 SESSION_JUNK_KINDS = ("noise", "overlap", "ice", "carbon-edge")

@@ -121,8 +121,11 @@ class RunDirectory:
                              f"{', '.join(changed)}. Give the same options, or choose another --out.")
 
     def changed_options(self, config) -> dict[str, tuple]:
-        """Options of ``config`` that differ from the run's own: name -> (before, now). The run must have its config."""
+        """Options of ``config`` that differ from the run's own: name -> (before, now). The run must have its config. An
+        option that its version did not know has the default, which leaves everything as it was."""
         before, now = json.loads(self.config.read_text()), json.loads(config.model_dump_json())
+        before |= {name: now[name] for name, field in type(config).model_fields.items()
+                   if name not in before and getattr(config, name) == field.default}
         return {name: (before.get(name), value) for name, value in now.items()
                 if name not in self.NO_OPTIONS and before.get(name) != value}
 

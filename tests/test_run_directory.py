@@ -100,3 +100,11 @@ def test_atomic_path_gives_the_permissions_of_a_plain_file(tmp_path):
         temporary.write_text("")
     mode = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("plain", "ours")]
     assert mode[0] == mode[1]
+
+
+def test_a_run_of_an_earlier_version_continues_with_options_that_it_did_not_know(run):
+    run.prepare(config_of(run, n_particles=5))
+    known = json.loads(run.config.read_text())
+    run.config.write_text(json.dumps({name: value for name, value in known.items() if name not in ("like", "session")}))
+    assert run.changed_options(config_of(run, n_particles=5)) == {}
+    assert run.changed_options(config_of(run, n_particles=5, like="session"))["like"] == (None, "session")

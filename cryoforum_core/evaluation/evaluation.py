@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..catalogue import JUNK_KIND_COLUMN
 from ..errors import InputError
 from ..geometry.pose_errors import (
     FrameAlignment,
@@ -23,7 +24,6 @@ from ..imaging.volume_frame import mirror_volume, move_volume
 from ..mrc import read_map, write_map
 from ..particles.dataset import PARTICLE_ID_COLUMNS, read_poses
 from ..particles.image_stack import parse_image_names
-from ..particles.simulate import JUNK_KIND_COLUMN
 from ..particles.table import ParticleTable
 from ..problems import Problems
 from ..run_directory import RunDirectory, atomic_path

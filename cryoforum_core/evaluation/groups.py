@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Int
 
-from ..particles.simulate import NEIGHBOUR_COLUMN, NOISE_LEVEL_COLUMN, STATE_COLUMN
+from ..catalogue import NEIGHBOUR_COLUMN, NOISE_LEVEL_COLUMN, STATE_COLUMN
 from ..particles.table import ParticleTable
 
 OPTICS_GROUP_COLUMN = "rlnOpticsGroup"

@@ -33,10 +33,13 @@ def noise_power_spectra(images: Float[Tensor, "n b b"], particle_radius_px: floa
 def _background_power(images: Tensor, particle_radius_px: float) -> tuple[Tensor, Tensor]:
     """Power of the transforms (n, B, B // 2 + 1) of what the mask (B, B) leaves of images less their planes."""
     mask = background_mask(images.shape[-1], particle_radius_px, device=images.device)
-    rest = images
-    for each in _planes(mask):
-        rest = rest - (images * (mask * each)).sum((-2, -1), keepdim=True) * each
-    return fft_image(rest * mask).abs().square(), mask
+    return fft_image((images - fitted_plane(images, mask)) * mask).abs().square(), mask
+
+
+def fitted_plane(images: Float[Tensor, "n b b"], mask: Float[Tensor, "b b"]) -> Float[Tensor, "n b b"]:
+    """The plane fitted by least squares to each image (B, B), its pixels weighted by the mask."""
+    # not as matrix products, whose last digit depends on the number of images
+    return sum((images * (mask * each)).sum((-2, -1), keepdim=True) * each for each in _planes(mask))
 
 
 def _planes(mask: Tensor) -> Float[Tensor, "3 b b"]:

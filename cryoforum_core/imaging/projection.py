@@ -204,7 +204,7 @@ class Reconstructor:
 
         The corners outside of the inscribed sphere are flat, as RELION leaves them.
         """
-        numerator, weight = self._symmetrised()
+        numerator, weight = self.completed()
         radius = self.radius_px()
         shells = radius.round().long()
         counts = torch.bincount(shells.flatten()).clamp_min(1)
@@ -220,7 +220,7 @@ class Reconstructor:
         Weights must be inverse noise variances (whitened images): ``numerator / (weight + 1 / power)``. Nothing beyond
         ``max_radius_px`` is kept.
         """
-        numerator, weight = self._symmetrised()
+        numerator, weight = self.completed()
         radius = self.radius_px()
         shells = radius.round().long().clamp_max(len(signal_power) - 1)
         inside = radius <= min(self.max_radius_px, max_radius_px or self.max_radius_px)
@@ -229,7 +229,7 @@ class Reconstructor:
 
     def shell_weight(self) -> Float[Tensor, " shells"]:
         """Mean weight of the voxels in each shell (D // 2 + 1,), with the padded grid's finer steps."""
-        radius, weight = self.radius_px(), self._symmetrised()[1]
+        radius, weight = self.radius_px(), self.completed()[1]
         shells = radius.round().long().flatten()
         n_shells = self.box_size_px // 2 + 1
         sums = torch.bincount(shells, weight.flatten(), minlength=n_shells)
@@ -242,7 +242,7 @@ class Reconstructor:
         kx = torch.arange(reach + 2, device=self.sums.device, dtype=self.sums.dtype) / self.padding
         return torch.sqrt(kz[:, None, None].square() + kz[None, :, None].square() + kx.square())
 
-    def _symmetrised(self) -> tuple[Tensor, Tensor]:
+    def completed(self) -> tuple[Complex[Tensor, "z z x"], Float[Tensor, "z z x"]]:
         """Numerator and weight with the plane kx = 0 completed: its half in memory got only half of the slices."""
         real, imaginary, weight = self.sums[0].clone()
         mate = torch.flip(self.sums[0, :, :, :, 0], dims=(-2, -1))

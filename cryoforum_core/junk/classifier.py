@@ -7,7 +7,7 @@ kinds estimated by expectation-maximisation on the set itself (Saerens, Latinne 
 2002), and the particles' own distribution adapted to the set in the same steps. The width of a pose's posterior is no
 feature: a good particle in a viewing direction that is hard to align is no junk.
 
-What else a set may show, such as ice and the edges of the carbon, nobody can simulate. It is described by what it lacks: the
+What else a set may show, such as ice and the edges of the carbon, cannot be simulated. It is described by what it lacks: the
 last kind fits the map no better than an empty image does, and may have anything that images of the set have in all other
 features.
 """

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ..geometry.rotations import random_quaternions
 from ..matching.likelihood import contrast_from_poses, predicted
-from ..matching.match_quality import RESIDUAL_MIN_RADIUS_PX, match_quality
+from ..matching.match_quality import RESIDUAL_MIN_RADIUS_PX, quality_of_prediction
 from ..matching.matching_model import MatchingModel
 from ..matching.refine import RefinedPoses, predicted_at_refined
 from ..matching.whitened_images import WhitenedImages, to_images
@@ -100,8 +100,8 @@ class PowerMap:
         box, device = images.box_size_px, contrast.device
         expected, taken_up = predicted_at_refined(images, self.model.volume, poses)
         factor, variance = contrast_from_poses(images, expected, taken_up)
-        residual = match_quality(images.with_contrast(contrast), self.model, poses).residual
-        whole, rest = self.of(images, images.data), self.of(images, images.data - contrast[:, None] * expected)
+        own = contrast[:, None] * expected
+        whole, rest = self.of(images, images.data), self.of(images, images.data - own)
         axis = torch.arange(2 * box, device=device) - box
         place = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).float()
         is_near = (place - poses.displacement_px[:, None, None]).norm(dim=-1) <= 2 * NEAR_DIAMETERS * self.radius_px
@@ -109,8 +109,8 @@ class PowerMap:
         most = whole.masked_fill(~is_beyond, -torch.inf).flatten(1).argmax(1)
         # noise has peaks about 0; where there is none, there is nothing
         near = rest.masked_fill(~(is_near & self._is_peak(rest)), 0.0).flatten(1).amax(1).clamp_min(0)
-        values = [match_quality(images, self.model, poses).fit, factor / variance.sqrt(), residual, near,
-                  *_shell_powers(images, self.model)]
+        values = [quality_of_prediction(images, self.model, expected).fit, factor / variance.sqrt(),
+                  quality_of_prediction(images, self.model, own).residual, near, *_shell_powers(images, self.model)]
         return torch.stack(values, dim=1), place.flatten(0, 1)[most]
 
     def _is_peak(self, power: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from .likelihood import predicted
@@ -31,13 +31,17 @@ class MatchQuality:
 
 
 def match_quality(images: WhitenedImages, model: MatchingModel, poses: RefinedPoses) -> MatchQuality:
-    """For poses (n, ...), one for each image.
+    """For poses (n, ...), one for each image."""
+    return quality_of_prediction(images, model, predicted(images, model.volume, poses.quaternion, poses.displacement_px))
+
+
+def quality_of_prediction(images: WhitenedImages, model: MatchingModel, expected: Complex[Tensor, "n m"]) -> MatchQuality:
+    """For the prediction (n, m) of each image.
 
     With y = f + n: the score 2 Re<y, f> - |f|^2 has mean |f|^2 and variance 2 |f|^2; the residual power of a pixel has
     mean 1 and variance 1. Pixels are weighted by the power that a particle has in them, which is the most powerful test
     for a second one.
     """
-    expected = predicted(images, model.volume, poses.quaternion, poses.displacement_px)
     power = expected.abs().square().sum(-1)
     score = 2 * (images.data.conj() * expected).real.sum(-1) - power
     shells = images.radius.round().long().clamp_max(len(model.map_power) - 1)

@@ -205,11 +205,10 @@ def symmetrised_sums(reconstructor: Reconstructor, group: Float[Tensor, "g 4"]) 
     the same for any number of slices, where insertion at all equivalent poses would multiply it by the group's order.
     """
     sums, padding = reconstructor.sums, reconstructor.padding
-    # the plane kx = 0 got only half of the slices: its other half lies at the Friedel mates
-    mates = sums[..., 0].flip((-2, -1)) * sums.new_tensor([1.0, -1.0, 1.0])[:, None, None]
-    whole = torch.cat([(sums[..., 0] + mates)[..., None], sums[..., 1:]], dim=-1)
-    numerator, weight = (FourierVolume(channels, reconstructor.box_size_px, padding, reconstructor.max_radius_px)
-                         for channels in (whole[:, :2], torch.cat([whole[:, 2:], torch.zeros_like(whole[:, 2:])], dim=1)))
+    completed, of_slices = reconstructor.completed()
+    numerator, weight = (FourierVolume(torch.stack([*channels])[None], reconstructor.box_size_px, padding,
+                                       reconstructor.max_radius_px)
+                         for channels in ((completed.real, completed.imag), (of_slices, torch.zeros_like(of_slices))))
     inside = reconstructor.radius_px() <= reconstructor.max_radius_px + 1 / padding
     kz, ky, kx = torch.nonzero(inside, as_tuple=True)
     middle = (sums.shape[-3] - 1) // 2

@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..imaging.ctf import CTFParameters, ctf_2d
 from ..imaging.fourier import crop_image_ft, crop_volume, fft_image, ifft_image
 from ..imaging.masks import soft_circle
+from ..imaging.noise_spectrum import fitted_plane
 from ..imaging.resample import resample_volume
 from ..mrc import read_map
 from .dataset import Particles, ParticleSource
@@ -139,7 +140,7 @@ def normalise(images: Float[Tensor, "n b b"], state: ImageState,
     mean = background.mean(1)[:, None, None]
     is_level = is_constant(background)
     if state.grey_unit is None:
-        plane = _background_plane(background - mean[:, 0], circle)
+        plane = fitted_plane(images - mean, (circle == 0).to(images.dtype))
         images, background = images - plane, background - plane[:, circle == 0]
     is_broken = ~torch.isfinite(images).flatten(1).all(1)
     if is_broken.any():
@@ -152,19 +153,6 @@ def normalise(images: Float[Tensor, "n b b"], state: ImageState,
     sign = -1.0 if state.contrast == "dark" else 1.0
     scaled = (images - mean) * (sign / torch.where(is_empty, torch.ones_like(unit), unit))[:, None, None]
     return torch.where(is_empty[:, None, None], torch.zeros_like(scaled), scaled)
-
-
-def _background_plane(background: Float[Tensor, "n m"], circle: Float[Tensor, "b b"]) -> Float[Tensor, "n b b"]:
-    """The plane fitted by least squares to the pixels outside the circle, whose mean is 0."""
-    axis, outside = torch.arange(len(circle), dtype=torch.float64, device=circle.device), circle == 0
-    along = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
-    along = along - along[:, outside].mean(1)[:, None, None]
-    own = along[:, outside]
-    fit = torch.linalg.solve(own @ own.T, own).to(background.dtype)
-    # not as matrix products, whose last digit depends on the number of images
-    slope_y, slope_x = ((background * each).sum(1)[:, None, None] for each in fit)
-    along = along.to(background.dtype)
-    return slope_y * along[0] + slope_x * along[1]
 
 
 def effective_ctf(ctf: CTFParameters, box_size_px: int, pixel_size_angstrom: float, ctf_state: CTFState

@@ -63,7 +63,7 @@ class ImageCorrection:
 
     @classmethod
     def of_groups(cls, groups: tuple[ImageGroup, ...], group_of_image: Int[np.ndarray, " n"]) -> "ImageCorrection":
-        """On the finest grid that all groups fill."""
+        """On the grid of the largest pixel size, in the largest even box that all groups fill."""
         pixel_size = max(group.pixel_size_angstrom for group in groups)
         box = int(min(group.field_of_view_angstrom for group in groups) / pixel_size / 2 + 1e-3) * 2
         return cls(groups, group_of_image, box, pixel_size)
@@ -205,9 +205,9 @@ def _say_what_is_done(correction: ImageCorrection) -> None:
     if len(kinds) > 1:
         found = "; ".join(f"{box} px of {size:g} A ({n} images)" for (size, box), n in sorted(kinds.items()))
         logger.warning(
-            "The images differ in pixel size or box: %s. All are resampled, when they are read, to %d px of %g A, the "
-            "finest pixels and the largest box that all images fill. Leave out images with large pixels if this limits "
-            "the resolution.", found, correction.box_size_px, correction.pixel_size_angstrom)
+            "The images differ in pixel size or box: %s. All are resampled, when they are read, to %d px of %g A: the "
+            "largest pixel size of the set, and the largest box that every image fills. Leave out the images with the "
+            "largest pixels if this limits the resolution.", found, correction.box_size_px, correction.pixel_size_angstrom)
     for what, has in (("anisotropic magnification", lambda group: group.magnification != NO_MAGNIFICATION),
                       ("beam tilt and antisymmetric aberrations", lambda group: bool(group.odd_zernike))):
         n = sum(n for group, n in zip(correction.groups, n_images.tolist(), strict=True) if has(group))

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from ..catalogue import JUNK_KIND_COLUMN, NEIGHBOUR_COLUMN, NOISE_LEVEL_COLUMN, STATE_COLUMN
 from ..config import SimulateConfig
 from ..errors import InputError
 from ..geometry.poses import displacement_px
@@ -42,12 +43,6 @@ DEFAULT_BOX_SIZE_PX = 64
 
 # beside the tables, in the run directory
 STACK_NAME = "particles.mrcs"
-# of truth.star
-JUNK_KIND_COLUMN = "rlnCryoforumJunkKind"
-# of truth.star of a session; the state is RELION's class
-STATE_COLUMN = "rlnClassNumber"
-NEIGHBOUR_COLUMN = "rlnCryoforumNeighbour"
-NOISE_LEVEL_COLUMN = "rlnCryoforumNoiseLevel"
 # the map of the minor state of a session
 MINOR_STATE_NAME = "map_minor_state.mrc"
 # kinds of junk without any particle, but for a neighbour

@@ -123,10 +123,11 @@ def observed_error(summary: dict) -> str | None:
     if summary.get("particles_observed_error_deg") is None:
         return None
     expected, observed = (summary[f"particles_{name}_error_deg"] for name in ("expected", "observed"))
-    sentence = (f"Without junk, the median expected error is {degrees(expected)}; orientations from two halves of each "
-                f"image's Fourier pixels show an error of {degrees(observed)}.")
+    sentence = (f"Without junk, the median expected error is {degrees(expected)}; the agreement of orientations from two "
+                f"random halves of each image's Fourier pixels corresponds to {degrees(observed)}.")
     if observed > OBSERVED_FAR_ABOVE * expected:
-        sentence += " The expected errors are too small: the map may lack something that the particles have."
+        sentence += (" The expected errors are too small: the map may be wrong in places, or the particles may be in more "
+                     "than one conformation.")
     return sentence
 
 

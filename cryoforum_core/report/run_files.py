@@ -12,8 +12,6 @@ from ..particles.table import ParticleTable
 from ..results.pose_results import PoseResults
 from ..run_directory import RunDirectory
 
-# as particles.simulate calls it; importing that module would import torch
-JUNK_KIND_COLUMN = "rlnCryoforumJunkKind"
 # the database of every Scipion project
 _SCIPION_PROJECT = "project.sqlite"
 

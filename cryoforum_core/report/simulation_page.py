@@ -2,20 +2,19 @@
 
 import numpy as np
 
+from ..catalogue import JUNK_KIND_COLUMN, NEIGHBOUR_COLUMN, NOISE_LEVEL_COLUMN, STATE_COLUMN
 from ..mrc import MrcStack, read_map
 from ..particles.table import ParticleTable
 from . import plots
 from .map_page import map_picture
 from .page import Assessment, NextStep, Page, Picture, beside, command, percent, significant
-from .run_files import JUNK_KIND_COLUMN, RunFiles, angles_deg, column, defocus_um
+from .run_files import RunFiles, angles_deg, column, defocus_um
 from .viewing_directions import view_density
 
 # at the width of the page, more would be too small to see the particle
 _PER_ROW = 10
 # smoothing of noisy images in figures: enough to see the particle, too little to blur its outline
 _DISPLAY_SIGMA_PX = 1.0
-# of truth.star of a set like a session, as particles.simulate calls them
-_NEIGHBOUR_COLUMN, _STATE_COLUMN, _NOISE_LEVEL_COLUMN = "rlnCryoforumNeighbour", "rlnClassNumber", "rlnCryoforumNoiseLevel"
 
 
 def simulation_page(files: RunFiles) -> Page:
@@ -63,7 +62,7 @@ def _pictures(files: RunFiles, truth: ParticleTable | None) -> list[Picture]:
     if defocus is not None:
         pictures.append(Picture("Defocus", "Spread uniformly over the requested range.",
                                 plots.histogram({"particles": defocus}, "mean defocus (µm)")))
-    noise_level = column(truth, _NOISE_LEVEL_COLUMN)
+    noise_level = column(truth, NOISE_LEVEL_COLUMN)
     if noise_level is not None:
         pictures.append(Picture("Noise levels", "Of the micrographs, relative to a typical one. The background of each image "
                                 "is normalised, so that particles of noisy micrographs have less contrast.",
@@ -75,8 +74,8 @@ def _images(files: RunFiles, truth: ParticleTable) -> Picture:
     """A row of particles, and up to five images of each kind of junk, in a session also of other groups."""
     kinds = truth.strings(JUNK_KIND_COLUMN) if truth.has(JUNK_KIND_COLUMN) else np.full(len(truth), "none")
     kinds = np.where(kinds == "none", "particle", kinds).astype(object)
-    for name, there in (("minor state", truth.has(_STATE_COLUMN) and truth.integers(_STATE_COLUMN) > 1),
-                        ("with neighbour", truth.has(_NEIGHBOUR_COLUMN) and truth.integers(_NEIGHBOUR_COLUMN) > 0)):
+    for name, there in (("minor state", truth.has(STATE_COLUMN) and truth.integers(STATE_COLUMN) > 1),
+                        ("with neighbour", truth.has(NEIGHBOUR_COLUMN) and truth.integers(NEIGHBOUR_COLUMN) > 0)):
         kinds[(kinds == "particle") & there] = name
     names = ["particle", *sorted(set(kinds.tolist()) - {"particle"})]
     shown = {name: _PER_ROW // (1 if name == "particle" else 2) for name in names}

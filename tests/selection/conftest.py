@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from cryoforum_core.catalogue import JUNK_KIND_COLUMN
 from cryoforum_core.config import SimulateConfig
 from cryoforum_core.jobs import simulate
 from cryoforum_core.mrc import write_map
 from cryoforum_core.particles.dataset import load_particles
-from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 
 N, BOX, PIXEL = 400, 24, 6.0
 

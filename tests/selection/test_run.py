@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
+from cryoforum_core.catalogue import JUNK_KIND_COLUMN
 from cryoforum_core.cli import main
-from cryoforum_core.particles.simulate import JUNK_KIND_COLUMN
 from cryoforum_core.particles.table import ParticleTable
 from cryoforum_core.run_directory import RunDirectory
 from cryoforum_core.selection.selection import REASON_COLUMN

@@ -186,7 +186,8 @@ class CryoForumBase:
         """ Nominal and empirical coverage of the error bounds, and the error that the images themselves show. """
         lines = []
         if summary.get('particles_observed_error_deg') is not None:
-            lines.append("Without junk: expected *%.2f°*, observed between two halves of the images' frequencies *%.2f°*."
+            lines.append("Median error without junk: expected *%.2f°*; by the agreement of orientations from two halves of "
+                         "each image's Fourier pixels *%.2f°*."
                          % (summary['particles_expected_error_deg'], summary['particles_observed_error_deg']))
         if summary.get('error_bound_coverage') is not None:
             lines.append('Error bounds: nominal coverage %.3g %% of the particles; empirical coverage on %s: *%.3g %%*.'
