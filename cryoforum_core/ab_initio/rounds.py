@@ -1,4 +1,5 @@
-"""A round: every image matched to the map of its half set, the noise re-estimated, and both half maps reconstructed."""
+"""A round: every image matched to the map of its half set with its own contrast, noise and contrast estimated again, and both
+half maps reconstructed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..geometry.pose_hypotheses import N_HYPOTHESES, PoseHypotheses
 from ..geometry.rotations import angular_distance_rad
+from ..matching.contrast import ContrastRegression, differs
 from ..matching.exhaustive_search import SearchGrid
 from ..matching.likelihood import predicted
 from ..matching.matching_model import MatchingModel
@@ -37,6 +39,8 @@ class Refinement:
 
     poses: PoseHypotheses
     pair: HalfMapPair
+    contrast: Float[Tensor, " n"] | None = None
+    """Of each particle, over that of the maps; None where it does not differ"""
 
 
 def show_nothing(done: float, label: str) -> None:
@@ -51,8 +55,9 @@ def global_round(half_sets: HalfSets, references: tuple[Float[Tensor, "b b b"], 
         grid = SearchGrid.build(model, step_deg, search_radius_px)
         return lambda images, rows: grid.search(images, N_SEARCHED_HYPOTHESES, keep=N_HYPOTHESES)
 
-    return _round(half_sets.scaled(noise_spectrum, max_radius_px), PoseHypotheses.empty(len(half_sets), half_sets.device),
-                  references, noise_spectrum, matching, "global search", show)
+    nowhere = PoseHypotheses.empty(len(half_sets), half_sets.device)
+    return _round(half_sets.scaled(noise_spectrum, max_radius_px), nowhere, None, references, noise_spectrum, matching,
+                  "global search", show)
 
 
 def local_round(half_sets: HalfSets, before: Refinement, max_radius_px: float, show: Show = show_nothing) -> Refinement:
@@ -63,19 +68,22 @@ def local_round(half_sets: HalfSets, before: Refinement, max_radius_px: float, s
         return lambda images, rows: refine_hypotheses(images, model, poses.quaternion[rows],
                                                       poses.displacement_px[rows] * scaled.scale, poses.score[rows])
 
-    return _round(scaled, poses, before.pair.reference, before.pair.noise_spectrum, matching, "local refinement", show)
+    return _round(scaled, poses, before.contrast, before.pair.reference, before.pair.noise_spectrum, matching,
+                  "local refinement", show)
 
 
 def reconstruct(half_sets: HalfSets, poses: PoseHypotheses, noise_spectrum: Float[Tensor, " shells"], max_radius_px: float,
-                show: Show = show_nothing) -> Refinement:
-    """Half maps from the poses as they are."""
-    return _round(half_sets.scaled(noise_spectrum, max_radius_px), poses, None, noise_spectrum, None, "reconstruct", show)
+                show: Show = show_nothing, contrast: Float[Tensor, " n"] | None = None) -> Refinement:
+    """Half maps from the poses as they are; ``contrast`` is kept for the next round."""
+    return _round(half_sets.scaled(noise_spectrum, max_radius_px), poses, contrast, None, noise_spectrum, None,
+                  "reconstruct", show)
 
 
-def _round(scaled: RoundImages, before: PoseHypotheses, references: tuple[Tensor, Tensor] | None, noise_spectrum: Tensor,
+def _round(scaled: RoundImages, before: PoseHypotheses, contrast: Tensor | None,
+           references: tuple[Tensor, Tensor] | None, noise_spectrum: Tensor,
            matching: Callable[[MatchingModel], Match] | None, label: str, show: Show) -> Refinement:
     """``references``: the map of each half set that ``matching`` compares with; without them poses stay."""
-    half_sets, poses = scaled.half_sets, before.copy()
+    half_sets, matched = scaled.half_sets, _Matched.nothing(before.copy(), contrast)
     sums = RoundSums(scaled.box_size_px, scaled.max_radius_px, half_sets.device)
     with Progress(len(half_sets), label) as progress:
         for half in (1, 2):
@@ -87,21 +95,46 @@ def _round(scaled: RoundImages, before: PoseHypotheses, references: tuple[Tensor
                 if len(rows):
                     images = scaled.at(rows)
                     if match is not None:
-                        _match_batch(scaled, images, rows, model, match, poses, sums)
-                    _insert_batch(scaled, images, rows, half, poses, sums)
+                        _match_batch(scaled, images, rows, model, match, matched, sums)
+                    _insert_batch(scaled, images, rows, half, matched.poses, sums)
                 progress.update(len(rows))
                 show(progress.done / progress.total, label)
-    return Refinement(poses, scaled.in_own_box(sums.pair(scaled.mask(), scaled.noise_spectrum), noise_spectrum))
+    return Refinement(matched.poses, scaled.in_own_box(sums.pair(scaled.mask(), scaled.noise_spectrum), noise_spectrum),
+                      contrast if references is None else _contrast_of_each(matched.regression))
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """What a round finds for all particles; filled in place."""
+
+    poses: PoseHypotheses
+    contrast: Tensor | None
+    """That of the round before, with which they are matched"""
+    regression: ContrastRegression
+
+    @classmethod
+    def nothing(cls, poses: PoseHypotheses, contrast: Tensor | None) -> "_Matched":
+        return cls(poses, contrast, ContrastRegression(*torch.zeros(3, len(poses), device=poses.score.device)))
 
 
 def _match_batch(scaled: RoundImages, images: WhitenedImages, rows: np.ndarray, model: MatchingModel, match: Match,
-                 poses: PoseHypotheses, sums: RoundSums) -> None:
-    """Puts what is found for particles ``rows`` (n,) into ``poses``, and what it leaves unexplained into ``sums``."""
+                 matched: _Matched, sums: RoundSums) -> None:
+    """Puts what is found for particles ``rows`` (n,) into ``matched``, and what it leaves unexplained into ``sums``."""
     half_sets, index = scaled.half_sets, torch.from_numpy(rows).to(scaled.half_sets.device)
-    found = match(images, index)
-    store_hypotheses(poses, index, found, half_sets.box_size_px / scaled.box_size_px, half_sets.group)
+    seen = images if matched.contrast is None else images.with_contrast(matched.contrast[index])
+    found = match(seen, index)
+    store_hypotheses(matched.poses, index, found, half_sets.box_size_px / scaled.box_size_px, half_sets.group)
     best = found[:, 0]
-    sums.add_residual(images, predicted(images, model.volume, best.quaternion, best.displacement_px))
+    # the map's contrast for all: regressions of one round are comparable, whatever the contrast before
+    regression = ContrastRegression.of_images(images, model, best)
+    for name, values in vars(regression).items():
+        getattr(matched.regression, name)[index] = values
+    sums.add_residual(seen, predicted(seen, model.volume, best.quaternion, best.displacement_px))
+
+
+def _contrast_of_each(regression: ContrastRegression) -> Tensor | None:
+    mean, deviation = regression.distribution()
+    return regression.posterior_mean(mean, deviation) if mean > 0 and differs(deviation / mean) else None
 
 
 def _insert_batch(scaled: RoundImages, images: WhitenedImages, rows: np.ndarray, half: int, poses: PoseHypotheses,

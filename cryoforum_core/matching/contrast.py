@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .likelihood import contrast_from_poses
-from .match_quality import SEARCH_BELOW_DEVIATIONS, match_quality, median_and_deviation
+from .match_quality import SEARCH_BELOW_DEVIATIONS, match_quality, median_and_deviation, quality_of_prediction
 from .matching_model import MatchingModel
 from .refine import RefinedPoses, predicted_at_refined
 from .whitened_images import WhitenedImages
@@ -26,6 +26,35 @@ MIN_CONTRAST = 0.1
 
 
 @dataclass(frozen=True)
+class ContrastRegression:
+    """Each of n images regressed on its prediction: the factor, its variance by the noise, and how well the image fits."""
+
+    value: Float[Tensor, " n"]
+    variance: Float[Tensor, " n"]
+    fit: Float[Tensor, " n"]
+
+    @classmethod
+    def of_images(cls, images: WhitenedImages, model: MatchingModel, poses: RefinedPoses) -> "ContrastRegression":
+        """At poses (n, ...), one for each image."""
+        prediction, taken_up = predicted_at_refined(images, model.volume, poses)
+        return cls(*contrast_from_poses(images, prediction, taken_up), quality_of_prediction(images, model, prediction).fit)
+
+    def distribution(self) -> tuple[float, float]:
+        """Mean of the contrast, and its deviation without what noise adds to it, of the images that look like particles."""
+        median, deviation = median_and_deviation(self.fit)
+        some = self.fit >= median + SEARCH_BELOW_DEVIATIONS * deviation
+        value, variance = self.value[some], self.variance[some]
+        mean = float((value / variance).sum() / (1 / variance).sum())
+        return mean, math.sqrt(max(0.0, float(((value - mean).square() - variance).mean())))
+
+    def posterior_mean(self, mean: float, deviation: float) -> Float[Tensor, " n"]:
+        """Of each image, from its own regression and the set's distribution."""
+        prior = deviation ** 2
+        shrunk = (self.value * prior + self.variance * mean) / (prior + self.variance)
+        return shrunk.clamp_min(MIN_CONTRAST * mean)
+
+
+@dataclass(frozen=True)
 class Contrast:
     """Of a set's particles, as a factor to the model's; the deviation without what noise adds to it."""
 
@@ -35,12 +64,7 @@ class Contrast:
     @classmethod
     def of_particles(cls, images: WhitenedImages, model: MatchingModel, poses: RefinedPoses) -> "Contrast":
         """Of those of the images, at poses (n, ...), that look like particles."""
-        fit = match_quality(images, model, poses).fit
-        median, deviation = median_and_deviation(fit)
-        some = fit >= median + SEARCH_BELOW_DEVIATIONS * deviation
-        value, variance = (x[some] for x in contrast_from_poses(images, *predicted_at_refined(images, model.volume, poses)))
-        mean = float((value / variance).sum() / (1 / variance).sum())
-        return cls(mean, math.sqrt(max(0.0, float(((value - mean).square() - variance).mean()))))
+        return cls(*ContrastRegression.of_images(images, model, poses).distribution())
 
 
 def differs(deviation: float) -> bool:
@@ -52,9 +76,7 @@ def contrast_of_each(images: WhitenedImages, model: MatchingModel, poses: Refine
                      ) -> Float[Tensor, " n"]:
     """Of each image at its pose (n, ...), over that of the model: the mean of the posterior from the image's own regression
     and the set's distribution, of mean 1 and that deviation."""
-    value, variance = contrast_from_poses(images, *predicted_at_refined(images, model.volume, poses))
-    prior = deviation ** 2
-    return ((value * prior + variance) / (prior + variance)).clamp_min(MIN_CONTRAST)
+    return ContrastRegression.of_images(images, model, poses).posterior_mean(1.0, deviation)
 
 
 def with_own_contrast(images: WhitenedImages, model: MatchingModel, poses: RefinedPoses, deviation: float

@@ -24,6 +24,11 @@ _NOISE_DENSITY_ANGSTROM2 = 114.0
 _NOISE_EXCESS = ((0.42, 16.8, 6), (4.5, 345.0, 2))
 # of the minor state's end
 _DOMAIN_EDGE_PX = 1.0
+# of ice crystals and carbon, in standard deviations of the clean images: strong enough to be seen
+_ICE_DEPTH = (4.0, 12.0)
+_CARBON_DEPTH = 3.0
+# additional noise of the carbon film, relative to that of the ice
+_CARBON_NOISE = 0.5
 # background is measured farther from the centre than this, in boxes
 _BACKGROUND_RADIUS_BOXES = 0.45
 
@@ -133,13 +138,6 @@ def _grid(box_size_px: int) -> tuple[Tensor, Tensor]:
     """y and x (B, B) of each pixel, in boxes."""
     axis = (torch.arange(box_size_px) - box_size_px // 2) / box_size_px
     return torch.meshgrid(axis, axis, indexing="ij")
-
-
-# standard deviations of the clean images; strong enough to be seen, as crystals and carbon are
-_ICE_DEPTH = (4.0, 12.0)
-_CARBON_DEPTH = 3.0
-# additional noise of the carbon film, relative to that of the ice
-_CARBON_NOISE = 0.5
 
 
 def _ice(box_size_px: int, generator: torch.Generator) -> Tensor:

@@ -22,7 +22,9 @@ Poses: the engine works with RELION's A (x_image = A x_molecule) and rlnOrigin s
 projection alignment, M = inv([A | -s]) = [A' | A' s], s the rlnOrigin shift in pixels (third component 0).
 """
 
+import io
 import json
+import logging
 import os
 import sqlite3
 from dataclasses import dataclass
@@ -31,18 +33,34 @@ from typing import Dict
 import mrcfile
 import numpy as np
 from emtable import Table
-from scipy.spatial.transform import Rotation
-
 from pwem.emlib.image import ImageHandler
 from pwem.objects import Transform
 from pyworkflow.object import Float, Integer, String
+from scipy.spatial.transform import Rotation
 
-from .constants import (ALTERNATIVE, CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER,
-                        ERROR_BOUND, EXPECTED_ERROR, EXPECTED_SHIFT_ERROR, FIGURE_OF_MERIT, HALF_SET, MATCH_SCORE,
-                        PARTICLE_ATTRIBUTES, PARTICLE_PROBABILITY, REASON, REJECTION_REASON,
-                        SHIFT_ERROR_BOUND, TEXT_ATTRIBUTES)
+from .constants import (
+    ALTERNATIVE,
+    CENTRE_X,
+    CENTRE_Y,
+    DISPERSION_MAX,
+    DISPERSION_TRACE,
+    DISPERSION_WIGNER,
+    ERROR_BOUND,
+    EXPECTED_ERROR,
+    EXPECTED_SHIFT_ERROR,
+    FIGURE_OF_MERIT,
+    HALF_SET,
+    MATCH_SCORE,
+    PARTICLE_ATTRIBUTES,
+    PARTICLE_PROBABILITY,
+    REASON,
+    REJECTION_REASON,
+    SHIFT_ERROR_BOUND,
+    TEXT_ATTRIBUTES,
+)
 from .engine_names import NO_REASON, OFF_CENTRE
 
+logger = logging.getLogger(__name__)
 MRC_EXTENSIONS = ('.mrc', '.mrcs')
 
 
@@ -140,6 +158,11 @@ PARTICLE_COLUMNS = {  # attribute of a Scipion particle -> column of the STAR fi
 COLUMN_DEFAULTS = {'_ctfModel._phaseShift': 0.0}  # no phase plate
 ACQUISITION_COLUMNS = ['_acquisition._voltage', '_acquisition._sphericalAberration',
                        '_acquisition._amplitudeContrast']
+# of a particle that was read from RELION
+OPTICS_GROUP = '_rlnOpticsGroup'
+# columns of RELION's optics table that the engine applies and Scipion has no attributes for
+APPLIED_OPTICS_LABELS = ['rlnBeamTiltX', 'rlnBeamTiltY', 'rlnOddZernike', 'rlnEvenZernike',
+                         'rlnMagMat00', 'rlnMagMat01', 'rlnMagMat10', 'rlnMagMat11', 'rlnMtfFileName']
 
 
 def writeParticlesStar(particles, starFile, stackFolder=None, withPoses=True):
@@ -149,7 +172,7 @@ def writeParticlesStar(particles, starFile, stackFolder=None, withPoses=True):
     to ``stackFolder``. Poses are written where the set has projection alignment and ``withPoses``.
     """
     withPoses = withPoses and particles.hasAlignmentProj()
-    names = ['id', 'enabled', '_index', '_filename', *PARTICLE_COLUMNS, *ACQUISITION_COLUMNS]
+    names = ['id', 'enabled', '_index', '_filename', *PARTICLE_COLUMNS, *ACQUISITION_COLUMNS, OPTICS_GROUP]
     columns = readColumns(particles, names + (['_transform._matrix'] if withPoses else []))
     enabled = columns.pop('enabled')
     if not all(enabled):
@@ -208,28 +231,52 @@ def _mrcStack(fileName, stackFolder):
 
 
 def _opticsGroups(particles, columns):
-    """ The group (1, 2, ...) of each particle and the distinct (kV, mm, amplitude contrast) in the order of groups. """
+    """ The group (1, 2, ...) of each particle and, in the order of groups, their distinct (kV, mm, amplitude contrast)
+    and the numbers of RELION's optics groups that they were; None for a set that was not read from RELION. """
     setValues = particles.getAcquisition()
     fallback = (setValues.getVoltage(), setValues.getSphericalAberration(), setValues.getAmplitudeContrast())
     n = len(columns['id'])
-    perParticle = zip(*(columns.get(name) or [None] * n for name in ACQUISITION_COLUMNS))
+    perParticle = zip(columns.get(OPTICS_GROUP) or [None] * n,
+                      *(columns.get(name) or [None] * n for name in ACQUISITION_COLUMNS))
     groups, optics = [], {}
-    for values in perParticle:
+    for number, *values in perParticle:
         values = tuple(default if value is None else value for value, default in zip(values, fallback))
-        groups.append(optics.setdefault(values, len(optics) + 1))
+        groups.append(optics.setdefault((number, values), len(optics) + 1))
     return groups, list(optics)
 
 
 def _opticsTable(particles, optics):
-    n = len(optics)
-    return {'rlnOpticsGroupName': ('%s', ['opticsGroup%d' % (i + 1) for i in range(n)]),
-            'rlnOpticsGroup': ('%d', range(1, n + 1)),
-            'rlnVoltage': ('%.4f', [values[0] for values in optics]),
-            'rlnSphericalAberration': ('%.4f', [values[1] for values in optics]),
-            'rlnAmplitudeContrast': ('%.4f', [values[2] for values in optics]),
-            'rlnImagePixelSize': ('%.6f', [particles.getSamplingRate()] * n),
-            'rlnImageSize': ('%d', [particles.getXDim()] * n),
-            'rlnImageDimensionality': ('%d', [2] * n)}
+    n, values = len(optics), [each for _, each in optics]
+    table = {'rlnOpticsGroupName': ('%s', ['opticsGroup%d' % (i + 1) for i in range(n)]),
+             'rlnOpticsGroup': ('%d', range(1, n + 1)),
+             'rlnVoltage': ('%.4f', [each[0] for each in values]),
+             'rlnSphericalAberration': ('%.4f', [each[1] for each in values]),
+             'rlnAmplitudeContrast': ('%.4f', [each[2] for each in values]),
+             'rlnImagePixelSize': ('%.6f', [particles.getSamplingRate()] * n),
+             'rlnImageSize': ('%d', [particles.getXDim()] * n),
+             'rlnImageDimensionality': ('%d', [2] * n)}
+    for label, ofGroup in _aberrations(particles).items():
+        # Scipion's import keeps the table, but not the groups of the particles: no matter where all have the same values
+        same = len(set(ofGroup.values())) == 1
+        values = [next(iter(ofGroup.values())) if same else ofGroup.get(number) for number, _ in optics]
+        if None not in values:
+            table[label] = ('%s', values)
+        else:
+            logger.warning('%s differs between the optics groups of RELION and is not applied: the particles have lost '
+                           'their groups (at import, for example).', label)
+    return table
+
+
+def _aberrations(particles):
+    """ Label -> RELION's optics group -> value, from the table that scipion-em-relion keeps as text with the set. """
+    info = getattr(particles.getAcquisition(), 'opticsGroupInfo', None)
+    if info is None or info.get() is None:
+        return {}
+    table = Table()
+    table.readStar(io.StringIO(info.get()), tableName='optics')
+    rows = {int(row.rlnOpticsGroup): row._asdict() for row in table}
+    return {label: {number: row[label] for number, row in rows.items()}
+            for label in APPLIED_OPTICS_LABELS if all(label in row for row in rows.values())}
 
 
 def _poseColumns(texts, ids, pixelSize):

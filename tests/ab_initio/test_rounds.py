@@ -1,17 +1,22 @@
 """Rounds of the half maps: poses, maps and noise after a global or a local one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cryoforum_core.ab_initio.half_map_pair import next_radius_px
 from cryoforum_core.ab_initio.rounds import Refinement, global_round, local_round, pose_change_deg, reconstruct
 from cryoforum_core.geometry.pose_hypotheses import PoseHypotheses
+from cryoforum_core.geometry.poses import displacement_px
 from cryoforum_core.geometry.rotations import (
     angular_distance_deg,
     compose,
     random_quaternions,
     rotation_vector_to_quaternion,
 )
+from cryoforum_core.imaging.fourier import shift_phase
+from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.imaging.resolution import fourier_shell_correlation
 from cryoforum_core.mrc import read_map
 
@@ -22,7 +27,7 @@ def _rounds(half_sets, refinement, n):
     """Local rounds against maps without solvent."""
     for _ in range(n):
         pair = refinement.pair.without_solvent()
-        refinement = local_round(half_sets, Refinement(refinement.poses, pair), next_radius_px(pair, 15.0))
+        refinement = local_round(half_sets, replace(refinement, pair=pair), next_radius_px(pair, 15.0))
     return refinement
 
 
@@ -78,6 +83,38 @@ def test_a_round_estimates_the_noise_anew(half_sets, poses):
     # what the maps leave unexplained is the noise, about four times what was said
     ratio = (pair.noise_spectrum / spectrum)[4:11]
     assert ((ratio > 0.7) & (ratio < 1.5)).all()
+
+
+def test_each_particle_is_matched_with_its_own_contrast(half_sets, poses, truth, clean_data, monkeypatch):
+    """Half of the particles have a third of the others' signal; matched with one contrast for all, poses are worse."""
+    pixel_size, spectrum = half_sets.images.pixel_size_angstrom, half_sets.background_spectrum
+    true_displacement_px = displacement_px(truth.shift_angstrom, pixel_size)
+    found = reconstruct(half_sets, PoseHypotheses.of(truth.quaternion, true_displacement_px), spectrum, 14.0).pair
+    # with the grey values of the images
+    known = torch.from_numpy(read_map(clean_data.map)[0])
+    known = known * (known * found.mean_reference).sum() / known.square().sum()
+    volume, contrast = FourierVolume.from_real(known), torch.where(torch.arange(N_CLEAN) % 2 == 0, 0.5, 1.5)
+    prepared = type(half_sets.images).transforms
+
+    def of_two_contrasts(images, rows):
+        transforms, ctf = prepared(images, rows)
+        index = torch.from_numpy(rows)
+        signal = ctf * volume.project(truth.quaternion[index]) * shift_phase(true_displacement_px[index], BOX)
+        return transforms + (contrast[index, None, None] - 1) * signal, ctf
+
+    monkeypatch.setattr(type(half_sets.images), "transforms", of_two_contrasts)
+    own = one = Refinement(poses, replace(found, reference=(known, known)))
+    for _ in range(3):
+        own = replace(local_round(half_sets, own, 14.0), pair=own.pair)
+        one = replace(local_round(half_sets, one, 14.0), pair=one.pair, contrast=None)
+    torch.testing.assert_close(own.contrast, contrast, atol=0.3, rtol=0)
+    error_deg = [angular_distance_deg(each.poses.best()[0], truth.quaternion) for each in (own, one)]
+    for some in (contrast < 1, contrast > 1):
+        assert error_deg[0][some].median() < 0.95 * error_deg[1][some].median()
+
+
+def test_particles_of_one_contrast_are_matched_with_it(half_sets, poses):
+    assert _rounds(half_sets, reconstruct(half_sets, poses, half_sets.background_spectrum, 12.0), 2).contrast is None
 
 
 def test_pose_change_is_the_median_angle():

@@ -4,7 +4,7 @@ import mrcfile
 import numpy as np
 import pytest
 from emtable import Table
-from particle_sets import make_particles, random_transforms, write_posterior
+from particle_sets import make_particles, random_transforms, write_posterior, write_stack
 from pwem.emlib.image import ImageHandler
 from pwem.objects import SetOfParticles, Transform, Volume
 from pyworkflow.object import Float
@@ -352,3 +352,81 @@ def test_particles_without_a_phase_plate_have_no_phase_shift(folder):
     mixed.write()
     writeParticlesStar(mixed, str(folder / "ours.star"))
     assert [row["rlnPhaseShift"] for row in rows(folder / "ours.star")] == [85, 85, 0, 0]
+
+
+GROUPS_STAR = """
+data_optics
+
+loop_
+_rlnOpticsGroupName #1
+_rlnOpticsGroup #2
+_rlnVoltage #3
+_rlnSphericalAberration #4
+_rlnAmplitudeContrast #5
+_rlnImagePixelSize #6
+_rlnImageSize #7
+_rlnImageDimensionality #8
+_rlnBeamTiltX #9
+_rlnBeamTiltY #10
+_rlnEvenZernike #11
+first 1 300.0 2.7 0.1 4.0 16 2 0.25 -0.5 [0,0,0,0.5,1,0]
+second 2 300.0 2.7 0.1 4.0 16 2 0.0 0.75 [0,0,0,0,0,2]
+
+data_particles
+
+loop_
+_rlnImageName #1
+_rlnOpticsGroup #2
+_rlnDefocusU #3
+_rlnDefocusV #4
+_rlnDefocusAngle #5
+1@images.mrcs 1 15000 14000 10
+2@images.mrcs 2 16000 15000 20
+3@images.mrcs 1 17000 16000 30
+"""
+
+
+@pytest.fixture
+def with_relions_groups(folder):
+    """Writes RELION's STAR file and reads it as scipion-em-relion does: the table of the groups is kept as text, but the
+    groups of particles only with ``labels``. Returns the set."""
+    import relion.convert
+
+    def make(labels, star=GROUPS_STAR):
+        write_stack(folder / "images.mrcs", 3)
+        (folder / "groups.star").write_text(star)
+        particles = SetOfParticles(filename=str(folder / "groups.sqlite"))
+        relion.convert.readSetOfParticles(str(folder / "groups.star"), particles, extraLabels=labels)
+        particles.setSamplingRate(PIXEL_SIZE_ANGSTROM)
+        particles.write()
+        return particles
+
+    return make
+
+
+def test_aberrations_of_relions_optics_groups_reach_the_engine(with_relions_groups, folder):
+    """Without them the engine would apply none, without a word."""
+    from cryoforum.convert import writeParticlesStar
+
+    writeParticlesStar(with_relions_groups(["rlnOpticsGroup"]), str(folder / "ours.star"))
+    assert [row["rlnOpticsGroup"] for row in rows(folder / "ours.star")] == [1, 2, 1]
+    optics = rows(folder / "ours.star", "optics")
+    assert [(row["rlnBeamTiltX"], row["rlnBeamTiltY"]) for row in optics] == [(0.25, -0.5), (0.0, 0.75)]
+    assert [row["rlnEvenZernike"] for row in optics] == ["[0,0,0,0.5,1,0]", "[0,0,0,0,0,2]"]
+
+
+def test_particles_that_have_lost_their_groups_keep_what_all_groups_share(with_relions_groups, folder, caplog):
+    from cryoforum.convert import writeParticlesStar
+
+    particles = with_relions_groups([], GROUPS_STAR.replace("[0,0,0,0,0,2]", "[0,0,0,0.5,1,0]"))
+    writeParticlesStar(particles, str(folder / "ours.star"))
+    optics, = rows(folder / "ours.star", "optics")
+    assert optics["rlnEvenZernike"] == "[0,0,0,0.5,1,0]" and "rlnBeamTiltX" not in optics
+    assert "rlnBeamTiltX differs between the optics groups of RELION and is not applied" in caplog.text
+
+
+def test_particles_that_are_not_from_relion_have_no_aberrations(folder):
+    from cryoforum.convert import writeParticlesStar
+
+    writeParticlesStar(make_particles(folder, n=3), str(folder / "plain.star"))
+    assert "rlnBeamTiltX" not in rows(folder / "plain.star", "optics")[0]

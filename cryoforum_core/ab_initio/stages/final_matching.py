@@ -106,8 +106,9 @@ def _rebuilt(plan: AbInitioPlan, sets: HalfSets, matched: MatchedParticles, show
     def show_round(done: float, label: str) -> None:
         show(done)
 
-    pair = matched.images.refinement.pair
-    rebuilt = reconstruct(sets, matched.poses, pair.noise_spectrum, next_radius_px(pair, plan.max_radius_px), show_round)
+    before = matched.images.refinement
+    rebuilt = reconstruct(sets, matched.poses, before.pair.noise_spectrum,
+                          next_radius_px(before.pair, plan.max_radius_px), show_round, before.contrast)
     return local_round(sets, _masked(sets, rebuilt), next_radius_px(rebuilt.pair, plan.max_radius_px), show_round)
 
 

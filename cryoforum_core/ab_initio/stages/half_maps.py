@@ -54,7 +54,8 @@ class FinishedRounds:
         poses, pair = self.refinement.poses, self.refinement.pair
         return {**vars(poses), "raw_first": pair.raw[0], "raw_second": pair.raw[1],
                 "reference_first": pair.reference[0], "reference_second": pair.reference[1], "fsc": pair.fsc,
-                "noise_spectrum": pair.noise_spectrum, "sampled_fraction": pair.sampled_fraction, "rounds": self.figures}
+                "noise_spectrum": pair.noise_spectrum, "sampled_fraction": pair.sampled_fraction,
+                "contrast": self.refinement.contrast, "rounds": self.figures}
 
     @classmethod
     def of_state(cls, state: State) -> "FinishedRounds":
@@ -62,7 +63,8 @@ class FinishedRounds:
             "quaternion", "displacement_px", "score", "weight", "information")))
         pair = HalfMapPair((state["raw_first"], state["raw_second"]), (state["reference_first"], state["reference_second"]),
                            state["fsc"], state["noise_spectrum"], state["sampled_fraction"])
-        return cls(Refinement(poses, pair), state["rounds"])
+        # runs of an earlier version kept no contrast
+        return cls(Refinement(poses, pair, state.get("contrast")), state["rounds"])
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def _right_way_round(plan: AbInitioPlan, sets: HalfSets, rounds: FinishedRounds,
     poses = rounds.refinement.poses.with_two(chosen, left)
     rounds = replace(rounds, refinement=reconstruct(sets, poses, pair.noise_spectrum,
                                                     next_radius_px(pair, plan.max_radius_px),
-                                                    _shown(live, len(rounds.figures))))
+                                                    _shown(live, len(rounds.figures)), rounds.refinement.contrast))
     for _ in range(ROUNDS_AFTER_RESOLVING):
         rounds = _next_round(plan, sets, rounds, live)
     return rounds

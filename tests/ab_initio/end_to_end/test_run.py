@@ -64,7 +64,7 @@ def test_the_run_can_be_followed(short):
 def test_network_and_map_learn_together(sets, tmp_path):
     """From images without noise alone, with projections at random poses: little is left unexplained."""
     made = sets(float("inf"))
-    summary, run = run_end_to_end(config(tmp_path, made.particles, encoder="polar", epochs=16, random_pose_weight=1.0))
+    summary, run = run_end_to_end(config(tmp_path, made.particles, encoder="polar", epochs=24, random_pose_weight=1.0))
     assert summary["converged"], summary["converged_reason"]
     assert summary["validation_loss"] < 0.1 * summary["loss_without_poses"] and summary["loss_of_noise"] < 0.01
     assert summary["projection_error_deg"] < 15
