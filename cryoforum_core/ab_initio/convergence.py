@@ -5,6 +5,7 @@ Reasons of the limits: ``docs/decisions/0042-wrong-maps.md``, ``docs/decisions/0
 """
 
 import logging
+import math
 from dataclasses import dataclass
 
 from ..catalogue import STARTS_AGREE_DEG
@@ -105,10 +106,21 @@ class HybridAssessment:
         if search.symmetry_score is not None and search.symmetry_score < NO_SYMMETRY_BELOW:
             problems.append(f"The map found without symmetry does not have the symmetry {self.symmetry} (correlation with "
                             f"its symmetrised copy: {search.symmetry_score:.2f}): use c1, or the correct point group.")
-        if len(search.starts) >= MIN_STARTS_TO_COMPARE and search.agreement_deg > AGREE_WITHIN_DEG:
-            problems.append(f"No other start found the map of the best one (poses differ by {search.agreement_deg:.0f} "
-                            "degrees or more, median).")
+        problems += self._disagreement()
         return problems
+
+    def _disagreement(self) -> list[str]:
+        """Of the random starts, where it counts: among many, and where nothing else confirms the map."""
+        n_starts, angle = len(self.search.starts), self.search.agreement_deg
+        if angle is None or angle <= AGREE_WITHIN_DEG:
+            return []
+        found = f"No other start found the map of the best one (poses differ by {angle:.0f} degrees or more, median)"
+        if n_starts >= MIN_STARTS_TO_COMPARE:
+            return [found + "."]
+        if math.isnan(self.explained_fraction):
+            return [f"{found}, and the images of the other half set cannot confirm it: the half maps agree too little beyond "
+                    "their common start, or the background holds too much signal. Run again with more --seeds."]
+        return []
 
 
 def gained_radius_px(plan: AbInitioPlan, common_radius_px: float = COMMON_RADIUS_PX) -> float:

@@ -24,6 +24,8 @@ from .hypothesis_refinement import refine_hypotheses, store_hypotheses
 
 # nodes of the search that are refined before the best are kept
 N_SEARCHED_HYPOTHESES = 16
+# of the spread of the poses' posterior: a change of the poses by less changes no error
+SETTLED_BELOW_SPREAD = 0.25
 # a hypothesis with less of the posterior is not inserted: it would cost time and change nothing
 _SMALLEST_WEIGHT = 0.02
 
@@ -150,3 +152,8 @@ def _insert_batch(scaled: RoundImages, images: WhitenedImages, rows: np.ndarray,
 def pose_change_deg(before: Float[Tensor, "n 4"], after: Float[Tensor, "n 4"]) -> float:
     """Median angle in degrees between two sets of rotations."""
     return float(torch.rad2deg(angular_distance_rad(before, after)).median())
+
+
+def is_settled(change_deg: float, poses: PoseHypotheses) -> bool:
+    """Whether a further round would change no error: ``change_deg`` of the last one is small beside the poses' spread."""
+    return change_deg < SETTLED_BELOW_SPREAD * poses.median_spread_deg

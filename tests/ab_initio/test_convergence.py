@@ -27,6 +27,7 @@ def _search(**changed):
     ({"last_recovered_fraction": 0.58}, "still moved 58% of the particles"),
     (_search(symmetry_score=0.0), "does not have the symmetry d2"),
     (_search(starts=[{}, {}, {}], agreement_deg=30.0), "differ by 30 degrees or more"),
+    ({"explained_fraction": float("nan")} | _search(starts=[{}, {}], agreement_deg=94.0), "cannot confirm it"),
 ])
 def test_each_problem_of_a_hybrid_run_has_its_reason(changed, says):
     converged, reason = replace(CONVERGED, **changed).convergence()
@@ -34,7 +35,9 @@ def test_each_problem_of_a_hybrid_run_has_its_reason(changed, says):
 
 
 @pytest.mark.parametrize("changed", [
-    {}, {"last_recovered_fraction": 0.05}, {"explained_fraction": float("nan")}, _search(symmetry_score=0.9), _search(starts=[{}, {}], agreement_deg=90.0),
+    {}, {"last_recovered_fraction": 0.05}, {"explained_fraction": float("nan")}, _search(symmetry_score=0.9),
+    _search(starts=[{}, {}], agreement_deg=90.0),
+    {"explained_fraction": float("nan")} | _search(starts=[{}, {}], agreement_deg=7.0),
 ])
 def test_a_hybrid_run_without_problems_converges(changed):
     converged, reason = replace(CONVERGED, **changed).convergence()

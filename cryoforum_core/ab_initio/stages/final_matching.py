@@ -1,6 +1,7 @@
 """The fourth stage: every particle matched once more, its error calibrated, and the last half maps."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,13 +15,14 @@ from ...results.pose_results import PoseResults
 from ...uncertainty.calibration import Calibration
 from ...uncertainty.match_posterior import bingham_from_information
 from ..explained_fraction import explained_fraction
+from ..half_map_difference import MEDIAN_LENGTH, HalfMapDifference
 from ..half_map_pair import HalfMapPair, next_radius_px
 from ..half_sets import HalfSets
 from ..live_run import LiveRun
 from ..matching_to_half_maps import FinalImages, MatchedParticles, calibrate_errors, match_all
 from ..particle_results import of_poses, with_estimated_errors
 from ..plan import AbInitioPlan
-from ..rounds import Refinement, local_round, reconstruct
+from ..rounds import Refinement, is_settled, local_round, pose_change_deg, reconstruct
 from .half_maps import RefinedHalfSets
 from .store import StageStore
 
@@ -31,6 +33,8 @@ SHARES = {"matching all": 1.0, "maps with the recovered poses": 0.1, "matching a
           "calibrating errors": 0.8, "last maps": 0.1}
 # part of the images that are particles with a misassigned pose, up to which one matching is enough
 FEW_MISASSIGNED = 0.01
+# after a matching, at most: poses that it found again change the maps, and these the poses of others
+MAX_LAST_ROUNDS = 4
 # an image that says nothing of a direction: its standard deviation ends at 3 rad
 _MIN_INFORMATION = 0.1
 
@@ -56,7 +60,13 @@ def match_finally(plan: AbInitioPlan, refined: RefinedHalfSets, network: PoseEst
     matched, recovered = _matched(plan, sets, refined.refinement, network, store, live)
     results, calibration = calibrate_errors(matched, _shown_as(live, "calibrating errors"))
     last = _rebuilt(plan, sets, matched, _shown_as(live, "last maps"))
-    results = _with_poses_of(last.poses, results, calibration, plan.particles.pixel_size_angstrom)
+    difference = HalfMapDifference.of(sets, _masked(sets, last), next_radius_px(last.pair, plan.max_radius_px))
+    logger.info("the frames of the half maps are %.2f degrees apart, which is undone; poses of the same images by both differ "
+                "by %.2f degrees more (median)", math.degrees(float(difference.rotation_vector_rad.norm())),
+                math.degrees(MEDIAN_LENGTH * difference.deviation_rad))
+    results = _with_poses_of(difference.joined(last.poses, sets.halves), results, calibration,
+                             plan.particles.pixel_size_angstrom)
+    calibration = replace(calibration, model=replace(calibration.model, map_error_rad=difference.deviation_rad))
     return FinalOutcome(with_estimated_errors(results, network, plan, calibration), last.pair,
                         explained_fraction(sets, last, sets.common_radius_px), calibration, recovered)
 
@@ -102,14 +112,19 @@ def _masked(sets: HalfSets, refinement: Refinement) -> Refinement:
 
 
 def _rebuilt(plan: AbInitioPlan, sets: HalfSets, matched: MatchedParticles, show: Callable[[float], None]) -> Refinement:
-    """Half maps from the poses that were matched, then those of a local round of refinement against them."""
+    """Half maps from the poses that were matched, then local rounds of refinement against them until the poses have settled."""
     def show_round(done: float, label: str) -> None:
         show(done)
 
     before = matched.images.refinement
     rebuilt = reconstruct(sets, matched.poses, before.pair.noise_spectrum,
                           next_radius_px(before.pair, plan.max_radius_px), show_round, before.contrast)
-    return local_round(sets, _masked(sets, rebuilt), next_radius_px(rebuilt.pair, plan.max_radius_px), show_round)
+    for _ in range(MAX_LAST_ROUNDS):
+        before = rebuilt.poses
+        rebuilt = local_round(sets, _masked(sets, rebuilt), next_radius_px(rebuilt.pair, plan.max_radius_px), show_round)
+        if is_settled(pose_change_deg(before.best()[0], rebuilt.poses.best()[0]), rebuilt.poses):
+            break
+    return rebuilt
 
 
 def _shown_as(live: LiveRun, part: str) -> Callable[[float], None]:

@@ -16,7 +16,7 @@ from ..half_sets import COMMON_RADIUS_PX, HalfSets
 from ..live_run import LiveRun
 from ..plan import AbInitioPlan
 from ..pseudo_symmetry import PseudoTwofold, find_pseudo_twofold, is_other_way_round
-from ..rounds import Refinement, Show, global_round, local_round, pose_change_deg, reconstruct
+from ..rounds import Refinement, Show, global_round, is_settled, local_round, pose_change_deg, reconstruct
 from .search import SearchOutcome
 from .store import StageStore, State
 
@@ -32,8 +32,6 @@ GLOBAL_MAX_RADIUS_PX = 12.0
 MIN_ROUNDS = 2
 # at most
 MAX_ROUNDS = 10
-# of the spread of the poses' posterior: a change of the poses by less changes no error
-SETTLED_BELOW_SPREAD = 0.25
 # rounds after the orientations of a pseudo-symmetric molecule were resolved
 ROUNDS_AFTER_RESOLVING = 3
 # length of the first round, in later rounds, for the estimate of the time left
@@ -119,8 +117,8 @@ def _goes_on(rounds: FinishedRounds) -> bool:
     if len(figures) <= MIN_ROUNDS:
         return True
     radii = [of_round["resolution_radius_px"] for of_round in figures]
-    is_settled = figures[-1]["pose_change_deg"] < SETTLED_BELOW_SPREAD * rounds.refinement.poses.median_spread_deg
-    return len(figures) <= MAX_ROUNDS and (max(radii[-2:]) > max(radii[:-2]) or not is_settled)
+    settled = is_settled(figures[-1]["pose_change_deg"], rounds.refinement.poses)
+    return len(figures) <= MAX_ROUNDS and (max(radii[-2:]) > max(radii[:-2]) or not settled)
 
 
 def _first_round(plan: AbInitioPlan, sets: HalfSets, found: SearchOutcome, live: LiveRun) -> FinishedRounds:
