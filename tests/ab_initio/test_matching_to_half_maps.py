@@ -6,13 +6,18 @@ import numpy as np
 import torch
 
 from cryoforum_core import jobs
-from cryoforum_core.ab_initio.matching_to_half_maps import FinalImages
+from cryoforum_core.ab_initio.matching_to_half_maps import FinalImages, match_half
 from cryoforum_core.ab_initio.plan import plan_ab_initio
 from cryoforum_core.ab_initio.rounds import reconstruct
 from cryoforum_core.config import AbInitioConfig, SelectConfig
+from cryoforum_core.geometry.pose_hypotheses import PoseHypotheses
+from cryoforum_core.geometry.poses import displacement_px
 from cryoforum_core.geometry.rotations import random_quaternions
+from cryoforum_core.junk.features import PowerMap
+from cryoforum_core.matching.matcher import Matcher
 from cryoforum_core.model.orientation_head import PoseEstimate
 from cryoforum_core.particles.table import ParticleTable
+from cryoforum_core.progress import Progress
 
 from .hybrid_runs import N
 
@@ -55,3 +60,20 @@ def test_matching_starts_from_the_hypotheses_of_the_rounds_and_the_networks_pose
     assert torch.equal(starts.quaternion[:, k], network.quaternion[rows])
     pixel = particles.pixel_size_angstrom / scale
     torch.testing.assert_close(starts.displacement_px[:, k], torch.full((3, 2), -6.0 / pixel))
+
+
+def test_errors_observed_between_frequencies_are_those_of_images_that_are_not_in_the_map(half_sets, truth, clean_data):
+    """An image finds its own noise in its own half map, with either half of its pixels: their poses agree too well."""
+    particles = half_sets.images.particles
+    plan = plan_ab_initio(AbInitioConfig(out="x", particles=clean_data.particles, device="cpu"), particles,
+                          torch.device("cpu"))
+    poses = PoseHypotheses.of(truth.quaternion, displacement_px(truth.shift_angstrom, particles.pixel_size_angstrom))
+    images = FinalImages.of(plan, half_sets, reconstruct(half_sets, poses, half_sets.background_spectrum, 14.0), None)
+    rows = half_sets.rows(1)[:100]
+    matcher = Matcher(images.scaled.model(images.refinement.pair.reference[0]), adaptive=False)
+    transforms = images.scaled.images.transforms(rows)
+    matcher.calibrate(*transforms, images.starts(rows))
+    power_map = PowerMap.build(matcher.model, transforms[1])
+    found = match_half(images, matcher, power_map, rows, Progress(len(rows), "matching"))["arrays"]
+    of_own_map = matcher.match(*transforms, images.starts(rows)).split_error_rad
+    assert found["evidence_split_error_rad"].median() > 1.1 * of_own_map.median()

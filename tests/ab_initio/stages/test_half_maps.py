@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cryoforum_core import jobs
-from cryoforum_core.ab_initio import hybrid
+from cryoforum_core.ab_initio import hybrid, rounds
 from cryoforum_core.ab_initio.stages import half_maps, search
 from cryoforum_core.config import AbInitioConfig
 from cryoforum_core.saved_state import load_state
@@ -49,7 +49,7 @@ def test_rounds_go_on_until_the_poses_have_settled(folder, data, monkeypatch):
     particles = first_particles(data, 200, folder / "enough_to_settle.star")
     n_rounds = {}
     for part in (0.0, 1e9):
-        monkeypatch.setattr(half_maps, "SETTLED_BELOW_SPREAD", part)
+        monkeypatch.setattr(rounds, "SETTLED_BELOW_SPREAD", part)
         config = AbInitioConfig(out=folder / f"settled_{part:g}", particles=particles, **FAST | {"search_steps": 5})
         monkeypatch.setattr(hybrid, "train_network", stop)
         monkeypatch.setattr(hybrid, "match_finally", stop)
