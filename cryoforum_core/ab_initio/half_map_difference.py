@@ -1,9 +1,8 @@
 """How two half maps differ in the poses that they give to the same images: by a rotation of their frames, which is undone, and
-beyond it by errors of the maps, which belong to the errors of the poses.
+beyond it by their errors.
 
-Refined independently, half maps drift apart: only their lowest frequencies are shared. And images simulated of a half map,
-which calibrate the errors, are matched to the map that they were made of, give or take its noise: what both half maps have
-wrong alike (junk, other states, poses that hold each other in place) makes no error there.
+Refined independently, half maps drift apart: only their lowest frequencies are shared
+(``docs/decisions/0066-errors-of-ab-initio-poses.md``).
 """
 
 from dataclasses import dataclass, replace
@@ -41,9 +40,6 @@ class HalfMapDifference:
 
     rotation_vector_rad: Float[Tensor, " 3"]
     deviation_rad: float
-    """taken for the part of the maps in the errors of poses, too: with errors of equal variance and correlation 1/2 between
-    the maps, as neighbouring views were found to have, the difference has the variance of either
-    (``docs/decisions/0066-errors-of-ab-initio-poses.md``)"""
 
     @classmethod
     def of(cls, half_sets: HalfSets, refinement: Refinement, max_radius_px: float) -> "HalfMapDifference":

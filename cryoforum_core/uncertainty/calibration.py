@@ -31,7 +31,6 @@ from .coverage import EmpiricalCoverage, cross_validated
 from .error_model import ErrorModel, Evidence
 from .match_posterior import (
     MatchPosterior,
-    bingham_widened,
     local_deviation_of_bingham,
     local_scale,
     misassignment_probability,
@@ -267,7 +266,6 @@ def with_errors(results: PoseResults, group: Float[Tensor, "g 4"], model: ErrorM
     if model is not None:
         # the spreads are that many times wider than stated
         bingham = bingham / (model.scale * _scales(results)[:, None, None].to(bingham)) ** 2
-        bingham = bingham_widened(bingham, model.map_error_rad) if model.map_error_rad else bingham
     evidence, is_matched = evidence_of(results), results.evidence is not None
     errors = model or ErrorModel.uncalibrated(uniform_angles_rad(group.cpu()), coverage)
     if is_matched or model is not None:

@@ -139,8 +139,6 @@ class ErrorModel:
     shift_scale: float
     shift_bound_scale: float
     """bound of the shift's error over its root-mean-square"""
-    map_error_rad: float = 0.0
-    """standard deviation along each axis that the map adds to the local errors, which known particles made of it do not have"""
 
     @classmethod
     def uncalibrated(cls, uniform_angles_rad: Float[Tensor, " u"], coverage: float) -> "ErrorModel":
@@ -211,7 +209,7 @@ class ErrorModel:
     def _local_angles(self, evidence: Evidence) -> Tensor:
         """Samples (n, s) of the error of right poses, in radians, unsorted; the same normal numbers for all."""
         normal = torch.randn(N_LOCAL_SAMPLES, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        deviation = (self.scale * evidence.posterior.local_deviation_rad.double()).square().add(self.map_error_rad ** 2).sqrt()
+        deviation = self.scale * evidence.posterior.local_deviation_rad.double()
         return (deviation[:, None] * normal).norm(dim=-1).clamp_max(math.pi)
 
     def _distribution(self, evidence: Evidence) -> tuple[Tensor, Tensor]:

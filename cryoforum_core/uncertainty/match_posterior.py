@@ -97,15 +97,6 @@ def local_deviation_of_bingham(bingham: Float[Tensor, "n 4 4"]) -> Float[Tensor,
     return information.clamp_min(MIN_INFORMATION).rsqrt().float()
 
 
-def bingham_widened(bingham: Float[Tensor, "n 4 4"], deviation_rad: float) -> Float[Tensor, "n 4 4"]:
-    """With the variance of a further rotation added, the same along all axes: of small independent rotations variances add."""
-    eigenvalues, axes = torch.linalg.eigh(bingham.double())
-    above_mode = eigenvalues[:, 1:] - eigenvalues[:, :1]
-    widened = (2 / (2 / above_mode.clamp_min(1e-9) + deviation_rad ** 2))
-    eigenvalues = torch.cat([eigenvalues[:, :1], eigenvalues[:, :1] + widened], dim=1)
-    return (axes @ torch.diag_embed(eigenvalues) @ axes.transpose(1, 2)).to(bingham.dtype)
-
-
 def shift_deviation_px(information: Float[Tensor, "n 5 5"]) -> Float[Tensor, "n 2"]:
     """Principal standard deviations of the displacement, the rotation being unknown."""
     turn, cross, move = information[..., :3, :3], information[..., :3, 3:], information[..., 3:, 3:]

@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -20,15 +19,6 @@ def test_without_known_particles_errors_are_those_that_matches_state():
     expected, bound = ErrorModel.uncalibrated(UNIFORM, 0.9).expected_error_deg(evidence(deviation))
     assert abs(expected[0] / true.mean() - 1) < 0.1
     assert 0.87 < (true <= bound).float().mean() < 0.93
-
-
-def test_what_a_map_adds_widens_errors_in_quadrature():
-    small, large = (evidence(torch.full((500, 3), radians)) for radians in (0.005, 0.05))
-    model = ErrorModel.uncalibrated(UNIFORM, 0.9)
-    wider = replace(model, map_error_rad=0.01)
-    for particles, factor in ((small, 5 ** 0.5), (large, 1.04 ** 0.5)):
-        before, after = (float(each.expected_error_deg(particles)[1].median()) for each in (model, wider))
-        assert after == pytest.approx(factor * before, rel=0.02)
 
 
 def test_any_number_of_known_particles_may_be_misassigned():

@@ -15,7 +15,6 @@ from cryoforum_core.geometry.symmetry import symmetry_group
 from cryoforum_core.matching.refine import RefinedPoses
 from cryoforum_core.uncertainty.match_posterior import (
     bingham_from_information,
-    bingham_widened,
     local_deviation_of_bingham,
     local_scale,
     match_posterior,
@@ -42,14 +41,6 @@ def test_bingham_has_the_mode_and_the_covariance_of_the_match():
     covariance = vectors.transpose(-1, -2) @ vectors / 20000
     expected = torch.linalg.inv(information)
     assert ((covariance - expected).norm(dim=(1, 2)) / expected.norm(dim=(1, 2))).max() < 0.06
-
-
-def test_a_further_rotation_adds_its_variance_to_that_of_the_pose():
-    quaternion = random_quaternions(3, torch.Generator().manual_seed(0), torch.float64)
-    information = random_information(3, 3, 2000.0, 1)
-    widened = bingham_widened(bingham_from_information(quaternion, information), 0.02)
-    expected = torch.linalg.inv(torch.linalg.inv(information) + 0.02 ** 2 * torch.eye(3, dtype=torch.float64))
-    torch.testing.assert_close(widened, bingham_from_information(quaternion, expected), atol=1e-6, rtol=1e-6)
 
 
 def test_rotation_information_is_what_is_left_when_the_shift_is_unknown():

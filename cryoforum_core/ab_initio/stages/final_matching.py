@@ -66,7 +66,6 @@ def match_finally(plan: AbInitioPlan, refined: RefinedHalfSets, network: PoseEst
                 math.degrees(MEDIAN_LENGTH * difference.deviation_rad))
     results = _with_poses_of(difference.joined(last.poses, sets.halves), results, calibration,
                              plan.particles.pixel_size_angstrom)
-    calibration = replace(calibration, model=replace(calibration.model, map_error_rad=difference.deviation_rad))
     return FinalOutcome(with_estimated_errors(results, network, plan, calibration), last.pair,
                         explained_fraction(sets, last, sets.common_radius_px), calibration, recovered)
 
