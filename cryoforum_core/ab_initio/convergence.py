@@ -105,22 +105,22 @@ class HybridAssessment:
                             "show the particle from too few sides.")
         if search.symmetry_score is not None and search.symmetry_score < NO_SYMMETRY_BELOW:
             problems.append(f"The map found without symmetry does not have the symmetry {self.symmetry} (correlation with "
-                            f"its symmetrised copy: {search.symmetry_score:.2f}): use c1, or the correct point group.")
-        problems += self._disagreement()
-        return problems
+                            f"its symmetrised copy: {search.symmetry_score:.2f}): use c1 or the correct point group, or, where "
+                            "neighbours reach into the box, give --particle-diameter-angstrom.")
+        return problems + self._unconfirmed()
 
-    def _disagreement(self) -> list[str]:
-        """Of the random starts, where it counts: among many, and where nothing else confirms the map."""
+    def _unconfirmed(self) -> list[str]:
+        """By other random starts: many of them must not disagree, and one must agree where nothing else confirms the map."""
         n_starts, angle = len(self.search.starts), self.search.agreement_deg
-        if angle is None or angle <= AGREE_WITHIN_DEG:
-            return []
-        found = f"No other start found the map of the best one (poses differ by {angle:.0f} degrees or more, median)"
-        if n_starts >= MIN_STARTS_TO_COMPARE:
-            return [found + "."]
-        if math.isnan(self.explained_fraction):
-            return [f"{found}, and the images of the other half set cannot confirm it: the half maps agree too little beyond "
-                    "their common start, or the background holds too much signal. Run again with more --seeds."]
-        return []
+        agrees, problems = angle is not None and angle <= AGREE_WITHIN_DEG, []
+        if not agrees and angle is not None and n_starts >= MIN_STARTS_TO_COMPARE:
+            problems.append(f"No other start found the map of the best one (poses differ by {angle:.0f} degrees or more, "
+                            "median).")
+        if not agrees and math.isnan(self.explained_fraction):
+            problems.append("Nothing confirms the map: no second start found it, and images of the other half set cannot, since "
+                            "the half maps agree too little beyond their common start or the background holds too much "
+                            "signal. Run again with more --seeds.")
+        return problems
 
 
 def gained_radius_px(plan: AbInitioPlan, common_radius_px: float = COMMON_RADIUS_PX) -> float:

@@ -20,8 +20,6 @@ from ..junk.features import PowerMap
 from ..junk.labelling import junk_labels, simulated_features
 from ..junk.simulation import JunkSimulation
 from ..matching.matcher import Matcher, StartingPoses
-from ..matching.matching_model import MatchingModel
-from ..matching.split_frequencies import split_error_rad
 from ..model.orientation_head import PoseEstimate
 from ..particles.dataset import ParticleSource
 from ..progress import Progress
@@ -143,32 +141,23 @@ def match_half(images: FinalImages, matcher: Matcher, power_map: PowerMap, rows:
                progress: Progress) -> State:
     """Of particles ``rows`` of one half set: their results, and their hypotheses, in the order of the rows."""
     scaled, device, parts = images.scaled, images.plan.device, []
-    held_out = _held_out_model(images, matcher, rows)
+    half = int(scaled.half_sets.halves[rows[0]])
+    # an image finds its own noise in its own half map, with either half of its pixels: their poses agree too well
+    # (docs/decisions/0066-errors-of-ab-initio-poses.md)
+    held_out = scaled.model(images.refinement.pair.reference[2 - half]).volume
     poses = images.refinement.poses.at(torch.from_numpy(rows).to(device))
     for places in batches(np.arange(len(rows))):
         some = rows[places]
         transforms = scaled.images.transforms(some)
-        matches = matcher.match(*transforms, images.starts(some))
-        seen = matcher.model.images(*transforms)
-        features = power_map.features(seen, matches.hypotheses[:, 0], matches.contrast)
-        split = split_error_rad(seen.with_contrast(matches.contrast), held_out, matches.hypotheses[:, 0])
-        matches = replace(matches, split_error_rad=split)
+        matches = matcher.match(*transforms, images.starts(some), held_out=held_out)
+        features = power_map.features(matcher.model.images(*transforms), matches.hypotheses[:, 0],
+                                      matches.contrast)
         store_hypotheses(poses, torch.from_numpy(places).to(device), matches.hypotheses, 1 / scaled.scale,
                          images.plan.group)
         parts.append(match_results(matches, images.plan.particles.particle_id[some], images.plan.group,
                                    scaled.images.pixel_size_angstrom, features=features))
         progress.update(len(some))
     return {"arrays": to_state(PoseResults.concatenate(parts)), "poses": vars(poses)}
-
-
-def _held_out_model(images: FinalImages, matcher: Matcher, rows: Int[np.ndarray, " m"]) -> MatchingModel:
-    """The other half set's map in place of the matcher's.
-
-    An image finds its own noise in its own half map, with either half of its pixels: their poses agree too well
-    (``docs/decisions/0066-errors-of-ab-initio-poses.md``).
-    """
-    half = int(images.scaled.half_sets.halves[rows[0]])
-    return replace(matcher.model, volume=images.scaled.model(images.refinement.pair.reference[2 - half]).volume)
 
 
 def calibrate_errors(matched: MatchedParticles, show: Show) -> tuple[PoseResults, Calibration]:

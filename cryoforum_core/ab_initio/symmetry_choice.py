@@ -18,9 +18,6 @@ FROM_THE_START = "imposed from the start"
 CLEARLY_SYMMETRIC = 0.8
 # the gain in log-evidence must be so many standard errors above zero
 MIN_GAIN_ERRORS = 4
-# a map found in c1 that lacks the symmetry wins only by that part of its gain over a spherical map: nothing could be imposed on
-# it, and without the symmetry it has more freedom to fit neighbours and noise. A wrong group loses by more
-TOLERATED_LOSS = 0.1
 
 
 @dataclass(frozen=True)
@@ -70,13 +67,12 @@ def choose(symmetry_score: float, in_c1: SearchResult, imposed: SearchResult | N
     """``in_c1``: the best map searched in c1; ``imposed``: with the group imposed, where it has the symmetry; ``symmetric``:
     the best with the group from the start. All assessed on the same images.
 
-    A map without symmetry counts, too, less ``TOLERATED_LOSS``: a wrong group would otherwise be imposed on any molecule.
+    A map without symmetry counts, too: a wrong group would otherwise be imposed on any molecule.
     """
     other = max((result for result in (in_c1, imposed) if result is not None), key=lambda result: result.score)
     gain = symmetric.held_out_evidence - other.held_out_evidence
     mean, error = float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
-    least = -TOLERATED_LOSS * in_c1.structure if imposed is None else MIN_GAIN_ERRORS * error
-    used = FROM_THE_START if mean > least else IMPOSED
+    used = FROM_THE_START if mean > MIN_GAIN_ERRORS * error else IMPOSED
     return SymmetryChoice(used, symmetry_score, known(in_c1.explained_fraction), mean, error)
 
 

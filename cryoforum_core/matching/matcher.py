@@ -15,6 +15,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from ..geometry.bingham import sample_bingham
+from ..imaging.projection import FourierVolume
 from .contrast import Contrast, differs, with_own_contrast, without_contrast_in_noise
 from .exhaustive_search import (
     FINE_SEARCH_RADIUS_PX,
@@ -184,10 +185,11 @@ class Matcher:
         return self._grid().search(images)
 
     def match(self, images_ft: Complex[Tensor, "n b b//2+1"], ctf: Float[Tensor, "n b b//2+1"], start: StartingPoses,
-              search_all: bool = False) -> Matches:
+              search_all: bool = False, held_out: FourierVolume | None = None) -> Matches:
         """Poses of n images from transforms and CTFs (n, B, B // 2 + 1) and the poses to start from.
 
-        ``search_all``: an adaptive matcher searches for every pose, not only where the match is poor.
+        ``search_all``: an adaptive matcher searches for every pose, not only where the match is poor. ``held_out``: the map
+        that split errors are found with, where the images are part of the matcher's own.
         """
         images = self.model.images(images_ft, ctf)
         poses = self._local(images, start)
@@ -199,7 +201,7 @@ class Matcher:
             poses, quality = self._search(images, poses, quality, poor, fine=False)
             searched |= poor
             poses, quality = self._search(images, poses, quality, self._needs_fine_search(quality), fine=True)
-        return _matches(images, self.model, self.contrast_deviation, poses, quality, searched)
+        return _matches(images, self.model, self.contrast_deviation, poses, quality, searched, held_out)
 
     def is_particle(self, fit: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Whether matches of that quality (n,) are those of particles, compared with good ones of the sample: bool (n,)."""
@@ -229,9 +231,9 @@ class Matcher:
 
 
 def _matches(images: WhitenedImages, model: MatchingModel, contrast_deviation: float, poses: RefinedPoses,
-             quality: MatchQuality, searched: Tensor) -> Matches:
+             quality: MatchQuality, searched: Tensor, held_out: FourierVolume | None = None) -> Matches:
     poses, contrast = with_own_contrast(images, model, poses, contrast_deviation)
-    split = split_error_rad(images.with_contrast(contrast), model, poses[:, 0])
+    split = split_error_rad(images.with_contrast(contrast), replace(model, volume=held_out or model.volume), poses[:, 0])
     return Matches(poses, quality, searched, contrast, split)
 
 

@@ -33,31 +33,16 @@ from typing import Dict
 import mrcfile
 import numpy as np
 from emtable import Table
+from scipy.spatial.transform import Rotation
+
 from pwem.emlib.image import ImageHandler
 from pwem.objects import Transform
 from pyworkflow.object import Float, Integer, String
-from scipy.spatial.transform import Rotation
 
-from .constants import (
-    ALTERNATIVE,
-    CENTRE_X,
-    CENTRE_Y,
-    DISPERSION_MAX,
-    DISPERSION_TRACE,
-    DISPERSION_WIGNER,
-    ERROR_BOUND,
-    EXPECTED_ERROR,
-    EXPECTED_SHIFT_ERROR,
-    FIGURE_OF_MERIT,
-    HALF_SET,
-    MATCH_SCORE,
-    PARTICLE_ATTRIBUTES,
-    PARTICLE_PROBABILITY,
-    REASON,
-    REJECTION_REASON,
-    SHIFT_ERROR_BOUND,
-    TEXT_ATTRIBUTES,
-)
+from .constants import (ALTERNATIVE, CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER,
+                        ERROR_BOUND, EXPECTED_ERROR, EXPECTED_SHIFT_ERROR, FIGURE_OF_MERIT, HALF_SET, MATCH_SCORE,
+                        PARTICLE_ATTRIBUTES, PARTICLE_PROBABILITY, REASON, REJECTION_REASON,
+                        SHIFT_ERROR_BOUND, TEXT_ATTRIBUTES)
 from .engine_names import NO_REASON, OFF_CENTRE
 
 logger = logging.getLogger(__name__)
@@ -160,8 +145,8 @@ ACQUISITION_COLUMNS = ['_acquisition._voltage', '_acquisition._sphericalAberrati
                        '_acquisition._amplitudeContrast']
 # of a particle that was read from RELION
 OPTICS_GROUP = '_rlnOpticsGroup'
-# columns of RELION's optics table that the engine applies and Scipion has no attributes for
-APPLIED_OPTICS_LABELS = ['rlnBeamTiltX', 'rlnBeamTiltY', 'rlnOddZernike', 'rlnEvenZernike',
+# columns of RELION's optics table that the engine applies, or warns of, and Scipion has no attributes for
+RELION_OPTICS_LABELS = ['rlnBeamTiltX', 'rlnBeamTiltY', 'rlnOddZernike', 'rlnEvenZernike',
                          'rlnMagMat00', 'rlnMagMat01', 'rlnMagMat10', 'rlnMagMat11', 'rlnMtfFileName']
 
 
@@ -276,7 +261,7 @@ def _aberrations(particles):
     table.readStar(io.StringIO(info.get()), tableName='optics')
     rows = {int(row.rlnOpticsGroup): row._asdict() for row in table}
     return {label: {number: row[label] for number, row in rows.items()}
-            for label in APPLIED_OPTICS_LABELS if all(label in row for row in rows.values())}
+            for label in RELION_OPTICS_LABELS if all(label in row for row in rows.values())}
 
 
 def _poseColumns(texts, ids, pixelSize):

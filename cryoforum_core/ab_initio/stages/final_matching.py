@@ -15,7 +15,7 @@ from ...results.pose_results import PoseResults
 from ...uncertainty.calibration import Calibration
 from ...uncertainty.match_posterior import bingham_from_information
 from ..explained_fraction import explained_fraction
-from ..half_map_difference import MEDIAN_LENGTH, HalfMapDifference
+from ..half_map_frames import in_one_frame, rotation_between_half_maps
 from ..half_map_pair import HalfMapPair, next_radius_px
 from ..half_sets import HalfSets
 from ..live_run import LiveRun
@@ -60,12 +60,7 @@ def match_finally(plan: AbInitioPlan, refined: RefinedHalfSets, network: PoseEst
     matched, recovered = _matched(plan, sets, refined.refinement, network, store, live)
     results, calibration = calibrate_errors(matched, _shown_as(live, "calibrating errors"))
     last = _rebuilt(plan, sets, matched, _shown_as(live, "last maps"))
-    difference = HalfMapDifference.of(sets, _masked(sets, last), next_radius_px(last.pair, plan.max_radius_px))
-    logger.info("the frames of the half maps are %.2f degrees apart, which is undone; poses of the same images by both differ "
-                "by %.2f degrees more (median)", math.degrees(float(difference.rotation_vector_rad.norm())),
-                math.degrees(MEDIAN_LENGTH * difference.deviation_rad))
-    results = _with_poses_of(difference.joined(last.poses, sets.halves), results, calibration,
-                             plan.particles.pixel_size_angstrom)
+    results = _with_poses_of(last.poses, results, calibration, plan.particles.pixel_size_angstrom)
     return FinalOutcome(with_estimated_errors(results, network, plan, calibration), last.pair,
                         explained_fraction(sets, last, sets.common_radius_px), calibration, recovered)
 
@@ -111,19 +106,25 @@ def _masked(sets: HalfSets, refinement: Refinement) -> Refinement:
 
 
 def _rebuilt(plan: AbInitioPlan, sets: HalfSets, matched: MatchedParticles, show: Callable[[float], None]) -> Refinement:
-    """Half maps from the poses that were matched, then local rounds of refinement against them until the poses have settled."""
+    """Half maps from the poses that were matched, then local rounds of refinement against them until the poses have settled;
+    in one frame."""
     def show_round(done: float, label: str) -> None:
         show(done)
 
-    before = matched.images.refinement
-    rebuilt = reconstruct(sets, matched.poses, before.pair.noise_spectrum,
-                          next_radius_px(before.pair, plan.max_radius_px), show_round, before.contrast)
+    def again(poses: PoseHypotheses, last: Refinement) -> Refinement:
+        return reconstruct(sets, poses, last.pair.noise_spectrum, next_radius_px(last.pair, plan.max_radius_px), show_round,
+                           last.contrast)
+
+    rebuilt = again(matched.poses, matched.images.refinement)
     for _ in range(MAX_LAST_ROUNDS):
         before = rebuilt.poses
         rebuilt = local_round(sets, _masked(sets, rebuilt), next_radius_px(rebuilt.pair, plan.max_radius_px), show_round)
         if is_settled(pose_change_deg(before.best()[0], rebuilt.poses.best()[0]), rebuilt.poses):
             break
-    return rebuilt
+    rotation = rotation_between_half_maps(sets, _masked(sets, rebuilt), next_radius_px(rebuilt.pair, plan.max_radius_px))
+    logger.info("the half maps were rotated by %.2f degrees against each other: brought into one frame",
+                math.degrees(float(rotation.norm())))
+    return again(in_one_frame(rebuilt.poses, sets.halves, rotation), rebuilt)
 
 
 def _shown_as(live: LiveRun, part: str) -> Callable[[float], None]:
