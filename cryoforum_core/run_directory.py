@@ -60,6 +60,9 @@ class RunDirectory:
         self.map_half1 = self.path / "map_half1.mrc"
         self.map_half2 = self.path / "map_half2.mrc"
         self.fsc = self.path / "fsc.csv"
+        # of the two states, where particles are in two
+        self.map_state1 = self.path / "map_state1.mrc"
+        self.map_state2 = self.path / "map_state2.mrc"
         # selection
         self.selected = self.path / "selected.star"
         self.rejected = self.path / "rejected.star"

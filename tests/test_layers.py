@@ -18,7 +18,7 @@ LAYERS = [
     {"uncertainty"},
     {"junk"},
     {"reconstruction"},
-    {"selection", "evaluation"},
+    {"selection", "evaluation", "states"},
     {"inference", "report"},
     {"ab_initio"},  # a job that needs training, inference and report together
     {"published_benchmarks"},  # runs of the others, judged
@@ -26,7 +26,7 @@ LAYERS = [
     {"cli", "__init__", "__main__"},
 ]
 PACKAGES = {"geometry", "imaging", "particles", "model", "matching", "training", "results", "uncertainty", "junk",
-            "reconstruction", "selection", "evaluation", "inference", "report", "ab_initio", "published_benchmarks"}
+            "reconstruction", "selection", "evaluation", "states", "inference", "report", "ab_initio", "published_benchmarks"}
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 # imaging slices maps along rotations: the one pair of a layer with an order
 ALLOWED_WITHIN_LAYER = {("imaging", "geometry")}

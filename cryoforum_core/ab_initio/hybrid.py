@@ -48,10 +48,10 @@ def hybrid(plan: AbInitioPlan, run: RunDirectory) -> dict:
     with _stage("final matching", store, live):
         final = match_finally(plan, refined, network and network.poses, "refinement" in skipped, store, live)
     with _stage("maps", store, live):
-        maps = write_maps_and_results(plan, run, refined.half_sets, final, network is not None, live)
+        maps, of_states = write_maps_and_results(plan, run, refined.half_sets, final, network is not None, live)
         micrographs = write_micrographs(run, plan.images, final.results)
     live.log_times()
-    summary = hybrid_summary(plan, found, refined, network, final, maps, live.seconds) | micrographs
+    summary = hybrid_summary(plan, found, refined, network, final, maps, live.seconds) | micrographs | of_states
     live.show(1.0, message="finished" if summary["converged"] else "did not converge")
     return summary
 

@@ -28,14 +28,17 @@ from ..particles.image_state import BACKGROUND_RADIUS_FRACTION
 from ..progress import Progress
 from ..results import pose_results
 from ..results.pose_results import PoseResults
-from ..results.write import write_gallery, write_micrographs, write_results
+from ..results.write import poses_of, write_gallery, write_micrographs, write_results
 from ..run_directory import RunDirectory
 from ..selection.measures import MEASURES
+from ..states.labelling import ParticleStates
+from ..states.maps import write_state_maps
 from ..uncertainty.calibration import Calibration, calibrate, error_figures, simulated_calibration, with_errors
 from ..uncertainty.simulated_images import ImageSource
 from .applicability import Applicability, assess, assess_poses
 from .match_results import match_results
 from .mismatch import broken_symmetry
+from .particle_states import MatchedSet
 
 logger = logging.getLogger("cryoforum")
 
@@ -97,11 +100,17 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
                                                               simulating.contrast_deviation, config.seed)
     if power_map is not None:
         results = _labelled(results, JunkSimulation(setup.images, source, setup.volume, power_map, matcher), predictor)
+    states = None
+    if power_map is not None:
+        matched = MatchedSet(setup.images, setup.volume, matcher, setup.group, results)
+        states = matched.states(config.seed)
+        if states is not None and states.is_found:
+            results = matched.refined(states)
     # after the labels: what junk shows beside a particle is no noise of good ones
     calibration = _calibration(config, setup, source, results, predictor)
     results = with_errors(results, setup.group, calibration and calibration.model, config.coverage)
     write_results(run, particles, results)
-    micrographs = write_micrographs(run, setup.images, results)
+    more = write_micrographs(run, setup.images, results) | _state_figures(run, setup, particles, results, states)
     if calibration is not None:
         calibration.write(run)
     if matcher is not None:
@@ -110,7 +119,21 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     return {"n_particles": len(particles), "images_per_second": done / max(seconds, 1e-9),
             **error_figures(results), **applicable.summary(), **_match_figures(results), "model_applies_doubts": list(setup.mismatches),
             "refinement": config.refinement, "symmetry": setup.symmetry, "searched_fraction": searched, "seconds": seconds,
-            **micrographs, **(calibration.summary() if calibration is not None else {})}
+            **more, **(calibration.summary() if calibration is not None else {})}
+
+
+def _state_figures(run: RunDirectory, setup: PredictionSetup, particles: Particles, results: PoseResults,
+                   states: ParticleStates | None) -> dict[str, float | None]:
+    """What the summary says of the states, and their maps, where there are two."""
+    if states is None:
+        return {}
+    figures = states.summary()
+    if states.is_found:
+        posed = replace(particles, poses=poses_of(results, torch.float32).to(setup.images.device))
+        at_own_box = replace(setup.images, box_size_px=particles.box_size_px)
+        figures |= write_state_maps(run, posed, at_own_box.transforms, states, setup.group, 0.45 * particles.box_size_px,
+                                    setup.images.device)
+    return figures
 
 
 def _calibration(config: PredictConfig, setup: PredictionSetup, source: ImageSource | None, results: PoseResults,

@@ -230,6 +230,18 @@ class Matcher:
         return poses, match_quality(images, self.model, poses[:, 0])
 
 
+def refined_matches(matcher: Matcher, volume: FourierVolume, images_ft: Complex[Tensor, "n b b//2+1"],
+                    ctf: Float[Tensor, "n b b//2+1"], start: StartingPoses, first_radius_px: float) -> Matches:
+    """Poses of n images refined against another map, which has the frame and the scale of the matcher's own, from poses that
+    are right but for small errors; frequencies up to ``first_radius_px`` come first."""
+    model, start = replace(matcher.model, volume=volume), start.within(matcher.model.max_displacement_px)
+    images = model.images(images_ft, ctf)
+    poses = model.refine_from(images, start.quaternion, start.displacement_px, first_radius_px)
+    quality = match_quality(images, model, poses[:, 0])
+    searched = torch.zeros(len(images), dtype=torch.bool, device=images.transfer.device)
+    return _matches(images, model, matcher.contrast_deviation, poses, quality, searched)
+
+
 def _matches(images: WhitenedImages, model: MatchingModel, contrast_deviation: float, poses: RefinedPoses,
              quality: MatchQuality, searched: Tensor, held_out: FourierVolume | None = None) -> Matches:
     poses, contrast = with_own_contrast(images, model, poses, contrast_deviation)

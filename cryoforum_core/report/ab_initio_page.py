@@ -30,6 +30,7 @@ from .page import (
 from .prediction_page import missing_directions, observed_error, pose_pictures
 from .reasons import junk_label_tables
 from .run_files import RunFiles, angles_deg
+from .state_plots import state_fact, state_notes, state_pictures
 from .training_page import training_curves
 from .viewing_directions import view_density
 
@@ -76,7 +77,7 @@ def ab_initio_page(files: RunFiles) -> Page:
     tables = (*labels, *coverage, _seeds(summary), _rounds(summary), _stages(summary))
     return Page("Ab initio: initial map and orientations",
                 _assessment(summary, results, density, shells, near_nyquist), _next_steps(files),
-                _facts(summary, results), (*_pictures(files, volume, pixel_size_angstrom, results, density),
+                _facts(summary, results) | state_fact(files), (*_pictures(files, volume, pixel_size_angstrom, results, density),
                                              *calibration),
                 tuple(table for table in tables if table is not None), _notes(files))
 
@@ -222,6 +223,7 @@ def _pictures(files: RunFiles, volume: np.ndarray | None, pixel_size_angstrom: f
     pictures = [] if volume is None else [map_picture(volume, pixel_size_angstrom)]
     if (fsc := fsc_picture(files)) is not None:
         pictures.append(fsc)
+    pictures += state_pictures(files)
     if results is not None:
         pictures += pose_pictures(files, results, files.table(files.run.particles), density)
     metrics = files.csv_columns(files.run.metrics.name)
@@ -286,7 +288,8 @@ def _stages(summary: dict) -> Table | None:
 
 
 def _notes(files: RunFiles) -> tuple[str, ...]:
-    notes = [f"Method: {METHODS.get(files.summary.get('method'), files.summary.get('method', '-'))}."]
+    notes = [*state_notes(files),
+             f"Method: {METHODS.get(files.summary.get('method'), files.summary.get('method', '-'))}."]
     if not _hand_is_known(files.summary):
         notes.append("Hand: projections cannot distinguish a molecule from its mirror image, so the map may have either "
                      "hand. In the correct one alpha helices are right-handed, which can be seen only if the map resolves "

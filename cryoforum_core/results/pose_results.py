@@ -128,6 +128,16 @@ class JunkLabels(ParticleArrays):
 
 
 @dataclass(frozen=True, eq=False)
+class StateLabels(ParticleArrays):
+    """The state of the molecule in each image, where the set shows two."""
+
+    state: Int[np.ndarray, " n"]
+    """1 for the more frequent one, 2 for the other, 0 for images that were not considered: junk"""
+    minor_state_probability: Float[np.ndarray, " n"] | None = None
+    """of state 2; 0 for images that were not considered"""
+
+
+@dataclass(frozen=True, eq=False)
 class Dispersions(ParticleArrays):
     """The three dispersions of Chung (2023), where a table has kept them and not the eigenvalues they come from."""
 
@@ -154,6 +164,7 @@ class PoseResults(ParticleArrays):
     match: Match | None = None
     errors: ErrorEstimates | None = None
     junk: JunkLabels | None = None
+    states: StateLabels | None = None
     dispersions: Dispersions | None = None
 
     def __len__(self) -> int:
@@ -211,9 +222,11 @@ class PoseResults(ParticleArrays):
 
 
 # groups of a ``PoseResults``
-_KINDS = {"network": NetworkPoses, "match": Match, "errors": ErrorEstimates, "junk": JunkLabels, "dispersions": Dispersions}
+_KINDS = {"network": NetworkPoses, "match": Match, "errors": ErrorEstimates, "junk": JunkLabels, "states": StateLabels,
+          "dispersions": Dispersions}
 # of the arrays' names in a file
-_PREFIXES = {None: "", "network": "network_", "match": "", "errors": "", "junk": "", "dispersions": ""}
+_PREFIXES = {None: "", "network": "network_", "match": "", "errors": "", "junk": "", "states": "",
+             "dispersions": ""}
 _EVIDENCE_PREFIX = "evidence_"
 # of the evidence in the unfinished runs of versions that did not mark it: their alternative_quaternion was no junk label
 _EARLIER_NAMES = {"weight": "evidence_weight", "rival_angle_rad": "evidence_alternative_angle_rad",

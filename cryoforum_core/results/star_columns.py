@@ -13,6 +13,8 @@ SHIFT_ERROR_BOUND_COLUMN = "rlnCryoforumShiftErrorBound"
 MATCH_SCORE_COLUMN = "rlnCryoforumMatchScore"
 REASON_COLUMN = "rlnCryoforumReason"
 PARTICLE_PROBABILITY_COLUMN = "rlnCryoforumParticleProbability"
+STATE_COLUMN = "rlnCryoforumState"
+MINOR_STATE_PROBABILITY_COLUMN = "rlnCryoforumMinorStateProbability"
 
 
 def star_columns(results: PoseResults) -> dict[str, Shaped[np.ndarray, " n"]]:
@@ -28,4 +30,7 @@ def star_columns(results: PoseResults) -> dict[str, Shaped[np.ndarray, " n"]]:
         columns[MATCH_SCORE_COLUMN] = results.match.match_score
     if results.junk is not None:
         columns |= {REASON_COLUMN: results.junk.reason, PARTICLE_PROBABILITY_COLUMN: results.junk.particle_probability}
+    if results.states is not None:
+        columns |= {STATE_COLUMN: results.states.state,
+                    MINOR_STATE_PROBABILITY_COLUMN: results.states.minor_state_probability}
     return {name: values for name, values in columns.items() if values is not None}

@@ -234,11 +234,18 @@ def error_figures(results: PoseResults) -> dict[str, float]:
 
 
 def _scales(results: PoseResults) -> Float[Tensor, " n"]:
-    """Of the local errors that matches state (``local_scale``); 1 where there are no split errors, or too few of them."""
-    found = results.evidence
-    if found is None or found.split_error_rad is None or len(results) < MIN_POPULATION:
-        return torch.ones(len(results))
-    return local_scale(torch.from_numpy(found.split_error_rad), torch.from_numpy(found.local_deviation_rad))
+    """Of the local errors that matches state (``local_scale``), in each state of the molecule by its own usual ratio: the map of
+    one may be better than that of the other. 1 where there are no split errors, or too few of them."""
+    found, scales = results.evidence, torch.ones(len(results))
+    if found is None or found.split_error_rad is None:
+        return scales
+    state = np.zeros(len(results), int) if results.states is None else results.states.state
+    for each in np.unique(state):
+        rows = torch.from_numpy(np.flatnonzero(state == each))
+        if len(rows) >= MIN_POPULATION:
+            scales[rows] = local_scale(torch.from_numpy(found.split_error_rad)[rows],
+                                       torch.from_numpy(found.local_deviation_rad)[rows])
+    return scales
 
 
 def standardised(values: Float[np.ndarray, " n"], better_is_higher: bool) -> Float[np.ndarray, " n"]:

@@ -40,6 +40,9 @@ REASON = '_cryoforumReason'
 # rot, tilt and psi in degrees of another orientation that is about as likely, as a text
 ALTERNATIVE = '_cryoforumAlternative'
 PARTICLE_PROBABILITY = '_cryoforumParticleProbability'
+# 1, or 2 for particles in the minor state; 0 for junk
+STATE = '_cryoforumState'
+MINOR_STATE_PROBABILITY = '_cryoforumMinorStateProbability'
 FIGURE_OF_MERIT = '_cryoforumFigureOfMerit'
 MATCH_SCORE = '_cryoforumMatchScore'
 # rlnOrigin that centres the particle: its shift, or where an off-centre one really lies
@@ -52,9 +55,9 @@ REJECTION_REASON = '_cryoforumRejectionReason'
 # the half set (1 or 2) of a particle, as RELION's plugin calls it
 HALF_SET = '_rlnRandomSubset'
 
-PARTICLE_ATTRIBUTES = [EXPECTED_ERROR, ERROR_BOUND, REASON, PARTICLE_PROBABILITY, FIGURE_OF_MERIT, MATCH_SCORE,
-                       ALTERNATIVE, EXPECTED_SHIFT_ERROR, SHIFT_ERROR_BOUND, CENTRE_X, CENTRE_Y,
-                       DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER]
+PARTICLE_ATTRIBUTES = [EXPECTED_ERROR, ERROR_BOUND, REASON, PARTICLE_PROBABILITY, STATE, MINOR_STATE_PROBABILITY,
+                       FIGURE_OF_MERIT, MATCH_SCORE, ALTERNATIVE, EXPECTED_SHIFT_ERROR, SHIFT_ERROR_BOUND, CENTRE_X,
+                       CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER]
 TEXT_ATTRIBUTES = (REASON, ALTERNATIVE)
 
 SYMMETRY_HELP = ('Point group of the molecule in RELION notation: c1, c2, ..., d1, d2, ..., t, o, i (or i1 to i4). '

@@ -41,8 +41,8 @@ from pyworkflow.object import Float, Integer, String
 
 from .constants import (ALTERNATIVE, CENTRE_X, CENTRE_Y, DISPERSION_MAX, DISPERSION_TRACE, DISPERSION_WIGNER,
                         ERROR_BOUND, EXPECTED_ERROR, EXPECTED_SHIFT_ERROR, FIGURE_OF_MERIT, HALF_SET, MATCH_SCORE,
-                        PARTICLE_ATTRIBUTES, PARTICLE_PROBABILITY, REASON, REJECTION_REASON,
-                        SHIFT_ERROR_BOUND, TEXT_ATTRIBUTES)
+                        MINOR_STATE_PROBABILITY, PARTICLE_ATTRIBUTES, PARTICLE_PROBABILITY, REASON, REJECTION_REASON,
+                        SHIFT_ERROR_BOUND, STATE, TEXT_ATTRIBUTES)
 from .engine_names import NO_REASON, OFF_CENTRE
 
 logger = logging.getLogger(__name__)
@@ -292,7 +292,8 @@ def writeReferenceMap(volume, mapFile):
 
 
 # attribute of a particle -> array of the engine's results, (n,)
-ENGINE_ARRAYS = {EXPECTED_ERROR: 'expected_error_deg', ERROR_BOUND: 'error_bound_deg',
+ENGINE_ARRAYS = {EXPECTED_ERROR: 'expected_error_deg', ERROR_BOUND: 'error_bound_deg', STATE: 'state',
+                 MINOR_STATE_PROBABILITY: 'minor_state_probability',
                  PARTICLE_PROBABILITY: 'particle_probability', FIGURE_OF_MERIT: 'figure_of_merit',
                  MATCH_SCORE: 'match_score', EXPECTED_SHIFT_ERROR: 'expected_shift_error_angstrom',
                  SHIFT_ERROR_BOUND: 'shift_error_bound_angstrom'}

@@ -73,11 +73,11 @@ def _particle(i, identifier, stack, acquisition, transform, enabled, half_set):
 
 
 def write_posterior(path, ids, transforms, pixel_size_angstrom, expected_error_deg=None, match_score=None, reason=None,
-                    recentre_shift_angstrom=None, alternative_quaternion=None):
+                    recentre_shift_angstrom=None, alternative_quaternion=None, **more):
     """orientation_posterior.npz as the engine writes it, for the poses of ``transforms`` (n, 4, 4).
 
     reason: (n,) what is junk and why; off-centre ones have a ``recentre_shift_angstrom`` (n, 2). Without reasons it is
-    a run whose images were not judged.
+    a run whose images were not judged. more: other arrays (n,).
     """
     n = len(ids)
     a = np.transpose(transforms[:, :3, :3], (0, 2, 1))
@@ -88,6 +88,7 @@ def write_posterior(path, ids, transforms, pixel_size_angstrom, expected_error_d
              bingham=np.tile(np.eye(4), (n, 1, 1)), eigenvalues=eigenvalues, expected_error_deg=error,
              error_bound_deg=2 * error, shift_angstrom=shift_px * pixel_size_angstrom, figure_of_merit=1 / (1 + error),
              match_score=1 - error / 100 if match_score is None else match_score,
+             **{name: np.asarray(values) for name, values in more.items()},
              **({} if reason is None else _verdicts(np.asarray(reason), recentre_shift_angstrom, alternative_quaternion, error)))
 
 

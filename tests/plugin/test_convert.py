@@ -245,6 +245,18 @@ def test_the_engines_arrays_come_back_as_they_were(folder):
         assert {"reason", "particle_probability", "recentre_shift_angstrom", "dispersion_max"} <= set(after)
 
 
+def test_states_go_through_scipion(folder):
+    from cryoforum.convert import writePosterior
+
+    particles = make_particles(str(folder), n=3)
+    output, _ = predicted(particles, folder, state=[1, 2, 0], minor_state_probability=[0.1, 0.9, 0.0])
+    assert [particle.getAttributeValue("_cryoforumState") for particle in output.iterItems()] == [1, 2, 0]
+    writePosterior(output, str(folder / "again.npz"))
+    with np.load(folder / "again.npz") as arrays:
+        assert arrays["state"].tolist() == [1, 2, 0]
+        np.testing.assert_allclose(arrays["minor_state_probability"], [0.1, 0.9, 0.0])
+
+
 def test_the_other_orientation_goes_through_scipion(folder):
     from cryoforum.convert import writePosterior
 

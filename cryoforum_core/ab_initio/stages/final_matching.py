@@ -12,6 +12,7 @@ from ...geometry.pose_hypotheses import PoseHypotheses
 from ...geometry.poses import displacement_px
 from ...model.orientation_head import PoseEstimate
 from ...results.pose_results import PoseResults
+from ...states.labelling import ParticleStates
 from ...uncertainty.calibration import Calibration
 from ...uncertainty.match_posterior import bingham_from_information
 from ..explained_fraction import explained_fraction
@@ -21,6 +22,7 @@ from ..half_sets import HalfSets
 from ..live_run import LiveRun
 from ..matching_to_half_maps import FinalImages, MatchedParticles, calibrate_errors, match_all
 from ..particle_results import of_poses, with_estimated_errors
+from ..particle_states import LastRound
 from ..plan import AbInitioPlan
 from ..rounds import Refinement, is_settled, local_round, pose_change_deg, reconstruct
 from .half_maps import RefinedHalfSets
@@ -42,13 +44,15 @@ _MIN_INFORMATION = 0.1
 @dataclass(frozen=True)
 class FinalOutcome:
     """Results of all particles, the last half maps, how much of the images they explain, the calibration of the errors (None
-    where nothing was matched), and the part of the particles whose pose each matching recovered."""
+    where nothing was matched), the part of the particles whose pose each matching recovered, and their states (None where they
+    were not looked for)."""
 
     results: PoseResults
     pair: HalfMapPair
     explained_fraction: float
     calibration: Calibration | None
     recovered_fractions: list[float]
+    states: ParticleStates | None = None
 
 
 def match_finally(plan: AbInitioPlan, refined: RefinedHalfSets, network: PoseEstimate | None, is_skipped: bool,
@@ -60,9 +64,21 @@ def match_finally(plan: AbInitioPlan, refined: RefinedHalfSets, network: PoseEst
     matched, recovered = _matched(plan, sets, refined.refinement, network, store, live)
     results, calibration = calibrate_errors(matched, _shown_as(live, "calibrating errors"))
     last = _rebuilt(plan, sets, matched, _shown_as(live, "last maps"))
-    results = _with_poses_of(last.poses, results, calibration, plan.particles.pixel_size_angstrom)
+    states, poses = _states(plan, sets, last, results)
+    results = _with_poses_of(poses, results, calibration, plan.particles.pixel_size_angstrom)
+    if states is not None and states.is_found:
+        results = replace(results, states=states.labels(len(results)))
     return FinalOutcome(with_estimated_errors(results, network, plan, calibration), last.pair,
-                        explained_fraction(sets, last, sets.common_radius_px), calibration, recovered)
+                        explained_fraction(sets, last, sets.common_radius_px), calibration, recovered, states)
+
+
+def _states(plan: AbInitioPlan, sets: HalfSets, last: Refinement, results: PoseResults
+            ) -> tuple[ParticleStates | None, PoseHypotheses]:
+    """The particles' states, and their poses, refined again where there are two."""
+    radius_px = next_radius_px(last.pair, plan.max_radius_px)
+    last_round = LastRound(sets, _masked(sets, last), sets.scaled(last.pair.noise_spectrum, radius_px))
+    states = last_round.states(results, plan.config.seed)
+    return states, last_round.refined(states) if states is not None and states.is_found else last.poses
 
 
 def _unmatched(plan: AbInitioPlan, refined: RefinedHalfSets, network: PoseEstimate | None) -> FinalOutcome:

@@ -7,10 +7,12 @@ import torch
 from ...imaging.resolution import resolution_angstrom
 from ...model.checkpoint import REFERENCE
 from ...mrc import write_map
+from ...particles.dataset import Particles
 from ...reconstruction.reconstruct import HalfMaps, reconstruct_halves, write_half_maps
 from ...results.pose_results import PoseResults
 from ...results.write import poses_of, write_results
 from ...run_directory import RunDirectory
+from ...states.maps import write_state_maps
 from ..half_map_pair import HalfMapPair
 from ..half_sets import HalfSets
 from ..live_run import LiveRun
@@ -20,8 +22,9 @@ from .final_matching import FinalOutcome
 
 
 def write_maps_and_results(plan: AbInitioPlan, run: RunDirectory, half_sets: HalfSets, final: FinalOutcome,
-                           has_network: bool, live: LiveRun) -> HalfMaps:
-    """Particles, maps, their FSC, and where there are any, the network's reference map and the calibration."""
+                           has_network: bool, live: LiveRun) -> tuple[HalfMaps, dict[str, float | None]]:
+    """Particles, maps, their FSC, and where there are any, maps of both states, the network's reference map and the
+    calibration; and what the summary says of the states."""
     maps = _final_maps(plan, half_sets, final.results)
     write_half_maps(run, maps, plan.particles.pixel_size_angstrom)
     write_results(run, plan.particles, final.results, {"rlnRandomSubset": half_sets.halves.astype(int)})
@@ -32,12 +35,26 @@ def write_maps_and_results(plan: AbInitioPlan, run: RunDirectory, half_sets: Hal
     if final.calibration is not None:
         final.calibration.write(run)
         write_final_gallery(plan, half_sets, final.pair, run.gallery, final.results)
-    return maps
+    return maps, _state_figures(plan, run, final)
+
+
+def _state_figures(plan: AbInitioPlan, run: RunDirectory, final: FinalOutcome) -> dict[str, float | None]:
+    states = final.states
+    if states is None:
+        return {}
+    if not states.is_found:
+        return states.summary()
+    return states.summary() | write_state_maps(run, _posed(plan, final.results), plan.images.transforms, states, plan.group,
+                                               plan.mask_radius_px, plan.device)
+
+
+def _posed(plan: AbInitioPlan, results: PoseResults) -> Particles:
+    return replace(plan.particles, poses=poses_of(results, torch.float32))
 
 
 def _final_maps(plan: AbInitioPlan, half_sets: HalfSets, results: PoseResults) -> HalfMaps:
     """At the particles' own box."""
-    particles = replace(plan.particles, poses=poses_of(results, torch.float32))
+    particles = _posed(plan, results)
     return reconstruct_halves(particles, plan.images.transforms, half_sets.halves, plan.group, plan.max_radius_px,
                               plan.mask_radius_px, device=plan.device)
 
