@@ -210,6 +210,7 @@ def train(config: TrainConfig) -> RunDirectory:
 @_once
 def predict(config: PredictConfig) -> RunDirectory:
     """Poses and their posterior: particles.star, orientation_posterior.npz."""
+    from .ab_initio.other_molecule import other_molecule_figures
     from .inference.predict import predict as predict_poses
     from .inference.setup import prediction_setup
     from .particles.dataset import load_particles
@@ -221,7 +222,11 @@ def predict(config: PredictConfig) -> RunDirectory:
             setup = inputs.read(prediction_setup, config, particles, inputs.device)
     purpose = (f"{len(particles)} particles of {particles.box_size_px} px, network {config.model}, "
                f"refinement {config.refinement}")
-    return _perform(config, inputs.device, purpose, lambda run: predict_poses(config, run, particles, setup))
+    def work(run: RunDirectory) -> dict:
+        return predict_poses(config, run, particles, setup, lambda results: other_molecule_figures(
+            setup.images, setup.volume, results, run, config.seed))
+
+    return _perform(config, inputs.device, purpose, work)
 
 
 @_once

@@ -63,6 +63,8 @@ class RunDirectory:
         # of the two states, where particles are in two
         self.map_state1 = self.path / "map_state1.mrc"
         self.map_state2 = self.path / "map_state2.mrc"
+        # of another molecule among the rejected images
+        self.map_other_molecule = self.path / "map_other_molecule.mrc"
         # selection
         self.selected = self.path / "selected.star"
         self.rejected = self.path / "rejected.star"

@@ -65,7 +65,8 @@ def test_file_names_are_those_that_other_programs_rely_on(run):
     assert {path.relative_to(run.path).as_posix() for name, path in vars(run).items() if name != "path"} == {
         "config.json", "summary.json", "report.html", "particles.star", "particles.mrcs", "truth.star",
         "orientation_posterior.npz", "gallery.npz", "calibration.npz", "calibration.csv", "micrographs.csv",
-        "map.mrc", "map_half1.mrc", "map_half2.mrc", "fsc.csv", "map_state1.mrc", "map_state2.mrc", "selected.star", "rejected.star", "recentre.star", "auto_selection.csv", "checkpoint",
+        "map.mrc", "map_half1.mrc", "map_half2.mrc", "fsc.csv", "map_state1.mrc", "map_state2.mrc",
+        "map_other_molecule.mrc", "selected.star", "rejected.star", "recentre.star", "auto_selection.csv", "checkpoint",
         "metrics.csv", "errors.csv", "live.html", "progress.json", "checkpoint/training_state.pt", "stages", "parts"}
 
 

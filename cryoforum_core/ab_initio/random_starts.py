@@ -79,14 +79,15 @@ class SearchImages:
     pixel_size_angstrom: float
 
     @classmethod
-    def prepare(cls, images: ImagePreparation, seed: int, last_radius_px: float) -> "SearchImages":
+    def prepare(cls, images: ImagePreparation, seed: int, last_radius_px: float,
+                held_out_fraction: float = HELD_OUT_FRACTION) -> "SearchImages":
         """A sample of the particles, Fourier-cropped; noise from their background."""
         box = min(images.box_size_px, SEARCH_BOX_PX)
         last_radius_px = min(last_radius_px, box / 2 - 1)
         small = replace(images, box_size_px=box)
         n = len(images.particles)
         rows = np.random.default_rng([seed, 0xAB]).permutation(n)[:MAX_IMAGES]
-        n_held_out = min(MAX_HELD_OUT, int(HELD_OUT_FRACTION * len(rows)))
+        n_held_out = min(MAX_HELD_OUT, int(held_out_fraction * len(rows)))
         spectrum = background_spectrum(small, rows)
         held_out, seen = ([small.transforms(np.sort(part))
                            for part in np.array_split(some, max(1, len(some) // _READ_AT_ONCE))]
@@ -119,6 +120,8 @@ class SearchResult:
     held_out_quaternion: Float[Tensor, "n 4"]
     held_out_evidence: Float[Tensor, " n"] | None = None
     """Log-evidence of each held-out image, whose mean is ``score``"""
+    held_out_gain: Float[Tensor, " n"] | None = None
+    """Of each, over that of the spherical average, whose mean is ``structure``"""
     first_radius_px: float = FIRST_RADIUS_PX
     is_symmetrised: bool = False
     """Whether the map had the point group from the start"""
@@ -179,7 +182,7 @@ def assess(images: SearchImages, volume: Float[Tensor, "b b b"], settings: Stoch
     upper = images.seen.radius > min(settings.first_radius_px, FIRST_RADIUS_PX)
     signal = float((images.seen.data.abs().square().mean(0) - 1)[upper].sum())
     explained = float(fitted.mean(0)[upper].sum()) / signal if signal > 0 else 0.0
-    return SearchResult(seed, volume, float(evidence.mean()), float(gain.mean()), error, explained, quaternion, evidence,
+    return SearchResult(seed, volume, float(evidence.mean()), float(gain.mean()), error, explained, quaternion, evidence, gain,
                         settings.first_radius_px)
 
 

@@ -75,8 +75,10 @@ class PredictionSetup:
         return self.images.pixel_size_angstrom
 
 
-def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setup: PredictionSetup) -> dict:
-    """Predicts every particle and writes the run's files; returns the summary.
+def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setup: PredictionSetup,
+            look_further: Callable[[PoseResults], dict] | None = None) -> dict:
+    """Predicts every particle and writes the run's files; returns the summary. ``look_further``: at the results of a matched
+    set, with their evidence, for more figures of the summary.
 
     Finished parts are kept in ``parts/`` until the run's summary is written: ``--resume`` goes on after them.
     """
@@ -111,6 +113,8 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     results = with_errors(results, setup.group, calibration and calibration.model, config.coverage)
     write_results(run, particles, results)
     more = write_micrographs(run, setup.images, results) | _state_figures(run, setup, particles, results, states)
+    if look_further is not None and power_map is not None:
+        more |= look_further(results)
     if calibration is not None:
         calibration.write(run)
     if matcher is not None:

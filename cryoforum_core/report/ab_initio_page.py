@@ -27,10 +27,16 @@ from .page import (
     significant,
     with_angstrom_sign,
 )
+from .population_plots import (
+    other_molecule_notes,
+    other_molecule_pictures,
+    state_fact,
+    state_notes,
+    state_pictures,
+)
 from .prediction_page import missing_directions, observed_error, pose_pictures
 from .reasons import junk_label_tables
 from .run_files import RunFiles, angles_deg
-from .state_plots import state_fact, state_notes, state_pictures
 from .training_page import training_curves
 from .viewing_directions import view_density
 
@@ -223,7 +229,7 @@ def _pictures(files: RunFiles, volume: np.ndarray | None, pixel_size_angstrom: f
     pictures = [] if volume is None else [map_picture(volume, pixel_size_angstrom)]
     if (fsc := fsc_picture(files)) is not None:
         pictures.append(fsc)
-    pictures += state_pictures(files)
+    pictures += [*state_pictures(files), *other_molecule_pictures(files)]
     if results is not None:
         pictures += pose_pictures(files, results, files.table(files.run.particles), density)
     metrics = files.csv_columns(files.run.metrics.name)
@@ -288,7 +294,7 @@ def _stages(summary: dict) -> Table | None:
 
 
 def _notes(files: RunFiles) -> tuple[str, ...]:
-    notes = [*state_notes(files),
+    notes = [*state_notes(files), *other_molecule_notes(files),
              f"Method: {METHODS.get(files.summary.get('method'), files.summary.get('method', '-'))}."]
     if not _hand_is_known(files.summary):
         notes.append("Hand: projections cannot distinguish a molecule from its mirror image, so the map may have either "

@@ -24,9 +24,15 @@ from .page import (
     significant,
     with_angstrom_sign,
 )
+from .population_plots import (
+    other_molecule_notes,
+    other_molecule_pictures,
+    state_fact,
+    state_notes,
+    state_pictures,
+)
 from .reasons import junk_label_tables
 from .run_files import RunFiles, angles_deg, defocus_um
-from .state_plots import state_fact, state_notes, state_pictures
 from .viewing_directions import empty_fraction, view_density
 
 # median expected errors of 4 and 12 degrees move a detail 100 A from the axis by 7 and 21 A
@@ -69,7 +75,7 @@ def prediction_page(files: RunFiles, truth: dict[str, Shaped[np.ndarray, " n"]] 
         facts["speed"] = f"{significant(files.summary['images_per_second'])} images/s"
     facts |= state_fact(files)
     tables, tested = error_calibration(files)
-    pictures = [*tested, *state_pictures(files), *pose_pictures(files, results, table, density)]
+    pictures = [*tested, *state_pictures(files), *other_molecule_pictures(files), *pose_pictures(files, results, table, density)]
     if truth is not None:
         facts["median true error"] = degrees(np.median(truth["error_deg"][~truth["is_junk"]]))
         pictures = [error_histogram(truth["error_deg"], truth["is_junk"]),
@@ -78,7 +84,7 @@ def prediction_page(files: RunFiles, truth: dict[str, Shaped[np.ndarray, " n"]] 
     alarm = _alarm(files)
     return Page("Predicted orientations", _assessment(files, results, density, truth),
                 () if alarm else _next_steps(files), facts, tuple(pictures), (*junk_label_tables(results), *tables),
-                notes=(*map(with_angstrom_sign, files.summary.get("model_applies_doubts", ())), *state_notes(files),
+                notes=(*map(with_angstrom_sign, files.summary.get("model_applies_doubts", ())), *state_notes(files), *other_molecule_notes(files),
                        *micrograph_notes(files)),
                 alarm=alarm)
 

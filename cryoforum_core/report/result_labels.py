@@ -75,6 +75,8 @@ LABELS = {
     "minor_state_gain_error": "its standard error",
     "major_state_resolution_angstrom": "resolution of the map of state 1 (Å)",
     "minor_state_resolution_angstrom": "resolution of the map of state 2 (Å)",
+    "other_molecule_images": "rejected images that may show another molecule (at most)",
+    "other_molecule_sentence": "another molecule among the rejected images",
     "unusual_micrographs": "micrographs with unusual noise or contrast",
     "error_bound_coverage": "nominal coverage of the error bounds",
     "error_bound_held": "empirical coverage of the error bounds",

@@ -17,14 +17,15 @@ from ..half_map_pair import HalfMapPair
 from ..half_sets import HalfSets
 from ..live_run import LiveRun
 from ..matching_to_half_maps import write_final_gallery
+from ..other_molecule import other_molecule_figures
 from ..plan import AbInitioPlan
 from .final_matching import FinalOutcome
 
 
 def write_maps_and_results(plan: AbInitioPlan, run: RunDirectory, half_sets: HalfSets, final: FinalOutcome,
                            has_network: bool, live: LiveRun) -> tuple[HalfMaps, dict[str, float | None]]:
-    """Particles, maps, their FSC, and where there are any, maps of both states, the network's reference map and the
-    calibration; and what the summary says of the states."""
+    """Particles, maps, their FSC, and where there are any, maps of both states and of another molecule, the network's reference map and the
+    calibration; and what the summary says of states and of another molecule."""
     maps = _final_maps(plan, half_sets, final.results)
     write_half_maps(run, maps, plan.particles.pixel_size_angstrom)
     write_results(run, plan.particles, final.results, {"rlnRandomSubset": half_sets.halves.astype(int)})
@@ -35,7 +36,8 @@ def write_maps_and_results(plan: AbInitioPlan, run: RunDirectory, half_sets: Hal
     if final.calibration is not None:
         final.calibration.write(run)
         write_final_gallery(plan, half_sets, final.pair, run.gallery, final.results)
-    return maps, _state_figures(plan, run, final)
+    return maps, _state_figures(plan, run, final) | other_molecule_figures(
+        plan.images, maps.both, final.results, run, plan.config.seed, plan.mask_radius_px / plan.particles.box_size_px)
 
 
 def _state_figures(plan: AbInitioPlan, run: RunDirectory, final: FinalOutcome) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""The two states of a run's particles: their maps, and their share."""
+"""What else a run's images show: a second state of the molecule, and another molecule."""
 
 import numpy as np
 
@@ -29,6 +29,23 @@ def state_notes(files: RunFiles) -> tuple[str, ...]:
             "per image). Their maps are map_state1.mrc and map_state2.mrc, and rlnCryoforumState says which particle is in "
             "which. Their orientations are those of the map of their own state. Refine the states separately, or start a 3D "
             "classification from these maps.",)
+
+
+def other_molecule_notes(files: RunFiles) -> tuple[str, ...]:
+    """Another molecule among the rejected images, and what to do with it; nothing where none was found."""
+    if not files.summary.get("other_molecule_images"):
+        return ()
+    return (f"{files.summary['other_molecule_sentence'].replace('+-', '±')} Its map is map_other_molecule.mrc. To find its "
+            "particles, remove the junk of this run, then run predict on rejected.star with that map as reference.",)
+
+
+def other_molecule_pictures(files: RunFiles) -> list[Picture]:
+    """Slices and projections of its map."""
+    if not files.run.map_other_molecule.is_file():
+        return []
+    return [Picture("Another molecule among the rejected images", "A first map, at low resolution, from a search of the images "
+                    "that show neither this molecule nor contamination.", plots.map_views(
+                        *read_map(files.run.map_other_molecule)), wide=True)]
 
 
 def state_pictures(files: RunFiles) -> list[Picture]:

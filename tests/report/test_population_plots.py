@@ -4,9 +4,9 @@ import pytest
 
 from cryoforum_core.mrc import write_map
 from cryoforum_core.report.ab_initio_page import ab_initio_page
+from cryoforum_core.report.population_plots import state_pictures
 from cryoforum_core.report.prediction_page import prediction_page
 from cryoforum_core.report.run_files import RunFiles
-from cryoforum_core.report.state_plots import state_pictures
 
 from .example_runs import PIXEL, ab_initio_run, molecule, predict_run
 from .page_texts import titles_of
