@@ -15,6 +15,8 @@ from .two_states import MAX_POSES, PosedImages, TwoStates, find_two_states, prob
 logger = logging.getLogger("cryoforum")
 
 MAJOR, MINOR = 1, 2
+# images of a sample, whatever the number of equivalent poses
+_LEAST_SAMPLE = 300
 # images prepared at a time
 _BATCH_IMAGES = 256
 
@@ -63,7 +65,7 @@ def find_states(posed: Posed, rows: Int[np.ndarray, " n"], half: Int[np.ndarray,
                 group: Float[Tensor, "g 4"], seed: int) -> ParticleStates | None:
     """Whether the particles ``rows`` are in two states, and which each is in; ``half`` (n,): 0 or 1. None for too few
     particles."""
-    n_most = MAX_POSES // len(group)
+    n_most = max(MAX_POSES // len(group), _LEAST_SAMPLE)
     some = np.arange(len(rows))
     if len(rows) > n_most:
         some = np.sort(np.random.default_rng([seed, 0x57]).choice(len(rows), n_most, replace=False))

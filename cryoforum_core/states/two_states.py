@@ -44,7 +44,7 @@ _STATE_ITERATIONS = 25
 # random starts of the component; the best by likelihood is kept
 _STARTS = 3
 # poses of the images, the equivalent ones, too: more take time, and a part of the images shows the states as well
-MAX_POSES = 20_000
+MAX_POSES = 8_000
 # fewer images in each half make no map
 MIN_IMAGES = 100
 # standard errors above 0 of the log-likelihood that either half gains by the other's states
