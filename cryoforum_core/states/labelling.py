@@ -70,7 +70,7 @@ def find_states(posed: Posed, rows: Int[np.ndarray, " n"], half: Int[np.ndarray,
     if len(rows) > n_most:
         some = np.sort(np.random.default_rng([seed, 0x57]).choice(len(rows), n_most, replace=False))
     images = PosedImages.concatenate([posed(rows[part]) for part in _batches(some)])
-    found = find_two_states(images, torch.from_numpy(half[some]).to(images.data.device), map_power, group, seed)
+    found = find_two_states(images, torch.from_numpy(half[some]).to(images.data.device), map_power, seed)
     if found is None:
         return None
     states = ParticleStates(found, rows, half)

@@ -15,6 +15,7 @@ own, and the other half says what it is worth: the log-likelihood of two states 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
@@ -155,9 +156,10 @@ def _difference(maps: Float[Tensor, "s b b b"]) -> Float[Tensor, "b b b"]:
     return maps[1] - maps[0]
 
 
-def find_two_states(images: PosedImages, half: Int[Tensor, " n"], map_power: Float[Tensor, " shells"],
-                    group: Float[Tensor, "g 4"], seed: int = 0) -> TwoStates | None:
-    """``half`` (n,): 0 or 1. ``map_power``: mean |P|^2 in each shell. None for too few images."""
+def find_two_states(images: PosedImages, half: Int[Tensor, " n"], map_power: Float[Tensor, " shells"], seed: int = 0
+                    ) -> TwoStates | None:
+    """``half`` (n,): 0 or 1. ``map_power``: mean |P|^2 in each shell. None for too few images, and where nothing varies, as in
+    images without noise that the map explains."""
     if min((half == 0).sum(), (half == 1).sum()) < MIN_IMAGES:
         return None
     fitter = _Fitter(map_power, seed)
@@ -168,6 +170,8 @@ def find_two_states(images: PosedImages, half: Int[Tensor, " n"], map_power: Flo
     correlation = float(torch.corrcoef(torch.stack([_difference(each).flatten() for each in maps]))[0, 1])
     gains = [_gain(of_half[1 - number], one[number], two[number]) for number in (0, 1)]
     mean, error = zip(*((float(gain.mean()), float(gain.std() / len(gain) ** 0.5)) for gain in gains), strict=True)
+    if not np.isfinite([*mean, *error, correlation]).all():
+        return None
     share = torch.cat([probability_of_minor(of_half[1 - number], two[number]).amax(0) for number in (0, 1)]).mean()
     return TwoStates(two, maps, mean, error, correlation, float(share))
 

@@ -14,7 +14,6 @@ from cryoforum_core.imaging.projection import FourierVolume
 from cryoforum_core.imaging.volume_frame import rotate_volume
 from cryoforum_core.matching.matching_model import MatchingModel
 from cryoforum_core.particles.session_images import without_domain
-from cryoforum_core.states import two_states
 from cryoforum_core.states.two_states import PosedImages
 
 from ..matching.conftest import BOX, SimulatedImages, blobs, simulate
@@ -77,11 +76,3 @@ def alike() -> Mixture:
 def symmetric() -> Mixture:
     """c2: either subunit may lack its end."""
     return mixture(0.3, "c2")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_random_start():
-    """These states are found from any: three take three times as long."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(two_states, "_STARTS", 1)
-        yield

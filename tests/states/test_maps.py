@@ -15,6 +15,7 @@ from cryoforum_core.run_directory import RunDirectory
 from cryoforum_core.states import maps
 from cryoforum_core.states.labelling import ParticleStates
 from cryoforum_core.states.maps import write_state_maps
+from cryoforum_core.states.two_states import Corrections, TwoStates
 
 from .session_set import BOX, N, truth_of, two_state_session
 
@@ -30,13 +31,19 @@ def written(folder, session, symmetry="c1", element=0):
     group, run = symmetry_group(symmetry), RunDirectory(folder)
     run.path.mkdir()
     elements = np.full(N, element)
-    states = ParticleStates(None, np.arange(N), np.arange(N) % 2, is_minor.astype(np.float32), elements)
+    states = ParticleStates(_nothing(), np.arange(N), np.arange(N) % 2, is_minor.astype(np.float32), elements)
     # poses given in another of the equivalent frames
     inverse = group[(len(group) - element) % len(group)]
     poses = replace(particles.poses, quaternion=compose(particles.poses.quaternion,
                                                         inverse.to(particles.poses.quaternion).expand(N, 4)))
     images = ImagePreparation(particles, ImageState(), BOX, torch.device("cpu"))
     return run, write_state_maps(run, replace(particles, poses=poses), images.transforms, states, group, 0.45 * BOX)
+
+
+def _nothing():
+    """Maps are made of the labels alone."""
+    corrections = Corrections(torch.zeros(2, 4, 4, 4), torch.tensor([0.7, 0.3]))
+    return TwoStates((corrections, corrections), (corrections.volumes, corrections.volumes), (1.0, 1.0), (0.1, 0.1), 1.0, 0.3)
 
 
 def test_each_state_has_its_map(session, tmp_path):

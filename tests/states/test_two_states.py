@@ -1,5 +1,7 @@
 """Two states by classification without alignment, and whether held-out images confirm them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from .conftest import N
 
 def found_in(mixture):
     posed = mixture.posed(np.arange(N))
-    return posed, find_two_states(posed, torch.from_numpy(mixture.half), mixture.model.map_power, mixture.group)
+    return posed, find_two_states(posed, torch.from_numpy(mixture.half), mixture.model.map_power)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,12 @@ def test_one_subunit_of_two_may_differ(symmetric):
     assert np.mean((probability >= 0.5) == symmetric.is_minor) > 0.9
 
 
+def test_images_that_do_not_vary_show_no_states(two):
+    posed = two.posed(np.arange(N))
+    explained = replace(posed, data=posed.reference)
+    assert find_two_states(explained, torch.from_numpy(two.half), two.model.map_power) is None
+
+
 def test_too_few_images_show_no_states(two):
     rows = np.arange(150)
-    assert find_two_states(two.posed(rows), torch.from_numpy(two.half[rows]), two.model.map_power, two.group) is None
+    assert find_two_states(two.posed(rows), torch.from_numpy(two.half[rows]), two.model.map_power) is None
