@@ -31,8 +31,7 @@ from ..results.pose_results import PoseResults
 from ..results.write import poses_of, write_gallery, write_micrographs, write_results
 from ..run_directory import RunDirectory
 from ..selection.measures import MEASURES
-from ..states.labelling import ParticleStates
-from ..states.maps import write_state_maps
+from ..states.maps import state_figures
 from ..uncertainty.calibration import Calibration, calibrate, error_figures, simulated_calibration, with_errors
 from ..uncertainty.simulated_images import ImageSource
 from .applicability import Applicability, assess, assess_poses
@@ -47,6 +46,8 @@ MIN_CALIBRATION_IMAGES = 64
 MAX_CALIBRATION_IMAGES = 256
 # images in a part that --resume goes on after
 PART_IMAGES = 2048
+# sphere in which the half maps of a state are compared, in boxes; as the default of reconstruct
+_MASK_RADIUS_BOXES = 0.45
 # CTFs that the power of a particle is averaged over, for junk features
 N_POWER_IMAGES = 64
 
@@ -112,7 +113,10 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
     calibration = _calibration(config, setup, source, results, predictor)
     results = with_errors(results, setup.group, calibration and calibration.model, config.coverage)
     write_results(run, particles, results)
-    more = write_micrographs(run, setup.images, results) | _state_figures(run, setup, particles, results, states)
+    more = write_micrographs(run, setup.images, results)
+    posed = replace(particles, poses=poses_of(results, torch.float32).to(setup.images.device))
+    more |= state_figures(run, states, posed, replace(setup.images, box_size_px=particles.box_size_px).transforms, setup.group,
+                          _MASK_RADIUS_BOXES * particles.box_size_px, setup.images.device)
     if look_further is not None and power_map is not None:
         more |= look_further(results)
     if calibration is not None:
@@ -124,20 +128,6 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
             **error_figures(results), **applicable.summary(), **_match_figures(results), "model_applies_doubts": list(setup.mismatches),
             "refinement": config.refinement, "symmetry": setup.symmetry, "searched_fraction": searched, "seconds": seconds,
             **more, **(calibration.summary() if calibration is not None else {})}
-
-
-def _state_figures(run: RunDirectory, setup: PredictionSetup, particles: Particles, results: PoseResults,
-                   states: ParticleStates | None) -> dict[str, float | None]:
-    """What the summary says of the states, and their maps, where there are two."""
-    if states is None:
-        return {}
-    figures = states.summary()
-    if states.is_found:
-        posed = replace(particles, poses=poses_of(results, torch.float32).to(setup.images.device))
-        at_own_box = replace(setup.images, box_size_px=particles.box_size_px)
-        figures |= write_state_maps(run, posed, at_own_box.transforms, states, setup.group, 0.45 * particles.box_size_px,
-                                    setup.images.device)
-    return figures
 
 
 def _calibration(config: PredictConfig, setup: PredictionSetup, source: ImageSource | None, results: PoseResults,

@@ -7,7 +7,7 @@ from . import plots
 from .page import Picture, percent
 from .run_files import RunFiles
 
-# Gaussian blur of the projections, in px of a map as fine as it resolves: noise hides the difference between the maps
+# standard deviation of the Gaussian filter, in units of the resolution: unfiltered, noise hides the difference
 _BLUR_OF_RESOLUTION = 0.25
 
 
@@ -27,7 +27,7 @@ def state_notes(files: RunFiles) -> tuple[str, ...]:
     gain, error = (f"{files.summary[f'minor_state_{name}']:.2f}" for name in ("gain", "gain_error"))
     return (f"{percent(fraction)} of the particles are in a second state (held-out images: log-likelihood +{gain} ± {error} nats "
             "per image). Their maps are map_state1.mrc and map_state2.mrc, and rlnCryoforumState says which particle is in "
-            "which. Their orientations are those of the map of their own state. Refine the states separately, or start a 3D "
+            "which. Particles in state 2 were matched to a map of that state. Refine the states separately, or start a 3D "
             "classification from these maps.",)
 
 

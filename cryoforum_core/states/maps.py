@@ -21,6 +21,17 @@ from .labelling import MINOR, ParticleStates
 MAX_IMAGES = 50_000
 
 
+def state_figures(run: RunDirectory, states: ParticleStates | None, particles: Particles,
+                  prepare: Callable[[np.ndarray], tuple[Tensor, Tensor]], group: Float[Tensor, "g 4"], mask_radius_px: float,
+                  device: torch.device | str = "cpu") -> dict[str, float | None]:
+    """What ``summary.json`` says of the states, and their maps where there are two (``write_state_maps``); nothing where they
+    were not looked for."""
+    if states is None:
+        return {}
+    maps = write_state_maps(run, particles, prepare, states, group, mask_radius_px, device) if states.is_found else {}
+    return states.summary() | maps
+
+
 def write_state_maps(run: RunDirectory, particles: Particles, prepare: Callable[[np.ndarray], tuple[Tensor, Tensor]],
                      states: ParticleStates, group: Float[Tensor, "g 4"], mask_radius_px: float,
                      device: torch.device | str = "cpu") -> dict[str, float]:

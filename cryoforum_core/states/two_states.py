@@ -8,8 +8,9 @@ residuals vary most, by probabilistic principal component analysis (Tipping and 
 With a point group each particle is looked at from all its equivalent poses, as if they were different particles (symmetry
 expansion): a state need not have the symmetry, one subunit of four may lack a domain.
 
-The maximum is no evidence of states: noise can be divided in two as well. So each half of the images gives a model of its
-own, and the other half says what it is worth: the log-likelihood of two states over that of one, both fitted alike.
+A better fit alone is no evidence of two states, since noise can be divided in two as well. Each half of the images therefore
+gives a model, which is validated on the other half: by the log-likelihood ratio of two states to one, both fitted in the same
+way.
 """
 
 from collections.abc import Sequence
@@ -120,10 +121,10 @@ class Corrections:
 
 @dataclass(frozen=True)
 class TwoStates:
-    """``halves``: corrections found by either half of the images, the more frequent state first; ``maps``: the same,
-    not shrunk by a prior; ``gain`` and ``gain_error``: log-likelihood (nats per image)
-    that the images of either half gain by the states that the other found, and its standard error; ``correlation``: of the
-    differences between the states; ``minor_share``: of the particles."""
+    """``halves``: corrections found by either half of the images, the more frequent state first; ``maps``: the same, not shrunk
+    by a prior; ``gain`` and ``gain_error``: log-likelihood (nats per image) that the images of either half gain by the states
+    that the other found, and its standard error; ``correlation``: of the differences between the states; ``minor_share``: of
+    the particles."""
 
     halves: tuple[Corrections, Corrections]
     maps: tuple[Float[Tensor, "s b b b"], Float[Tensor, "s b b b"]]

@@ -12,7 +12,7 @@ from ...reconstruction.reconstruct import HalfMaps, reconstruct_halves, write_ha
 from ...results.pose_results import PoseResults
 from ...results.write import poses_of, write_results
 from ...run_directory import RunDirectory
-from ...states.maps import write_state_maps
+from ...states.maps import state_figures
 from ..half_map_pair import HalfMapPair
 from ..half_sets import HalfSets
 from ..live_run import LiveRun
@@ -23,9 +23,9 @@ from .final_matching import FinalOutcome
 
 
 def write_maps_and_results(plan: AbInitioPlan, run: RunDirectory, half_sets: HalfSets, final: FinalOutcome,
-                           has_network: bool, live: LiveRun) -> tuple[HalfMaps, dict[str, float | None]]:
-    """Particles, maps, their FSC, and where there are any, maps of both states and of another molecule, the network's reference map and the
-    calibration; and what the summary says of states and of another molecule."""
+                           has_network: bool, live: LiveRun) -> tuple[HalfMaps, dict]:
+    """Particles, maps, their FSC, and where there are any, maps of both states and of another molecule, the network's reference
+    map and the calibration. Returns the maps, and what the summary says of states and of another molecule."""
     maps = _final_maps(plan, half_sets, final.results)
     write_half_maps(run, maps, plan.particles.pixel_size_angstrom)
     write_results(run, plan.particles, final.results, {"rlnRandomSubset": half_sets.halves.astype(int)})
@@ -36,18 +36,10 @@ def write_maps_and_results(plan: AbInitioPlan, run: RunDirectory, half_sets: Hal
     if final.calibration is not None:
         final.calibration.write(run)
         write_final_gallery(plan, half_sets, final.pair, run.gallery, final.results)
-    return maps, _state_figures(plan, run, final) | other_molecule_figures(
-        plan.images, maps.both, final.results, run, plan.config.seed, plan.mask_radius_px / plan.particles.box_size_px)
-
-
-def _state_figures(plan: AbInitioPlan, run: RunDirectory, final: FinalOutcome) -> dict[str, float | None]:
-    states = final.states
-    if states is None:
-        return {}
-    if not states.is_found:
-        return states.summary()
-    return states.summary() | write_state_maps(run, _posed(plan, final.results), plan.images.transforms, states, plan.group,
-                                               plan.mask_radius_px, plan.device)
+    figures = state_figures(run, final.states, _posed(plan, final.results), plan.images.transforms, plan.group,
+                            plan.mask_radius_px, plan.device)
+    return maps, figures | other_molecule_figures(plan.images, maps.both, final.results, run, plan.config.seed,
+                                                  plan.mask_radius_px / plan.particles.box_size_px)
 
 
 def _posed(plan: AbInitioPlan, results: PoseResults) -> Particles:
