@@ -29,6 +29,8 @@ MIN_EXPLAINED_FRACTION = 0.6
 AGREE_WITHIN_DEG = STARTS_AGREE_DEG.value
 # of two starts one may fail; where three find three maps the data do not choose
 MIN_STARTS_TO_COMPARE = 3
+# median expected error of the particles, above which the run's own poses are too uncertain to confirm its map
+MAX_EXPECTED_ERROR_DEG = AGREE_WITHIN_DEG
 # part of the particles to which the last matching gives another pose: 0 to 0.05 in runs that were right, 0.58 in one that was
 # wrong in every pose
 MAX_LAST_RECOVERED = 0.25
@@ -68,6 +70,8 @@ class HybridAssessment:
     symmetry: str
     last_recovered_fraction: float = 0.0
     """part of the particles whose pose the last matching found to be misassigned; 0 without one"""
+    expected_error_deg: float | None = None
+    """median over the particles, by calibration; None without one"""
 
     def convergence(self) -> tuple[bool, str]:
         """Whether the run converged, and why, in sentences."""
@@ -116,6 +120,9 @@ class HybridAssessment:
         if not agrees and angle is not None and n_starts >= MIN_STARTS_TO_COMPARE:
             problems.append(f"No other start found the map of the best one (poses differ by {angle:.0f} degrees or more, "
                             "median).")
+        if not agrees and (self.expected_error_deg or 0.0) > MAX_EXPECTED_ERROR_DEG:
+            problems.append(f"No second start found the map, and the images hardly determine orientations relative to it (median "
+                            f"expected error {self.expected_error_deg:.0f} degrees).")
         if not agrees and math.isnan(self.explained_fraction):
             problems.append("Nothing confirms the map: no second start found it, and images of the other half set cannot, since "
                             "the half maps agree too little beyond their common start or the background holds too much "

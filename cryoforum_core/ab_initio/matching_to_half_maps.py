@@ -19,7 +19,7 @@ from ..inference.match_results import match_results
 from ..junk.features import PowerMap
 from ..junk.labelling import junk_labels, simulated_features
 from ..junk.simulation import JunkSimulation
-from ..matching.matcher import Matcher, StartingPoses
+from ..matching.matcher import Matcher, StartingPoses, with_map
 from ..model.orientation_head import PoseEstimate
 from ..particles.dataset import ParticleSource
 from ..progress import Progress
@@ -144,18 +144,18 @@ def match_half(images: FinalImages, matcher: Matcher, power_map: PowerMap, rows:
     half = int(scaled.half_sets.halves[rows[0]])
     # an image finds its own noise in its own half map, with either half of its pixels: their poses agree too well
     # (docs/decisions/0066-errors-of-ab-initio-poses.md)
-    held_out = scaled.model(images.refinement.pair.reference[2 - half]).volume
+    other = _of_other_half(images, matcher, half)
     poses = images.refinement.poses.at(torch.from_numpy(rows).to(device))
     for places in batches(np.arange(len(rows))):
         some = rows[places]
         transforms = scaled.images.transforms(some)
-        matches = matcher.match(*transforms, images.starts(some), held_out=held_out)
+        matches = matcher.match(*transforms, images.starts(some), held_out=other.model.volume)
         features = power_map.features(matcher.model.images(*transforms), matches.hypotheses[:, 0],
                                       matches.contrast)
         store_hypotheses(poses, torch.from_numpy(places).to(device), matches.hypotheses, 1 / scaled.scale,
                          images.plan.group)
         parts.append(match_results(matches, images.plan.particles.particle_id[some], images.plan.group,
-                                   scaled.images.pixel_size_angstrom, features=features))
+                                   scaled.images.pixel_size_angstrom, _searched(other, transforms), features))
         progress.update(len(some))
     return {"arrays": to_state(PoseResults.concatenate(parts)), "poses": vars(poses)}
 
@@ -188,15 +188,27 @@ def _calibrated_half(images: FinalImages, matched: MatchedHalf, n_known: int, pr
     results = matched.results
     results = replace(results, junk=junk_labels(results, matched.rows, junk, simulated_features(results, matched.rows, junk)))
     known, made = known_particles(prepared, source, matched.rows, results, n_known, seed)
-    return results, known, _found(images, matcher, known, progress), made
+    other = _of_other_half(images, matcher, matched.half)
+    return results, known, _found(images, matcher, other, known, progress), made
 
 
-def _found(images: FinalImages, matcher: Matcher, known: ParticleSource, progress: Progress) -> PoseResults:
+def _of_other_half(images: FinalImages, matcher: Matcher, half: int) -> Matcher:
+    return with_map(matcher, images.scaled.model(images.refinement.pair.reference[2 - half]).volume)
+
+
+def _searched(other: Matcher, transforms: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotations (n, 4) by the map of the other half set, whatever those before: a misassigned image is part of its own half map,
+    and fits it."""
+    return other.search(other.model.images(*transforms)).quaternion[:, 0]
+
+
+def _found(images: FinalImages, matcher: Matcher, other: Matcher, known: ParticleSource, progress: Progress) -> PoseResults:
     """Of simulated images, by search: the rounds before have found the set's poses as well."""
     prepared, parts = replace(images.scaled.images, particles=known), []
     for some in batches(np.arange(len(known))):
-        matches = matcher.find(*prepared.transforms(some))
-        parts.append(match_results(matches, known.particle_id[some], images.plan.group, prepared.pixel_size_angstrom))
+        transforms = prepared.transforms(some)
+        parts.append(match_results(matcher.find(*transforms), known.particle_id[some], images.plan.group,
+                                   prepared.pixel_size_angstrom, _searched(other, transforms)))
         progress.update(len(some))
     return PoseResults.concatenate(parts)
 

@@ -19,15 +19,16 @@ def hybrid_summary(plan: AbInitioPlan, found: SearchOutcome, refined: RefinedHal
                    final: FinalOutcome, maps: HalfMaps, seconds: dict[str, float]) -> dict:
     """``seconds`` of each stage."""
     resolution = resolution_angstrom(maps.fsc, plan.particles.box_size_px, plan.particles.pixel_size_angstrom)
-    explained, figures = final.explained_fraction, refined.rounds.figures
+    explained, figures, errors = final.explained_fraction, refined.rounds.figures, error_figures(final.results)
     converged, reason = HybridAssessment(
         found, explained, final.pair.sampled_fraction, plan.extent_angstrom / resolution,
         gained_radius_px(plan, found.common_radius_px), plan.extent_angstrom, plan.symmetry,
-        final.recovered_fractions[-1] if final.recovered_fractions else 0.0).convergence()
+        final.recovered_fractions[-1] if final.recovered_fractions else 0.0,
+        errors.get("particles_expected_error_deg") if final.calibration is not None else None).convergence()
     return {"converged": converged, "converged_reason": reason, "resolution_angstrom": resolution,
             "method": "hybrid", "symmetry": plan.symmetry, "hand": found.hand,
             "n_particles": len(plan.particles), "half_sets": refined.source,
-            **error_figures(final.results), "seeds": found.starts, "seeds_agreement_deg": found.agreement_deg,
+            **errors, "seeds": found.starts, "seeds_agreement_deg": found.agreement_deg,
             "held_out_structure": found.structure, "held_out_structure_error": found.structure_error,
             "symmetry_score": found.symmetry_score, **_choice(found), "sampled_fraction": final.pair.sampled_fraction,
             "explained_fraction": explained if math.isfinite(explained) else None,

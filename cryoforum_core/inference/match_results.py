@@ -18,15 +18,15 @@ from ..uncertainty.match_posterior import (
 
 
 def match_results(matches: Matches, particle_id: Int[np.ndarray, " n"], group: Float[Tensor, "g 4"],
-                  pixel_size_angstrom: float, network_quaternion: Float[Tensor, "n 4"] | None = None,
+                  pixel_size_angstrom: float, independent: Float[Tensor, "n 4"] | None = None,
                   features: tuple[Float[Tensor, "n s"], Float[Tensor, "n 2"]] | None = None) -> PoseResults:
     """Results of n images from their matches at pixels of ``pixel_size_angstrom``, under a symmetry ``group``.
 
-    ``network_quaternion``: the network's own rotations; ``features``: of ``PowerMap.features``, where junk is to be
+    ``independent``: rotations from elsewhere, the network's or those of a search in another map; ``features``: of ``PowerMap.features``, where junk is to be
     found.
     """
     best, posterior = matches.hypotheses[:, 0], match_posterior(matches.hypotheses, group)
-    angle = None if network_quaternion is None else symmetric_distance_rad(network_quaternion, best.quaternion, group)
+    angle = None if independent is None else symmetric_distance_rad(independent, best.quaternion, group)
     junk_features, elsewhere_px = features or (None, None)
     deviation = shift_deviation_px(best.information.double()).float() * pixel_size_angstrom
     evidence = MatchEvidence(*map(_array, (

@@ -20,6 +20,8 @@ from .match_results import match_results
 
 # matched at a time
 _BATCH_IMAGES = 256
+# states are found again at the refined poses, so many times: maps from poses that fit the given map still look like it
+_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,19 @@ class MatchedSet:
     results: PoseResults
     """With evidence, and junk labels where there are any"""
 
+    def in_states(self, seed: int) -> tuple[PoseResults, ParticleStates | None]:
+        """Results with the poses of the particles in their states, and these; None for too few particles."""
+        states, results = self.states(seed), self.results
+        if states is None or not states.is_found:
+            return results, states
+        results = self.refined(states)
+        for _ in range(_ROUNDS):
+            again = self._states_again(states, results, seed)
+            if again is None or not again.is_found:
+                break
+            states, results = again, self.refined(again, results)
+        return results, states
+
     def states(self, seed: int) -> ParticleStates | None:
         """Of the images that are particles; None for too few of them."""
         junk = self.results.junk
@@ -40,17 +55,22 @@ class MatchedSet:
         half = np.random.default_rng([seed, 0x57A7E]).permutation(np.arange(len(rows)) % 2)
         return find_states(self._posed, rows, half, self.matcher.model.map_power, self.group, seed)
 
-    def refined(self, states: ParticleStates) -> PoseResults:
+    def _states_again(self, states: ParticleStates, at: PoseResults, seed: int) -> ParticleStates | None:
+        posed = replace(self, results=at)._posed
+        return find_states(posed, states.rows, states.half, self.matcher.model.map_power, self.group, seed, states.found)
+
+    def refined(self, states: ParticleStates, at: PoseResults | None = None) -> PoseResults:
         """Results with labels; particles in the minor state have poses, and posteriors near them, refined against a map of that
-        state. The poses before are those of a map that they do not fit."""
+        state. The poses before are those of a map that they do not fit. ``at``: the poses at which the states were found, where
+        these are not the results'."""
         results, model = self.results, self.matcher.model
         volume = self.volume + states.found.correction(MINOR, len(self.volume)).to(self.volume)
         fourier_volume = FourierVolume.from_real(volume, max_radius_px=model.max_radius_px + 1, with_gradient=True)
-        places = states.places(MINOR)
+        places, start = states.places(MINOR), self if at is None else replace(self, results=replace(at, states=None))
         for part in np.array_split(places, max(1, -(-len(places) // _BATCH_IMAGES))):
             if len(part):
                 rows = states.rows[part]
-                results = results.put(rows, self._refined(rows, states.element[part], fourier_volume))
+                results = results.put(rows, start._refined(rows, states.element[part], fourier_volume))
         return replace(results, states=states.labels(len(results)))
 
     def _poses(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:

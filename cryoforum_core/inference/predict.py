@@ -105,10 +105,7 @@ def predict(config: PredictConfig, run: RunDirectory, particles: Particles, setu
         results = _labelled(results, JunkSimulation(setup.images, source, setup.volume, power_map, matcher), predictor)
     states = None
     if power_map is not None:
-        matched = MatchedSet(setup.images, setup.volume, matcher, setup.group, results)
-        states = matched.states(config.seed)
-        if states is not None and states.is_found:
-            results = matched.refined(states)
+        results, states = MatchedSet(setup.images, setup.volume, matcher, setup.group, results).in_states(config.seed)
     # after the labels: what junk shows beside a particle is no noise of good ones
     calibration = _calibration(config, setup, source, results, predictor)
     results = with_errors(results, setup.group, calibration and calibration.model, config.coverage)

@@ -6,6 +6,7 @@ the set's particles, an exhaustive search; where it is still poor, a finer one. 
 resolution decides.
 """
 
+import copy
 import logging
 import math
 from dataclasses import dataclass, fields, replace
@@ -228,6 +229,13 @@ class Matcher:
         found = self._grid(fine).search(images[rows], n_hypotheses, keep=KEPT_HYPOTHESES)
         poses = _replace_rows(poses, rows, _merge(poses[rows], found))
         return poses, match_quality(images, self.model, poses[:, 0])
+
+
+def with_map(matcher: Matcher, volume: FourierVolume) -> Matcher:
+    """The same matcher for another map, which has the frame and the scale of its own."""
+    other = copy.copy(matcher)
+    other.model, other._grids = replace(matcher.model, volume=volume), {}
+    return other
 
 
 def refined_matches(matcher: Matcher, volume: FourierVolume, images_ft: Complex[Tensor, "n b b//2+1"],

@@ -75,8 +75,8 @@ class MatchEvidence(ParticleArrays):
     """principal standard deviations of its shift"""
     strongest_alternative: Float[np.ndarray, "n 4"]
     """the most likely other orientation"""
-    network_angle_rad: Float[np.ndarray, " n"] | None = None
-    """from the network's pose to the best one"""
+    independent_angle_rad: Float[np.ndarray, " n"] | None = None
+    """from the best pose to an independent one: the network's, or that of a search in the map of the other half set"""
     junk_features: Float[np.ndarray, "n s"] | None = None
     """see ``junk.features.FEATURES``"""
     contrast: Float[np.ndarray, " n"] | None = None
@@ -233,7 +233,8 @@ _EARLIER_NAMES = {"weight": "evidence_weight", "rival_angle_rad": "evidence_alte
                   "local_deviation_rad": "evidence_local_deviation_rad",
                   "shift_deviation_angstrom": "evidence_shift_deviation_angstrom",
                   "alternative_quaternion": "evidence_strongest_alternative",
-                  "network_angle_rad": "evidence_network_angle_rad", "junk_statistics": "evidence_junk_features",
+                  "network_angle_rad": "evidence_independent_angle_rad",
+                  "evidence_network_angle_rad": "evidence_independent_angle_rad", "junk_statistics": "evidence_junk_features",
                   "elsewhere_px": "evidence_elsewhere_px"}
 
 

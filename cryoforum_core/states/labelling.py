@@ -62,15 +62,15 @@ class ParticleStates:
 
 
 def find_states(posed: Posed, rows: Int[np.ndarray, " n"], half: Int[np.ndarray, " n"], map_power: Float[Tensor, " shells"],
-                group: Float[Tensor, "g 4"], seed: int) -> ParticleStates | None:
-    """Whether the particles ``rows`` are in two states, and which each is in; ``half`` (n,): 0 or 1. None for too few
-    particles."""
+                group: Float[Tensor, "g 4"], seed: int, start: TwoStates | None = None) -> ParticleStates | None:
+    """Whether the particles ``rows`` are in two states, and which each is in; ``half`` (n,): 0 or 1. ``start``: states that were
+    found at earlier poses. None for too few particles."""
     n_most = max(MAX_POSES // len(group), _LEAST_SAMPLE)
     some = np.arange(len(rows))
     if len(rows) > n_most:
         some = np.sort(np.random.default_rng([seed, 0x57]).choice(len(rows), n_most, replace=False))
     images = PosedImages.concatenate([posed(rows[part]) for part in _batches(some)])
-    found = find_two_states(images, torch.from_numpy(half[some]).to(images.data.device), map_power, seed)
+    found = find_two_states(images, torch.from_numpy(half[some]).to(images.data.device), map_power, seed, start)
     if found is None:
         return None
     states = ParticleStates(found, rows, half)

@@ -102,6 +102,10 @@ class Corrections:
     volumes: Float[Tensor, "s b b b"]
     share: Float[Tensor, " s"]
 
+    def beyond(self, common: "Corrections") -> "Corrections":
+        """To the reference, of corrections to what the images have in common."""
+        return Corrections(self.volumes + common.volumes, self.share)
+
     def log_likelihood(self, images: PosedImages) -> Float[Tensor, "g n s"]:
         """Of each state at each pose, with its share, over that of the reference map alone."""
         return self.log_likelihood_of(images.data - images.reference, images)
@@ -157,16 +161,16 @@ def _difference(maps: Float[Tensor, "s b b b"]) -> Float[Tensor, "b b b"]:
     return maps[1] - maps[0]
 
 
-def find_two_states(images: PosedImages, half: Int[Tensor, " n"], map_power: Float[Tensor, " shells"], seed: int = 0
-                    ) -> TwoStates | None:
-    """``half`` (n,): 0 or 1. ``map_power``: mean |P|^2 in each shell. None for too few images, and where nothing varies, as in
-    images without noise that the map explains."""
+def find_two_states(images: PosedImages, half: Int[Tensor, " n"], map_power: Float[Tensor, " shells"], seed: int = 0,
+                    start: TwoStates | None = None) -> TwoStates | None:
+    """``half`` (n,): 0 or 1. ``map_power``: mean |P|^2 in each shell. ``start``: states to begin from, instead of at random. None
+    for too few images, and where nothing varies, as in images without noise that the map explains."""
     if min((half == 0).sum(), (half == 1).sum()) < MIN_IMAGES:
         return None
     fitter = _Fitter(map_power, seed)
     of_half = [images[half == number] for number in (0, 1)]
     one = [fitter.one(each) for each in of_half]
-    two = fitter.two(of_half, one)
+    two = fitter.two(of_half, one, start)
     maps = tuple(fitter.maps(*each) for each in zip(of_half, two, strict=True))
     correlation = float(torch.corrcoef(torch.stack([_difference(each).flatten() for each in maps]))[0, 1])
     gains = [_gain(of_half[1 - number], one[number], two[number]) for number in (0, 1)]
@@ -196,7 +200,8 @@ class _Fitter:
         """What all images have in common beyond the reference, as one state."""
         return Corrections(self._common(images)[0][None], images.transfer.new_ones(1))
 
-    def two(self, halves: list[PosedImages], one: list[Corrections]) -> tuple[Corrections, Corrections]:
+    def two(self, halves: list[PosedImages], one: list[Corrections], start: TwoStates | None
+            ) -> tuple[Corrections, Corrections]:
         """Two states of either half, the more frequent first; the same two, though each half is fitted by itself.
 
         Either half begins from random starts, then from what the other found: with a point group there may be many ways to
@@ -204,6 +209,10 @@ class _Fitter:
         """
         left = [images.data - images.reference - images.sampled(each.volumes[0])[0]
                 for images, each in zip(halves, one, strict=True)]
+        if start is not None:
+            found = (self._two(halves[number], left[number], probability_of_minor(halves[number], start.halves[1 - number]))[0]
+                     for number in (0, 1))
+            return tuple(each.beyond(common) for each, common in zip(found, one, strict=True))
         ways = []
         for first, second in ((0, 1), (1, 0)):
             images = halves[first]
@@ -213,7 +222,7 @@ class _Fitter:
             ways.append((likelihood + of_second, (found, again) if first == 0 else (again, found)))
         chosen = max(ways, key=lambda way: way[0])[1]
         order = sum(each.share for each in chosen).argsort(descending=True)
-        return tuple(Corrections(each.volumes[order] + common.volumes, each.share[order])
+        return tuple(Corrections(each.volumes[order], each.share[order]).beyond(common)
                      for each, common in zip(chosen, one, strict=True))
 
     def maps(self, images: PosedImages, states: Corrections) -> Float[Tensor, "s b b b"]:

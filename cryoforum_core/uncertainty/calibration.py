@@ -213,7 +213,7 @@ def evidence_of(results: PoseResults) -> Evidence:
     posterior = MatchPosterior(torch.from_numpy(found.weight), torch.from_numpy(found.alternative_angle_rad),
                                torch.from_numpy(found.local_deviation_rad) * _scales(results)[:, None])
     fit = torch.from_numpy(standardised(results.match.fit, better_is_higher=True))
-    angle = torch.zeros(n) if found.network_angle_rad is None else torch.from_numpy(found.network_angle_rad)
+    angle = torch.zeros(n) if found.independent_angle_rad is None else torch.from_numpy(found.independent_angle_rad)
     return Evidence(posterior, fit, angle, torch.from_numpy(found.shift_deviation_angstrom))
 
 

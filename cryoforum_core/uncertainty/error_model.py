@@ -45,13 +45,13 @@ _CHUNK = 4096
 class Evidence:
     """What the error model uses of n particles, whose true poses need not be known.
 
-    ``fit``: standardised; ``network_angle_rad``: between the pose and the network's answer (0 where the pose is the
+    ``fit``: standardised; ``independent_angle_rad``: between the pose and an independent one (0 where there is none, or it is the
     network's own); ``shift_deviation_angstrom``: principal standard deviations of the shift.
     """
 
     posterior: MatchPosterior
     fit: Float[Tensor, " n"]
-    network_angle_rad: Float[Tensor, " n"]
+    independent_angle_rad: Float[Tensor, " n"]
     shift_deviation_angstrom: Float[Tensor, "n 2"]
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class Evidence:
     def __getitem__(self, index) -> "Evidence":
         posterior = MatchPosterior(self.posterior.weight[index], self.posterior.alternative_angle_rad[index],
                                    self.posterior.local_deviation_rad[index])
-        return Evidence(posterior, self.fit[index], self.network_angle_rad[index], self.shift_deviation_angstrom[index])
+        return Evidence(posterior, self.fit[index], self.independent_angle_rad[index], self.shift_deviation_angstrom[index])
 
     @property
     def rms_rad(self) -> Float[Tensor, " n"]:
@@ -72,7 +72,7 @@ class Evidence:
         alternatives = self.posterior.weight[:, 1:].double().sum(1).clamp_min(MIN_ALTERNATIVE_WEIGHT)
         odds = self.posterior.weight[:, 0].double().log() - alternatives.log()
         return torch.stack([self.fit.double().clamp(-8, 3), odds, self.rms_rad.clamp(1e-4, math.pi).log(),
-                            self.network_angle_rad.double().clamp_min(1e-3).log()], dim=1)
+                            self.independent_angle_rad.double().clamp_min(1e-3).log()], dim=1)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ def _search(**changed):
     ({"last_recovered_fraction": 0.58}, "still moved 58% of the particles"),
     (_search(symmetry_score=0.0), "does not have the symmetry d2"),
     (_search(starts=[{}, {}, {}], agreement_deg=30.0), "differ by 30 degrees or more"),
+    ({"expected_error_deg": 37.3} | _search(starts=[{}, {}], agreement_deg=81.0), "No second start found the map, and the images hardly"),
+    ({"expected_error_deg": 37.3}, "median expected error 37 degrees"),
     ({"explained_fraction": float("nan")}, "Run again with more --seeds"),
     ({"explained_fraction": float("nan")} | _search(starts=[{}, {}], agreement_deg=94.0), "Nothing confirms the map: no second start found it"),
 ])
@@ -37,7 +39,8 @@ def test_each_problem_of_a_hybrid_run_has_its_reason(changed, says):
 
 @pytest.mark.parametrize("changed", [
     {}, {"last_recovered_fraction": 0.05}, _search(symmetry_score=0.9),
-    _search(starts=[{}, {}], agreement_deg=90.0),
+    {"expected_error_deg": 5.0} | _search(starts=[{}, {}], agreement_deg=90.0),
+    {"expected_error_deg": 25.0} | _search(starts=[{}, {}], agreement_deg=5.0),
     {"explained_fraction": float("nan")} | _search(starts=[{}, {}], agreement_deg=7.0),
 ])
 def test_a_hybrid_run_without_problems_converges(changed):

@@ -64,16 +64,37 @@ def test_matching_starts_from_the_hypotheses_of_the_rounds_and_the_networks_pose
 
 def test_errors_observed_between_frequencies_are_those_of_images_that_are_not_in_the_map(half_sets, truth, clean_data):
     """An image finds its own noise in its own half map, with either half of its pixels: their poses agree too well."""
+    images, matcher, rows = _first_half(half_sets, truth.quaternion, truth, clean_data)
+    found = _matched(images, matcher, rows)
+    of_own_map = matcher.match(*images.scaled.images.transforms(rows), images.starts(rows)).split_error_rad
+    assert found["evidence_split_error_rad"].median() > 1.1 * of_own_map.median()
+
+
+def test_misassigned_poses_differ_from_those_by_the_map_of_the_other_half_set(half_sets, truth, clean_data):
+    """Even where matching leaves them as they are."""
+    is_wrong = torch.zeros(len(half_sets.halves), dtype=torch.bool)
+    is_wrong[half_sets.rows(1)[:100:4]] = True
+    anywhere = random_quaternions(len(is_wrong), torch.Generator().manual_seed(2))
+    quaternion = torch.where(is_wrong[:, None], anywhere, truth.quaternion)
+    images, matcher, rows = _first_half(half_sets, quaternion, truth, clean_data)
+    angle = torch.rad2deg(_matched(images, matcher, rows)["evidence_independent_angle_rad"])
+    assert (angle[is_wrong[rows]] > 20).float().mean() > 0.8
+    assert (angle[~is_wrong[rows]] < 10).float().mean() > 0.9
+
+
+def _first_half(half_sets, quaternion, truth, clean_data):
+    """Images at poses that matching starts from, a local matcher to the first half map, and some rows of its half set."""
     particles = half_sets.images.particles
     plan = plan_ab_initio(AbInitioConfig(out="x", particles=clean_data.particles, device="cpu"), particles,
                           torch.device("cpu"))
-    poses = PoseHypotheses.of(truth.quaternion, displacement_px(truth.shift_angstrom, particles.pixel_size_angstrom))
+    poses = PoseHypotheses.of(quaternion, displacement_px(truth.shift_angstrom, particles.pixel_size_angstrom))
     images = FinalImages.of(plan, half_sets, reconstruct(half_sets, poses, half_sets.background_spectrum, 14.0), None)
     rows = half_sets.rows(1)[:100]
     matcher = Matcher(images.scaled.model(images.refinement.pair.reference[0]), adaptive=False)
-    transforms = images.scaled.images.transforms(rows)
-    matcher.calibrate(*transforms, images.starts(rows))
-    power_map = PowerMap.build(matcher.model, transforms[1])
-    found = match_half(images, matcher, power_map, rows, Progress(len(rows), "matching"))["arrays"]
-    of_own_map = matcher.match(*transforms, images.starts(rows)).split_error_rad
-    assert found["evidence_split_error_rad"].median() > 1.1 * of_own_map.median()
+    matcher.calibrate(*images.scaled.images.transforms(rows), images.starts(rows))
+    return images, matcher, rows
+
+
+def _matched(images, matcher, rows):
+    power_map = PowerMap.build(matcher.model, images.scaled.images.transforms(rows)[1])
+    return match_half(images, matcher, power_map, rows, Progress(len(rows), "matching"))["arrays"]

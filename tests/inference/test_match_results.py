@@ -48,7 +48,7 @@ def test_evidence_is_the_posterior_of_the_hypotheses(matches):
     # 100 per square px about each displacement: a tenth of a pixel
     assert evidence.shift_deviation_angstrom == pytest.approx(np.full((N, 2), 0.1 * PIXEL), rel=1e-3)
     np.testing.assert_allclose(evidence.strongest_alternative, matches.hypotheses.quaternion[:, 1].numpy())
-    assert evidence.network_angle_rad is None and evidence.junk_features is None
+    assert evidence.independent_angle_rad is None and evidence.junk_features is None
     np.testing.assert_array_equal(evidence.contrast, matches.contrast.numpy())
     np.testing.assert_array_equal(evidence.split_error_rad, matches.split_error_rad.numpy())
 
@@ -57,7 +57,7 @@ def test_the_network_is_compared_under_the_symmetry(matches):
     group = symmetry_group("c4")
     best = matches.hypotheses.quaternion[:, 0]
     rotated = compose(best, group[1:2].expand(N, 4))
-    angle = match_results(matches, np.arange(N), group, PIXEL, network_quaternion=rotated).evidence.network_angle_rad
+    angle = match_results(matches, np.arange(N), group, PIXEL, independent=rotated).evidence.independent_angle_rad
     assert np.abs(angle).max() < 0.01 < float(angular_distance_rad(rotated, best).min())
 
 

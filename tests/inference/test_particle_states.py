@@ -75,6 +75,29 @@ def test_poses_of_the_minor_state_get_better_and_others_stay(session, matched, s
         labels == 2]).any()
 
 
+def test_states_are_found_again_at_the_refined_poses(session, matched, states):
+    truth, is_minor = truth_of(session)
+    results, again = matched.in_states(seed=0)
+
+    def error_of_minor(found):
+        return float(rotation_errors_deg(poses_of(found).quaternion, truth.poses.quaternion.double(), matched.group.double()
+                                         )[torch.from_numpy(is_minor)].median())
+
+    assert again.is_found
+    np.testing.assert_array_equal(again.rows, states.rows)
+    assert error_of_minor(results) < 1.02 * error_of_minor(matched.refined(states))
+    np.testing.assert_array_equal(results.states.state, again.labels(N).state)
+    # particles that are in the major state have the poses of the map that was given
+    is_major = results.states.state == 1
+    np.testing.assert_array_equal(results.quaternion[is_major], matched.results.quaternion[is_major])
+
+
+def test_without_a_second_state_results_stay(matched, monkeypatch):
+    monkeypatch.setattr("cryoforum_core.states.two_states.MIN_GAIN_ERRORS", 1e6)
+    results, states = matched.in_states(seed=0)
+    assert results is matched.results and not states.is_found
+
+
 def test_junk_is_not_considered(matched):
     probability = np.ones(N, np.float32)
     probability[:50] = 0.1

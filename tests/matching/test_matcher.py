@@ -8,9 +8,11 @@ from cryoforum_core.geometry.rotations import (
     random_quaternions,
     rotation_vector_to_quaternion,
 )
+from cryoforum_core.imaging.projection import FourierVolume
+from cryoforum_core.imaging.volume_frame import move_volume
 from cryoforum_core.matching.contrast import differs
 from cryoforum_core.matching.likelihood import contrast_from_poses, predicted
-from cryoforum_core.matching.matcher import Matcher, StartingPoses
+from cryoforum_core.matching.matcher import Matcher, StartingPoses, with_map
 
 from ..matching.conftest import simulate
 
@@ -139,3 +141,17 @@ def test_a_set_of_one_contrast_is_matched_with_one(images):
     matcher, matches = matched(images, network(images, 8.0, 100.0), adaptive=True)
     assert not differs(matcher.contrast_deviation)
     assert torch.equal(matches.contrast, torch.ones(N))
+
+
+def test_another_map_leaves_the_matcher_as_it_was(images):
+    """Poses by a map that is turned are turned."""
+    matcher, _ = matched(images, network(images, 8.0, 100.0), adaptive=True)
+    seen = matcher.model.images(images.images_ft, images.ctf)
+    before = matcher.search(seen)
+    rotation = rotation_vector_to_quaternion(torch.tensor([0.0, 0.0, 0.5]))
+    turned = move_volume(images.volume, rotation, torch.zeros(3))
+    other = with_map(matcher, FourierVolume.from_real(turned, max_radius_px=matcher.model.max_radius_px + 1, with_gradient=True))
+    angle = torch.rad2deg(torch.tensor(0.5))
+    by_other = angular_distance_deg(other.search(seen).quaternion[:, 0], before.quaternion[:, 0]).median()
+    assert by_other == pytest.approx(float(angle), abs=2.0)
+    assert torch.equal(matcher.search(seen).score, before.score)
