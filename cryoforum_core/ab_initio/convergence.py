@@ -121,8 +121,9 @@ class HybridAssessment:
             problems.append(f"No other start found the map of the best one (poses differ by {angle:.0f} degrees or more, "
                             "median).")
         if not agrees and (self.expected_error_deg or 0.0) > MAX_EXPECTED_ERROR_DEG:
-            problems.append(f"No second start found the map, and the images hardly determine orientations relative to it (median "
-                            f"expected error {self.expected_error_deg:.0f} degrees).")
+            problems.append("No second random start found this map, and the orientations relative to it are too uncertain to "
+                            f"confirm it (median expected error {self.expected_error_deg:.0f} degrees). Run again with more "
+                            "--seeds.")
         if not agrees and math.isnan(self.explained_fraction):
             problems.append("Nothing confirms the map: no second start found it, and images of the other half set cannot, since "
                             "the half maps agree too little beyond their common start or the background holds too much "

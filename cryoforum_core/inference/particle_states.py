@@ -66,11 +66,11 @@ class MatchedSet:
         results, model = self.results, self.matcher.model
         volume = self.volume + states.found.correction(MINOR, len(self.volume)).to(self.volume)
         fourier_volume = FourierVolume.from_real(volume, max_radius_px=model.max_radius_px + 1, with_gradient=True)
-        places, start = states.places(MINOR), self if at is None else replace(self, results=replace(at, states=None))
+        places, posed = states.places(MINOR), self if at is None else replace(self, results=replace(at, states=None))
         for part in np.array_split(places, max(1, -(-len(places) // _BATCH_IMAGES))):
             if len(part):
                 rows = states.rows[part]
-                results = results.put(rows, start._refined(rows, states.element[part], fourier_volume))
+                results = results.put(rows, posed._refined(rows, states.element[part], fourier_volume))
         return replace(results, states=states.labels(len(results)))
 
     def _poses(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:

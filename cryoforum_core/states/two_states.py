@@ -163,8 +163,9 @@ def _difference(maps: Float[Tensor, "s b b b"]) -> Float[Tensor, "b b b"]:
 
 def find_two_states(images: PosedImages, half: Int[Tensor, " n"], map_power: Float[Tensor, " shells"], seed: int = 0,
                     start: TwoStates | None = None) -> TwoStates | None:
-    """``half`` (n,): 0 or 1. ``map_power``: mean |P|^2 in each shell. ``start``: states to begin from, instead of at random. None
-    for too few images, and where nothing varies, as in images without noise that the map explains."""
+    """``half`` (n,): 0 or 1. ``map_power``: mean |P|^2 in each shell. ``start``: states to begin from, instead of at random. Each
+    half then begins from what the other found, which is no evidence: the evidence stays that of ``start``. None for too few
+    images, and where nothing varies, as in images without noise that the map explains."""
     if min((half == 0).sum(), (half == 1).sum()) < MIN_IMAGES:
         return None
     fitter = _Fitter(map_power, seed)
@@ -173,8 +174,11 @@ def find_two_states(images: PosedImages, half: Int[Tensor, " n"], map_power: Flo
     two = fitter.two(of_half, one, start)
     maps = tuple(fitter.maps(*each) for each in zip(of_half, two, strict=True))
     correlation = float(torch.corrcoef(torch.stack([_difference(each).flatten() for each in maps]))[0, 1])
-    gains = [_gain(of_half[1 - number], one[number], two[number]) for number in (0, 1)]
-    mean, error = zip(*((float(gain.mean()), float(gain.std() / len(gain) ** 0.5)) for gain in gains), strict=True)
+    if start is not None:
+        mean, error = start.gain, start.gain_error
+    else:
+        gains = [_gain(of_half[1 - number], one[number], two[number]) for number in (0, 1)]
+        mean, error = zip(*((float(gain.mean()), float(gain.std() / len(gain) ** 0.5)) for gain in gains), strict=True)
     if not np.isfinite([*mean, *error, correlation]).all():
         return None
     share = torch.cat([probability_of_minor(of_half[1 - number], two[number]).amax(0) for number in (0, 1)]).mean()

@@ -85,6 +85,8 @@ def test_states_are_found_again_at_the_refined_poses(session, matched, states):
 
     assert again.is_found
     np.testing.assert_array_equal(again.rows, states.rows)
+    # the halves began from each other's states: the evidence is that of the states that they found apart
+    assert (again.found.gain, again.found.gain_error) == (states.found.gain, states.found.gain_error)
     assert error_of_minor(results) < 1.02 * error_of_minor(matched.refined(states))
     np.testing.assert_array_equal(results.states.state, again.labels(N).state)
     # particles that are in the major state have the poses of the map that was given
